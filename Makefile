@@ -1,0 +1,65 @@
+# The command list. CI calls the same targets; `make` alone prints them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# uv builds the environments: the one on PATH, else one that pip puts into the project.
+UV := $(shell command -v uv || echo .cache/uv/bin/uv)
+export PYTHONPATH := services
+export UV_PYTHON_DOWNLOADS := never
+export UV_LINK_MODE := copy
+
+##@ Run
+up:  ## the page on 127.0.0.1:8080, operators' port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
+migrate:  ## bring the database to the newest revision (the embedded server when DB_HOST is unset)
+
+##@ Develop
+check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, no hosts)
+	$(LOCK) --extra otlp -o requirements/goals.txt
+	$(LOCK) -c requirements/goals.txt --extra otlp --extra embedded -o requirements/local.txt
+	$(LOCK) -c requirements/local.txt --extra otlp --extra embedded --group dev -o requirements/dev.txt
+	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
+	$(LOCK_GROUP) requirements/uv.in -o requirements/uv.txt
+LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
+LOCK = $(LOCK_GROUP) pyproject.toml
+
+##@ Clean
+clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
+	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
+	find services tests alembic loadtest k8s -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:
+	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The environments: `.local` runs the product, `.dev` adds the tools; a changed lock installs again.
+.cache/uv/bin/uv: requirements/uv.txt
+	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "error: $(PYTHON) has no pip, which installs uv: install it first (Debian and Ubuntu: apt-get install python3-pip)" >&2; exit 1; }
+	@echo "installing uv into .cache/uv"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --require-hashes --upgrade --target .cache/uv -r $< && touch $@
+
+$(VENV)/.local: requirements/local.txt $(UV)
+	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
+	@touch $@
+
+.PHONY: up migrate check test lock clean help
