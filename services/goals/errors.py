@@ -1,0 +1,51 @@
+"""What can go wrong, in the words of the domain: no HTTP and no SQL here; `responses` maps each to its answer."""
+
+
+class GoalsError(Exception):
+    """Base of every error this service raises on purpose; its text is safe to show to whoever asked."""
+
+
+class ConfigurationError(GoalsError):
+    """A setting or the machine does not allow the service to start; the text names cause and remedy on one line."""
+
+
+class InvalidInputError(GoalsError):
+    """The request was understood and its content is not acceptable.
+
+    `fields` maps the name of each bad field to one sentence that says what is wrong and what would be right.
+    """
+
+    def __init__(self, fields: dict[str, str]) -> None:
+        super().__init__("; ".join(f"{field}: {message}" for field, message in fields.items()))
+        self.fields = fields
+
+
+class IdempotencyKeyReusedError(GoalsError):
+    """The key already made a goal under another name, so this is not a repeat of that request."""
+
+
+class GoalNotFoundError(GoalsError):
+    """No goal has this id."""
+
+
+class GoalChangedError(GoalsError):
+    """The goal is no longer what the client's `If-Match` says it is."""
+
+
+class MalformedRequestError(GoalsError):
+    """The bytes of the request do not mean anything: broken encoding, broken JSON, contradictory framing."""
+
+
+class UnsupportedMediaTypeError(GoalsError):
+    """The body comes in a content type, charset or encoding that this endpoint does not read."""
+
+
+class OverloadedError(GoalsError):
+    """More work waits for the database than can be done in time; nothing was done, try again soon."""
+
+
+class DatabaseUnavailableError(GoalsError):
+    """The database did not answer within the retry budget.
+
+    A write may or may not have happened: repeating it with the same idempotency key is safe.
+    """

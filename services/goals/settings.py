@@ -1,0 +1,79 @@
+"""Every knob of the service, read once from the environment and refused at start when it makes no sense."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from goals.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """The environment: each field is the variable of the same name in capitals; an empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
+
+    db_host: str | None = Field(None, description="Host of PostgreSQL; unset means the embedded server")
+    db_port: int = Field(5432, ge=1, le=65535, description="Port of PostgreSQL")
+    db_name: str = Field("goals_database", description="Database")
+    db_username: str = Field("goals_user", description="Role that owns the table `goals`")
+    db_password: SecretStr | None = Field(None, description="Password of the role")
+    db_password_file: Path | None = Field(
+        None, description="File that holds the password, read again at each new connection; wins over `DB_PASSWORD`"
+    )
+    ssl: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
+        "prefer", description="TLS to PostgreSQL, in libpq's words"
+    )
+    db_ca_file: Path | None = Field(
+        None, description="CA certificate for `SSL=verify-ca` and `verify-full`; unset means the system's"
+    )
+
+    goals_bind: str = Field("127.0.0.1", description="Address of both listeners; `0.0.0.0` in a container")
+    goals_port: int = Field(8080, ge=0, le=65535, description="Port of the page and the API; 0 lets the kernel choose")
+    goals_ops_port: int = Field(9464, ge=0, le=65535, description="Port of probes and metrics; 0 lets the kernel choose")
+    goals_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Host names the page and the API answer to, separated by commas; empty means any"
+    )
+    goals_drain_seconds: float = Field(
+        6.0, ge=0, le=300, description="How long replies say `Connection: close` between SIGTERM and the stop"
+    )
+    goals_pool_size: int = Field(10, ge=5, le=10, description="Connections to PostgreSQL, all opened at start")
+    goals_hsts: bool = Field(
+        default=False, description="Send `Strict-Transport-Security`; only where a real certificate is"
+    )
+    goals_log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="`json` lines, `console` for people; `auto` is `console` on a terminal"
+    )
+    goals_revision: str = Field("unknown", description="Commit the build came from, shown by `/version`")
+
+    @field_validator("goals_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(host.strip().lower() for host in value.split(",") if host.strip()) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _has_readable_files(self) -> Self:
+        for name in ("db_password_file", "db_ca_file"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"{name.upper()}: {path} is not a file; mount it or unset the variable")
+        return self
+
+    def password(self) -> str | None:
+        """The database password of this moment: secrets are rotated by replacing the mounted file."""
+        if self.db_password_file is not None:
+            return self.db_password_file.read_text(encoding="utf-8").strip()
+        return None if self.db_password is None else self.db_password.get_secret_value()
+
+
+def read_settings() -> Settings:
+    """Read the environment; a `ConfigurationError` names every bad variable on one line and never its value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [
+            f"{str(problem['loc'][0]).upper()}: {problem['msg']}" if problem["loc"] else problem["msg"]
+            for problem in error.errors(include_input=False, include_url=False)
+        ]
+        raise ConfigurationError("; ".join(problems).replace("Value error, ", "")) from None
