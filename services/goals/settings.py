@@ -31,7 +31,9 @@ class Settings(BaseSettings):
 
     goals_bind: str = Field("127.0.0.1", description="Address of both listeners; `0.0.0.0` in a container")
     goals_port: int = Field(8080, ge=0, le=65535, description="Port of the page and the API; 0 lets the kernel choose")
-    goals_ops_port: int = Field(9464, ge=0, le=65535, description="Port of probes and metrics; 0 lets the kernel choose")
+    goals_ops_port: int = Field(
+        9464, ge=0, le=65535, description="Port of probes and metrics; 0 lets the kernel choose"
+    )
     goals_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Host names the page and the API answer to, separated by commas; empty means any"
     )
@@ -50,7 +52,11 @@ class Settings(BaseSettings):
     @field_validator("goals_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(host.strip().lower() for host in value.split(",") if host.strip()) if isinstance(value, str) else value
+        return (
+            tuple(host.strip().lower() for host in value.split(",") if host.strip())
+            if isinstance(value, str)
+            else value
+        )
 
     @model_validator(mode="after")
     def _has_readable_files(self) -> Self:

@@ -1,0 +1,272 @@
+"""The way to PostgreSQL: one pool, a gate before it, and the rules that carry a statement over a failover."""
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import asyncpg
+import structlog
+from sqlalchemy import Executable, event
+from sqlalchemy.engine import ExceptionContext, Row
+from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from goals.errors import DatabaseUnavailableError, OverloadedError
+from goals.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Seconds; the table in docs/operations.md gives the reason of each.
+CONNECT_TIMEOUT = 1.0
+STATEMENT_TIMEOUT = 1.0
+COMMAND_TIMEOUT = 1.2
+GATE_TIMEOUT = 0.5
+RETRY_BUDGET = 3.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+GATE_QUEUE = 128
+"""How many statements may wait for a connection; the next one is refused at once."""
+
+# SQLSTATEs after which the connection must not go back to the pool: a standby (25006) answers pings for ever, and a
+# server that shuts down or starts up (57P0x) will not become the one we want.
+_DISCONNECTS = frozenset({"25006", "57P01", "57P02", "57P03"})
+# SQLSTATEs that pass by themselves, so that the same statement may be sent again: those, lost connections (08),
+# a rotated password (28P01), deadlocks (40), too many connections (53300), a plan older than a migration (0A000).
+_TRANSIENT = _DISCONNECTS | {"0A000", "08000", "08001", "08003", "08004", "08006", "28P01", "40001", "40P01", "53300"}
+# Classes that blame our statement or the data in it: defects of ours, never an outage. 42P01 and 42703 are the
+# exception within 42: the table or a column is not there yet.
+_DEFECTS = ("22", "23", "42")
+_MISSING_SCHEMA = frozenset({"42P01", "42703"})
+
+
+def connect_arguments(settings: Settings) -> dict[str, Any]:
+    """Keyword arguments for `asyncpg.connect`; the password is read anew at each call."""
+    return {
+        "host": settings.db_host,
+        "port": settings.db_port,
+        "user": settings.db_username,
+        "password": settings.password(),
+        "database": settings.db_name,
+        "ssl": _tls(settings),
+        "timeout": CONNECT_TIMEOUT,
+    }
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
+    if settings.ssl == "disable":
+        return False
+    if settings.ssl in {"verify-ca", "verify-full"}:
+        context = ssl.create_default_context(cafile=settings.db_ca_file)
+        context.check_hostname = settings.ssl == "verify-full"
+        return context
+    return settings.ssl
+
+
+def sqlstate(error: BaseException) -> str | None:
+    """Give the SQLSTATE (PostgreSQL, appendix A) behind an error of SQLAlchemy or asyncpg, where there is one."""
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(origin, "sqlstate", None)
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """Closes without a goodbye: a server that froze or vanished would let us wait for its answer."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  asyncpg's own signature
+        self.terminate()
+
+
+class Gate:
+    """Lets `size` callers in at once, the others in the order they came (a pool of connections is not fair by itself).
+
+    A caller waits at most `GATE_TIMEOUT` while statements succeed, and until its own deadline while none does: then it
+    is the database that is away, perhaps only for a failover.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self.answered_at = 0.0
+
+    async def enter(self, deadline: float) -> None:
+        if self._free:
+            self._free -= 1
+            return
+        if len(self._queue) >= GATE_QUEUE:
+            raise OverloadedError("Too many requests are waiting for the database.")
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._queue.append(turn)
+        try:
+            while not turn.done():
+                await asyncio.wait({turn}, timeout=min(GATE_TIMEOUT, deadline - loop.time()))
+                now = loop.time()
+                if not turn.done() and now >= deadline:
+                    raise DatabaseUnavailableError("The database did not answer in time.")
+                if not turn.done() and now - self.answered_at < GATE_TIMEOUT:
+                    raise OverloadedError("The database has more to do than it can.")
+        except BaseException:
+            if turn.done():
+                self.leave()
+            else:
+                self._queue.remove(turn)
+            raise
+
+    def leave(self) -> None:
+        if self._queue:
+            self._queue.popleft().set_result(None)
+        else:
+            self._free += 1
+
+
+class Database:
+    """Runs single statements in autocommit, at most `size` at once, each answered or given up within `RETRY_BUDGET`.
+
+    `OverloadedError`: nothing was done. `DatabaseUnavailableError`: the outcome is not known. An attempt that hangs is
+    left behind and never holds its caller, whatever the server or the network does.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        async def connect() -> asyncpg.Connection:
+            return await asyncpg.connect(
+                **connect_arguments(settings),
+                command_timeout=COMMAND_TIMEOUT,
+                connection_class=_Connection,
+                server_settings={
+                    "application_name": "goals",
+                    "jit": "off",
+                    "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+                },
+            )
+
+        self.size = settings.goals_pool_size
+        self.engine = create_async_engine(
+            "postgresql+asyncpg://",
+            async_creator=connect,
+            isolation_level="AUTOCOMMIT",
+            pool_size=self.size,
+            max_overflow=0,
+            pool_timeout=GATE_TIMEOUT,
+            hide_parameters=True,
+        )
+        event.listen(self.engine.sync_engine, "handle_error", _drop_useless_connections)
+        self.gate = Gate(self.size)
+        self._attempts: set[asyncio.Task[Sequence[Row[Any]]]] = set()
+        self._failing_since: float | None = None
+
+    async def fetch(
+        self, statement: Executable, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
+    ) -> Sequence[Row[Any]]:
+        """`run` for those who need only the rows."""
+        rows, _ = await self.run(statement, parameters, repeatable=repeatable)
+        return rows
+
+    async def run(
+        self, statement: Executable, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
+    ) -> tuple[Sequence[Row[Any]], int]:
+        """Run one statement and return its rows and how many attempts it took.
+
+        It is sent again after a transient failure, so it must be idempotent. With `repeatable=False` it is sent once:
+        only a connection that could not be made is tried again.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + RETRY_BUDGET
+        pause = FIRST_PAUSE
+        number = 0
+        while True:
+            number += 1
+            await self.gate.enter(deadline)
+            attempt = asyncio.create_task(self._attempt(statement, parameters, repeatable=repeatable))
+            self._attempts.add(attempt)
+            attempt.add_done_callback(self._forget)
+            await asyncio.wait({attempt}, timeout=deadline - loop.time())
+            if not attempt.done():
+                attempt.cancel()
+                raise DatabaseUnavailableError("The database did not answer in time.")
+            error = attempt.exception()
+            if error is None:
+                self._note_answer(loop.time())
+                return attempt.result(), number
+            if not _is_transient(error):
+                raise _translate(error) from error
+            self._note_failure(loop.time(), error)
+            pause = min(pause * 2, LONGEST_PAUSE)
+            if loop.time() + pause >= deadline:
+                raise DatabaseUnavailableError("The database is not available.") from error
+            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  jitter is no secret
+
+    async def _attempt(
+        self, statement: Executable, parameters: Mapping[str, object] | None, *, repeatable: bool
+    ) -> Sequence[Row[Any]]:
+        async with self.engine.connect() as connection:
+            if not repeatable:
+                await _refuse_dead(connection)
+            try:
+                return (await connection.execute(statement, parameters)).all()
+            except Exception as error:
+                if repeatable or not _is_transient(error):
+                    raise
+                raise DatabaseUnavailableError("The database did not say whether it was done.") from error
+
+    def _forget(self, attempt: asyncio.Task[Sequence[Row[Any]]]) -> None:
+        self._attempts.discard(attempt)
+        self.gate.leave()
+        if not attempt.cancelled():
+            attempt.exception()  # marks it as seen, where the caller has long left
+
+    def _note_answer(self, now: float) -> None:
+        self.gate.answered_at = now
+        if self._failing_since is not None:
+            log.info("database answers again", after_seconds=round(now - self._failing_since, 3))
+            self._failing_since = None
+
+    def _note_failure(self, now: float, error: BaseException) -> None:
+        if self._failing_since is None:
+            self._failing_since = now
+            log.warning("database does not answer", error=type(error).__name__, sqlstate=sqlstate(error))
+
+    async def fill(self) -> None:
+        """Open every connection of the pool: later, in a failover or a password rotation, a new one may not be had."""
+        deadline = asyncio.get_running_loop().time() + RETRY_BUDGET
+        async with AsyncExitStack() as held:
+            for _ in range(self.size):
+                await self.gate.enter(deadline)
+                held.callback(self.gate.leave)
+                await held.enter_async_context(self.engine.connect())
+
+    async def close(self) -> None:
+        for attempt in self._attempts:
+            attempt.cancel()
+        await asyncio.gather(*self._attempts, return_exceptions=True)
+        await self.engine.dispose()
+
+
+async def _refuse_dead(connection: AsyncConnection) -> None:
+    driver = (await connection.get_raw_connection()).driver_connection
+    if driver is not None and driver.is_closed():
+        await connection.invalidate()
+        raise ConnectionError("The pooled connection was closed while idle.")
+
+
+def _drop_useless_connections(context: ExceptionContext) -> None:
+    error = context.original_exception
+    if isinstance(error, OSError) or sqlstate(error) in _DISCONNECTS:
+        context.is_disconnect = True
+
+
+def _is_transient(error: BaseException) -> bool:
+    return (
+        isinstance(error, OSError)  # refused, reset, unresolved, timed out: asyncpg and SQLAlchemy leave these bare
+        or (isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _TRANSIENT))
+    )
+
+
+def _translate(error: BaseException) -> BaseException:
+    if isinstance(error, PoolTimeoutError):
+        return OverloadedError("No connection to the database became free.")
+    state = sqlstate(error) or ""
+    if isinstance(error, DBAPIError) and (state in _MISSING_SCHEMA or not state.startswith(_DEFECTS)):
+        return DatabaseUnavailableError("The database cannot do this now.")
+    return error

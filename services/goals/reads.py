@@ -1,0 +1,45 @@
+"""Concurrent identical reads share one query, and each still sees everything committed before it was asked."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+Answer = TypeVar("Answer")
+
+
+class SharedReads(Generic[Key, Answer]):
+    """At most one `load` for each key is under way; who comes meanwhile shares the next, which starts after it came.
+
+    So no answer is older than the question, and nothing is kept between loads. Errors go to all who share: a read may
+    be asked again. The answers are shared objects: treat them as frozen.
+    """
+
+    def __init__(self, load: Callable[[Key], Awaitable[Answer]]) -> None:
+        self._load = load
+        self._next: dict[Key, asyncio.Future[Answer]] = {}
+        self._drivers: dict[Key, asyncio.Task[None]] = {}
+        self.asked = 0
+        self.loaded = 0
+
+    async def get(self, key: Key) -> Answer:
+        self.asked += 1
+        shared = self._next.get(key)
+        if shared is None:
+            shared = self._next[key] = asyncio.get_running_loop().create_future()
+            if key not in self._drivers:
+                self._drivers[key] = asyncio.create_task(self._drive(key))
+        # Without the shield, one cancelled request would cancel the answer of its peers.
+        return await asyncio.shield(shared)
+
+    async def _drive(self, key: Key) -> None:
+        while (shared := self._next.pop(key, None)) is not None:
+            self.loaded += 1
+            try:
+                answer = await self._load(key)
+            except Exception as error:  # noqa: BLE001  handed to everyone who asked
+                shared.set_exception(error)
+                shared.exception()  # marks it as seen: all who asked may be gone
+            else:
+                shared.set_result(answer)
+        del self._drivers[key]

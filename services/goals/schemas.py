@@ -1,0 +1,225 @@
+"""The shapes that come in and go out: one set of rules for the page, the API and its OpenAPI document."""
+
+import re
+from datetime import datetime
+from typing import Annotated, NamedTuple, TypeVar
+from urllib.parse import unquote_to_bytes
+from uuid import UUID
+
+import orjson
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
+
+from goals.errors import InvalidInputError, MalformedRequestError
+
+NAME_LENGTH = 255
+PAGE_SIZE = 50
+BIGGEST_ID = 2**63 - 1
+
+# Characters that show nothing at the edge of a name: Unicode white space, zero-width characters, blank fillers.
+_BLANK = (
+    r" \u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e\u2000-\u200f\u202f\u205f-\u2064\u206a-\u206f"
+    r"\u2800\u3000\u3164\ufeff\uffa0"
+)
+# C0, DEL and C1 controls, line and paragraph separators, bidirectional embeddings, overrides and isolates, and the
+# noncharacters; lone surrogates cannot arrive, the decoders refuse them.
+_FORBIDDEN = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufdd0-\ufdef\ufffe\uffff" + "".join(
+    chr(plane * 0x10000 + 0xFFFE) + chr(plane * 0x10000 + 0xFFFF) for plane in range(1, 17)
+)
+_EDGE = f"[^{_BLANK}{_FORBIDDEN}]"
+NAME_PATTERN = f"^[{_BLANK}]*{_EDGE}([^{_FORBIDDEN}]{{0,{NAME_LENGTH - 2}}}{_EDGE})?[{_BLANK}]*$"
+"""The rule for a goal's name as one regular expression (OpenAPI); `_clean_name` is the same rule with its messages."""
+
+_TRIM = re.compile(f"^[{_BLANK}]+|[{_BLANK}]+$")
+_FORBIDDEN_CHARACTER = re.compile(f"[{_FORBIDDEN}]")
+# Thirty-nine digits are beyond any integer PostgreSQL has; longer input is not an id but an attempt.
+_CANONICAL_ID = re.compile(r"[1-9][0-9]{0,38}", re.ASCII)
+_CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
+_BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+
+
+def _clean_name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("A name is text.")  # noqa: TRY004  pydantic turns a ValueError, not a TypeError, into a field's message
+    if _FORBIDDEN_CHARACTER.search(value):
+        raise ValueError("A name is one line of text, without control characters.")
+    name = _TRIM.sub("", value)
+    if not name:
+        raise ValueError("Write what you want to reach.")
+    if len(name) > NAME_LENGTH:
+        raise ValueError(f"A name has at most {NAME_LENGTH} characters; this one has {len(name)}.")
+    return name
+
+
+def _clean_key(value: object) -> UUID:
+    if isinstance(value, str) and _CANONICAL_UUID.fullmatch(value):
+        return UUID(value)
+    raise ValueError("An idempotency key is a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057.")
+
+
+def _clean_id(value: object) -> int:
+    if isinstance(value, str) and _CANONICAL_ID.fullmatch(value):
+        return int(value)
+    raise ValueError("An id is a whole number, such as 42.")
+
+
+def _clean_limit(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[1-9][0-9]?|100", value, re.ASCII):
+        return int(value)
+    raise ValueError("A limit is a whole number from 1 to 100.")
+
+
+GoalName = Annotated[
+    str,
+    BeforeValidator(_clean_name),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": NAME_PATTERN,
+            "description": f"One line of 1 to {NAME_LENGTH} characters; blanks at the ends are cut.",
+            "examples": ["Read a book a month"],
+        }
+    ),
+]
+GoalId = Annotated[
+    int, BeforeValidator(_clean_id), WithJsonSchema({"type": "integer", "minimum": 1, "maximum": BIGGEST_ID})
+]
+IdempotencyKey = Annotated[UUID, BeforeValidator(_clean_key), WithJsonSchema({"type": "string", "format": "uuid"})]
+Limit = Annotated[
+    int,
+    BeforeValidator(_clean_limit),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 100, "default": PAGE_SIZE}),
+]
+
+
+class Input(BaseModel):
+    """What a client may send: an unknown field is refused, so that a typing error is not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class GoalForm(Input):
+    goal_name: GoalName
+    idempotency_key: IdempotencyKey | None = None
+
+
+class RemovalForm(Input):
+    goal_id: GoalId
+
+
+class GoalBody(Input):
+    """What a client sends to make or rename a goal."""
+
+    goal_name: GoalName
+
+
+class PageQuery(Input):
+    """`before` leads to older goals and `after` to newer ones; one of them at most."""
+
+    before: GoalId | None = None
+    after: GoalId | None = None
+
+
+class ListQuery(Input):
+    limit: Limit = PAGE_SIZE
+    before: GoalId | None = None
+
+
+class GoalOut(BaseModel):
+    """A goal."""
+
+    id: int = Field(ge=1)
+    goal_name: str
+    created_at: datetime | None = Field(description="When it was made; null for goals older than this record.")
+
+
+class GoalListOut(BaseModel):
+    """A page of goals, newest first; the `Link` header leads to the next."""
+
+    goals: list[GoalOut]
+
+
+class InvalidField(BaseModel):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 describes it; `errors` names every invalid field."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[InvalidField] | None = None
+
+
+class Goal(NamedTuple):
+    """A row of the table, as `store` reads it."""
+
+    id: int
+    goal_name: str
+    created_at: datetime | None
+
+
+Shape = TypeVar("Shape", bound=Input)
+
+
+def validate(shape: type[Shape], values: object) -> Shape:
+    """Build `shape` from `values`, or raise an `InvalidInputError` that names every bad field."""
+    try:
+        return shape.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInputError(
+            {
+                ".".join(map(str, problem["loc"])) or "body": _message(problem["type"], problem["msg"])
+                for problem in error.errors(include_url=False, include_context=False, include_input=False)
+            }
+        ) from None
+
+
+def _message(kind: str, text: str) -> str:
+    match kind:
+        case "missing":
+            return "This field is required."
+        case "extra_forbidden":
+            return "This field is not known here."
+        case "model_type":
+            return "An object with fields is expected."
+        case _:
+            return text.removeprefix("Value error, ")
+
+
+def parse_json(body: bytes) -> object:
+    """Decode a JSON document (RFC 8259): UTF-8 only, no NaN, no lone surrogates."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise MalformedRequestError("The body is not valid JSON in UTF-8.") from None
+
+
+def parse_fields(encoded: bytes) -> dict[str, str]:
+    """Decode `application/x-www-form-urlencoded` (WHATWG URL, section 5.1), but repair nothing.
+
+    Broken escapes and bytes that are not UTF-8 raise a `MalformedRequestError`, a field given twice an
+    `InvalidInputError`: a guess here would store what nobody wrote.
+    """
+    fields: dict[str, str] = {}
+    repeated: dict[str, str] = {}
+    for pair in encoded.split(b"&") if encoded else ():
+        name, _, value = (_decode(part) for part in pair.partition(b"="))
+        if name in fields:
+            repeated[name] = "This field is given more than once."
+        fields[name] = value
+    if repeated:
+        raise InvalidInputError(repeated)
+    return fields
+
+
+def _decode(part: bytes) -> str:
+    if _BROKEN_ESCAPE.search(part):
+        raise MalformedRequestError("A percent sign is not followed by two hexadecimal digits.")
+    try:
+        return unquote_to_bytes(part.replace(b"+", b" ")).decode()
+    except UnicodeDecodeError:
+        raise MalformedRequestError("The text is not UTF-8.") from None

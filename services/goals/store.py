@@ -1,0 +1,182 @@
+"""Every SQL statement of the service, each a single one that may safely be sent twice."""
+
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Float,
+    Row,
+    Select,
+    String,
+    bindparam,
+    cast,
+    column,
+    delete,
+    func,
+    literal,
+    select,
+    table,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import REGCLASS, insert
+
+from goals.database import Database
+from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
+from goals.models import goals
+from goals.schemas import BIGGEST_ID, Goal
+
+EXACT_COUNT = 10_000
+"""Up to here goals are counted; counting further would cost more with every goal."""
+
+
+class Page(NamedTuple):
+    """Goals, newest first; `more`: there are others in the direction of the walk."""
+
+    goals: list[Goal]
+    more: bool
+
+
+class Total(NamedTuple):
+    """How many goals there are; `number` is None for "more than `EXACT_COUNT`" where PostgreSQL has no estimate yet."""
+
+    number: int | None
+    exact: bool
+
+
+_COLUMNS = (goals.c.id, goals.c.goal_name, goals.c.created_at)
+# bigint parameters against the integer column still use its index, and an id out of its range is just not found.
+_ID = bindparam("id", type_=BigInteger)
+_LIMIT = bindparam("limit", type_=BigInteger)
+
+_OLDER = (
+    select(*_COLUMNS)
+    .where(goals.c.id < bindparam("before", type_=BigInteger))
+    .order_by(goals.c.id.desc())
+    .limit(_LIMIT)
+)
+_NEWER = select(*_COLUMNS).where(goals.c.id > bindparam("after", type_=BigInteger)).order_by(goals.c.id).limit(_LIMIT)
+
+
+def _with_total(page: Select[Any]) -> Select[Any]:
+    """One row at least: the table's size beside each row of `page`, so that both come from one statement."""
+    some = select(literal(1)).select_from(goals).limit(EXACT_COUNT + 1).subquery()
+    counted = select(func.count()).select_from(some).scalar_subquery()
+    # The planner's own estimate (estimate_rel_size): the density at the last vacuum times the size of today.
+    pg_class = table("pg_class", column("oid"), column("reltuples"), column("relpages"))
+    blocks = func.pg_relation_size(pg_class.c.oid) / cast(func.current_setting("block_size"), Float)
+    estimated = (
+        select(pg_class.c.reltuples / func.nullif(pg_class.c.relpages, 0) * blocks)
+        .where(pg_class.c.oid == cast(literal("goals", String), REGCLASS))
+        .scalar_subquery()
+    )
+    size = select(counted.label("counted"), cast(estimated, Float).label("estimated")).subquery("size")
+    rows = page.subquery("rows")
+    return select(size, rows).select_from(size.outerjoin(rows, true()))
+
+
+_OLDER_WITH_TOTAL = _with_total(_OLDER)
+_NEWER_WITH_TOTAL = _with_total(_NEWER)
+_GOAL = select(*_COLUMNS).where(goals.c.id == _ID)
+_INSERT = insert(goals).values(goal_name=bindparam("name"), idempotency_key=bindparam("key"))
+_INSERT_ONCE = _INSERT.on_conflict_do_update(
+    index_elements=[goals.c.idempotency_key],
+    index_where=goals.c.idempotency_key.is_not(None),
+    # Changes nothing: DO NOTHING would return no row, and a second statement could find it gone.
+    set_={"idempotency_key": _INSERT.excluded.idempotency_key},
+).returning(*_COLUMNS, goals.c.original_name)
+_RENAME = (
+    update(goals)
+    .where(goals.c.id == _ID)
+    .values(goal_name=bindparam("name"), original_name=func.coalesce(goals.c.original_name, goals.c.goal_name))
+    .returning(*_COLUMNS)
+)
+_RENAME_UNCHANGED = _RENAME.where(goals.c.goal_name == bindparam("seen"))
+_DELETE = delete(goals).where(goals.c.id == _ID).returning(goals.c.id)
+_REVISION = select(column("version_num", String)).select_from(table("alembic_version"))
+
+
+async def select_page(database: Database, *, before: int | None, limit: int) -> Page:
+    """Up to `limit` goals older than `before`, or the newest."""
+    rows = await database.fetch(_OLDER, {"before": _bound(before), "limit": limit + 1})
+    return Page([_goal(row) for row in rows[:limit]], more=len(rows) > limit)
+
+
+async def select_page_and_total(
+    database: Database, *, before: int | None, after: int | None, limit: int
+) -> tuple[Page, Total]:
+    """Up to `limit` goals older than `before`, or newer than `after`, or the newest; and how many there are."""
+    if after is None:
+        rows = await database.fetch(_OLDER_WITH_TOTAL, {"before": _bound(before), "limit": limit + 1})
+    else:
+        rows = await database.fetch(_NEWER_WITH_TOTAL, {"after": _bound(after), "limit": limit + 1})
+    found = sorted((_goal(row) for row in rows if row.id is not None), reverse=True)
+    more = len(found) > limit
+    page = found[:limit] if after is None else found[-limit:]
+    return Page(page, more=more), _total(rows[0])
+
+
+def _bound(goal_id: int | None) -> int:
+    return BIGGEST_ID if goal_id is None else min(goal_id, BIGGEST_ID)
+
+
+def _goal(row: Row[Any]) -> Goal:
+    return Goal(row.id, row.goal_name, row.created_at)
+
+
+def _total(row: Row[Any]) -> Total:
+    if row.counted <= EXACT_COUNT:
+        return Total(row.counted, exact=True)
+    estimate = round(row.estimated or 0)
+    return Total(estimate if estimate > EXACT_COUNT else None, exact=False)
+
+
+async def select_goal(database: Database, goal_id: int) -> Goal:
+    if goal_id <= BIGGEST_ID:
+        for row in await database.fetch(_GOAL, {"id": goal_id}):
+            return _goal(row)
+    raise GoalNotFoundError(f"There is no goal {goal_id}.")
+
+
+async def insert_goal(database: Database, name: str, key: UUID) -> Goal:
+    """Make the goal, or find the one that `key` made: whoever repeats a request gets its goal as it is now.
+
+    A key that made a goal of another name raises `IdempotencyKeyReusedError`.
+    """
+    (row,) = await database.fetch(_INSERT_ONCE, {"name": name, "key": key})
+    if name != (row.goal_name if row.original_name is None else row.original_name):
+        raise IdempotencyKeyReusedError("This idempotency key has made a goal of another name.")
+    return _goal(row)
+
+
+async def update_goal(database: Database, goal_id: int, name: str, *, seen: Goal | None = None) -> Goal:
+    """Rename the goal; where `seen` is given, only while it still has the name seen then (`GoalChangedError`)."""
+    if goal_id <= BIGGEST_ID:
+        if seen is None:
+            rows = await database.fetch(_RENAME, {"id": goal_id, "name": name})
+        else:
+            # Sent once: after an outcome that is not known, a second try would find the new name and say "changed".
+            parameters = {"id": goal_id, "name": name, "seen": seen.goal_name}
+            rows = await database.fetch(_RENAME_UNCHANGED, parameters, repeatable=False)
+            if not rows:
+                raise GoalChangedError("The goal has changed since it was read.")
+        for row in rows:
+            return _goal(row)
+    raise GoalNotFoundError(f"There is no goal {goal_id}.")
+
+
+async def delete_goal(database: Database, goal_id: int) -> None:
+    """Remove the goal, or raise `GoalNotFoundError`."""
+    if goal_id <= BIGGEST_ID:
+        rows, attempts = await database.run(_DELETE, {"id": goal_id})
+        # A second attempt that finds nothing follows a first one that may have removed it: either way it is gone.
+        if rows or attempts > 1:
+            return
+    raise GoalNotFoundError(f"There is no goal {goal_id}.")
+
+
+async def select_revision(database: Database) -> str | None:
+    """Give Alembic's revision of the schema, or None where there is none yet."""
+    rows = await database.fetch(_REVISION)
+    return rows[0].version_num if rows else None
