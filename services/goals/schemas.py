@@ -7,6 +7,7 @@ from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
 import orjson
+import uuid_utils
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
 from goals.errors import InvalidInputError, MalformedRequestError
@@ -124,6 +125,14 @@ class ListQuery(Input):
     before: GoalId | None = None
 
 
+class GoalPath(Input):
+    goal_id: GoalId
+
+
+class KeyHeader(Input):
+    key: IdempotencyKey = Field(alias="Idempotency-Key")
+
+
 class GoalOut(BaseModel):
     """A goal."""
 
@@ -176,6 +185,11 @@ def validate(shape: type[Shape], values: object) -> Shape:
                 for problem in error.errors(include_url=False, include_context=False, include_input=False)
             }
         ) from None
+
+
+def new_key() -> UUID:
+    """A fresh idempotency key (UUIDv7, RFC 9562): nearby keys are made in order, which is kind to the index."""
+    return UUID(bytes=uuid_utils.uuid7().bytes)
 
 
 def _message(kind: str, text: str) -> str:

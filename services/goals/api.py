@@ -1,0 +1,112 @@
+"""The JSON API: the same goals for programs."""
+
+from hashlib import blake2b
+from uuid import UUID
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from goals import store
+from goals.errors import GoalChangedError
+from goals.openapi import DOCUMENT
+from goals.requests import read_json
+from goals.responses import JSON
+from goals.schemas import (
+    Goal,
+    GoalBody,
+    GoalListOut,
+    GoalOut,
+    GoalPath,
+    KeyHeader,
+    ListQuery,
+    new_key,
+    parse_fields,
+    validate,
+)
+from goals.state import State
+
+ROOT = "/api/v1/goals"
+
+
+async def get_goals(request: Request[State]) -> Response:
+    query = validate(ListQuery, parse_fields(request.scope["query_string"]))
+    page = await request.state["lists"].get((query.before, query.limit))
+    response = JSON(GoalListOut(goals=[_show(goal) for goal in page.goals]))
+    if page.more:
+        response.headers["link"] = f'<{ROOT}?limit={query.limit}&before={page.goals[-1].id}>; rel="next"'
+    return _validated(request, response)
+
+
+async def post_goal(request: Request[State]) -> Response:
+    """Add a goal; a repeat with the same `Idempotency-Key` answers with the goal the first one made."""
+    key = _read_key(request)
+    body = validate(GoalBody, await read_json(request))
+    goal = await store.insert_goal(request.state["database"], body.goal_name, key)
+    return _represent(goal, 201, {"location": f"{ROOT}/{goal.id}"})
+
+
+async def get_goal(request: Request[State]) -> Response:
+    return _validated(request, _represent(await request.state["goals"].get(_read_id(request))))
+
+
+async def patch_goal(request: Request[State]) -> Response:
+    """Rename a goal; with `If-Match` only while it is still what the client has read (RFC 9110, 13.1.1)."""
+    goal_id = _read_id(request)
+    body = validate(GoalBody, await read_json(request))
+    expected = request.headers.get("if-match")
+    seen = None
+    if expected is not None:
+        seen = await store.select_goal(request.state["database"], goal_id)
+        if not _matches(_represent(seen).headers["etag"], expected):
+            raise GoalChangedError("The goal is not what your If-Match says: read it again.")
+    return _represent(await store.update_goal(request.state["database"], goal_id, body.goal_name, seen=seen))
+
+
+async def delete_goal(request: Request[State]) -> Response:
+    await store.delete_goal(request.state["database"], _read_id(request))
+    return Response(status_code=204)
+
+
+async def get_openapi(request: Request[State]) -> Response:
+    return _validated(request, JSON(DOCUMENT))
+
+
+def _read_id(request: Request[State]) -> int:
+    return validate(GoalPath, request.path_params).goal_id
+
+
+def _read_key(request: Request[State]) -> UUID:
+    """The `Idempotency-Key`, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
+    given = request.headers.get("idempotency-key")
+    if given is None:
+        return new_key()
+    return validate(KeyHeader, {"Idempotency-Key": given.removeprefix('"').removesuffix('"')}).key
+
+
+def _show(goal: Goal) -> GoalOut:
+    return GoalOut.model_construct(id=goal.id, goal_name=goal.goal_name, created_at=goal.created_at)
+
+
+def _represent(goal: Goal, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    response = JSON(_show(goal), status, headers)
+    response.headers["etag"] = _etag(response)
+    return response
+
+
+def _etag(response: Response) -> str:
+    return f'"{blake2b(response.body, digest_size=12).hexdigest()}"'
+
+
+def _validated(request: Request[State], response: Response) -> Response:
+    """Answer 304 where the client has this very representation already (RFC 9110, 13.1.2)."""
+    etag = response.headers.setdefault("etag", _etag(response))
+    response.headers["cache-control"] = "no-cache"
+    known = request.headers.get("if-none-match")
+    if known is not None and _matches(etag, known.replace("W/", "")):
+        kept = {name: response.headers[name] for name in ("etag", "cache-control", "link") if name in response.headers}
+        return Response(status_code=304, headers=kept)
+    return response
+
+
+def _matches(etag: str, header: str) -> bool:
+    return header.strip() == "*" or etag in (candidate.strip() for candidate in header.split(","))

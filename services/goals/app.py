@@ -1,0 +1,212 @@
+"""The table of contents: what is started, which routes there are, and what every request passes on its way."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from http import HTTPStatus
+
+import structlog
+from hypercorn.asyncio import serve as serve_hypercorn
+from hypercorn.config import Config
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from goals import __version__, api, health, pages, store
+from goals.database import Database
+from goals.errors import ConfigurationError, GoalsError
+from goals.middleware import REQUEST_DEADLINE, Headers, Limits, Record
+from goals.readiness import Readiness
+from goals.reads import SharedReads
+from goals.responses import answer
+from goals.schemas import PAGE_SIZE, Goal
+from goals.settings import Settings
+from goals.state import State
+from goals.telemetry import Telemetry
+
+log = structlog.get_logger(__name__)
+
+KEEP_ALIVE_SECONDS = 5
+"""Longer than a gateway keeps an idle connection (4 s), shorter than the drain (6 s)."""
+
+# fmt: off
+PUBLIC_ROUTES = [
+    Route("/",                        pages.get_page,     methods=["GET"]),
+    Route("/add_goal",                pages.post_goal,    methods=["POST"]),
+    Route("/remove_goal",             pages.post_removal, methods=["POST"]),
+    Route("/static/{name}",           pages.get_static,   methods=["GET"]),
+    Route("/health",                  health.get_health,  methods=["GET"]),
+    Route("/openapi.json",            api.get_openapi,    methods=["GET"]),
+    Route("/api/v1/openapi.json",     api.get_openapi,    methods=["GET"]),
+    Route("/api/v1/goals",            api.get_goals,      methods=["GET"]),
+    Route("/api/v1/goals",            api.post_goal,      methods=["POST"]),
+    Route("/api/v1/goals/{goal_id}",  api.get_goal,       methods=["GET"]),
+    Route("/api/v1/goals/{goal_id}",  api.patch_goal,     methods=["PATCH"]),
+    Route("/api/v1/goals/{goal_id}",  api.delete_goal,    methods=["DELETE"]),
+]
+OPERATORS_ROUTES = [
+    Route("/livez",                   health.get_livez,   methods=["GET"]),
+    Route("/readyz",                  health.get_readyz,  methods=["GET"]),
+    Route("/version",                 health.get_version, methods=["GET"]),
+    Route("/metrics",                 health.get_metrics, methods=["GET"]),
+]
+# fmt: on
+
+
+class Application:
+    """Two ASGI applications on two ports in one process, told apart by the port a request came in by.
+
+    Nothing for operators can be reached by the public port, whatever path or host is asked for.
+    """
+
+    def __init__(self, settings: Settings, operators_port: int) -> None:
+        self.readiness = Readiness()
+        self._settings = settings
+        self._operators_port = operators_port
+        self._telemetry = Telemetry(__version__)
+        headers = Middleware(Headers, hsts=settings.goals_hsts, draining=lambda: self.readiness.draining)
+        self.public = Starlette(
+            routes=PUBLIC_ROUTES,
+            lifespan=self._lifespan,
+            # Outermost first.
+            middleware=[
+                headers,
+                Middleware(Record, telemetry=self._telemetry),
+                Middleware(Limits, hosts=settings.goals_hosts),
+            ],
+            exception_handlers={GoalsError: _answer_error, HTTPException: _answer_error},
+        )
+        self.operators = Starlette(routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Limits)])
+        for app in (self.public, self.operators):
+            app.router.redirect_slashes = False  # nobody is led anywhere by an address he made up
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        operators = scope["type"] != "lifespan" and scope["server"][1] == self._operators_port
+        await (self.operators if operators else self.public)(scope, receive, send)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
+        database = Database(self._settings)
+
+        async def load_page(key: tuple[int | None, int | None]) -> tuple[store.Page, store.Total]:
+            return await store.select_page_and_total(database, before=key[0], after=key[1], limit=PAGE_SIZE)
+
+        async def load_list(key: tuple[int | None, int]) -> store.Page:
+            return await store.select_page(database, before=key[0], limit=key[1])
+
+        async def load_goal(goal_id: int) -> Goal:
+            return await store.select_goal(database, goal_id)
+
+        getting_ready = asyncio.create_task(self._get_ready(database))
+        try:
+            yield State(
+                database=database,
+                pages=SharedReads(load_page),
+                lists=SharedReads(load_list),
+                goals=SharedReads(load_goal),
+                readiness=self.readiness,
+                telemetry=self._telemetry,
+                revision=self._settings.goals_revision,
+            )
+        finally:
+            getting_ready.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await getting_ready
+            await database.close()
+            self._telemetry.close()
+
+    async def _get_ready(self, database: Database) -> None:
+        await self.readiness.wait_for_schema(database)
+        try:
+            await database.fill()
+        except (GoalsError, OSError, SQLAlchemyError) as error:
+            log.warning("connections will be opened when they are needed", error=type(error).__name__)
+        # What is alive now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # Starlette names the methods of one matching route; the address has those of all (RFC 9110, 10.2.1).
+        routes = (route for route in PUBLIC_ROUTES if route.matches(request.scope)[0] is not Match.NONE)
+        allowed = sorted({method for route in routes for method in route.methods or ()})
+        error = HTTPException(error.status_code, error.detail, {"allow": ", ".join(allowed)})
+    return answer(request.scope, error)
+
+
+async def serve(settings: Settings, *, announce: Callable[[int, int], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; then drain, and stop listeners, requests, pool and telemetry, in this order.
+
+    A second signal ends it at once.
+    `announce` is told the public and the operators' port once both are bound. A port that cannot be had raises a
+    `ConfigurationError`.
+    """
+    listeners = [_listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
+    public_port, operators_port = (listener.getsockname()[1] for listener in listeners)
+    application = Application(settings, operators_port)
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    config.include_server_header = False
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
+    config.graceful_timeout = REQUEST_DEADLINE
+    config.errorlog = logging.getLogger("hypercorn.error")
+
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    hurrying = asyncio.Event()
+
+    def stop() -> None:
+        if application.readiness.draining:
+            hurrying.set()
+            return
+        application.readiness.draining = True
+        log.info("draining", seconds=settings.goals_drain_seconds)
+        loop.call_later(settings.goals_drain_seconds, stopping.set)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    server = asyncio.create_task(serve_hypercorn(application, config, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
+    if announce is not None:
+        announce(public_port, operators_port)
+    await _wait(server, stopping, hurrying)
+    log.info("stopped")
+
+
+async def _wait(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event) -> None:
+    """Wait for Hypercorn, but not for a client that neither reads nor leaves once the requests' deadline is over."""
+
+    async def lose_patience() -> None:
+        await stopping.wait()
+        await asyncio.sleep(REQUEST_DEADLINE + 1)
+
+    impatience = [asyncio.create_task(hurrying.wait()), asyncio.create_task(lose_patience())]
+    await asyncio.wait({server, *impatience}, return_when=asyncio.FIRST_COMPLETED)
+    for task in impatience:
+        task.cancel()
+    while not server.done():
+        server.cancel()  # each time ends one of the waits in Hypercorn's own stop
+        await asyncio.sleep(0)
+    if not server.cancelled():
+        server.result()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        remedy = "stop what uses it, or choose another by GOALS_PORT and GOALS_OPS_PORT"
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({error.strerror}): {remedy}") from None
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

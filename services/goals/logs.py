@@ -1,0 +1,51 @@
+"""Logs as events: JSON lines for machines, one readable line for people; everything to standard output."""
+
+import logging
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Literal
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The request that is being answered; every event logged meanwhile carries it."""
+
+
+def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    current = request_id.get()
+    if current is not None:
+        event.setdefault("request_id", current)
+    return event
+
+
+def configure(log_format: Literal["auto", "json", "console"]) -> None:
+    """Send structlog's events and the standard library's records through the same processors."""
+    readable = log_format == "console" or (log_format == "auto" and sys.stdout.isatty())
+    common: list[Processor] = [
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _add_request_id,
+    ]
+    last: list[Processor] = (
+        [structlog.dev.ConsoleRenderer(timestamp_key="time")]
+        if readable
+        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(orjson.dumps)]
+    )
+    structlog.configure(
+        processors=[*common, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory() if readable else structlog.BytesLoggerFactory(sys.stdout.buffer),
+    )
+    # Libraries log through the standard library; their records take the same way.
+    handler = logging.StreamHandler(sys.stdout)
+    decode: list[Callable[..., str]] = [] if readable else [lambda _logger, _method, line: line.decode()]
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*common, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, *decode],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,0 +1,221 @@
+"""What holds for every request, whatever its route: records, limits, deadlines, headers, and who may post."""
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+
+import structlog
+import uuid_utils
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from goals import logs
+from goals.responses import answer
+from goals.telemetry import Telemetry
+
+log = structlog.get_logger(__name__)
+
+REQUEST_DEADLINE = 3.3
+"""Seconds for a whole request: more than the database's retry budget, less than any proxy's patience."""
+BODY_DEADLINE = 2.0
+"""Seconds for a request's body to arrive, whatever trickles in."""
+LONGEST_BODY = 16 * 1024
+LONGEST_TARGET = 2048
+
+_REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
+_PORT = re.compile(r":[0-9]*\Z", re.ASCII)
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
+_CLOSING = {"connection": "close"}
+
+SECURITY_HEADERS = [
+    (
+        b"content-security-policy",
+        (
+            b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; form-action 'self'; "
+            b"base-uri 'none'; frame-ancestors 'none'"
+        ),
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    # Not no-referrer: it would make browsers send `Origin: null` with our own forms.
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-embedder-policy", b"require-corp"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
+]
+STRICT_TRANSPORT_SECURITY = (b"strict-transport-security", b"max-age=31536000")
+
+
+class Headers:
+    """Gives every answer the security headers, and tells clients to reconnect while the service drains."""
+
+    def __init__(self, app: ASGIApp, *, hsts: bool, draining: Callable[[], bool]) -> None:
+        self.app = app
+        self._headers = [*SECURITY_HEADERS, *([STRICT_TRANSPORT_SECURITY] if hsts else [])]
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] += self._headers
+                # HTTP/2 forbids the header (RFC 9113, 8.2.2) and has its own way to go away.
+                if scope["http_version"] != "2" and self._draining():
+                    message["headers"].append((b"connection", b"close"))
+            await send(message)
+
+        return await self.app(scope, receive, send_with_headers)
+
+
+class Record:
+    """Measures and logs each request, names it, and turns a crash into an answer that tells nothing.
+
+    The id comes from `X-Request-ID` where that is a plain token, so that a gateway's id runs through; it is echoed.
+    """
+
+    def __init__(self, app: ASGIApp, *, telemetry: Telemetry) -> None:
+        self.app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started = time.perf_counter()
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid_utils.uuid7())
+        logs.request_id.set(request_id)
+        label = self._telemetry.start_request(scope["method"])
+        status, size, error = 0, 0, None
+
+        async def send_recorded(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"].append((b"x-request-id", request_id.encode()))
+            else:
+                size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_recorded)
+        except Exception as crash:
+            error = type(crash).__qualname__
+            log.exception("request crashed")
+            if status:
+                raise  # half an answer is out: only closing the connection tells the client
+            await answer(scope, crash)(scope, receive, send_recorded)
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", None)
+            if status >= 500 and error is None:  # noqa: PLR2004  HTTP's own border
+                error = str(status)
+            self._telemetry.end_request(label, scope["http_version"], scope["scheme"], route, status, error, seconds)
+            log.info(
+                "request",
+                method=label,
+                route=route,
+                status=status,
+                seconds=round(seconds, 6),
+                bytes=size,
+            )
+        return None
+
+
+class Limits:
+    """Refuses what is too long, contradictory, slow, foreign or not meant for us, before any handler runs.
+
+    A handler sees a body only once all of it has arrived, within `BODY_DEADLINE` and `LONGEST_BODY`.
+    """
+
+    def __init__(self, app: ASGIApp, *, hosts: tuple[str, ...] = ()) -> None:
+        self.app = app
+        self._hosts = frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        started = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        deadline = asyncio.timeout(REQUEST_DEADLINE)
+        try:
+            async with deadline:
+                try:
+                    self._check(scope, headers)
+                    if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
+                        receive = await _receive_all(receive, headers)
+                    await self.app(scope, receive, send_noted)
+                except HTTPException as refusal:
+                    await answer(scope, refusal)(scope, receive, send)
+                except ClientDisconnect:
+                    pass  # whoever sent half a body is not there to read an answer
+        except TimeoutError:
+            if started or not deadline.expired():
+                raise
+            late = HTTPException(503, "The request took too long.", {"retry-after": "1", "connection": "close"})
+            await answer(scope, late)(scope, receive, send)
+        return None
+
+    def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+        if scope["http_version"] not in {"1.0", "1.1", "2"}:
+            raise HTTPException(400, "This version of HTTP does not exist.", _CLOSING)
+        # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
+        if b"transfer-encoding" in headers and b"content-length" in headers:
+            raise HTTPException(400, "The length of the body is stated in two ways.", _CLOSING)
+        if len(scope["raw_path"]) + len(scope["query_string"]) >= LONGEST_TARGET:
+            raise HTTPException(414, f"The address is longer than {LONGEST_TARGET} bytes.")
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        if self._hosts and _PORT.sub("", host) not in self._hosts:
+            raise HTTPException(400, "This service does not answer to that host name.")
+        if scope["method"] not in _SAFE_METHODS and _is_cross_origin(headers, host):
+            raise HTTPException(403, "This request was made by another site.")
+
+
+def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
+    """Tell whether a browser says that another site made this request.
+
+    No cookie is involved, so there is nothing to forge but the wish to post: a browser that knows Fetch Metadata tells
+    by `Sec-Fetch-Site` (W3C), an older one by `Origin` (RFC 6454); whoever sends neither is no browser. Hosts are
+    compared and schemes are not: TLS may end at a gateway.
+    """
+    site = headers.get(b"sec-fetch-site")
+    if site is not None:
+        return site not in {b"same-origin", b"none"}
+    origin = headers.get(b"origin")
+    return origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host
+
+
+async def _receive_all(receive: Receive, headers: dict[bytes, bytes]) -> Receive:
+    too_long = HTTPException(413, f"The body is longer than {LONGEST_BODY} bytes.", _CLOSING)
+    declared = headers.get(b"content-length", b"0")
+    if len(declared) > len(str(LONGEST_BODY)) or int(declared) > LONGEST_BODY:
+        raise too_long
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_DEADLINE):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                if len(body) > LONGEST_BODY:
+                    raise too_long
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise HTTPException(408, f"The body did not arrive within {BODY_DEADLINE:g} seconds.", _CLOSING) from None
+
+    async def receive_body() -> Message:
+        return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+    return receive_body

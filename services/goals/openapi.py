@@ -1,0 +1,161 @@
+"""The API as an OpenAPI 3.1 document, from the same schemas that validate."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from goals import __version__
+from goals.schemas import GoalBody, GoalListOut, GoalOut, GoalPath, KeyHeader, ListQuery, Problem
+
+
+def _reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _parameters(shape: type[BaseModel], place: str) -> list[dict[str, Any]]:
+    """The fields of a shape as parameters in `place`: query, path or header."""
+    schema = shape.model_json_schema()
+    parameters = []
+    for name, field in schema["properties"].items():
+        # An optional parameter may be left out; it cannot be null.
+        rule = {key: value for key, value in field.get("anyOf", [field])[0].items() if key not in {"title", "default"}}
+        if "default" in field and field["default"] is not None:
+            rule["default"] = field["default"]
+        parameters.append({"name": name, "in": place, "required": name in schema.get("required", ()), "schema": rule})
+    return parameters
+
+
+def _header(name: str, description: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+def _answer(description: str, schema: str, **headers: str) -> dict[str, Any]:
+    answer: dict[str, Any] = {
+        "description": description,
+        "content": {"application/json": {"schema": _reference(schema)}},
+    }
+    if headers:
+        answer["headers"] = {
+            name.replace("_", "-"): {"description": text, "schema": {"type": "string"}}
+            for name, text in headers.items()
+        }
+    return answer
+
+
+_PROBLEMS = {
+    400: "The request does not mean anything: broken JSON, broken encoding.",
+    403: "Another site made this request.",
+    404: "There is no such goal.",
+    408: "The body did not arrive in time.",
+    412: "The goal is not what `If-Match` says it is.",
+    413: "The body is too long.",
+    415: "The body is not JSON in UTF-8.",
+    422: "The request is understood and not acceptable; `errors` names every invalid field.",
+    503: "Too much work, or no database: try again after `Retry-After` seconds; the same idempotency key is safe.",
+}
+
+
+def _problems(*statuses: int) -> dict[str, Any]:
+    return {
+        str(status): {
+            "description": _PROBLEMS[status],
+            "content": {"application/problem+json": {"schema": _reference("Problem")}},
+        }
+        for status in statuses
+    }
+
+
+_BODY = {"required": True, "content": {"application/json": {"schema": _reference("GoalBody")}}}
+_BODY_PROBLEMS = (400, 403, 408, 413, 415, 422, 503)
+_UNCHANGED = {"304": {"description": "It is still the representation named by `If-None-Match`."}}
+_ETAG = "Names this representation, for `If-None-Match` and `If-Match`."
+_IF_NONE_MATCH = _header("If-None-Match", "ETags the client has; 304 is answered where one of them still holds.")
+_IF_MATCH = _header("If-Match", "Rename only while the goal has one of these ETags.")
+_GOAL_LINK = {
+    operation: {"operationId": operation, "parameters": {"goal_id": "$response.body#/id"}}
+    for operation in ("getGoal", "patchGoal", "deleteGoal")
+}
+
+
+def _describe() -> dict[str, Any]:
+    _, schemas = models_json_schema(
+        [
+            (GoalBody, "validation"),
+            (GoalOut, "serialization"),
+            (GoalListOut, "serialization"),
+            (Problem, "serialization"),
+        ],
+        ref_template="#/components/schemas/{model}",
+    )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "goals",
+            "version": __version__,
+            "summary": "A goal tracker.",
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "paths": {
+            "/api/v1/goals": {
+                "get": {
+                    "operationId": "getGoals",
+                    "summary": "Goals, newest first; follow the `Link` header with rel=next for older ones.",
+                    "parameters": [*_parameters(ListQuery, "query"), _IF_NONE_MATCH],
+                    "responses": {
+                        "200": _answer("A page of goals.", "GoalListOut", ETag=_ETAG, Link="The next page."),
+                        **_UNCHANGED,
+                        **_problems(400, 422, 503),
+                    },
+                },
+                "post": {
+                    "operationId": "postGoal",
+                    "summary": "Add a goal; a repeat with the same key answers with the goal of the first request.",
+                    "parameters": _parameters(KeyHeader, "header"),
+                    "requestBody": _BODY,
+                    "responses": {
+                        "201": {
+                            **_answer("The goal.", "GoalOut", ETag=_ETAG, Location="Its address."),
+                            "links": _GOAL_LINK,
+                        },
+                        **_problems(*_BODY_PROBLEMS),
+                    },
+                },
+            },
+            "/api/v1/goals/{goal_id}": {
+                "parameters": _parameters(GoalPath, "path"),
+                "get": {
+                    "operationId": "getGoal",
+                    "summary": "A goal.",
+                    "parameters": [_IF_NONE_MATCH],
+                    "responses": {
+                        "200": _answer("The goal.", "GoalOut", ETag=_ETAG),
+                        **_UNCHANGED,
+                        **_problems(400, 404, 422, 503),
+                    },
+                },
+                "patch": {
+                    "operationId": "patchGoal",
+                    "summary": "Rename a goal.",
+                    "parameters": [_IF_MATCH],
+                    "requestBody": _BODY,
+                    "responses": {
+                        "200": _answer("The renamed goal.", "GoalOut", ETag=_ETAG),
+                        **_problems(404, 412, *_BODY_PROBLEMS),
+                    },
+                },
+                "delete": {
+                    "operationId": "deleteGoal",
+                    "summary": "Remove a goal.",
+                    "responses": {
+                        "204": {"description": "It is gone."},
+                        **_problems(400, 403, 404, 408, 413, 422, 503),
+                    },
+                },
+            },
+        },
+        "components": {"schemas": schemas["$defs"]},
+    }
+
+
+DOCUMENT = _describe()

@@ -1,0 +1,104 @@
+"""The page: what people see, and the two forms they send."""
+
+import contextlib
+import mimetypes
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from goals import store
+from goals.errors import GoalNotFoundError, IdempotencyKeyReusedError, InvalidInputError
+from goals.requests import read_form
+from goals.responses import STATIC, render
+from goals.schemas import NAME_LENGTH, GoalForm, PageQuery, RemovalForm, new_key, parse_fields, validate
+from goals.state import State
+
+
+async def get_page(request: Request[State]) -> Response:
+    fields = parse_fields(request.scope["query_string"])
+    # Other parameters are somebody else's, such as a newsletter's.
+    query = validate(PageQuery, {name: fields[name] for name in fields.keys() & PageQuery.model_fields.keys()})
+    return await _render_page(request, query)
+
+
+async def post_goal(request: Request[State]) -> Response:
+    """Add a goal and lead back to the page; a name that cannot be accepted comes back with the reason."""
+    fields = await read_form(request)
+    try:
+        form = validate(GoalForm, fields)
+        await store.insert_goal(request.state["database"], form.goal_name, form.idempotency_key or new_key())
+    except InvalidInputError as error:
+        message = error.fields.get("goal_name") or str(error)
+    except IdempotencyKeyReusedError:
+        message = "This form has already added a goal under another name. Send it again to add this one too."
+    else:
+        return _see_page()
+    return await _render_page(request, PageQuery(), status=422, goal_name=fields.get("goal_name", ""), error=message)
+
+
+async def post_removal(request: Request[State]) -> Response:
+    """Remove a goal and lead back to the page; one that is gone already is no error."""
+    form = validate(RemovalForm, await read_form(request))
+    with contextlib.suppress(GoalNotFoundError):
+        await store.delete_goal(request.state["database"], form.goal_id)
+    return _see_page()
+
+
+async def get_static(request: Request[State]) -> Response:
+    name = request.path_params["name"]
+    if name not in STATIC:
+        raise HTTPException(404)
+    media_type, _ = mimetypes.guess_type(name)
+    return Response(
+        STATIC[name], headers={"cache-control": "public, max-age=31536000, immutable"}, media_type=media_type
+    )
+
+
+def _see_page() -> Response:
+    return RedirectResponse("/", 303)
+
+
+async def _render_page(
+    request: Request[State], query: PageQuery, *, status: int = 200, goal_name: str = "", error: str | None = None
+) -> Response:
+    reads = request.state["pages"]
+    page, total = await reads.get((query.before, query.after))
+    if query.after is not None and not page.more:
+        # Nothing newer is left: the first page, whole, is what the reader is after.
+        query = PageQuery()
+        page, total = await reads.get((None, None))
+    older, newer = _neighbours(query, page)
+    return render(
+        "goals.html",
+        status,
+        goals=page.goals,
+        total_text=_describe(total),
+        older=older,
+        newer=newer,
+        form_key=str(new_key()),
+        goal_name=goal_name,
+        error=error,
+        max_length=NAME_LENGTH,
+    )
+
+
+def _neighbours(query: PageQuery, page: store.Page) -> tuple[str | None, str | None]:
+    """The addresses of the next older and the next newer page."""
+    if not page.goals:
+        return None, None if query.before is None else "/"
+    has_older = page.more if query.after is None else True
+    has_newer = query.before is not None if query.after is None else page.more
+    older = f"/?before={page.goals[-1].id}" if has_older else None
+    newer = f"/?after={page.goals[0].id}" if has_newer else None
+    return older, newer
+
+
+def _describe(total: store.Total) -> str:
+    if total.number is None:
+        return f"more than {store.EXACT_COUNT:,} goals"
+    if not total.exact:
+        return f"about {float(f'{total.number:.3g}'):,.0f} goals"
+    if total.number == 0:
+        return "no goals yet"
+    return "1 goal" if total.number == 1 else f"{total.number:,} goals"

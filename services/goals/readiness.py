@@ -1,0 +1,51 @@
+"""Whether requests should come to this process: not before the schema is there, not once it drains."""
+
+import asyncio
+
+import structlog
+
+from goals import store
+from goals.database import Database
+from goals.errors import GoalsError
+from goals.models import SCHEMA_REVISION
+
+log = structlog.get_logger(__name__)
+
+SHORTEST_WAIT, LONGEST_WAIT = 0.1, 2.0
+
+
+class Readiness:
+    """What stands between this process and its requests.
+
+    A later outage of the database is no obstacle: every replica would leave the Service at once, and a failover of a
+    second would last for a probe's period. Requests are then answered 503 with `Retry-After`.
+    """
+
+    def __init__(self) -> None:
+        self.draining = False
+        self.obstacle: str | None = "starting"
+
+    async def wait_for_schema(self, database: Database) -> None:
+        """Return once the database has answered at our revision or a newer one; until then say why it has not."""
+        wait = SHORTEST_WAIT
+        while True:
+            obstacle = await _find_obstacle(database)
+            if obstacle is None:
+                break
+            if obstacle != self.obstacle:
+                log.warning("not ready", obstacle=obstacle)
+            self.obstacle = obstacle
+            await asyncio.sleep(wait)
+            wait = min(wait * 2, LONGEST_WAIT)
+        self.obstacle = None
+        log.info("ready")
+
+
+async def _find_obstacle(database: Database) -> str | None:
+    try:
+        revision = await store.select_revision(database)
+    except GoalsError as error:
+        return f"{error} Is it up, and has the migration run?"
+    if revision is None or revision < SCHEMA_REVISION:
+        return f"the schema is at revision {revision}, this version needs {SCHEMA_REVISION}: run the migration"
+    return None

@@ -1,0 +1,109 @@
+"""What leaves the service: rendered pages, JSON, and the one mapper from errors to answers."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import orjson
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+from starlette.types import Scope
+
+from goals.errors import (
+    DatabaseUnavailableError,
+    GoalChangedError,
+    GoalNotFoundError,
+    GoalsError,
+    IdempotencyKeyReusedError,
+    InvalidInputError,
+    MalformedRequestError,
+    OverloadedError,
+    UnsupportedMediaTypeError,
+)
+from goals.schemas import InvalidField, Problem
+
+_here = Path(__file__).parent
+STATIC = {file.name: file.read_bytes() for file in sorted((_here / "static").iterdir())}
+"""The files of the page by name: few and small, so they are answered from memory."""
+_versions = {name: blake2b(content, digest_size=6).hexdigest() for name, content in STATIC.items()}
+
+
+def static_url(name: str) -> str:
+    """The address of a static file; it changes with the content, so browsers may keep the file for ever."""
+    return f"/static/{name}?v={_versions[name]}"
+
+
+_environment = Environment(
+    loader=FileSystemLoader(_here / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
+)
+_environment.globals["static"] = static_url
+
+_STATUSES: dict[type[GoalsError], HTTPStatus] = {
+    MalformedRequestError: HTTPStatus.BAD_REQUEST,
+    GoalNotFoundError: HTTPStatus.NOT_FOUND,
+    GoalChangedError: HTTPStatus.PRECONDITION_FAILED,
+    UnsupportedMediaTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+_RETRY_LATER = {"retry-after": "1"}
+
+
+def render(
+    template: str, code: int = 200, headers: Mapping[str, str] | None = None, /, **context: object
+) -> HTMLResponse:
+    """Render a page; no page may be stored, for each carries a form key of its own."""
+    body = _environment.get_template(template).render(context)
+    return HTMLResponse(body, code, {"cache-control": "no-store", **(headers or {})})
+
+
+class JSON(Response):
+    """A pydantic model, or plain data, as JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return content.model_dump_json().encode() if isinstance(content, BaseModel) else orjson.dumps(content)
+
+
+def answer(scope: Scope, error: Exception) -> Response:
+    """Answer an error in the caller's language: RFC 9457 under `/api`, a page elsewhere.
+
+    Texts come from our own errors and from HTTP's phrases; of any other exception nothing is told.
+    """
+    detail, fields, headers = str(error), {}, {}
+    match error:
+        case HTTPException():
+            status = HTTPStatus(error.status_code)
+            detail = error.detail if error.detail != status.phrase else f"{status.description or status.phrase}."
+            headers = dict(error.headers or {})
+        case GoalsError():
+            status = _STATUSES[type(error)]
+            fields = error.fields if isinstance(error, InvalidInputError) else {}
+            headers = dict(_RETRY_LATER if status == HTTPStatus.SERVICE_UNAVAILABLE else {})
+        case _:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            detail = "The service failed. The failure has been logged; nothing is known about what you sent."
+    if not scope["path"].startswith("/api/"):
+        return render("error.html", status, headers, title=status.phrase, status=status.value, detail=detail)
+    problem = Problem(
+        type="about:blank",
+        title=status.phrase,
+        status=status,
+        detail=detail,
+        instance=scope["raw_path"].decode("ascii"),
+        errors=[InvalidField(field=field, message=message) for field, message in fields.items()] or None,
+    )
+    body = problem.model_dump_json(exclude_none=True)
+    return Response(body, status, headers, media_type="application/problem+json")

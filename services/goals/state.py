@@ -1,0 +1,22 @@
+"""What an endpoint finds in `request.state`: made by the application's lifespan, typed, and nothing else shared."""
+
+from typing import TypedDict
+
+from goals.database import Database
+from goals.readiness import Readiness
+from goals.reads import SharedReads
+from goals.schemas import Goal
+from goals.store import Page, Total
+from goals.telemetry import Telemetry
+
+
+class State(TypedDict):
+    """Shared by all requests; the keys of the reads are `(before, after)`, `(before, limit)` and the goal's id."""
+
+    database: Database
+    pages: SharedReads[tuple[int | None, int | None], tuple[Page, Total]]
+    lists: SharedReads[tuple[int | None, int], Page]
+    goals: SharedReads[int, Goal]
+    readiness: Readiness
+    telemetry: Telemetry
+    revision: str
