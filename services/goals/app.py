@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from goals import __version__, api, health, pages, store
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
+from goals.logs import request_writer
 from goals.middleware import REQUEST_DEADLINE, Headers, Limits, Record
 from goals.readiness import Readiness
 from goals.reads import SharedReads
@@ -80,7 +81,7 @@ class Application:
             # Outermost first.
             middleware=[
                 headers,
-                Middleware(Record, telemetry=self._telemetry),
+                Middleware(Record, telemetry=self._telemetry, write=request_writer(settings.goals_log_format)),
                 Middleware(Limits, hosts=settings.goals_hosts),
             ],
             exception_handlers={GoalsError: _answer_error, HTTPException: _answer_error},

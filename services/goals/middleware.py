@@ -44,7 +44,6 @@ SECURITY_HEADERS = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-embedder-policy", b"require-corp"),
     (b"cross-origin-resource-policy", b"same-origin"),
-    (b"permissions-policy", b"camera=(), geolocation=(), microphone=()"),
 ]
 STRICT_TRANSPORT_SECURITY = (b"strict-transport-security", b"max-age=31536000")
 
@@ -78,9 +77,10 @@ class Record:
     The id comes from `X-Request-ID` where that is a plain token, so that a gateway's id runs through; it is echoed.
     """
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry) -> None:
+    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, write: Callable[[dict[str, object]], None]) -> None:
         self.app = app
         self._telemetry = telemetry
+        self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -115,13 +115,8 @@ class Record:
             if status >= 500 and error is None:  # noqa: PLR2004  HTTP's own border
                 error = str(status)
             self._telemetry.end_request(label, scope["http_version"], scope["scheme"], route, status, error, seconds)
-            log.info(
-                "request",
-                method=label,
-                route=route,
-                status=status,
-                seconds=round(seconds, 6),
-                bytes=size,
+            self._write(
+                {"method": label, "route": route, "status": status, "seconds": round(seconds, 6), "bytes": size}
             )
         return None
 

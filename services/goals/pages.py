@@ -2,6 +2,8 @@
 
 import contextlib
 import mimetypes
+from datetime import date
+from itertools import groupby
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -11,7 +13,7 @@ from goals import store
 from goals.errors import GoalNotFoundError, IdempotencyKeyReusedError, InvalidInputError
 from goals.requests import read_form
 from goals.responses import STATIC, render
-from goals.schemas import NAME_LENGTH, GoalForm, PageQuery, RemovalForm, new_key, parse_fields, validate
+from goals.schemas import NAME_LENGTH, Goal, GoalForm, PageQuery, RemovalForm, new_key, parse_fields, validate
 from goals.state import State
 
 
@@ -73,6 +75,7 @@ async def _render_page(
         "goals.html",
         status,
         goals=page.goals,
+        days=[(day, list(goals)) for day, goals in groupby(page.goals, _day)],
         total_text=_describe(total),
         older=older,
         newer=newer,
@@ -81,6 +84,10 @@ async def _render_page(
         error=error,
         max_length=NAME_LENGTH,
     )
+
+
+def _day(goal: Goal) -> date | None:
+    return goal.created_at and goal.created_at.date()
 
 
 def _neighbours(query: PageQuery, page: store.Page) -> tuple[str | None, str | None]:

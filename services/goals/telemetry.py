@@ -45,18 +45,24 @@ class Telemetry:
             unit="{request}",
             description="Number of active HTTP server requests.",
         )
-        self._seed_requests = meter.create_counter("http_requests", description="Successful requests by path.")
-        self._seed_events = {
-            "/add_goal": meter.create_counter("add_goal_requests", description="Goals added by the page."),
-            "/remove_goal": meter.create_counter("remove_goal_requests", description="Goals removed by the page."),
-        }
-        self._seed_attributes: dict[str, Attributes] = {path: {"path": path} for path in _SEED_PATHS}
+        # Counted as plain integers, observed at each scrape; zero from the start, or rate() would miss the first event.
+        self._successes = dict.fromkeys(_SEED_PATHS, 0)
+        meter.create_observable_counter(
+            "http_requests",
+            callbacks=[lambda _: [Observation(count, {"path": path}) for path, count in self._successes.items()]],
+            description="Successful requests by path.",
+        )
+        meter.create_observable_counter(
+            "add_goal_requests",
+            callbacks=[lambda _: [Observation(self._successes["/add_goal"])]],
+            description="Goals added by the page.",
+        )
+        meter.create_observable_counter(
+            "remove_goal_requests",
+            callbacks=[lambda _: [Observation(self._successes["/remove_goal"])]],
+            description="Goals removed by the page.",
+        )
         self._attributes: dict[tuple[str, str, str, str | None, int, str | None], Attributes] = {}
-        # Without a first sample the first event would be invisible to rate().
-        for attributes in self._seed_attributes.values():
-            self._seed_requests.add(0, attributes)
-        for counter in self._seed_events.values():
-            counter.add(0)
 
     def _observe_active(self, _options: CallbackOptions) -> list[Observation]:
         return [
@@ -90,10 +96,8 @@ class Telemetry:
                 attributes["error.type"] = error
             self._attributes[key] = attributes
         self._duration.record(seconds, attributes)
-        if status < 400 and route in self._seed_attributes:  # noqa: PLR2004  HTTP's own border of success
-            self._seed_requests.add(1, self._seed_attributes[route])
-            if route in self._seed_events:
-                self._seed_events[route].add(1)
+        if status < 400 and route in self._successes:  # noqa: PLR2004  HTTP's own border of success
+            self._successes[route] += 1
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that `Accept` asks for (text or OpenMetrics), and its content type."""
