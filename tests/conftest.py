@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import httpx2
 import pytest
+from alembic import command
+from alembic.config import Config
 from anyio import to_thread
 from sqlalchemy import text
 
-from alembic import command
-from alembic.config import Config
 from goals import app, embedded, logs
 from goals.database import Database
 from goals.settings import Settings
