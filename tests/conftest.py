@@ -74,14 +74,13 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
     serving = asyncio.create_task(
         app.serve(settings, announce=lambda *pair: ports.set_result(Service(*pair)), heed=stops.append)
     )
-    await asyncio.wait({ports, serving}, return_when=asyncio.FIRST_COMPLETED)
-    if not ports.done():
-        await serving  # raises what kept it from its ports
+    serving.add_done_callback(lambda _: ports.cancel())
     try:
-        yield ports.result()
+        yield await ports
     finally:
-        stops[0]()
-        await serving
+        for stop in stops:
+            stop()
+        await serving  # raises what kept it from its ports
 
 
 async def until_ready(service: Service) -> None:

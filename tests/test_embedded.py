@@ -39,12 +39,13 @@ def test_data_are_kept_between_runs(tmp_path: Path) -> None:
 
 def test_a_server_left_by_a_killed_process_is_taken_over_and_stopped(tmp_path: Path) -> None:
     script = "import pathlib, sys; from goals import embedded"
-    script += "\nwith embedded.run(pathlib.Path(sys.argv[1])): input(print())"
-    command = [sys.executable, "-uc", script, tmp_path]
+    script += "\nwith embedded.run(pathlib.Path(sys.argv[1])): print('running'); sys.stdin.read()"
+    command = [sys.executable, "-uc", script, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "services")}
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
-        owner.stdout.readline()
+        while owner.stdout.readline() != b"running\n":
+            pass
         owner.kill()
     assert is_running(tmp_path)
     with embedded.run(tmp_path):
