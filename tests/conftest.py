@@ -101,6 +101,7 @@ async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
     database = Database(settings)
     async with database.engine.connect() as connection:
         await connection.execute(text("TRUNCATE goals RESTART IDENTITY"))
+    await database.engine.dispose()
     yield database
     await database.close()
 
