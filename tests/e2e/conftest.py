@@ -9,6 +9,8 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, R
 
 from tests.e2e.stage import BrowserMissingError, Service, open_browser, run_service
 
+Options = dict[str, Any]
+"""How somebody's browser is set, in the words of Playwright's `new_context`."""
 Visit = Callable[..., Page]
 
 expect.set_options(timeout=5_000)
@@ -74,7 +76,7 @@ def watch(service: Service) -> Iterator[Watch]:
 
 @pytest.fixture
 def visit(browser: Browser, service: Service, watch: Watch) -> Iterator[Visit]:
-    """Open the page as another person: `visit("/?before=3", color_scheme="dark")`; the rest are Playwright's options."""
+    """Open the page as another person: `visit("/?before=3", color_scheme="dark")`, by Playwright's options."""
     with contextlib.ExitStack() as contexts:
 
         def visit(path: str = "/", **options: Any) -> Page:
@@ -89,5 +91,5 @@ def visit(browser: Browser, service: Service, watch: Watch) -> Iterator[Visit]:
 
 
 @pytest.fixture(params=[True, False], ids=["with JavaScript", "without JavaScript"])
-def javascript(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+def scripting(request: pytest.FixtureRequest) -> Options:
+    return {"java_script_enabled": request.param}

@@ -2,42 +2,42 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
-from tests.e2e.conftest import Visit, Watch
+from tests.e2e.conftest import Options, Visit, Watch
 from tests.e2e.stage import Service
 
-LONGEST_NAME = "Donaudampfschifffahrtsgesellschaft" * 7 + "endlich!" * 2
+UNBROKEN = "Sauerteigbrot" * 19  # 247 characters and no place for a line to break
 AXE_OPTIONS = {"rules": {"target-size": {"enabled": True}}}  # WCAG 2.2's, which axe leaves off unless it is asked for
 
-State = Callable[[Visit, Service, dict[str, Any]], Page]
+State = Callable[[Visit, Service, Options], Page]
 
 
-def empty(visit: Visit, _service: Service, options: dict[str, Any]) -> Page:
+def empty(visit: Visit, _service: Service, options: Options) -> Page:
     return visit(**options)
 
 
-def full(visit: Visit, service: Service, options: dict[str, Any]) -> Page:
+def full(visit: Visit, service: Service, options: Options) -> Page:
     service.execute(
-        f"""INSERT INTO goals (goal_name, created_at)
+        """INSERT INTO goals (goal_name, created_at)
         SELECT 'Goal ' || n, now() - interval '1 day' FROM generate_series(1, 60) AS n
-        UNION ALL VALUES ('{LONGEST_NAME}', now()), ('تعلّم العربية', now()), ('Before there were dates', NULL)"""
+        UNION ALL
+        VALUES (repeat('Sauerteigbrot', 19), now()), ('تعلّم العربية', now()), ('Before there were dates', NULL)"""
     )
     return visit(**options)
 
 
-def older(visit: Visit, service: Service, options: dict[str, Any]) -> Page:
+def older(visit: Visit, service: Service, options: Options) -> Page:
     page = full(visit, service, options)
     page.get_by_role("link", name="Older", exact=True).click()
-    expect(page).to_have_title("Older goals – Goals")
+    expect(page).to_have_title(re.compile("^Older goals"))
     return page
 
 
-def added(visit: Visit, service: Service, options: dict[str, Any]) -> Page:
+def added(visit: Visit, service: Service, options: Options) -> Page:
     page = full(visit, service, options)
     page.get_by_role("textbox").fill("Learn to sail")
     page.get_by_role("textbox").press("Enter")
@@ -45,14 +45,14 @@ def added(visit: Visit, service: Service, options: dict[str, Any]) -> Page:
     return page
 
 
-def removed(visit: Visit, service: Service, options: dict[str, Any]) -> Page:
+def removed(visit: Visit, service: Service, options: Options) -> Page:
     page = added(visit, service, options)
     page.get_by_role("button", name="Remove Learn to sail").press("Enter")
     expect(page.get_by_role("status")).to_have_text("Removed “Learn to sail”")
     return page
 
 
-def refused(visit: Visit, service: Service, options: dict[str, Any]) -> Page:
+def refused(visit: Visit, service: Service, options: Options) -> Page:
     page = full(visit, service, options)
     page.get_by_role("textbox").fill("a" * 300)
     page.get_by_role("textbox").press("Enter")
@@ -60,16 +60,16 @@ def refused(visit: Visit, service: Service, options: dict[str, Any]) -> Page:
     return page
 
 
-def unavailable(visit: Visit, service: Service, options: dict[str, Any]) -> Page:
+def unavailable(visit: Visit, service: Service, options: Options) -> Page:
     page = visit(**options)
     with service.writes_held_up():
-        page.get_by_role("textbox").fill(LONGEST_NAME)
+        page.get_by_role("textbox").fill(UNBROKEN)
         page.get_by_role("textbox").press("Enter")
         expect(page.get_by_role("heading", level=1)).to_have_text("Service Unavailable")
     return page
 
 
-def missing(visit: Visit, _service: Service, options: dict[str, Any]) -> Page:
+def missing(visit: Visit, _service: Service, options: Options) -> Page:
     return visit("/nothing", **options)
 
 
@@ -78,7 +78,7 @@ STILL = {"reduced_motion": "reduce"}  # so that a colour is measured, not one on
 
 
 @pytest.fixture(params=["light", "dark"])
-def scheme(request: pytest.FixtureRequest) -> dict[str, Any]:
+def scheme(request: pytest.FixtureRequest) -> Options:
     return STILL | {"color_scheme": request.param}
 
 
@@ -88,7 +88,7 @@ def _expect_refusals(watch: Watch) -> None:
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
-def test_axe_finds_nothing(visit: Visit, service: Service, state: State, scheme: dict[str, Any]) -> None:
+def test_axe_finds_nothing(visit: Visit, service: Service, state: State, scheme: Options) -> None:
     page = state(visit, service, scheme)
     found = Axe().run(page, options=AXE_OPTIONS)
     assert found.violations_count == 0, found.generate_report()
@@ -107,7 +107,7 @@ Colour = tuple[float, ...]
 
 
 def parse(colour: str, behind: Colour = ()) -> Colour:
-    """Red, green and blue from 0 to 1 of a computed colour, as it looks on what is behind it."""
+    """Red, green and blue, from 0 to 1, of a computed colour as it looks on what is behind it."""
     numbers = re.fullmatch(r"rgba?\((\d+), (\d+), (\d+)(?:, ([\d.]+))?\)", colour)
     assert numbers is not None, colour
     opacity = float(numbers[4] or 1)
@@ -131,7 +131,7 @@ def contrast(one: Colour, other: Colour) -> float:
 
 
 @pytest.mark.parametrize("state", [added, refused], ids=lambda state: state.__name__)
-def test_controls_stand_out(visit: Visit, service: Service, state: State, scheme: dict[str, Any]) -> None:
+def test_controls_stand_out(visit: Visit, service: Service, state: State, scheme: Options) -> None:
     """WCAG 1.4.11: what shows where a control is has a contrast of 3:1, which axe does not measure."""
     page = state(visit, service, scheme)
     paper = colour(page.locator("body"), "backgroundColor")
@@ -143,9 +143,7 @@ def test_controls_stand_out(visit: Visit, service: Service, state: State, scheme
 
 
 @pytest.mark.parametrize("state", [added, refused, unavailable], ids=lambda state: state.__name__)
-def test_the_focus_is_seen_wherever_it_goes(
-    visit: Visit, service: Service, state: State, scheme: dict[str, Any]
-) -> None:
+def test_the_focus_is_seen_wherever_it_goes(visit: Visit, service: Service, state: State, scheme: Options) -> None:
     """WCAG 2.4.3, 2.4.7 and 2.4.11: it goes in reading order, and its ring stands out and is in view, all of it."""
     page = state(visit, service, scheme)
     page.evaluate("document.activeElement.blur(); document.body.tabIndex = -1; document.body.focus()")
