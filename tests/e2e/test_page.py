@@ -162,9 +162,13 @@ def test_the_outcome_is_told_once(visit: Visit, watch: Watch) -> None:
 
     # A refusal is told by the field, not as something done, neither then nor later.
     watch.expected = {422}
+    page.clock.install()
     add(page, " ")
     expect(page.locator("#message")).not_to_be_empty()
+    page.clock.run_for(1_000)
+    expect(told).to_be_empty()
     page.goto("/")
+    page.clock.run_for(1_000)
     expect(told).to_be_empty()
 
 
