@@ -44,7 +44,7 @@ LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --gener
 LOCK = $(LOCK_GROUP) pyproject.toml
 
 ##@ Browser
-e2e: $(VENV)/.dev  ## the page in Chromium, which Debian and Ubuntu have: apt-get install chromium
+e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
 screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
