@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, Request, Response, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, Request, Response, expect
 
 from tests.e2e.stage import BrowserMissingError, Service, open_browser, run_service
 
@@ -30,12 +30,16 @@ class Watch:
         context.on("weberror", lambda error: self.complaints.append(f"uncaught: {error.error}"))
         context.on("request", self._see_request)
         context.on("response", self._see_response)
-        context.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
+        context.on("dialog", self._see_dialog)
 
     def _hear(self, message: ConsoleMessage) -> None:
         # The console repeats a refusal, which `_see_response` has judged.
         if not message.text.startswith("Failed to load resource: the server responded with a status of"):
             self.complaints.append(f"console {message.type}: {message.text}")
+
+    def _see_dialog(self, dialog: Dialog) -> None:
+        self.complaints.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
 
     def _see_request(self, request: Request) -> None:
         if not request.url.startswith(tuple(f"{url}/" for url in self.urls)):
@@ -56,7 +60,8 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def running(browser: Browser) -> Iterator[Service]:  # noqa: ARG001  without a browser no service need start
+def running(browser: Browser) -> Iterator[Service]:
+    assert browser.is_connected()  # without a browser no service need start
     with run_service() as service:
         yield service
 

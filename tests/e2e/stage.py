@@ -48,7 +48,6 @@ class Service(NamedTuple):
             session.stdin.flush()
             assert session.stdout.readline() == "locked\n"
             yield
-            session.stdin.close()
 
     @property
     def _psql(self) -> list[str]:
@@ -81,7 +80,7 @@ def run_service() -> Iterator[Service]:
                 text=True,
             )
         )
-        running.callback(process.terminate)
+        running.callback(process.terminate)  # should it not come so far as to be read on, below
         assert process.stdout is not None
         said: list[str] = []
         for line in process.stdout:
