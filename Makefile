@@ -39,6 +39,17 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
 
+##@ Kubernetes
+k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	cd k8s && $(CURDIR)/$(BIN)/python -m lint
+
+crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds (or $$CRDS)
+	cd k8s && $(CURDIR)/$(BIN)/python -m lint.crds
+
+platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
+	k8s/platform/sums.sh
+
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
@@ -62,4 +73,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock clean help
+.PHONY: up migrate check test lock k8s crds platform-sums clean help
