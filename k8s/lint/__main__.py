@@ -2,23 +2,23 @@
 
 import argparse
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 
 from lint import changes, site
-from lint.manifests import ROOT, Finding, Manifest, RenderError, is_remote, kustomizations, name, read, render
+from lint.manifests import ROOT, Finding, Manifest, RenderError, is_remote, kustomizations, name, read, render_all
 from lint.schemas import Schemas
 
 CRDS = ROOT.parent / ".cache" / "crds"
-OVERLAYS = ("overlays/local", "overlays/aks", "argocd/goals")
-"""What is applied over an older version of itself."""
+APPLIED_OVER = ("overlays/local", "overlays/aks", "argocd/goals")
+"""What is applied over an older version of itself; a load test replaces the one before."""
+
+PARTS = frozenset({"every-namespace", "api-server"})
+"""Folders that get their namespace from those that include them, and are nothing by themselves."""
 
 
 def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> Iterator[Finding]:
@@ -33,56 +33,23 @@ def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> It
         seen.add(identity)
 
 
-def render_all(root: Path) -> dict[str, list[Manifest]]:
-    """Every kustomization that needs no network, by its path under `root`; raises `RenderError` with that path."""
-
-    def render_one(folder: Path) -> list[Manifest]:
-        try:
-            return render(folder)
-        except RenderError as error:
-            raise RenderError(f"{folder.relative_to(root)}: {error}") from None
-
-    folders = [folder for folder in kustomizations(root) if not is_remote(folder)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return dict(zip((str(folder.relative_to(root)) for folder in folders), pool.map(render_one, folders), strict=True))
-
-
 def check_tree(schemas: Schemas) -> Iterator[Finding]:
     """Every kustomization, the site filled in and not, and a new image over the old one."""
-    renders = render_all(ROOT)
+    local = [folder for folder in kustomizations() if not is_remote(folder)]
+    renders = render_all(ROOT, local)
     for where, manifests in renders.items():
-        # A part that others include takes its namespace from them; by itself it is no more than text.
-        if where.endswith(("/every-namespace", "/api-server")):
-            continue
-        yield from check_objects(where, manifests, schemas)
+        if Path(where).name not in PARTS:
+            yield from check_objects(where, manifests, schemas)
     for folder in kustomizations():
         if is_remote(folder):
-            for file in sorted(folder.glob("*.yaml")):
-                if file.name not in {"kustomization.yaml", "values.yaml"}:
-                    yield from check_objects(str(file.relative_to(ROOT)), read(file.read_text(encoding="utf-8")), schemas)
+            for file in sorted(folder.glob("configmap-*.yaml")):
+                yield from check_objects(str(file.relative_to(ROOT)), read(file.read_text(encoding="utf-8")), schemas)
     yield from site.find_forgotten(ROOT)
-    # The copy stands where the project stands: some kustomizations include a folder beside k8s.
-    with tempfile.TemporaryDirectory(prefix="goals-k8s-") as folder:
-        copy = Path(folder) / ROOT.name
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copytree(ROOT.parent / "observability", Path(folder) / "observability", ignore=shutil.ignore_patterns("__pycache__"))
-        probes = site.fill(copy)
-        filled = render_all(copy)
-        text = {where: yaml.safe_dump_all(manifests, width=10_000) for where, manifests in filled.items()}
-        finished = [where for where in text if where.startswith(("overlays/aks", "argocd")) and "template" not in where]
-        for where in finished:
-            for remnant in (site.PLACEHOLDER, "localhost"):
-                if remnant in text[where] and where != "overlays/aks/database":
-                    yield Finding(where, remnant, "is left with every value of site.yaml filled in: a replacement is missing")
-        for key, value in probes.items():
-            if not any(value in text[where] for where in finished):
-                yield Finding(str(site.SITE), key, "has no effect: no replacement puts it anywhere")
-        for where in OVERLAYS:
-            if where in renders:
-                before = yaml.safe_dump_all(renders[where], width=10_000).replace("goals:dev", "goals:before")
-                after = yaml.safe_dump_all(renders[where], width=10_000).replace("goals:dev", "goals:after")
-                image = site.values(ROOT)["image"]
-                yield from changes.find_refused(where, read(before), read(after.replace(image, image.replace("0", "1"))))
+    yield from site.find_unplaced(ROOT)
+    for where in APPLIED_OVER:
+        for image in ("goals:dev", site.values(ROOT)["image"]):
+            after = changes.with_image(renders[where], image, "registry.probe.test/goals:after")
+            yield from changes.find_refused(where, renders[where], after)
 
 
 def main(arguments: list[str]) -> int:

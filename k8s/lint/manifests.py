@@ -1,7 +1,9 @@
 """Manifests as the cluster would get them: read from YAML as Kubernetes reads it, or rendered by `kubectl kustomize`."""
 
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,15 +58,28 @@ def kustomizations(root: Path = ROOT) -> Iterator[Path]:
     yield from sorted(file.parent for file in root.rglob("kustomization.yaml"))
 
 
-def is_remote(folder: Path) -> bool:
-    """Whether it takes something from elsewhere, so that rendering it needs the network."""
+def includes(folder: Path, field: str) -> set[Path]:
+    """The folders and files that a kustomization lists under `resources` or `components`."""
     (kustomization,) = read((folder / "kustomization.yaml").read_text(encoding="utf-8"))
-    return any("://" in resource for resource in kustomization.get("resources", ()))
+    return {(folder / entry).resolve() for entry in kustomization.get(field, ()) if "://" not in entry}
+
+
+def is_remote(folder: Path) -> bool:
+    """Tell whether it takes something from elsewhere, so that rendering it needs the network."""
+    (kustomization,) = read((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    return any("://" in entry for entry in kustomization.get("resources", ()))
 
 
 def render(folder: Path) -> list[Manifest]:
     """The objects of a kustomization; raises `RenderError` and, without kubectl, `FileNotFoundError`."""
     done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)  # noqa: S607  whichever kubectl the user has
     if done.returncode:
-        raise RenderError(done.stderr.strip().rpartition("err=")[2] or f"kubectl exited with {done.returncode}")
+        raise RenderError(f"{folder}: {done.stderr.strip().rpartition('err=')[2]}")
     return read(done.stdout)
+
+
+def render_all(root: Path, folders: Iterable[Path]) -> dict[str, list[Manifest]]:
+    """Render many at once; by their path under `root`."""
+    folders = list(folders)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return dict(zip((str(folder.relative_to(root)) for folder in folders), pool.map(render, folders), strict=True))
