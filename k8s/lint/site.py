@@ -10,7 +10,8 @@ from lint.manifests import Finding, includes, kustomizations, read, render_all
 
 FOLDER = Path("overlays/aks/site")
 SITE = FOLDER / "site.yaml"
-PLACEHOLDER = "fill-me-in"
+PLACEHOLDERS = ("fill-me-in", "0" * 64)
+"""What the template puts where a value, or an image's digest, is the user's."""
 
 PROBES = {
     "host": "goals.probe.test",
@@ -45,7 +46,7 @@ def find_forgotten(root: Path) -> Iterator[Finding]:
     given = values(root)
     if differing := PROBES.keys() ^ given.keys():
         yield Finding(str(SITE), ", ".join(sorted(differing)), "stands in the file or in lint/site.py, but not in both")
-    forgotten = [key for key, value in given.items() if PLACEHOLDER in value]
+    forgotten = [key for key, value in given.items() if any(text in value for text in PLACEHOLDERS)]
     if len(forgotten) < len(PROBES.keys() - HAS_DEFAULT):
         for key in forgotten:
             yield Finding(str(SITE), key, f"is still the placeholder {given[key]!r}: fill it in")
@@ -62,7 +63,7 @@ def find_unplaced(root: Path) -> Iterator[Finding]:
         finished = [one for one in kustomizations(copy) if (copy / FOLDER).resolve() in includes(one, "components")]
         texts = {where: json.dumps(manifests) for where, manifests in render_all(copy, finished).items()}
     for where, text in texts.items():
-        for remnant in (PLACEHOLDER, "localhost"):
+        for remnant in (*PLACEHOLDERS, "localhost"):
             if remnant in text:
                 yield Finding(where, remnant, f"is left with every value of {SITE} filled in: a replacement is missing")
     for key, value in PROBES.items():
