@@ -44,12 +44,15 @@ LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --gener
 LOCK = $(LOCK_GROUP) pyproject.toml
 
 ##@ Kubernetes
-k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs
-	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
-	cd k8s && $(CURDIR)/$(BIN)/python -m lint
+k8s crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
+k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
+	cd k8s && ../$(BIN)/python -m lint
+	$(BIN)/python -m pytest -q tests/k8s
 
 crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds (or $$CRDS)
-	cd k8s && $(CURDIR)/$(BIN)/python -m lint.crds
+	cd k8s && ../$(BIN)/python -m lint.crds
 
 platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
 	k8s/platform/sums.sh

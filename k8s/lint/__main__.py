@@ -54,9 +54,18 @@ def check_tree(schemas: Schemas) -> Iterator[Finding]:
 
 def main(arguments: list[str]) -> int:
     """Print one line for each finding; 0 if there is none, 1 if there are some, 2 if it could not be checked."""
-    parser = argparse.ArgumentParser(prog="python -m lint", description="Check the manifests under k8s, or the files named.")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="rendered manifests; without any, everything under k8s")
-    parser.add_argument("--crds", type=Path, default=Path(os.environ.get("CRDS") or CRDS), help="folder of CRDs (default: $CRDS, else .cache/crds)")
+    parser = argparse.ArgumentParser(
+        prog="python -m lint", description="Check the manifests under k8s, or the files named."
+    )
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="rendered manifests; without any, everything under k8s"
+    )
+    parser.add_argument(
+        "--crds",
+        type=Path,
+        default=Path(os.environ.get("CRDS") or CRDS),
+        help="folder of CRDs (default: $CRDS, else .cache/crds)",
+    )
     options = parser.parse_args(arguments)
     started = time.monotonic()
     try:
@@ -74,7 +83,10 @@ def main(arguments: list[str]) -> int:
         return 2
     for finding in findings:
         print(finding)
-    print(f"{len(findings)} finding{'' if len(findings) == 1 else 's'} in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    print(
+        f"{len(findings)} finding{'' if len(findings) == 1 else 's'} in {time.monotonic() - started:.1f} s",
+        file=sys.stderr,
+    )
     return 1 if findings else 0
 
 

@@ -51,7 +51,7 @@ def fetch(folder: Path, host: str = HOST) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         fetched += 1
-        print(f"{path}", file=sys.stderr)
+        print(path, file=sys.stderr)
     return fetched
 
 

@@ -1,4 +1,4 @@
-"""Manifests as the cluster would get them: read from YAML as Kubernetes reads it, or rendered by `kubectl kustomize`."""
+"""Manifests as the cluster gets them: read from YAML as Kubernetes reads it, or rendered by `kubectl kustomize`."""
 
 import os
 import subprocess
@@ -31,7 +31,7 @@ class RenderError(Exception):
 
 
 class _Loader(yaml.CSafeLoader):
-    """Reads what Kubernetes reads: a date stays a string, and so does the bare `=` in a schema of prometheus-operator."""
+    """Reads as Kubernetes does: a date stays a string, and so does the bare `=` in a schema of prometheus-operator."""
 
 
 _Loader.add_constructor("tag:yaml.org,2002:value", lambda _loader, node: node.value)
@@ -43,14 +43,16 @@ _Loader.yaml_implicit_resolvers = {
 
 def read(text: str) -> list[Manifest]:
     """Every object in a stream of YAML; raises `yaml.YAMLError`."""
-    documents = yaml.load_all(text, _Loader)  # noqa: S506  a subclass of the safe loader
+    documents = yaml.load_all(text, _Loader)
     return [document for document in documents if isinstance(document, dict)]
 
 
 def name(manifest: Manifest) -> str:
     """`Kind namespace/name`, as people call it."""
     metadata = manifest.get("metadata") or {}
-    return f"{manifest.get('kind', '?')} {'/'.join(filter(None, (metadata.get('namespace'), metadata.get('name', '?'))))}"
+    return (
+        f"{manifest.get('kind', '?')} {'/'.join(filter(None, (metadata.get('namespace'), metadata.get('name', '?'))))}"
+    )
 
 
 def kustomizations(root: Path = ROOT) -> Iterator[Path]:
@@ -72,7 +74,8 @@ def is_remote(folder: Path) -> bool:
 
 def render(folder: Path) -> list[Manifest]:
     """The objects of a kustomization; raises `RenderError` and, without kubectl, `FileNotFoundError`."""
-    done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)  # noqa: S607  whichever kubectl the user has
+    command = ["kubectl", "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  a constant and our own folder
     if done.returncode:
         raise RenderError(f"{folder}: {done.stderr.strip().rpartition('err=')[2]}")
     return read(done.stdout)

@@ -1,4 +1,4 @@
-"""Refuses what the API server would refuse: built-in kinds by the pinned Kubernetes, custom resources by the pinned CRDs.
+"""Refuses what the API server would: built-in kinds by the pinned Kubernetes, custom resources by the pinned CRDs.
 
 Unknown fields are errors, as with `kubectl apply --validate=strict`: a misspelt field would be dropped in silence.
 The CRDs' CEL rules and the operators' webhooks are not run; only a cluster does.
@@ -19,7 +19,9 @@ from lint.manifests import Manifest, read
 KUBERNETES = "1.36"
 """The version the platform is pinned to, on AKS and in kind."""
 
-CLUSTER_WIDE = frozenset({"Namespace", "StorageClass", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "GatewayClass"})
+CLUSTER_WIDE = frozenset(
+    {"Namespace", "StorageClass", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "GatewayClass"}
+)
 """The built-in kinds that live in no namespace, as far as they are used here."""
 
 _IGNORED = frozenset({"description", "default", "nullable", "format", "example", "externalDocs", "title"})
@@ -65,8 +67,8 @@ class Schemas:
             if name not in served:
                 yield f"{version} is not served; use {group}/{' or '.join(served)}"
                 return
-            for error in _validator(self, group, kind, name).iter_errors(manifest):
-                yield f"{_path(error.absolute_path)}{error.message[:300]}"
+            for mistake in _validator(self, group, kind, name).iter_errors(manifest):
+                yield f"{_path(mistake.absolute_path)}{mistake.message[:300]}"
             cluster_wide = definition["scope"] == "Cluster"
         namespace = (manifest.get("metadata") or {}).get("namespace")
         if cluster_wide and namespace:
@@ -83,7 +85,10 @@ class Schemas:
                 continue
             for document in read(text):
                 spec = document.get("spec", {})
-                if document.get("kind") == "CustomResourceDefinition" and (spec["group"], spec["names"]["kind"]) == (group, kind):
+                if document.get("kind") == "CustomResourceDefinition" and (spec["group"], spec["names"]["kind"]) == (
+                    group,
+                    kind,
+                ):
                     return dict(spec)
         return None
 
@@ -100,8 +105,8 @@ def _validator(schemas: Schemas, group: str, kind: str, version: str) -> jsonsch
 def _strict(schema: dict[str, Any], *, closed: bool = True) -> dict[str, Any]:
     """A CRD's schema as plain JSON Schema that refuses unknown fields.
 
-    Where Kubernetes keeps unknown fields so does this; inside allOf, anyOf and oneOf nothing is closed, as each of their
-    parts knows only some of the fields.
+    Where Kubernetes keeps unknown fields so does this; inside allOf, anyOf and oneOf nothing is closed, as each of
+    their parts knows only some of the fields.
     """
     result: dict[str, Any] = {}
     for key, value in schema.items():

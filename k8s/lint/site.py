@@ -1,4 +1,4 @@
-"""Keeps the one file that a user fills in (overlays/aks/site/site.yaml) honest: nothing forgotten, nothing without effect."""
+"""Keeps the one file that a user fills in, overlays/aks/site/site.yaml, honest: nothing forgotten, nothing idle."""
 
 import json
 import shutil

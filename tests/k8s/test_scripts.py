@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from k8s.lint import crds
+from lint import crds
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 SITE = K8S / "overlays/aks/site/site.yaml"
 SCRIPTS = sorted(K8S.rglob("*.sh"))
 
 # Stands for Azure's command line: remembers what was created, answers `show` by it, and writes down each call.
-AZ = """#!{python}
+AZ = """#!{python} -IS
 import pathlib, sys
 home = pathlib.Path({home!r})
 words = sys.argv[1:]
 with (home / "calls").open("a") as calls:
     calls.write(" ".join(words) + "\\n")
-verbs = [word for word in words if not word.startswith("-")]
-verb = next(i for i, word in enumerate(words) if word in {{"show", "create", "add", "set", "update", "delete", "list", "get-credentials"}})
+VERBS = {{"show", "create", "add", "set", "update", "delete", "list", "get-credentials"}}
+verb = next(i for i, word in enumerate(words) if word in VERBS)
 kind = "-".join(words[:verb])
 options = dict(zip(words[verb + 1 :], words[verb + 2 :]))
 thing = home / "things" / (kind + "-" + options.get("--name", "").replace("/", "_"))
@@ -35,7 +35,8 @@ elif words[verb] == "show" and kind not in {{"account", "ad-signed-in-user"}}:
         sys.exit(3)
     if "--query" in options:
         query = options["--query"]
-        print(thing.read_text().partition("=")[2] if query.startswith("tags") else f"{{options.get('--name')}}.{{query}}")
+        tag = thing.read_text().partition("=")[2]
+        print(tag if query.startswith("tags") else f"{{options.get('--name')}}.{{query}}")
 elif words[verb] == "show":
     print(options.get("--query", ""))
 """
@@ -50,7 +51,11 @@ def azure(tmp_path: Path) -> dict[str, str]:
     az.write_text(AZ.format(python=sys.executable, home=str(tmp_path)))
     az.chmod(az.stat().st_mode | stat.S_IXUSR)
     shutil.copy(SITE, tmp_path / "site.yaml")
-    return {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SITE": str(tmp_path / "site.yaml"), "HOME": str(tmp_path)}
+    return {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SITE": str(tmp_path / "site.yaml"),
+        "HOME": str(tmp_path),
+    }
 
 
 def run(script: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -120,7 +125,9 @@ def test_create_twice_makes_everything_once_and_fills_in_the_site(azure: dict[st
     assert "  backupClientId: goals-backup.clientId\n" in site
     # Create-if-missing, each once; roles and the deletion policy are set again, which changes nothing.
     once = (" create ", " add ", " set ")
-    made = [call for call in calls(azure) if any(verb in f" {call} " for verb in once) and "role assignment" not in call]
+    made = [
+        call for call in calls(azure) if any(verb in f" {call} " for verb in once) and "role assignment" not in call
+    ]
     assert len(made) == len(set(made)) == 18
     number = len(calls(azure))
     second = run("aks/create.sh", env=azure)
@@ -134,7 +141,10 @@ def test_create_keeps_passwords_out_of_arguments_and_output(azure: dict[str, str
     done = run("aks/create.sh", env=azure | {"ALERT_URL": "https://hooks.example.com/a-token"})
     assert done.returncode == 0, done.stderr
     things = Path(azure["HOME"]) / "things"
-    secrets = {name: (things / f"keyvault-secret-{name}").read_text() for name in ("grafana-admin-password", "argocd-admin-password")}
+    secrets = {
+        name: (things / f"keyvault-secret-{name}").read_text()
+        for name in ("grafana-admin-password", "argocd-admin-password")
+    }
     assert len(set(secrets.values())) == 2
     assert (things / "keyvault-secret-alert-receiver-url").read_text() == "https://hooks.example.com/a-token"
     for secret in (*secrets.values(), "a-token"):
@@ -165,7 +175,15 @@ def test_delete_deletes_what_create_made_and_nothing_without_consent(azure: dict
 def test_install_dry_run_has_the_order_and_the_pinned_versions() -> None:
     done = run("platform/install.sh", "--dry-run", "aks")
     assert done.returncode == 0, done.stderr
-    order = ["namespaces", "gateway-api", "cert-manager", "cloudnative-pg", "nginx-gateway-fabric", "plugin-barman-cloud", "argocd"]
+    order = [
+        "namespaces",
+        "gateway-api",
+        "cert-manager",
+        "cloudnative-pg",
+        "nginx-gateway-fabric",
+        "plugin-barman-cloud",
+        "argocd",
+    ]
     lines = done.stdout.splitlines()
     places = [next(number for number, line in enumerate(lines) if f" {step}" in line) for step in order]
     assert places == sorted(places)
