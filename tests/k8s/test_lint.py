@@ -307,3 +307,22 @@ def test_both_ends_of_each_flow_are_open(everything: dict[str, list[Manifest]]) 
         assert into["from"][0].get("podSelector", {}) == policies[sender]["podSelector"]
     (local,) = policies["goals/database-to-api-server"]["egress"]
     assert [port["port"] for port in local["ports"]] == [443, 6443]
+
+
+def test_after_the_switch_nothing_of_the_service_uses_the_old_database(tree: Path) -> None:
+    file = tree / "argocd/goals/kustomization.yaml"
+    text = file.read_text()
+    assert text.count("components:\n") == 1
+    file.write_text(text.replace("components:\n", "components:\n  - ../../overlays/aks/restore/switch\n"))
+    for where in ("argocd/goals", "overlays/aks-restored"):
+        manifests = {name(one): one for one in render(tree / where)}
+        pods = [manifests["Deployment goals/goals"]]
+        if where == "argocd/goals":
+            pods.append(manifests["Job goals/migrate"])
+        used = {
+            value for key, value in walk(pods) if key in {"secretName", "name"} and str(value).startswith("goals-db")
+        }
+        assert used == {"goals-db-restored-app", "goals-db-restored-ca"}
+        restored = manifests["Cluster goals/goals-db-restored"]["spec"]
+        archived = restored["plugins"][0]["parameters"]["serverName"]
+        assert archived != restored["externalClusters"][0]["plugin"]["parameters"]["serverName"]
