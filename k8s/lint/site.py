@@ -13,6 +13,9 @@ SITE = FOLDER / "site.yaml"
 PLACEHOLDERS = ("fill-me-in", "0" * 64)
 """What the template puts where a value, or an image's digest, is the user's."""
 
+IGNORED = shutil.ignore_patterns("__pycache__", "node_modules")
+"""What a copy of the tree does without."""
+
 PROBES = {
     "host": "goals.probe.test",
     "argocdHost": "argocd.probe.test",
@@ -58,7 +61,7 @@ def find_unplaced(root: Path) -> Iterator[Finding]:
         copy = Path(folder) / root.name
         # The copy needs what stands beside k8s as well: the monitoring component includes it.
         for source in (root, root.parent / "observability"):
-            shutil.copytree(source, Path(folder) / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, Path(folder) / source.name, ignore=IGNORED)
         fill(copy)
         finished = [one for one in kustomizations(copy) if (copy / FOLDER).resolve() in includes(one, "components")]
         texts = {where: json.dumps(manifests) for where, manifests in render_all(copy, finished).items()}

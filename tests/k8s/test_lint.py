@@ -23,7 +23,7 @@ def schemas() -> Schemas:
 def tree(tmp_path: Path) -> Path:
     """A copy of the folder k8s, and of what stands beside it, to break."""
     for source in (ROOT, ROOT.parent / "observability"):
-        shutil.copytree(source, tmp_path / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(source, tmp_path / source.name, ignore=site.IGNORED)
     return tmp_path / ROOT.name
 
 
