@@ -5,6 +5,7 @@ set -euo pipefail
 k8s=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=k8s/aks/settings.sh
 . "$k8s/aks/settings.sh"
+PAUSE=${PAUSE:-10}
 SITE=${SITE:-$k8s/overlays/aks/site/site.yaml}
 
 usage() {
@@ -39,14 +40,21 @@ run() {
   [ -n "$dry_run" ] || "$@" >/dev/null
 }
 
-# patiently COMMAND…: a new role takes minutes until the vault knows of it
+# A new role takes minutes until the vault knows of it: what it forbids is tried again for three.
+TRIES=18
+wait_for_role() {
+  echo "# not allowed yet, as the role is new (try $1 of $TRIES); again in $PAUSE seconds" >&2
+  sleep "$PAUSE"
+}
+
+# patiently COMMAND…
 patiently() {
-  local try
-  for try in {1..18}; do
-    if "$@"; then return; fi
-    echo "# not yet (try $try of 18); again in 10 seconds" >&2
-    sleep 10
+  local try said
+  for ((try = 1; try <= TRIES; try++)); do
+    if said=$("$@" 2>&1); then return; fi
+    case $said in *Forbidden*) wait_for_role "$try" ;; *) break ;; esac
   done
+  echo "$said" >&2
   return 1
 }
 
@@ -57,9 +65,23 @@ ask() {
   if [ -n "$dry_run" ]; then echo "<$what>"; else "$@" --output tsv; fi
 }
 
-# missing COMMAND…: true where the thing is not there yet
+# missing COMMAND…: true where the thing is not there; that it cannot be seen is no answer, and ends the script
 missing() {
-  [ -n "$dry_run" ] || ! "$@" --output none >/dev/null 2>&1
+  [ -z "$dry_run" ] || return 0
+  local try said code
+  for ((try = 1; try <= TRIES; try++)); do
+    code=0
+    said=$("$@" --output none 2>&1) || code=$?
+    [ "$code" -ne 0 ] || return 1
+    [ "$code" -ne 3 ] || return 0 # az's code for what does not exist
+    case $said in
+      *NotFound* | *"not found"* | *"could not be found"* | *"does not exist"*) return 0 ;;
+      *Forbidden*) wait_for_role "$try" ;;
+      *) break ;;
+    esac
+  done
+  echo "error: $* failed: $said" >&2
+  exit 1
 }
 
 if [ -z "$dry_run" ]; then
@@ -86,7 +108,7 @@ elif [ "$(az group show --name "$RESOURCE_GROUP" --query "tags.\"$TAG\"" --outpu
 fi
 
 say "The registry for the two images, without its administrator's password"
-if missing az acr show --name "$REGISTRY"; then
+if missing az acr show --resource-group "$RESOURCE_GROUP" --name "$REGISTRY"; then
   run az acr create --resource-group "$RESOURCE_GROUP" --name "$REGISTRY" --location "$LOCATION" --sku Standard --admin-enabled false
 fi
 
@@ -113,7 +135,7 @@ allow_me() {
 }
 
 say "The Key Vault: passwords for what CloudNativePG does not make, and the key that encrypts the cluster's Secrets at rest"
-if missing az keyvault show --name "$VAULT"; then
+if missing az keyvault show --resource-group "$RESOURCE_GROUP" --name "$VAULT"; then
   run az keyvault create --resource-group "$RESOURCE_GROUP" --name "$VAULT" --location "$LOCATION" --enable-rbac-authorization true --enable-purge-protection true --retention-days 90
 fi
 vault=$scope/providers/Microsoft.KeyVault/vaults/$VAULT
@@ -196,11 +218,13 @@ write() {
     mv "$SITE.new" "$SITE"
   fi
 }
+secrets_client=$(ask secrets-client az identity show --resource-group "$RESOURCE_GROUP" --name "$NAME-secrets" --query clientId)
+backup_client=$(ask backup-client az identity show --resource-group "$RESOURCE_GROUP" --name "$NAME-backup" --query clientId)
 write vaultUrl "https://$VAULT.vault.azure.net"
 write tenantId "$tenant"
-write secretsClientId "$(ask secrets-client az identity show --resource-group "$RESOURCE_GROUP" --name "$NAME-secrets" --query clientId)"
+write secretsClientId "$secrets_client"
 write backupUrl "https://$STORAGE.blob.core.windows.net/goals-db"
-write backupClientId "$(ask backup-client az identity show --resource-group "$RESOURCE_GROUP" --name "$NAME-backup" --query clientId)"
+write backupClientId "$backup_client"
 
 say "kubectl"
 run az aks get-credentials --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --overwrite-existing

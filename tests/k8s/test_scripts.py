@@ -30,6 +30,9 @@ options = dict(zip(words[verb + 1 :], words[verb + 2 :]))
 thing = home / "things" / (kind + "-" + options.get("--name", "").replace("/", "_"))
 if words[verb] in {{"create", "add", "set"}}:
     thing.write_text(sys.stdin.read() if "--file" in options else options.get("--tags", ""))
+elif kind == "keyvault-secret" and (home / "forbidden").exists():
+    (home / "forbidden").unlink()
+    sys.exit("(Forbidden) Caller is not authorized to perform action on resource.")
 elif words[verb] == "show" and kind not in {{"account", "ad-signed-in-user"}}:
     if not thing.exists():
         sys.exit(3)
@@ -54,6 +57,7 @@ def azure(tmp_path: Path) -> dict[str, str]:
     return {
         "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
         "SITE": str(tmp_path / "site.yaml"),
+        "PAUSE": "0",
         "HOME": str(tmp_path),
     }
 
@@ -151,6 +155,17 @@ def test_create_keeps_passwords_out_of_arguments_and_output(azure: dict[str, str
         assert len(secret) > 6
         assert secret not in done.stdout + done.stderr
         assert not any(secret in call for call in calls(azure))
+
+
+def test_create_waits_for_a_new_role_and_overwrites_no_password_it_could_not_see(azure: dict[str, str]) -> None:
+    home = Path(azure["HOME"])
+    assert run("aks/create.sh", env=azure).returncode == 0
+    password = (home / "things" / "keyvault-secret-grafana-admin-password").read_text()
+    (home / "forbidden").touch()
+    done = run("aks/create.sh", env=azure)
+    assert done.returncode == 0, done.stderr
+    assert "not allowed yet" in done.stderr
+    assert (home / "things" / "keyvault-secret-grafana-admin-password").read_text() == password
 
 
 @pytest.mark.parametrize("tags", ["", "created-by=someone-else"])
