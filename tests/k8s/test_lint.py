@@ -151,6 +151,14 @@ def test_no_immutable_field_follows_the_image() -> None:
     assert list(changes.find_refused("local", before, after)) == []
 
 
+def test_no_immutable_field_follows_any_value_of_the_site(tree: Path) -> None:
+    before = render(tree / "overlays/aks")
+    site.fill(tree)
+    after = render(tree / "overlays/aks")
+    assert site.PROBES["image"] in json.dumps(after)
+    assert list(changes.find_refused("aks", before, after)) == []
+
+
 @pytest.mark.parametrize(
     ("kind", "version", "spec"),
     [
