@@ -51,7 +51,7 @@ k8s: $(VENV)/.dev  ## render every overlay and component, check them against the
 	cd k8s && ../$(BIN)/python -m lint
 	$(BIN)/python -m pytest -q tests/k8s
 
-crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds (or $$CRDS)
+crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
 	cd k8s && ../$(BIN)/python -m lint.crds
 
 platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
