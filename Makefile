@@ -50,6 +50,20 @@ e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: ap
 screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
 	@$(BIN)/python -m tests.e2e.screenshots
 
+##@ Kubernetes
+k8s crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
+k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
+	cd k8s && ../$(BIN)/python -m lint
+	$(BIN)/python -m pytest -q tests/k8s
+
+crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
+	cd k8s && ../$(BIN)/python -m lint.crds
+
+platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
+	k8s/platform/sums.sh
+
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
@@ -73,4 +87,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots clean help
+.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums clean help
