@@ -21,12 +21,16 @@ migrate: $(VENV)/.local  ## bring the database to the newest revision (the embed
 	@$(BIN)/python -m goals migrate
 
 ##@ Develop
-check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter
+check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint; actionlint and zizmor for the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd alembic && ../$(BIN)/mypy --config-file ../pyproject.toml env.py versions
 	$(BIN)/lint-imports
+	git grep -lE '^#!.*\bsh$$|^#!.*\bbash$$' | xargs $(BIN)/shellcheck --external-sources
+	git ls-files '*Dockerfile' | xargs --no-run-if-empty $(BIN)/hadolint
+	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
+	$(BIN)/zizmor --offline --pedantic --quiet .github
 
 test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
 	$(BIN)/coverage erase
@@ -64,10 +68,29 @@ crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into
 platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
 	k8s/platform/sums.sh
 
+##@ Deliver
+docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each program's own help; the runnable blocks run
+	$(BIN)/python -m pytest tests/test_docs.py tests/docs $(ARGS)
+
+audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
+	@$(BIN)/python -m delivery.audit $(ARGS)
+
+licences: $(VENV)/.dev  ## the licence of each package in the images; fails at one that was not considered
+	@$(BIN)/python -m delivery.licences
+
+actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions name now
+	@$(BIN)/python -m delivery.pins
+
+release-notes: $(VENV)/.dev  ## what the changelog says of VERSION
+	@$(BIN)/python -m delivery.release notes "$(VERSION)"
+
+site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/NAME:VERSION@sha256:DIGEST, into the site
+	@$(BIN)/python -m delivery.release images "$(GOALS)" "$(LOADTEST)"
+
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
-	find services tests alembic loadtest k8s -name __pycache__ -type d -prune -exec rm -rf {} +
+	find services tests alembic loadtest k8s delivery -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,4 +110,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums clean help
+.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums docs-test audit licences actions-pin release-notes site-images clean help
