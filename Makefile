@@ -90,7 +90,7 @@ site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/N
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
-	find services tests alembic loadtest k8s delivery -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

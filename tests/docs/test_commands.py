@@ -1,0 +1,103 @@
+"""Every command in the documents against the Makefile, or against the program's own help where it is on the machine."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.docs.documents import Command, commands, documents
+
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+BUILTINS = {"cd", "export", "exit", "true", "echo", "sed", "sudo"}
+"""Words of the shell and tools with a form of their own, whose options are not looked up."""
+
+NESTED = {
+    "docker": {"buildx", "compose", "image", "network", "volume"},
+    "docker compose": set(),
+    "git": {"remote"},
+    "kubectl": {"config", "create", "rollout"},
+    "python -m": set(),
+}
+"""Whose first word leads to a second one before the options begin."""
+
+FOUND = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+ALL = sorted({command.words: command for document in documents() for command in commands(document)}.values(), key=str)
+
+
+@pytest.mark.parametrize("command", ALL, ids=lambda command: f"{command.place} {' '.join(command.words)}"[:100])
+def test_the_command_is_one(command: Command) -> None:
+    program, *arguments = command.words
+    if program in BUILTINS:
+        return
+    if program == "make":
+        check_make(arguments)
+        return
+    if "/" in program:
+        assert os.access(ROOT / program, os.X_OK), f"{program} is not a program of this repository"
+    elif shutil.which(program, path=FOUND["PATH"]) is None:
+        pytest.skip(f"not looked up: {program} is not on this machine")
+    subcommand, flags = take_apart(program, arguments)
+    if program == "kubectl" and subcommand[:1] == ["cnpg"]:
+        pytest.skip("not looked up: cnpg is a plug-in that is not on this machine")
+    told = told_by(program, tuple(subcommand))
+    for flag in flags:
+        assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", told), f"{program} {' '.join(subcommand)}: no {flag}"
+
+
+def check_make(arguments: list[str]) -> None:
+    """Targets exist, and each variable is one that the Makefile reads."""
+    targets = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
+    for word in arguments:
+        variable, equals, _ = word.partition("=")
+        if equals:
+            assert f"$({variable})" in MAKEFILE, f"the Makefile does not read {variable}"
+        elif not word.startswith("-"):
+            assert word in targets, f"there is no target {word}"
+
+
+def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words of the subcommand, and the options without their values; what follows `--` is another's."""
+    rest = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if program == "kubectl":  # its namespace may stand before the subcommand
+        for flag in {"-n", "--namespace"} & set(rest):
+            where = rest.index(flag)
+            rest = [*rest[:where], *rest[where + 2 :]]
+    subcommand: list[str] = []
+    if program in {"kubectl", "docker", "git", "helm", "kind", "az", "gh", "argocd", "cosign", "alembic"}:
+        deeper = True
+        while rest and deeper and re.fullmatch(r"[a-z][a-z-]*", rest[0]):
+            deeper = rest[0] in NESTED.get(program, set()) and len(subcommand) == 0
+            subcommand.append(rest.pop(0))
+    elif program.startswith("python") and rest[:1] == ["-m"]:
+        subcommand, rest = rest[:3], rest[3:]
+    flags: list[str] = []
+    for word in rest:
+        if re.fullmatch(r"-[a-z]{2,}", word) and program in {"kubectl", "docker"}:
+            flags += [f"-{letter}" for letter in word[1:]]
+        elif re.match(r"--?[a-zA-Z]", word) and word != "--help":
+            flags.append(word.partition("=")[0])
+    return subcommand, flags
+
+
+@functools.cache
+def told_by(program: str, subcommand: tuple[str, ...]) -> str:
+    """Return what a program says of a subcommand; an unknown one fails."""
+    ask = {"git": ["-h"], "curl": ["--help", "all"]}.get(program, ["--help"])
+    environment = os.environ | FOUND | {"PYTHONPATH": "services", "GIT_PAGER": "cat"}
+    path = str(ROOT / program) if "/" in program else program
+    done = subprocess.run(
+        [path, *subcommand, *ask], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+    said = done.stdout + done.stderr
+    # git answers -h with 129.
+    assert done.returncode in {0, 129}, f"{program} {' '.join(subcommand)} is not known: {said[:300]}"
+    if program == "kubectl":
+        said += subprocess.run(["kubectl", "options"], capture_output=True, text=True, check=True).stdout  # noqa: S607 - the one on the PATH
+    return said
