@@ -35,7 +35,9 @@ def test_every_namespace_is_drawn_and_no_other() -> None:
     assert drawn == set(named("Namespace"))
 
 
-@pytest.mark.parametrize("group", with_data("kind"), ids=lambda group: f"{group.get('data-kind')} {group.get('data-name')}")
+@pytest.mark.parametrize(
+    "group", with_data("kind"), ids=lambda group: " ".join(map(group.get, ("data-kind", "data-name")))
+)
 def test_every_object_that_is_drawn_exists(group: ET.Element) -> None:
     assert group.get("data-name") in named(str(group.get("data-kind")))
 
@@ -54,8 +56,6 @@ def test_every_flow_into_the_service_and_its_database_is_drawn() -> None:
     into = {path.stem.removeprefix("networkpolicy-") for path in policies.glob("networkpolicy-*-from-*.yaml")}
     # The API server's way for `kubectl exec` is drawn for nobody.
     assert into - drawn == {"database-from-api-server-tunnel"}
-        "database-from-api-server-tunnel"
-    }  # the API server's way for `kubectl exec`, drawn for nobody
 
 
 def test_the_ports_in_the_picture_are_the_service_s() -> None:
