@@ -259,6 +259,22 @@ async def test_a_body_of_more_than_16_kb_is_refused_and_the_connection_closed(
     assert reply.headers["connection"] == "close"
 
 
+async def test_nothing_is_kept_of_a_body_that_was_refused(service: Service) -> None:
+    """Hypercorn's task for a connection ends with it, though pieces of the body were still to be handed over."""
+    tasks = asyncio.all_tasks()
+    large = b"".join(chunked(*[b"a" * 100] * 1000))
+    foreign = large.replace(b"\r\n", b"\r\nSec-Fetch-Site: cross-site\r\n", 1)
+    for data, status in [(large, 413), (foreign, 403)] * 4:
+        async with asyncio.timeout(PATIENCE), Connection(service.port) as connection:
+            await connection.send(data)
+            assert (await connection.read_reply()).status == status
+    left = True
+    async with asyncio.timeout(PATIENCE):
+        while left:
+            await asyncio.sleep(0.01)
+            left = bool(asyncio.all_tasks() - tasks)
+
+
 async def test_a_body_of_16_kb_is_read(service: Service) -> None:
     body = b"goal_name=".ljust(LONGEST_BODY, b"a")
     for pieces in ([form("/add_goal", body)], chunked(body)):
@@ -402,7 +418,7 @@ FOREIGN = {
     ],
 )
 async def test_what_another_site_sends_is_refused(service: Service, method: str, path: str, lines: list[str]) -> None:
-    check(reply := await ask(service.port, request(method, path, *lines, body=b"")))
+    check(reply := await ask(service.port, request(method, path, *lines, body=b""), closes=True))
     assert reply.status == 403
 
 
@@ -437,7 +453,7 @@ async def test_only_our_hosts_are_answered_where_they_are_named(settings: Settin
         for host in ("goals.example", "GOALS.Example:8443", "goals.example:", "[::1]:8080"):
             assert (await ask(service.port, request("GET", "/health", host=host))).status == 200
         for host in ("evil.example", "goals.example.evil.example", "goals.example:x", "[::2]", "", "goals.example."):
-            check(reply := await ask(service.port, request("GET", "/health", host=host)))
+            check(reply := await ask(service.port, request("GET", "/health", host=host), closes=True))
             assert reply.status == 400
         check(reply := await ask(service.port, b"GET /health HTTP/1.0\r\n\r\n", closes=True))
         assert reply.status == 400
@@ -526,7 +542,7 @@ async def test_an_unknown_address_is_404_and_leads_nowhere(service: Service, tar
 async def test_an_address_of_more_than_2_kb_is_refused(service: Service, start: str) -> None:
     check(reply := await ask(service.port, request("GET", start.ljust(LONGEST_TARGET, "1"))))
     assert reply.status in {404, 422}
-    check(reply := await ask(service.port, request("GET", start.ljust(LONGEST_TARGET + 1, "1"))))
+    check(reply := await ask(service.port, request("GET", start.ljust(LONGEST_TARGET + 1, "1")), closes=True))
     assert reply.status == 414
 
 
@@ -538,7 +554,7 @@ async def test_a_header_over_the_limit_is_refused(service: Service) -> None:
         ["X: a"] * MOST_HEADERS,
         ["If-None-Match: " + '"x", ' * 4000],
     ):
-        check(reply := await ask(service.port, request("GET", "/health", *lines)))
+        check(reply := await ask(service.port, request("GET", "/health", *lines), closes=True))
         assert reply.status == 431
     check(reply := await ask(service.port, request("GET", "/health", *["X: a"] * (MOST_HEADERS - 1))))
     assert reply.status == 200

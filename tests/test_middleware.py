@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 from starlette.responses import PlainTextResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from goals import middleware
@@ -70,6 +70,9 @@ def scope(path: str = "/", **values: object) -> Scope:
     }
 
 
+_receive_nothing: Receive = asyncio.Event().wait  # type: ignore[assignment]  # nobody asks for a body here
+
+
 class Exchange:
     """What an ASGI application sends, without a server: for what no route of ours does.
 
@@ -80,10 +83,11 @@ class Exchange:
         self._patience = patience
         self.sent: list[Message] = []
 
-    async def receive(self) -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        # In a task of its own, as under Hypercorn.
+        await asyncio.ensure_future(app(scope, _receive_nothing, self._send))
 
-    async def send(self, message: Message) -> None:
+    async def _send(self, message: Message) -> None:
         if len(self.sent) == self._patience:
             await asyncio.Event().wait()
         self.sent.append(message)
@@ -117,9 +121,7 @@ async def fail_half_way(_scope: Scope, _receive: Receive, send: Send) -> None:
 async def test_while_the_service_drains_each_answer_asks_to_reconnect_where_http_knows_such_a_header() -> None:
     for version, closing in (("1.0", True), ("1.1", True), ("2", False)):
         exchange = Exchange()
-        await Headers(greet, hsts=False, draining=lambda: True)(
-            scope(http_version=version), exchange.receive, exchange.send
-        )
+        await exchange.run(Headers(greet, hsts=False, draining=lambda: True), scope(http_version=version))
         assert ((b"connection", b"close") in exchange.headers) == closing
 
 
@@ -128,7 +130,7 @@ async def test_a_request_that_takes_too_long_is_503_and_gives_its_connection_up(
 ) -> None:
     monkeypatch.setattr(middleware, "REQUEST_DEADLINE", 0.01)
     exchange = Exchange()
-    await Limits(hang)(scope(), exchange.receive, exchange.send)
+    await exchange.run(Limits(hang), scope())
     assert exchange.status == 503
     assert {(b"retry-after", b"1"), (b"connection", b"close")} <= set(exchange.headers)
 
@@ -137,7 +139,7 @@ async def test_a_client_that_does_not_read_its_answer_is_left_without_a_fuss(mon
     monkeypatch.setattr(middleware, "REQUEST_DEADLINE", 0.01)
     exchange = Exchange(patience=1)
     with capture_logs() as events:
-        await Limits(greet)(scope(), exchange.receive, exchange.send)
+        await exchange.run(Limits(greet), scope())
     assert [message["type"] for message in exchange.sent] == ["http.response.start"]
     assert events == [{"event": "client did not read the answer in time", "log_level": "warning"}]
 
@@ -155,7 +157,7 @@ async def test_a_crash_is_logged_answered_and_not_explained(telemetry: Telemetry
         exchange = Exchange()
         with capture_logs() as events:
             record = Record(Limits(fail), telemetry=telemetry, write=lines.append)
-            await record(scope(path), exchange.receive, exchange.send)
+            await exchange.run(record, scope(path))
         assert exchange.status == 500
         assert b"x-request-id" in dict(exchange.headers)
         assert b"secret" not in exchange.sent[1]["body"]
@@ -169,7 +171,7 @@ async def test_a_crash_with_half_an_answer_out_is_left_to_the_server_which_hangs
     exchange = Exchange()
     record = Record(fail_half_way, telemetry=telemetry, write=lines.append)
     with capture_logs() as events, pytest.raises(RuntimeError):
-        await record(scope(), exchange.receive, exchange.send)
+        await exchange.run(record, scope())
     assert [message["type"] for message in exchange.sent] == ["http.response.start"]
     assert [event["event"] for event in events] == ["request crashed"]
     assert [line["status"] for line in lines] == [200]

@@ -77,22 +77,18 @@ def explore(url: str) -> tuple[set[PhaseName], int, list[str]]:
     schema = schemathesis.openapi.from_url(url, config=config)
     phases, requests, faults = set(), 0, []
     for event in from_schema(schema).execute():
-        match event:
-            case events.ScenarioFinished():
-                phases.add(event.phase)
-                requests += len(event.recorder.interactions)
-                faults += [
-                    f"{event.recorder.label}: {check.name}: {check.failure_info.failure}"
-                    for checks in event.recorder.checks.values()
-                    for check in checks
-                    if check.failure_info is not None
-                ]
-            case events.NonFatalError() | events.FatalError():
-                faults.append(repr(event))
-            case events.EngineFinished():
-                assert event.stop_reason is StopReason.COMPLETED
-            case _:
-                pass
+        assert not isinstance(event, (events.NonFatalError, events.FatalError)), event
+        if isinstance(event, events.ScenarioFinished):
+            phases.add(event.phase)
+            requests += len(event.recorder.interactions)
+            faults += [
+                f"{event.recorder.label}: {check.name}: {check.failure_info.failure}"
+                for checks in event.recorder.checks.values()
+                for check in checks
+                if check.failure_info is not None
+            ]
+    assert isinstance(event, events.EngineFinished)
+    assert event.stop_reason is StopReason.COMPLETED
     return phases, requests, faults
 
 

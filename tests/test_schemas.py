@@ -94,6 +94,8 @@ def test_what_a_browser_encodes_is_decoded(fields: dict[str, str]) -> None:
 @repeatable
 @given(st.binary(max_size=40) | st.text(st.sampled_from("ab&=+%0123456789fF;"), max_size=40).map(str.encode))
 @example(b"a=%F0%9F%9A%80&&b=+%2B")
+@example(b"a=1&a=2")
+@example(b"%61=1&a=2")
 def test_any_bytes_are_decoded_like_the_library_does_or_refused(encoded: bytes) -> None:
     fields: dict[str, str] | None
     try:

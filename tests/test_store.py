@@ -117,9 +117,11 @@ async def test_a_removal_whose_first_attempt_was_lost_is_done_and_not_missing(da
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
+        ended: object = None
         async with asyncio.timeout(1):
-            while not await database.fetch(waiting):
+            while not ended:
                 await asyncio.sleep(0.01)
+                ended = await database.fetch(waiting)
     await removal
     with pytest.raises(GoalNotFoundError):
         await store.delete_goal(database, goal.id)

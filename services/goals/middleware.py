@@ -30,7 +30,7 @@ MOST_HEADERS = 100
 _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
-_CLOSING = {"connection": "close"}
+_CLOSING = {"connection": "close"}  # what is left of a refused request is not read (RFC 9112, 9.6)
 
 SECURITY_HEADERS = [
     (
@@ -125,7 +125,7 @@ class Record:
 
 
 class Limits:
-    """Refuses what is too long, contradictory, slow, foreign or not meant for us, before any handler runs.
+    """Refuses what is too long, contradictory, slow, foreign or not for us, before any handler runs, and hangs up.
 
     A handler sees a body only once all of it has arrived, within `BODY_DEADLINE` and `LONGEST_BODY`.
     """
@@ -150,11 +150,13 @@ class Limits:
             async with deadline:
                 try:
                     self._check(scope, headers)
-                    if _has_body(scope, headers):
-                        receive = await _receive_all(receive, headers)
-                    await self.app(scope, receive, send_noted)
+                    body = await _receive_all(receive, headers) if _has_body(scope, headers) else receive
+                    await self.app(scope, body, send_noted)
                 except HTTPException as refusal:
-                    await answer(scope, refusal)(scope, receive, send)
+                    # Hypercorn waits for ever to hand over what nobody takes (its queue holds ten pieces of a body).
+                    discarding = asyncio.create_task(_discard(receive))
+                    await answer(scope, refusal)(scope, receive, send_noted)
+                    await discarding
                 except ClientDisconnect:
                     pass  # whoever sent half a body is not there to read an answer
         except TimeoutError:
@@ -176,15 +178,17 @@ class Limits:
             raise HTTPException(400, "The length of the body is stated in a way that cannot be trusted.", _CLOSING)
         query = scope["query_string"]
         if len(scope["raw_path"]) + len(query) + bool(query) > LONGEST_TARGET:
-            raise HTTPException(414, f"The address is longer than {LONGEST_TARGET} bytes.")
+            raise HTTPException(414, f"The address is longer than {LONGEST_TARGET} bytes.", _CLOSING)
         # Hypercorn's own limit depends on how many bytes happen to arrive at once.
         if len(scope["headers"]) > MOST_HEADERS or sum(map(len, chain(*scope["headers"]))) > LONGEST_HEADERS:
-            raise HTTPException(431, f"The header has more than {MOST_HEADERS} fields or {LONGEST_HEADERS} bytes.")
+            raise HTTPException(
+                431, f"The header has more than {MOST_HEADERS} fields or {LONGEST_HEADERS} bytes.", _CLOSING
+            )
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts and _PORT.sub("", host) not in self._hosts:
-            raise HTTPException(400, "This service does not answer to that host name.")
+            raise HTTPException(400, "This service does not answer to that host name.", _CLOSING)
         if scope["method"] not in _SAFE_METHODS and _is_cross_origin(headers, host):
-            raise HTTPException(403, "This request was made by another site.")
+            raise HTTPException(403, "This request was made by another site.", _CLOSING)
 
 
 def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
@@ -205,6 +209,11 @@ def _has_body(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     if scope["http_version"] == "2":
         return True  # its frames tell, not its header
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+async def _discard(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _receive_all(receive: Receive, headers: dict[bytes, bytes]) -> Receive:

@@ -31,16 +31,11 @@ def _header(name: str, description: str) -> dict[str, Any]:
 
 
 def _answer(description: str, schema: str, **headers: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    return {
         "description": description,
+        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
         "content": {"application/json": {"schema": _reference(schema)}},
     }
-    if headers:
-        answer["headers"] = {
-            name.replace("_", "-"): {"description": text, "schema": {"type": "string"}}
-            for name, text in headers.items()
-        }
-    return answer
 
 
 _PROBLEMS = {
