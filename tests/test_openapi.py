@@ -44,7 +44,7 @@ def test_the_schemas_are_json_schema() -> None:
 
 
 CONFIGURATION = {
-    "generation": {"max-examples": 20, "deterministic": True},
+    "generation": {"max-examples": 15, "deterministic": True},
     "continue-on-failure": True,
     # Besides what counts as taken: an If-Match that does not hold is a wish that cannot be granted, not bad data.
     "checks": {

@@ -133,7 +133,7 @@ documents = st.recursive(
 )
 
 
-@repeatable
+@settings(repeatable, max_examples=50)
 @given(documents)
 def test_json_is_decoded(document: object) -> None:
     assert parse_json(json.dumps(document).encode()) == document
