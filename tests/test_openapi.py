@@ -97,4 +97,4 @@ async def test_schemathesis_finds_no_request_that_the_document_does_not_foretell
     phases, requests, faults = await to_thread.run_sync(explore, f"http://127.0.0.1:{service.port}/openapi.json")
     assert faults == []
     assert {phase.value for phase in phases} >= {"examples", "coverage", "fuzzing", "stateful"}
-    assert requests > 300
+    assert requests > 100
