@@ -53,9 +53,9 @@ async def patch_goal(request: Request[State]) -> Response:
     """Rename a goal; with `If-Match` only while it is still what the client has read (RFC 9110, 13.1.1)."""
     goal_id = _read_id(request)
     body = validate(GoalBody, await read_json(request))
-    expected = request.headers.get("if-match")
+    expected = _field_of(request, "if-match")
     seen = None
-    if expected is not None:
+    if expected not in {None, "*"}:  # "*" asks no more than that there is such a goal
         seen = await store.select_goal(request.state["database"], goal_id)
         if not _matches(_represent(seen).headers["etag"], expected):
             raise GoalChangedError("The goal is not what your If-Match says: read it again.")
@@ -77,10 +77,17 @@ def _read_id(request: Request[State]) -> int:
 
 def _read_key(request: Request[State]) -> UUID:
     """The `Idempotency-Key`, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
-    given = request.headers.get("idempotency-key")
+    given = _field_of(request, "idempotency-key")
     if given is None:
         return new_key()
-    return validate(KeyHeader, {"Idempotency-Key": given.removeprefix('"').removesuffix('"')}).key
+    bare = given[1:-1] if given[:1] == given[-1:] == '"' else given
+    return validate(KeyHeader, {"Idempotency-Key": bare}).key or new_key()
+
+
+def _field_of(request: Request[State], name: str) -> str | None:
+    """A header field as one value, however many lines it came in (RFC 9110, 5.3)."""
+    lines = request.headers.getlist(name)
+    return ", ".join(lines) if lines else None
 
 
 def _show(goal: Goal) -> GoalOut:
@@ -101,7 +108,7 @@ def _validated(request: Request[State], response: Response) -> Response:
     """Answer 304 where the client has this very representation already (RFC 9110, 13.1.2)."""
     etag = response.headers.setdefault("etag", _etag(response))
     response.headers["cache-control"] = "no-cache"
-    known = request.headers.get("if-none-match")
+    known = _field_of(request, "if-none-match")
     if known is not None and _matches(etag, known.replace("W/", "")):
         kept = {name: response.headers[name] for name in ("etag", "cache-control", "link") if name in response.headers}
         return Response(status_code=304, headers=kept)

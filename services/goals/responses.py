@@ -108,4 +108,4 @@ def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = 
         errors=[InvalidField(field=field, message=message) for field, message in fields.items()] or None,
     )
     body = problem.model_dump_json(exclude_none=True)
-    return Response(body, status, headers, media_type="application/problem+json")
+    return Response(body, status, {"cache-control": "no-store", **headers}, media_type="application/problem+json")
