@@ -6,7 +6,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
 
 import structlog
@@ -26,12 +26,13 @@ from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.logs import request_writer
 from goals.middleware import REQUEST_DEADLINE, Headers, Limits, Record
+from goals.pages import draw
 from goals.readiness import Readiness
 from goals.reads import SharedReads
 from goals.responses import answer
 from goals.schemas import PAGE_SIZE, Goal
 from goals.settings import Settings
-from goals.state import State
+from goals.state import Listing, State
 from goals.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
@@ -98,8 +99,10 @@ class Application:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
         database = Database(self._settings)
 
-        async def load_page(key: tuple[int | None, int | None]) -> tuple[store.Page, store.Total]:
-            return await store.select_page_and_total(database, before=key[0], after=key[1], limit=PAGE_SIZE)
+        async def load_page(key: tuple[int | None, int | None]) -> Listing:
+            before, after = key
+            page, total = await store.select_page_and_total(database, before=before, after=after, limit=PAGE_SIZE)
+            return draw(before, after, page, total)
 
         async def load_list(key: tuple[int | None, int]) -> store.Page:
             return await store.select_page(database, before=key[0], limit=key[1])
@@ -155,14 +158,7 @@ async def serve(settings: Settings, *, announce: Callable[[int, int], None] | No
     listeners = [_listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
     public_port, operators_port = (listener.getsockname()[1] for listener in listeners)
     application = Application(settings, operators_port)
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
-    config.include_server_header = False
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
-    config.graceful_timeout = REQUEST_DEADLINE
-    config.errorlog = logging.getLogger("hypercorn.error")
-
+    config = hypercorn_config(listeners)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     hurrying = asyncio.Event()
@@ -182,6 +178,18 @@ async def serve(settings: Settings, *, announce: Callable[[int, int], None] | No
         announce(public_port, operators_port)
     await _wait(server, stopping, hurrying)
     log.info("stopped")
+
+
+def hypercorn_config(listeners: Iterable[socket.socket]) -> Config:
+    """How Hypercorn is run, whatever it serves on `listeners`; it takes them over."""
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    config.include_server_header = False
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
+    config.graceful_timeout = REQUEST_DEADLINE
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
 
 
 async def _wait(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event) -> None:

@@ -1,6 +1,6 @@
 """What an endpoint finds in `request.state`: made by the application's lifespan, typed, and nothing else shared."""
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from goals.database import Database
 from goals.readiness import Readiness
@@ -10,11 +10,20 @@ from goals.store import Page, Total
 from goals.telemetry import Telemetry
 
 
+class Listing(NamedTuple):
+    """What one read found, and the page of it: HTML in two parts, between which each reader's form key goes."""
+
+    page: Page
+    total: Total
+    head: bytes
+    tail: bytes
+
+
 class State(TypedDict):
     """Shared by all requests; the keys of the reads are `(before, after)`, `(before, limit)` and the goal's id."""
 
     database: Database
-    pages: SharedReads[tuple[int | None, int | None], tuple[Page, Total]]
+    pages: SharedReads[tuple[int | None, int | None], Listing]
     lists: SharedReads[tuple[int | None, int], Page]
     goals: SharedReads[int, Goal]
     readiness: Readiness
