@@ -22,17 +22,18 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from goals import __version__, api, health, pages, store
+from goals.api import write_list
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.logs import request_writer
 from goals.middleware import REQUEST_DEADLINE, Headers, Limits, Record
-from goals.pages import draw
+from goals.pages import draw_page
 from goals.readiness import Readiness
 from goals.reads import SharedReads
 from goals.responses import answer
 from goals.schemas import PAGE_SIZE, Goal
 from goals.settings import Settings
-from goals.state import Listing, State
+from goals.state import Document, Listing, State
 from goals.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
@@ -102,10 +103,11 @@ class Application:
         async def load_page(key: tuple[int | None, int | None]) -> Listing:
             before, after = key
             page, total = await store.select_page_and_total(database, before=before, after=after, limit=PAGE_SIZE)
-            return draw(before, after, page, total)
+            return draw_page(before, after, page, total)
 
-        async def load_list(key: tuple[int | None, int]) -> store.Page:
-            return await store.select_page(database, before=key[0], limit=key[1])
+        async def load_list(key: tuple[int | None, int]) -> Document:
+            before, limit = key
+            return write_list(limit, await store.select_page(database, before=before, limit=limit))
 
         async def load_goal(goal_id: int) -> Goal:
             return await store.select_goal(database, goal_id)
@@ -137,6 +139,8 @@ class Application:
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        # Nearly all that a request makes dies by its reference count; seeking cycles less often saves a few percent.
+        gc.set_threshold(10_000)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -150,6 +150,7 @@ class Database:
             max_overflow=0,
             pool_timeout=GATE_TIMEOUT,
             hide_parameters=True,
+            pool_reset_on_return=None,  # nothing is open after a single statement in autocommit
         )
         event.listen(self.engine.sync_engine, "handle_error", _drop_useless_connections)
         self.gate = Gate(self.size)

@@ -32,7 +32,7 @@ async def get_page(request: Request[State]) -> Response:
     return show(b"%b%b%b" % (listing.head, str(new_key()).encode(), listing.tail))
 
 
-def draw(before: int | None, after: int | None, page: store.Page, total: store.Total) -> Listing:
+def draw_page(before: int | None, after: int | None, page: store.Page, total: store.Total) -> Listing:
     """Draw a page once for all who share its rows."""
     head, tail = _render(before, after, page, total, form_key=_HOLE).encode().split(_HOLE.encode())
     return Listing(page, total, head, tail)

@@ -19,12 +19,19 @@ class Listing(NamedTuple):
     tail: bytes
 
 
+class Document(NamedTuple):
+    """One answer of the API, the same for all who share the read: JSON, and the headers that belong to it."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
 class State(TypedDict):
     """Shared by all requests; the keys of the reads are `(before, after)`, `(before, limit)` and the goal's id."""
 
     database: Database
     pages: SharedReads[tuple[int | None, int | None], Listing]
-    lists: SharedReads[tuple[int | None, int], Page]
+    lists: SharedReads[tuple[int | None, int], Document]
     goals: SharedReads[int, Goal]
     readiness: Readiness
     telemetry: Telemetry
