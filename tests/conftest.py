@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +10,6 @@ import httpx2
 import pytest
 from alembic import command
 from alembic.config import Config
-from anyio import to_thread
 from sqlalchemy import text
 
 from goals import app, embedded, logs
@@ -58,10 +55,9 @@ def settings(server: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-async def schema(settings: Settings) -> None:
+def schema(settings: Settings) -> None:
     """The schema at its newest revision, in the database that most tests share."""
-    # In a thread: the migrations bring an event loop of their own.
-    await to_thread.run_sync(migrate, settings)
+    migrate(settings)
 
 
 def migrate(settings: Settings, revision: str = "head") -> None:
@@ -70,14 +66,19 @@ def migrate(settings: Settings, revision: str = "head") -> None:
 
 @contextlib.asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Service]:
-    """Serve as `python -m goals serve` does, in this process, and stop by the signal that Kubernetes sends."""
+    """Serve as `python -m goals serve` does, but in this process and without its signals."""
     ports: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(app.serve(settings, announce=lambda *pair: ports.set_result(Service(*pair))))
+    stops: list[Callable[[], None]] = []
+    serving = asyncio.create_task(
+        app.serve(settings, announce=lambda *pair: ports.set_result(Service(*pair)), heed=stops.append)
+    )
+    serving.add_done_callback(lambda _: ports.cancel())
     try:
         yield await ports
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)
-        await serving
+        for stop in stops:
+            stop()
+        await serving  # raises what kept it from its ports
 
 
 async def until_ready(service: Service) -> None:
@@ -100,6 +101,7 @@ async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
     database = Database(settings)
     async with database.engine.connect() as connection:
         await connection.execute(text("TRUNCATE goals RESTART IDENTITY"))
+    await database.engine.dispose()
     yield database
     await database.close()
 
