@@ -140,8 +140,6 @@ class Application:
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        # Nearly all that a request makes dies by its reference count; seeking cycles less often saves a few percent.
-        gc.set_threshold(10_000)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
