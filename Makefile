@@ -58,6 +58,13 @@ bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of
 bench-readme: $(VENV)/.dev  ## put the last benchmark's table into README.md
 	@$(BIN)/python -m tests.bench --write README.md
 
+##@ Browser
+e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
+	$(BIN)/pytest tests/e2e $(ARGS)
+
+screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
+	@$(BIN)/python -m tests.e2e.screenshots
+
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
@@ -81,4 +88,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock bench bench-readme clean help
+.PHONY: up migrate check test lock bench bench-readme e2e screenshots clean help

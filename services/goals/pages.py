@@ -10,9 +10,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from goals import store
-from goals.errors import GoalNotFoundError, IdempotencyKeyReusedError, InvalidInputError
+from goals.errors import (
+    DatabaseUnavailableError,
+    GoalNotFoundError,
+    IdempotencyKeyReusedError,
+    InvalidInputError,
+    OverloadedError,
+)
 from goals.requests import read_form
-from goals.responses import STATIC, render, show
+from goals.responses import STATIC, answer, render, show
 from goals.schemas import NAME_LENGTH, Goal, GoalForm, PageQuery, RemovalForm, new_key, parse_fields, validate
 from goals.state import Listing, State
 
@@ -39,7 +45,11 @@ def draw_page(before: int | None, after: int | None, page: store.Page, total: st
 
 
 async def post_goal(request: Request[State]) -> Response:
-    """Add a goal and lead back to the page; a name that cannot be accepted comes back with the reason."""
+    """Add a goal and lead back to the page.
+
+    A name that cannot be accepted comes back with the reason, and one that could not be stored comes back to be sent
+    again: nobody types a goal twice.
+    """
     fields = await read_form(request)
     try:
         form = validate(GoalForm, fields)
@@ -48,6 +58,8 @@ async def post_goal(request: Request[State]) -> Response:
         message = error.fields.get("goal_name") or str(error)
     except IdempotencyKeyReusedError:
         message = "This form has already added a goal under another name. Send it again to add this one too."
+    except (DatabaseUnavailableError, OverloadedError) as error:
+        return answer(request.scope, error, again=fields)
     else:
         return _see_page()
     first = await request.state["pages"].get((None, None))
