@@ -1,7 +1,6 @@
 """Request bodies, read only in the one form that an endpoint understands."""
 
 from email.message import Message
-from functools import lru_cache
 
 from starlette.requests import Request
 
@@ -22,14 +21,9 @@ async def read_json(request: Request[State]) -> object:
 
 
 def _require(request: Request[State], media_type: str) -> None:
-    encoding = request.headers.get("content-encoding", "identity")
-    if _parse(request.headers.get("content-type", "")) != (media_type, "utf-8") or encoding.lower() != "identity":
-        raise UnsupportedMediaTypeError(f"Send {media_type} in UTF-8, without a content encoding.")
-
-
-@lru_cache(maxsize=64)  # clients send a handful of values, and the parser is slow
-def _parse(content_type: str) -> tuple[str, str]:
-    """The media type and the charset, UTF-8 where none is named."""
     header = Message()
-    header["content-type"] = content_type
-    return header.get_content_type(), header.get_content_charset("utf-8")
+    header["content-type"] = request.headers.get("content-type", "")
+    charset = header.get_content_charset("utf-8")
+    encoding = request.headers.get("content-encoding", "identity")
+    if header.get_content_type() != media_type or charset != "utf-8" or encoding.lower() != "identity":
+        raise UnsupportedMediaTypeError(f"Send {media_type} in UTF-8, without a content encoding.")
