@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MeasurementError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130  # what a shell says of a program that Ctrl-C has ended
     print(report.draw(figures))
     return 0
 
@@ -172,4 +175,6 @@ def _say(progress: str) -> None:
 
 
 if __name__ == "__main__":
+    # Leave by the same way as on an error: the servers are stopped and their data removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

@@ -86,6 +86,7 @@ class Servers(NamedTuple):
         port = _free_port()
         variables = {
             "DB_HOST": str(socket_folder),
+            "DB_PORT": "5432",
             "DB_NAME": database,
             "DB_USERNAME": "goals_user",
             "SSL": "disable",
