@@ -23,18 +23,24 @@ from goals.schemas import (
     parse_fields,
     validate,
 )
-from goals.state import State
+from goals.state import Document, State
 
 ROOT = "/api/v1/goals"
 
 
 async def get_goals(request: Request[State]) -> Response:
     query = validate(ListQuery, parse_fields(request.scope["query_string"]))
-    page = await request.state["lists"].get((query.before, query.limit))
-    response = JSON(GoalListOut(goals=[_show(goal) for goal in page.goals]))
+    document = await request.state["lists"].get((query.before, query.limit))
+    return _validated(request, Response(document.body, headers=document.headers, media_type="application/json"))
+
+
+def write_list(limit: int, page: store.Page) -> Document:
+    """Write a list once for all who share its rows."""
+    body = GoalListOut(goals=[_show(goal) for goal in page.goals]).model_dump_json().encode()
+    headers = {"etag": _etag(body)}
     if page.more:
-        response.headers["link"] = f'<{ROOT}?limit={query.limit}&before={page.goals[-1].id}>; rel="next"'
-    return _validated(request, response)
+        headers["link"] = f'<{ROOT}?limit={limit}&before={page.goals[-1].id}>; rel="next"'
+    return Document(body, headers)
 
 
 async def post_goal(request: Request[State]) -> Response:
@@ -68,7 +74,9 @@ async def delete_goal(request: Request[State]) -> Response:
 
 
 async def get_openapi(request: Request[State]) -> Response:
-    return _validated(request, JSON(DOCUMENT))
+    response = JSON(DOCUMENT)
+    response.headers["etag"] = _etag(response.body)
+    return _validated(request, response)
 
 
 def _read_id(request: Request[State]) -> int:
@@ -96,17 +104,17 @@ def _show(goal: Goal) -> GoalOut:
 
 def _represent(goal: Goal, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     response = JSON(_show(goal), status, headers)
-    response.headers["etag"] = _etag(response)
+    response.headers["etag"] = _etag(response.body)
     return response
 
 
-def _etag(response: Response) -> str:
-    return f'"{blake2b(response.body, digest_size=12).hexdigest()}"'
+def _etag(body: bytes | memoryview) -> str:
+    return f'"{blake2b(body, digest_size=12).hexdigest()}"'
 
 
 def _validated(request: Request[State], response: Response) -> Response:
     """Answer 304 where the client has this very representation already (RFC 9110, 13.1.2)."""
-    etag = response.headers.setdefault("etag", _etag(response))
+    etag = response.headers["etag"]
     response.headers["cache-control"] = "no-cache"
     known = _field_of(request, "if-none-match")
     if known is not None and _matches(etag, known.replace("W/", "")):
