@@ -53,10 +53,10 @@ def test_every_scenario_is_documented() -> None:
     assert named <= scenarios
 
 
-def test_every_decision_is_in_the_list_in_one_sequence() -> None:
+def test_every_decision_is_in_the_list_under_a_number_of_its_own() -> None:
     folder = ROOT / "docs/adr"
     files = sorted(path.name for path in folder.glob("[0-9]*.md"))
-    assert [int(name[:4]) for name in files] == list(range(1, len(files) + 1))
+    assert len({name[:4] for name in files}) == len(files)
     listed = re.findall(r"^- \[(\d{4})\]\(([^)]+)\): (.+)$", TEXT[folder / "README.md"], re.MULTILINE)
     titles = {name: TEXT[folder / name].partition("\n")[0] for name in files}
     assert [(name[:4], name, titles[name]) for name in files] == [
