@@ -107,6 +107,10 @@ clean:  ## leave the clone as it was (the embedded server's data in .data/ stays
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
 	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
+clean-data:  ## remove the embedded server's data, your goals with them; not while it runs
+	@[ ! -e .data ] || $(PYTHON) -c 'import fcntl, shutil; users = open(".data/users.lock", "a"); fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB); shutil.rmtree(".data")' 2>/dev/null \
+	  || { echo "error: something uses the embedded server's data: stop \`make up\` and the tests first" >&2; exit 1; }
+
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -125,4 +129,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums docs-test audit licences actions-pin release-notes site-images bench bench-readme clean help
+.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums docs-test audit licences actions-pin release-notes site-images bench bench-readme clean clean-data help
