@@ -10,9 +10,9 @@ from tests.docs.documents import commands, documents, parse, tracked
 
 MADE = re.compile(
     r"(^|/)(\.data|\.cache|\.venv|out|node_modules)(/|$)"
-    r"|^(private-ca\.crt|bench\.json|summary\.json|report\.html|parity\.(json|md|svg)|my\.toml|notes\.md|uv\.lock)$"
+    r"|^(private-ca\.crt|bench\.json|summary\.json|report\.html|parity\.(json|md|svg)|my\.toml|notes\.md|uv\.lock|load\.js)$"
 )
-"""What commands make, or a user does; the tree does not have it."""
+"""What commands make, a user does, or the seed has; the tree does not."""
 
 SUFFIXES = "css|env|html|js|json|md|py|sh|sha256|svg|toml|ts|txt|yaml|yml"
 DOCUMENTS = documents()

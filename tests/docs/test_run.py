@@ -32,7 +32,7 @@ def test_a_fresh_clone_serves_the_page_and_the_operators_port(clone: Clone) -> N
 
 
 def test_something_is_marked_to_run() -> None:
-    assert len(MARKED) >= 5
+    assert len(MARKED) >= 3
 
 
 @pytest.mark.parametrize("block", MARKED, ids=lambda block: block.place)
