@@ -84,6 +84,7 @@ platform-sums:  ## fetch what the platform installs, record each sum at the firs
 	k8s/platform/sums.sh
 
 ##@ Deliver
+.PHONY: docs-test audit licences actions-pin release-notes site-images
 docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each program's own help; the runnable blocks run
 	$(BIN)/python -m pytest tests/test_docs.py tests/docs $(ARGS)
 
@@ -129,4 +130,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums docs-test audit licences actions-pin release-notes site-images bench bench-readme clean clean-data help
+.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums bench bench-readme clean clean-data help
