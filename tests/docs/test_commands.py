@@ -51,7 +51,7 @@ def test_the_command_is_one(command: Command) -> None:
             pytest.skip(f"not looked up: {program} has no plug-in {subcommand[0]} on this machine")
     told = told_by(program, tuple(subcommand))
     for flag in flags:
-        assert re.search(rf"(?<![\w-]){re.escape(flag)}(?![\w-])", told), f"{program} {' '.join(subcommand)}: no {flag}"
+        assert names(told, flag), f"{program} {' '.join(subcommand)}: no {flag}"
 
 
 def check_make(arguments: list[str]) -> None:
@@ -80,13 +80,17 @@ def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]
             subcommand.append(rest.pop(0))
     elif program.startswith("python") and rest[:1] == ["-m"]:
         subcommand, rest = rest[:3], rest[3:]
-    flags: list[str] = []
-    for word in rest:
-        if re.fullmatch(r"-[a-z]{2,}", word) and program in {"kubectl", "docker"}:
-            flags += [f"-{letter}" for letter in word[1:]]
-        elif re.match(r"--?[a-zA-Z]", word) and word != "--help":
-            flags.append(word.partition("=")[0])
-    return subcommand, flags
+    return subcommand, [w.partition("=")[0] for w in rest if re.match(r"--?[a-zA-Z]", w) and w != "--help"]
+
+
+def names(told: str, flag: str) -> bool:
+    """Whether a help text names an option: as it is, as letters put together, or as a letter with its value behind it."""
+
+    def named(option: str) -> bool:
+        return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", told) is not None
+
+    letters = [] if flag.startswith("--") else [f"-{letter}" for letter in flag[1:]]
+    return named(flag) or (bool(letters) and (all(map(named, letters)) or named(letters[0])))
 
 
 @functools.cache
@@ -101,6 +105,9 @@ def told_by(program: str, subcommand: tuple[str, ...]) -> str:
     said = done.stdout + done.stderr
     # git answers -h with 129.
     assert done.returncode in {0, 129}, f"{program} {' '.join(subcommand)} is not known: {said[:300]}"
+    if program == "locust":  # its own help leaves out what the locustfile adds
+        texts = [path.read_text(encoding="utf-8") for path in (ROOT / "loadtest").glob("*.py")]
+        said += "".join(f" {option} " for text in texts for option in re.findall(r'"(--[\w-]+)"', text))
     if program == "kubectl":
         said += subprocess.run(["kubectl", "options"], capture_output=True, text=True, check=True).stdout  # noqa: S607 - the one on the PATH
     return said
