@@ -84,7 +84,7 @@ def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]
 
 
 def names(told: str, flag: str) -> bool:
-    """Whether a help text names an option: as it is, as letters put together, or as a letter with its value behind it."""
+    """Whether a help text has an option: as it is, as letters put together, or as a letter with its value behind it."""
 
     def named(option: str) -> bool:
         return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", told) is not None

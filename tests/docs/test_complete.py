@@ -68,7 +68,7 @@ def test_every_decision_is_in_the_list_under_a_number_of_its_own() -> None:
 
 
 def test_every_job_of_the_pipeline_calls_what_ci_runs() -> None:
-    """What .ci/run does on one machine, the workflows do on several, and the pipeline does nothing that .ci/run does not."""
+    """What .ci/run does on one machine, the workflows do on several, and ci.yaml does nothing beside."""
     run = re.sub(r"(?m)^ *#.*", "", (ROOT / ".ci/run").read_text(encoding="utf-8"))
     texts = [run]
     for name in ("ci", "nightly"):
