@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -145,12 +146,26 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return answer(request.scope, error)
 
 
-async def serve(settings: Settings, *, announce: Callable[[int, int], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; then drain, and stop listeners, requests, pool and telemetry, in this order.
+def heed_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` at each SIGTERM and SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
 
-    A second signal ends it at once.
-    `announce` is told the public and the operators' port once both are bound. A port that cannot be had raises a
-    `ConfigurationError`.
+
+def log_ports(port: int, operators_port: int) -> None:
+    log.info("listening", port=port, operators_port=operators_port)
+
+
+async def serve(
+    settings: Settings,
+    *,
+    announce: Callable[[int, int], None] = log_ports,
+    heed: Callable[[Callable[[], None]], None] = heed_signals,
+) -> None:
+    """Serve until told to stop; then drain, and stop listeners, requests, pool and telemetry, in this order.
+
+    `announce` is told the public and the operators' port once both are bound. `heed` is given the function that stops
+    the service, and at once when it is called again. A port that cannot be had raises a `ConfigurationError`.
     """
     listeners = [_listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
     public_port, operators_port = (listener.getsockname()[1] for listener in listeners)
@@ -175,11 +190,9 @@ async def serve(settings: Settings, *, announce: Callable[[int, int], None] | No
         log.info("draining", seconds=settings.goals_drain_seconds)
         loop.call_later(settings.goals_drain_seconds, stopping.set)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    heed(stop)
     server = asyncio.create_task(serve_hypercorn(application, config, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
-    if announce is not None:
-        announce(public_port, operators_port)
+    announce(public_port, operators_port)
     await _wait(server, stopping, hurrying)
     log.info("stopped")
 
@@ -207,7 +220,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        remedy = "stop what uses it, or choose another by GOALS_PORT and GOALS_OPS_PORT"
-        raise ConfigurationError(f"cannot listen on {host} port {port} ({error.strerror}): {remedy}") from None
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # getaddrinfo counts below zero
+        remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
