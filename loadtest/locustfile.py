@@ -3,6 +3,7 @@
 import argparse
 import logging
 import resource
+import signal
 import sys
 from time import perf_counter
 from typing import Any
@@ -29,6 +30,7 @@ TICK_SECONDS = 1.0
 """How often Locust asks a shape."""
 
 _MOST_FILES = 65_536
+_LONGEST_START = 30.0  # seconds until the first user must have started
 
 stats.bucket_response_time = round_milliseconds  # type: ignore[assignment]  # documented as replaceable, by floats too
 runners.WORKER_REPORT_INTERVAL = TICK_SECONDS
@@ -100,13 +102,15 @@ class ScenarioShape(LoadTestShape):
         session = self.session
         if session.scenario is None or not self._playable:
             return None
-        load, at = session.scenario.load, perf_counter() - self.start_time
+        load, at = session.scenario.load, session.recorder.age
+        if not at and perf_counter() - self.start_time > _LONGEST_START:
+            return None
         if at > TICK_SECONDS / 2:
             self._show(at, load.seconds)
-            if self._must_abort(at):
+            if self._must_abort(at) or session.interrupted:
                 return None
         left = load.seconds - at
-        if left <= TICK_SECONDS:  # the next tick would come late: wait for the exact end here
+        if at and left <= TICK_SECONDS:  # the next tick would come late: wait for the exact end here
             gevent.sleep(max(left, 0))
             return None
         if isinstance(load, Open):
@@ -151,6 +155,21 @@ def connect(environment: Environment, runner: Any, web_ui: WebUI | None, **_: An
             sys.stderr.write(f"error: {error}\n")
             sys.exit(USAGE)
 
+    def interrupt() -> None:
+        if is_worker:
+            # A master that was interrupted too, by the same key, ends the run as it should be ended.
+            gevent.sleep(2 * TICK_SECONDS)
+            runner.quit()
+        elif web_ui is None:
+            session.interrupted = True
+        else:
+            runner.quit()
+            web_ui.stop()
+
+    # Else Python raises KeyboardInterrupt in whatever user is at work, and SIGTERM kills: Locust handles it only once
+    # a load shape has ended.
+    for number in (signal.SIGINT, signal.SIGTERM) if web_ui is None and not is_worker else (signal.SIGINT,):
+        gevent.signal_handler(number, interrupt)
     listen = environment.events
     listen.test_start.add_listener(session.on_test_start)
     listen.test_stop.add_listener(session.on_test_stop)

@@ -171,13 +171,16 @@ class Recorder:
         self.vus = 0
         self.vus_max = 0
         self.cpu = 0.0
-        """The worst load of any generating process's core over five seconds, 1.0 being all of it."""
+        """The share of a core that the busiest generating process used in its worst five seconds."""
+        self.busy = 0.0
+        """The share that it wanted: what it used, and what it waited for while others had the core."""
         self.started = inf
         self.ended = 0.0
         self.timeline: dict[int, Slot] = {}
         self.width = 1
         """Seconds that one slot of the timeline spans."""
         self._vus_max_by_source: dict[str, int] = {}
+        self._began: float | None = None
         self._at_work = 0
         self._changed = time.perf_counter()
         self._slot_user_seconds = 0.0
@@ -194,6 +197,8 @@ class Recorder:
         """Note that a user starts (1) or stops (-1) to work: begins or ends its iterations, or pauses between them."""
         self._advance()
         self._at_work += change
+        if self._began is None:
+            self._began = self._changed
         now = time.time()
         self.started = min(self.started, now)
         self.ended = now
@@ -205,6 +210,10 @@ class Recorder:
     def add_users(self, number: int) -> None:
         self.vus += number
         self.vus_max = max(self.vus_max, self.vus)
+
+    def note_usage(self, used: float, wanted: float) -> None:
+        self.cpu = max(self.cpu, used)
+        self.busy = max(self.busy, wanted)
 
     def _advance(self) -> None:
         now = time.perf_counter()
@@ -278,6 +287,11 @@ class Recorder:
         return total
 
     @property
+    def age(self) -> float:
+        """Seconds since the first user started, by this process's clock; 0 before."""
+        return 0.0 if self._began is None else time.perf_counter() - self._began
+
+    @property
     def seconds(self) -> float:
         """From the first user's start to the last one's end."""
         return max(self.ended - self.started, 0.0)
@@ -304,9 +318,10 @@ class Recorder:
             "connecting": self.connecting.dump(),
             "sums": [getattr(self, name) for name in self._SUMS],
             "vus_max": self.vus_max,
-            "cpu": self.cpu,
+            "usage": [self.cpu, self.busy],
             "started": self.started if self.started < inf else None,
             "ended": self.ended,
+            "age": self.age,
             "width": self.width,
             "timeline": [
                 [second, slot.trend.dump(), slot.failed, slot.user_seconds] for second, slot in self.timeline.items()
@@ -342,9 +357,13 @@ class Recorder:
             setattr(self, name, getattr(self, name) + value)
         self._vus_max_by_source[source] = report["vus_max"]
         self.vus_max = sum(self._vus_max_by_source.values())
-        self.cpu = max(self.cpu, report["cpu"])
+        self.note_usage(*report["usage"])
         self.started = min(self.started, report["started"] or inf)
         self.ended = max(self.ended, report["ended"])
+        if report["age"]:
+            # By ages, not by times of day: the clocks of two machines differ.
+            began = time.perf_counter() - report["age"]
+            self._began = began if self._began is None else min(self._began, began)
         if report["width"] > self.width:
             self._widen(report["width"])
         for second, trend, failed, user_seconds in report["timeline"]:

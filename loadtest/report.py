@@ -48,10 +48,11 @@ def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[st
     found, warnings = list(problems), []
     if not recorder.metric("http_reqs").count:
         found.append("no request was answered or even tried: nothing was measured")
-    if recorder.cpu > BUSIEST:
+    if recorder.busy > BUSIEST:
         found.append(
-            f"the load generator used {recorder.cpu:.0%} of a core (limit {BUSIEST:.0%}): the figures are its own, "
-            "not the service's; use --processes or fewer users"
+            f"the load generator was busy {recorder.busy:.0%} of the time (limit {BUSIEST:.0%}; it used "
+            f"{recorder.cpu:.0%} of a core and waited for one the rest): the figures are its own, not the service's; "
+            "use --processes, fewer users or a machine with more to spare"
         )
     little = recorder.little
     if little is not None and not LITTLE[0] <= little <= LITTLE[1]:
@@ -102,6 +103,7 @@ def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: st
             "little": recorder.little,
             "users": recorder.user_seconds / recorder.seconds if recorder.seconds else 0.0,
             "cpu": recorder.cpu,
+            "busy": recorder.busy,
             "errors": dict(sorted(recorder.errors.items())),
             "steps": {name: _describe(series.trend)["values"] for name, series in recorder.series.items()},
         },
@@ -138,7 +140,8 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
     little = "none" if own["little"] is None else f"{own['little']:.3f}"
     lines.append(
         f"  users at work {own['users']:.1f} on average, {metrics['vus_max']['values']['value']} at most; "
-        f"connections {_connections(summary)}; Little's law {little}; generator's CPU {own['cpu']:.0%}"
+        f"connections {_connections(summary)}; Little's law {little}; "
+        f"generator used {own['cpu']:.0%} of a core and wanted {own['busy']:.0%}"
     )
     lines.append("")
     for outcome in verdict.outcomes:
@@ -161,7 +164,7 @@ def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) ->
         "Users at work": f"{own['users']:.1f}, at most {recorder.vus_max}",
         "Connections opened": _connections(summary),
         "Little's law": little,
-        "Generator's CPU": f"{own['cpu']:.0%} of a core",
+        "Generator's core": f"{own['cpu']:.0%} used, {own['busy']:.0%} wanted",
     }
     notes = [f'<p class="bad">{escape(problem)}</p>' for problem in verdict.problems]
     notes += [f'<p class="warn">{escape(warning)}</p>' for warning in verdict.warnings]

@@ -192,6 +192,8 @@ class Scenario(Strict):
             known = names["check" if threshold.metric == "checks" else "name"]
             if threshold.tag is not None and threshold.tag not in known:
                 raise ValueError(f"`{threshold.selector}` names no step or check of this scenario")
+        if self.load.seconds < 1:
+            raise ValueError("the load lasts less than a second")
         if self.pause and isinstance(self.load, Open):
             raise ValueError("`pause` belongs to closed loops; arrivals have their rate")
         return self

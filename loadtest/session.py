@@ -5,12 +5,12 @@ import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import gevent
 from locust import stats
 from locust.env import Environment
-from locust.runners import STATE_STOPPED, MasterRunner, WorkerRunner
+from locust.runners import STATE_RUNNING, STATE_SPAWNING, STATE_STOPPED, MasterRunner, WorkerRunner
 
 import report
 from journal import Journal
@@ -32,6 +32,29 @@ def round_milliseconds(milliseconds: float) -> float:
     return float(f"{milliseconds:.3g}")
 
 
+class Usage(NamedTuple):
+    """At a time, the seconds that this process has had a core, and those that it had to wait for one."""
+
+    at: float
+    used: float
+    waited: float
+
+    @classmethod
+    def read(cls) -> Self:
+        try:
+            # Linux: nanoseconds on a core and in the run queue (its Documentation/scheduler/sched-stats.rst).
+            waited = int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+        except OSError:
+            waited = 0.0
+        return cls(time.perf_counter(), time.process_time(), waited)
+
+    def until(self, later: Self) -> tuple[float, float]:
+        """The shares of one core that were used, and that were wanted."""
+        elapsed = max(later.at - self.at, FOLD_SECONDS)
+        used = later.used - self.used
+        return used / elapsed, (used + later.waited - self.waited) / elapsed
+
+
 class Session:
     """The run that is on in this process, if any, and what is known of the last one.
 
@@ -49,6 +72,8 @@ class Session:
         self.recorder = Recorder()
         self.scenario: Scenario | None = None
         self.thresholds: list[Threshold] = []
+        self.interrupted = False
+        """Set when somebody wants the run to end before its time."""
         self.page = "<p>No run has ended yet.</p>"
         """The last run's report."""
         self._environment = environment
@@ -72,7 +97,7 @@ class Session:
     @property
     def parts(self) -> int:
         """How many processes make load."""
-        return int(self.options.parts) if isinstance(self._runner, MasterRunner) else 1
+        return self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
 
     # Locust's events.
 
@@ -80,7 +105,7 @@ class Session:
         """Begin to measure; where load is made, also make what its users need."""
         self.recorder, self._problems, self._reported, self._verdict = Recorder(), [], set(), None
         if isinstance(self._runner, MasterRunner):
-            self.options.parts = self._runner.worker_count  # goes to the workers with all options
+            self.options.parts = self.parts  # goes to the workers with all options
             return
         is_worker = isinstance(self._runner, WorkerRunner)
         if is_worker:
@@ -130,7 +155,10 @@ class Session:
     def on_quitting(self, **_: Any) -> None:
         if isinstance(self._runner, WorkerRunner):
             self._environment.process_exit_code = 0  # the master speaks for all
-        elif self._verdict is not None:
+            return
+        if self._verdict is None and self._runner.state in {STATE_SPAWNING, STATE_RUNNING}:
+            self._runner.quit()  # a signal has cut the run off: judge what there is
+        if self._verdict is not None:
             self._environment.process_exit_code = self._verdict.exit_code
         elif self._headless:
             sys.stderr.write("error: the run ended before it began; nothing was measured\n")
@@ -139,16 +167,16 @@ class Session:
     def _fold_on(self, run: Run) -> None:
         """Keep the figures fresh while the run goes on, and note how busy this process is at its worst."""
         recorder = self.recorder
-        samples = deque([(time.perf_counter(), time.process_time())])
+        samples = deque([Usage.read()])
         while self._run is run:
             gevent.sleep(FOLD_SECONDS)
             if self._run is run:
                 self._fold(run)
-            samples.append((time.perf_counter(), time.process_time()))
-            while samples[-1][0] - samples[0][0] > _CPU_SPAN:
-                samples.popleft()
-                recorder.cpu = max(recorder.cpu, _share(samples))
-        recorder.cpu = recorder.cpu or _share(samples)
+            samples.append(Usage.read())
+            while samples[-1].at - samples[0].at > _CPU_SPAN:
+                recorder.note_usage(*samples.popleft().until(samples[-1]))
+        if not recorder.busy:
+            recorder.note_usage(*samples[0].until(samples[-1]))
 
     def _fold(self, run: Run | None) -> None:
         """Move what is fresh into the trends, and into Locust's own figures for its web UI and files."""
@@ -164,14 +192,17 @@ class Session:
         end = time.monotonic() + self._environment.stop_timeout + _REPORT_WAIT
         while workers - self._reported and time.monotonic() < end:
             gevent.sleep(0.05)
-        if missing := self.parts - len(self._reported):
-            self._problems.append(f"{missing} of {self.parts} workers did not report what they measured")
+        started = self.options.parts
+        if missing := started - len(self._reported):
+            self._problems.append(f"{missing} of {started} workers did not report what they measured")
 
     def _conclude(self) -> None:
         """Judge the run, and write what it says to the terminal and into files."""
         assert self.scenario is not None  # noqa: S101  what has run was prepared
         name = Path(self.options.scenario).stem
         folder = Path(self.options.out or f"out/load/{name}")
+        if self.interrupted:
+            self._problems.append(f"the run was cut off after {self.recorder.seconds:.0f} s")
         verdict = report.judge(self.recorder, evaluate(self.thresholds, self.recorder), self._problems)
         summary = report.summarize(
             self.recorder,
@@ -190,11 +221,6 @@ class Session:
             verdict = report.judge(self.recorder, verdict.outcomes, [*self._problems, "the reports cannot be written"])
         sys.stdout.flush()
         self._verdict = verdict
-
-
-def _share(samples: deque[tuple[float, float]]) -> float:
-    elapsed = samples[-1][0] - samples[0][0]
-    return (samples[-1][1] - samples[0][1]) / elapsed if elapsed else 0.0
 
 
 def fold_into_locust(target: stats.RequestStats, name: str, method: str, fresh: Trend, failed: int) -> None:

@@ -17,7 +17,7 @@ from locust import User, task
 from locust.contrib.fasthttp import FastHttpSession
 from locust.event import EventHook
 from locust.exception import StopUser
-from locust.user.task import LOCUST_STATE_RUNNING, LOCUST_STATE_STOPPING, LOCUST_STATE_WAITING
+from locust.user.task import LOCUST_STATE_STOPPING
 
 import client
 from checks import Check
@@ -29,6 +29,7 @@ from scenario import Request, Scenario, Source, Step, Target, parse_source
 
 _LONGEST_RETRY_PAUSE = 1.0
 _FIRST_RETRY_PAUSE = 0.05
+_LOOK_SECONDS = 0.2  # how long a user that waits may not notice that it has to stop
 
 ServerErrors = range(500, 600)
 
@@ -207,11 +208,13 @@ class VirtualUser:
                     return  # nothing to go on with, such as no goal to remove
                 values[name] = value
 
-    def pause(self, seconds: float) -> None:
-        """Wait without being at work."""
+    def pause(self, seconds: float, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait without being at work, for as long as the user does not have to stop."""
+        end = perf_counter() + seconds
         self._run.recorder.shift(-1)
         try:
-            gevent.sleep(seconds)
+            while (left := end - perf_counter()) > 0 and not is_stopping():
+                gevent.sleep(min(left, _LOOK_SECONDS))
         finally:
             self._run.recorder.shift(1)
 
@@ -317,15 +320,16 @@ class ScenarioUser(User):
         user = VirtualUser(run)
         run.recorder.shift(1)
         try:
-            while self._state != LOCUST_STATE_STOPPING:
+            while not self._is_stopping():
                 user.iterate()
-                if run.scenario.pause and self._state != LOCUST_STATE_STOPPING:
-                    self._state = LOCUST_STATE_WAITING  # may be stopped at once
-                    user.pause(run.scenario.pause * random.uniform(0.5, 1.5))  # noqa: S311  not for secrets
-                    self._state = LOCUST_STATE_RUNNING
+                if run.scenario.pause:
+                    user.pause(run.scenario.pause * random.uniform(0.5, 1.5), self._is_stopping)  # noqa: S311  not for secrets
         finally:
             run.recorder.shift(-1)
             user.close()
+
+    def _is_stopping(self) -> bool:
+        return self._state == LOCUST_STATE_STOPPING
 
     def _arrive(self, arrivals: Iterator[float]) -> None:
         """Start iterations when they are due; an arrival that finds no user free, and none to be made, is dropped."""
@@ -339,9 +343,9 @@ class ScenarioUser(User):
         try:
             for at in arrivals:
                 due = begun + at
-                while (left := due - perf_counter()) > 0 and self._state != LOCUST_STATE_STOPPING:
-                    gevent.sleep(min(left, 0.5))
-                if self._state == LOCUST_STATE_STOPPING:
+                while (left := due - perf_counter()) > 0 and not self._is_stopping():
+                    gevent.sleep(min(left, _LOOK_SECONDS))
+                if self._is_stopping():
                     break
                 if not free and len(users) < limit:
                     users.append(VirtualUser(run))
