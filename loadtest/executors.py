@@ -24,6 +24,8 @@ Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=7 * 
 Users = Annotated[int, Field(ge=1, le=50_000)]
 Rate = Annotated[float, Field(gt=0, le=1_000_000)]
 """Iterations a second, over all processes."""
+MaxUsers = Users
+"""Users made at most; an arrival that finds none of them free is a dropped iteration."""
 
 
 class Strict(BaseModel):
@@ -76,53 +78,54 @@ class RampingVus(Strict):
         return max(round(levels[place] + (levels[place + 1] - levels[place]) * share), 1)
 
 
-class _ArrivalRate(Strict):
+class ConstantArrivalRate(Strict):
     """An open model: iterations start when they are due, whether or not the earlier ones are answered."""
 
-    max_vus: Users = 1000
-    """Users made at most; an arrival that finds none free is a dropped iteration."""
-
-    def rates(self) -> tuple[list[float], list[float]]:
-        """The rate at each stage's border, and the stages' durations."""
-        raise NotImplementedError
-
-    @property
-    def seconds(self) -> float:
-        return sum(self.rates()[1])
-
-    def arrivals(self, part: int = 0, parts: int = 1) -> Iterator[float]:
-        """Seconds after the start at which iterations are due: every `parts`-th, from number `part` on.
-
-        The n-th is due where the area under the rate reaches n, so the parts of several processes interleave evenly.
-        """
-        begin, served = 0.0, 0.0
-        rates, durations = self.rates()
-        for (first, last), duration in zip(pairwise(rates), durations, strict=True):
-            area = (first + last) / 2 * duration
-            slope = (last - first) / duration
-            number = part + parts * max(ceil((served - part) / parts), 0)
-            while (inside := number - served) < area:
-                yield begin + (2 * inside / (first + sqrt(max(first**2 + 2 * slope * inside, 0))) if inside else 0.0)
-                number += parts
-            begin, served = begin + duration, served + area
-
-
-class ConstantArrivalRate(_ArrivalRate):
     executor: Literal["constant-arrival-rate"]
     rate: Rate
     duration: Duration
+    max_vus: MaxUsers = 1000
 
-    def rates(self) -> tuple[list[float], list[float]]:
-        return [self.rate, self.rate], [self.duration]
+    @property
+    def seconds(self) -> float:
+        return self.duration
+
+    def arrivals(self, part: int = 0, parts: int = 1) -> Iterator[float]:
+        return _plan_arrivals([self.rate, self.rate], [self.duration], part, parts)
 
 
-class RampingArrivalRate(_ArrivalRate):
+class RampingArrivalRate(Strict):
+    """An open model whose rate goes in straight lines from stage to stage."""
+
     executor: Literal["ramping-arrival-rate"]
     start_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
     stages: Annotated[list[RateStage], Field(min_length=1)]
+    max_vus: MaxUsers = 1000
 
-    def rates(self) -> tuple[list[float], list[float]]:
-        return [self.start_rate, *(stage.target for stage in self.stages)], [stage.duration for stage in self.stages]
+    @property
+    def seconds(self) -> float:
+        return sum(stage.duration for stage in self.stages)
+
+    def arrivals(self, part: int = 0, parts: int = 1) -> Iterator[float]:
+        rates = [self.start_rate, *(stage.target for stage in self.stages)]
+        return _plan_arrivals(rates, [stage.duration for stage in self.stages], part, parts)
+
+
+def _plan_arrivals(rates: list[float], durations: list[float], part: int, parts: int) -> Iterator[float]:
+    """Seconds after the start at which iterations are due: every `parts`-th, from number `part` on.
+
+    `rates` are those at the borders of the stages that last `durations`. The n-th iteration is due where the area
+    under the rate reaches n, so that the parts of several processes interleave evenly.
+    """
+    begin, served = 0.0, 0.0
+    for (first, last), duration in zip(pairwise(rates), durations, strict=True):
+        area = (first + last) / 2 * duration
+        slope = (last - first) / duration
+        number = part + parts * max(ceil((served - part) / parts), 0)
+        while (inside := number - served) < area:
+            yield begin + (2 * inside / (first + sqrt(max(first**2 + 2 * slope * inside, 0))) if inside else 0.0)
+            number += parts
+        begin, served = begin + duration, served + area
 
 
 Closed = ConstantVus | RampingVus

@@ -159,11 +159,16 @@ class Task(Strict):
 
 
 class Condition(Strict):
-    """A threshold with k6's options."""
+    """A threshold, alone as a text or with k6's options."""
 
     threshold: str
     abort_on_fail: bool = Field(default=False, alias="abortOnFail")
     delay_abort: Duration | None = Field(default=None, alias="delayAbortEval")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return {"threshold": value} if isinstance(value, str) else value
 
 
 class Scenario(Strict):
@@ -178,7 +183,7 @@ class Scenario(Strict):
     """Think time after each iteration, on average: half of it to one and a half times."""
     objectives: bool = True
     """Take the thresholds that the service level objectives make, where the scenario names none for a metric."""
-    thresholds: dict[str, list[str | Condition]] = Field(default_factory=dict)
+    thresholds: dict[str, list[Condition]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -199,16 +204,16 @@ class Scenario(Strict):
         return self
 
     def parse_thresholds(self) -> list[Threshold]:
-        parsed = []
-        for selector, conditions in self.thresholds.items():
-            for condition in conditions:
-                if isinstance(condition, str):
-                    parsed.append(parse_threshold(selector, condition))
-                else:
-                    delay = condition.delay_abort or 0.0
-                    abort = condition.abort_on_fail
-                    parsed.append(parse_threshold(selector, condition.threshold, abort=abort, delay=delay))
-        return parsed
+        return [
+            parse_threshold(
+                selector,
+                condition.threshold,
+                abort=condition.abort_on_fail,
+                delay=condition.delay_abort or 0.0,
+            )
+            for selector, conditions in self.thresholds.items()
+            for condition in conditions
+        ]
 
 
 def parse_source(text: str) -> Source:
@@ -261,7 +266,8 @@ def read_scenario(name: str, *, users: int | None = None, seconds: float | None 
 
 
 def _explain(error: ValidationError) -> str:
-    errors = error.errors(include_url=False)
+    # An unknown key is told first: where one is, what is missing is often only misspelt.
+    errors = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     first = errors[0]
     place = ".".join(str(part) for part in first["loc"])
     message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
