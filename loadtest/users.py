@@ -20,7 +20,7 @@ from locust.exception import StopUser
 from locust.user.task import LOCUST_STATE_STOPPING
 
 import client
-from checks import Check
+from checks import Check, parse_check
 from client import Response
 from executors import Open
 from journal import Journal
@@ -109,7 +109,7 @@ class BoundStep:
         self.attempts = step.attempts
         self.series: Series = recorder.add_series(step.label, step.method)
         self.checks: list[tuple[Rate, Check]] = [
-            (recorder.add_check(name), check) for name, check in step.parse_checks()
+            (recorder.add_check(name), parse_check(text)) for name, text in step.checks.items()
         ]
         self.save: dict[str, Source] = {name: parse_source(text) for name, text in step.save.items()}
         self._target = target
