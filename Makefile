@@ -44,6 +44,13 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
 
+##@ Browser
+e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
+	$(BIN)/pytest tests/e2e $(ARGS)
+
+screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
+	@$(BIN)/python -m tests.e2e.screenshots
+
 ##@ Load test
 SCENARIO ?= seed
 HOST ?= http://127.0.0.1:8080
@@ -91,4 +98,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock load load-ui load-test parity clean help
+.PHONY: up migrate check test lock e2e screenshots load load-ui load-test parity clean help

@@ -125,5 +125,4 @@ def _welcome(settings: Settings) -> Callable[[int, int], None]:
     return announce
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())
