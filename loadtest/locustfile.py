@@ -103,8 +103,10 @@ class ScenarioShape(LoadTestShape):
         if session.scenario is None or not self._playable:
             return None
         load, at = session.scenario.load, session.recorder.age
-        if not at and perf_counter() - self.start_time > _LONGEST_START:
-            return None
+        if not at:
+            if perf_counter() - self.start_time > _LONGEST_START:
+                return None
+            session.await_workers(_LONGEST_START)
         if at > TICK_SECONDS / 2:
             self._show(at, load.seconds)
             if self._must_abort(at) or session.interrupted:

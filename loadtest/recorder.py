@@ -355,7 +355,7 @@ class Recorder:
         self.connecting.merge(Trend.load(report["connecting"]))
         for name, value in zip(self._SUMS, report["sums"], strict=True):
             setattr(self, name, getattr(self, name) + value)
-        self._vus_max_by_source[source] = report["vus_max"]
+        self._vus_max_by_source[source] = max(self._vus_max_by_source.get(source, 0), report["vus_max"])
         self.vus_max = sum(self._vus_max_by_source.values())
         self.note_usage(*report["usage"])
         self.started = min(self.started, report["started"] or inf)

@@ -179,7 +179,7 @@ class VirtualUser:
         self._run = run
         self._engine = run.make_engine()
         self._number = next(run.numbers)
-        self._iteration = 0
+        self._iteration = -1
         run.recorder.add_users(1)
 
     def close(self) -> None:
@@ -190,9 +190,9 @@ class VirtualUser:
         """Do one task. `due` is when an arrival should have begun: the first answer's latency counts from there."""
         run = self._run
         run.recorder.iterations += 1
+        self._iteration += 1
         values: dict[str, str] = {}
         if run.needs_values:
-            self._iteration += 1
             values = {"uuid": str(uuid4()), "user": str(self._number), "iteration": str(self._iteration)}
         for step in run.pick():
             response = self._send(step, values, due)
