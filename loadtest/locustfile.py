@@ -129,7 +129,8 @@ class ScenarioShape(LoadTestShape):
     def _must_abort(self, at: float) -> bool:
         asked = [threshold for threshold in self.session.thresholds if threshold.abort_on_fail]
         due = [threshold for threshold in asked if at > threshold.delay_abort]
-        crossed = [outcome.threshold for outcome in evaluate(due, self.session.recorder) if not outcome.ok]
+        outcomes = evaluate(due, self.session.recorder)
+        crossed = [outcome.threshold for outcome in outcomes if outcome.measured is not None and not outcome.ok]
         for threshold in crossed:
             sys.stderr.write(f"\nstopping early: {threshold.selector} {threshold.expression}\n")
         return bool(crossed)

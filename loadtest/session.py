@@ -94,6 +94,11 @@ class Session:
         if self.options.engine:
             scenario = scenario.model_copy(update={"engine": self.options.engine})
         objectives = read_objectives(Path(self.options.slo)) if scenario.objectives else []
+        if self.options.journal:
+            try:
+                Journal(Path(self.options.journal)).close()
+            except OSError as error:
+                raise ValueError(f"the journal cannot be written: {error}") from None
         self.thresholds = complete(scenario.parse_thresholds(), objectives)
         self.scenario = scenario
 
@@ -111,10 +116,13 @@ class Session:
     def on_test_start(self, **_: Any) -> None:
         """Make what this process's users need, where it makes load."""
         if isinstance(self._runner, MasterRunner):
-            self.options.parts = self.parts  # goes to the workers with all options
+            # These go to the workers with all options.
+            self.options.parts = self.parts
+            self.options.asked = [self._users, self._seconds]
             return
         is_worker = isinstance(self._runner, WorkerRunner)
         if is_worker:
+            self._users, self._seconds = self.options.asked
             self.prepare()
         assert self.scenario is not None  # noqa: S101  prepared, here or by the shape
         # Locust itself listens to every request; whoever else does wants to be called.
@@ -122,13 +130,13 @@ class Session:
         fires = self.options.request_events or listeners > 1
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it
-        self._run = ScenarioUser.run_ = Run(
+        self._run = ScenarioUser.current = Run(
             self.scenario,
             Target.parse(self._environment.host),
             self.recorder,
             journal=Journal(Path(self.options.journal)) if self.options.journal else None,
             fire=self._environment.events.request.fire if fires else None,
-            part=self._runner.worker_index if is_worker else 0,
+            part=self._runner.worker_index % self.options.parts if is_worker else 0,
             parts=self.options.parts if is_worker else 1,
         )
         gevent.spawn(self._fold_on, self._run)

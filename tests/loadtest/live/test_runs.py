@@ -98,6 +98,7 @@ def test_objectives_are_the_default_thresholds(play: Play, server: Server, tmp_p
         (write_scenario(opened()), ("-u", "5"), "-u has no meaning for"),
         (write_scenario(closed()), ("--host", "127.0.0.1:80"), "is no base URL"),
         (write_scenario(closed()), ("--engine", "slow"), "invalid choice"),
+        (write_scenario(closed()), ("--journal", "/proc/none/journal"), "the journal cannot be written"),
     ],
 )
 def test_what_cannot_be_played_is_refused(play: Play, scenario: str, options: tuple[str, ...], message: str) -> None:
@@ -179,10 +180,10 @@ def test_what_was_saved_goes_into_the_next_step(play: Play, server: Server) -> N
     assert json.loads(second["sent"]) == {"id": [first["uuid"]]}
 
 
-@pytest.mark.parametrize("load", [closed(11, "4s"), opened("4s")])
+@pytest.mark.parametrize("load", [closed(11, "4s"), opened("2s")])
 def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str) -> None:
     server.answer_after = 0.02
-    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, *processes())
+    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, "-t", "4s", *processes())
     assert played.code == 0, played.err + played.out
     assert played.requests == server.count == played.values("checks")["passes"] == len(played.journal)
     assert played.summary["loadtest"]["problems"] == played.summary["loadtest"]["warnings"] == []
