@@ -43,6 +43,7 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 	$(LOCK) -c requirements/goals.txt --extra otlp --extra embedded -o requirements/local.txt
 	$(LOCK) -c requirements/local.txt --extra otlp --extra embedded --group dev -o requirements/dev.txt
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
+	$(LOCK_GROUP) --group parity -o requirements/parity.txt
 	$(LOCK_GROUP) requirements/uv.in -o requirements/uv.txt
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
@@ -83,6 +84,30 @@ crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into
 platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
 	k8s/platform/sums.sh
 
+##@ Load test
+SCENARIO ?= seed
+HOST ?= http://127.0.0.1:8080
+load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soak, breakpoint) against HOST; reports in out/load/
+	$(BIN)/locust --headless --scenario $(SCENARIO) --host $(HOST) $(ARGS)
+
+load-ui: $(VENV)/.loadtest  ## Locust's web UI on 127.0.0.1:8089, where the scenario is chosen
+	$(BIN)/locust --scenario $(SCENARIO) --host $(HOST) $(ARGS)
+
+load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, verdicts, stall, soak, processes (6 minutes)
+	$(BIN)/python -m pytest tests/loadtest/live $(ARGS)
+
+parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
+	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
+
+##@ Clean
+clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
+	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
+	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-data:  ## remove the embedded server's data, your goals with them; not while it runs
+	@[ ! -e .data ] || $(PYTHON) -c 'import fcntl, shutil; users = open(".data/users.lock", "a"); fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB); shutil.rmtree(".data")' 2>/dev/null \
+	  || { echo "error: something uses the embedded server's data: stop \`make up\` and the tests first" >&2; exit 1; }
+
 ##@ Deliver
 .PHONY: docs-test audit licences actions-pin release-notes site-images
 docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each program's own help; the runnable blocks run
@@ -103,15 +128,6 @@ release-notes: $(VENV)/.dev  ## what the changelog says of VERSION
 site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/NAME:VERSION@sha256:DIGEST, into the site
 	@$(BIN)/python -m delivery.release images "$(GOALS)" "$(LOADTEST)"
 
-##@ Clean
-clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
-	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
-	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
-
-clean-data:  ## remove the embedded server's data, your goals with them; not while it runs
-	@[ ! -e .data ] || $(PYTHON) -c 'import fcntl, shutil; users = open(".data/users.lock", "a"); fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB); shutil.rmtree(".data")' 2>/dev/null \
-	  || { echo "error: something uses the embedded server's data: stop \`make up\` and the tests first" >&2; exit 1; }
-
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -130,4 +146,13 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums bench bench-readme clean clean-data help
+$(VENV)/.loadtest: requirements/loadtest.txt $(UV)
+	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
+	@touch $@
+
+$(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
+	@touch $@
+
+.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums bench bench-readme load load-ui load-test parity clean clean-data help
