@@ -14,14 +14,18 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
 ##@ Run
-up:  ## the page on 127.0.0.1:8080, operators' port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
-migrate:  ## bring the database to the newest revision (the embedded server when DB_HOST is unset)
+up: $(VENV)/.local  ## the page on 127.0.0.1:8080, operators' port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
+	@exec $(BIN)/python -m goals up
+
+migrate: $(VENV)/.local  ## bring the database to the newest revision (the embedded server when DB_HOST is unset)
+	@$(BIN)/python -m goals migrate
 
 ##@ Develop
 check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd alembic && ../$(BIN)/mypy --config-file ../pyproject.toml env.py versions
 	$(BIN)/lint-imports
 
 test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage

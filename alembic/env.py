@@ -1,0 +1,119 @@
+"""Runs the migrations on the database of the service's settings: one migrator at a time, and never in writers' way."""
+
+import asyncio
+import logging
+import random
+import time
+from pathlib import Path
+
+import asyncpg
+from alembic import context
+from alembic.util import CommandError
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from goals import embedded
+from goals.database import connect_arguments, sqlstate
+from goals.errors import ConfigurationError
+from goals.models import metadata
+from goals.settings import Settings, read_settings
+
+log = logging.getLogger("alembic.runtime.migration")
+
+LOCK_TIMEOUT = 0.2
+"""Seconds a revision may wait for the table's lock: for as long, every statement that comes later waits behind it."""
+PATIENCE = 60.0
+"""Seconds to try again for a lock that a long transaction holds."""
+TURN_PATIENCE = 900.0
+"""Seconds to wait for another migrator, who may be building an index on a large table."""
+_ADVISORY_LOCK = int.from_bytes(b"goals")
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+def run() -> None:
+    log.setLevel(logging.INFO)
+    if not log.hasHandlers():
+        log.addHandler(logging.StreamHandler())
+    if context.is_offline_mode():
+        context.configure(dialect_name="postgresql", target_metadata=metadata, transaction_per_migration=True)
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    try:
+        # `python -m goals` hands its settings over; the `alembic` command reads them here.
+        settings: Settings = context.config.attributes.get("settings") or read_settings()
+    except ConfigurationError as error:
+        raise CommandError(str(error)) from None
+    try:
+        if settings.db_host is not None:
+            asyncio.run(_migrate(settings))
+        else:
+            with embedded.run(Path(".data")) as socket:
+                asyncio.run(_migrate(settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})))
+    except ConfigurationError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        where = f"{settings.db_host}, port {settings.db_port}"
+        reason = error.strerror or type(error).__name__
+        raise CommandError(f"cannot reach PostgreSQL at {where} ({reason}): check DB_HOST and that it is up") from None
+    except DBAPIError as error:
+        raise CommandError(f"PostgreSQL refused ({sqlstate(error)}): {error.orig}".splitlines()[0]) from None
+
+
+async def _migrate(settings: Settings) -> None:
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(
+            **connect_arguments(settings),
+            server_settings={"application_name": "goals-migrate", "lock_timeout": str(int(LOCK_TIMEOUT * 1000))},
+        )
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    try:
+        async with engine.connect() as guard:
+            await guard.execution_options(isolation_level="AUTOCOMMIT")
+            await _take_turn(guard)
+            async with engine.connect() as connection:
+                await _run_until_unlocked(connection)
+    finally:
+        await engine.dispose()
+
+
+async def _take_turn(guard: AsyncConnection) -> None:
+    # Asked again and again, not waited for: a statement that waits holds a snapshot, and the winner's CREATE INDEX
+    # CONCURRENTLY would wait for that snapshot to go: a deadlock.
+    deadline = time.monotonic() + TURN_PATIENCE
+    said = False
+    while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}):
+        if time.monotonic() > deadline:
+            raise CommandError("another migration has been running for long: see pg_stat_activity, goals-migrate")
+        if not said:
+            log.info("Waiting for another migration to end")
+            said = True
+        await asyncio.sleep(0.1)
+
+
+async def _run_until_unlocked(connection: AsyncConnection) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            await connection.run_sync(_run_migrations)
+        except DBAPIError as error:
+            await connection.rollback()
+            if sqlstate(error) != _LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
+                raise
+            log.info("The table is locked by a long transaction; trying again")
+            # Long enough for those who waited behind us to be served first.
+            await asyncio.sleep(random.uniform(LOCK_TIMEOUT, 5 * LOCK_TIMEOUT))  # noqa: S311  jitter is no secret
+        else:
+            return
+
+
+def _run_migrations(connection: Connection) -> None:
+    context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+run()

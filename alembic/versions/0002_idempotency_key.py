@@ -1,0 +1,41 @@
+"""When a goal was made, and the key that makes its creation repeatable."""
+
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+INDEX = "goals_idempotency_key_idx"
+
+
+def upgrade() -> None:
+    # Nullable and without a default at first, these change the catalogue only; the default is for rows to come.
+    op.execute(
+        "ALTER TABLE goals"
+        " ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ,"
+        " ADD COLUMN IF NOT EXISTS idempotency_key UUID,"
+        " ADD COLUMN IF NOT EXISTS original_name TEXT,"
+        " ALTER COLUMN created_at SET DEFAULT now()"
+    )
+    with op.get_context().autocommit_block():
+        # It waits for older transactions to end, and no one waits behind it: that may take its time.
+        op.execute("SET lock_timeout = 0")
+        # One that an interrupted run has left is not valid.
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {INDEX}")
+        op.execute(
+            f"CREATE UNIQUE INDEX CONCURRENTLY {INDEX} ON goals (idempotency_key) WHERE idempotency_key IS NOT NULL"
+        )
+        op.execute("RESET lock_timeout")
+
+
+def downgrade() -> None:
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {INDEX}")
+        op.execute("RESET lock_timeout")
+    op.execute(
+        "ALTER TABLE goals"
+        " DROP COLUMN IF EXISTS original_name,"
+        " DROP COLUMN IF EXISTS idempotency_key,"
+        " DROP COLUMN IF EXISTS created_at"
+    )

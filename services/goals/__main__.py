@@ -1,0 +1,129 @@
+"""The commands of the service: `python -m goals serve`, `migrate`, `openapi`, and `up`, which is all of it at once."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import orjson
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+
+from goals import app, embedded, logs
+from goals.errors import ConfigurationError
+from goals.openapi import DOCUMENT
+from goals.settings import Settings, read_settings
+
+DATA = Path(".data")
+"""Where `up` keeps the embedded server's data, and `migrate` finds them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, or 1 with one line on standard error that says cause and remedy."""
+    parser = argparse.ArgumentParser(prog="python -m goals", description="A goal tracker on PostgreSQL.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for run in (up, serve, migrate, openapi):
+        summary = (run.__doc__ or "").partition("\n")[0]
+        commands.add_parser(run.__name__, help=summary, description=summary).set_defaults(run=run)
+    run = parser.parse_args(arguments).run
+    try:
+        run()
+    except (ConfigurationError, CommandError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def up() -> None:
+    """Start PostgreSQL if none is named by DB_HOST, migrate, and serve until Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
+    settings = read_settings()
+    if "goals_drain_seconds" not in settings.model_fields_set:
+        settings = settings.model_copy(update={"goals_drain_seconds": 0})
+    logs.configure(settings.goals_log_format)
+    with contextlib.ExitStack() as running:
+        if settings.db_host is None:
+            socket = running.enter_context(embedded.run(DATA))
+            settings = settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})
+        # The stop of the server is not to be cut short: it would be left behind.
+        running.callback(_ignore_signals)
+        _migrate(settings)
+        asyncio.run(app.serve(settings, announce=_welcome(settings)))
+
+
+def serve() -> None:
+    """Serve the page, the API and the operators' port until SIGTERM."""
+    settings = _read_remote_settings()
+    logs.configure(settings.goals_log_format)
+    asyncio.run(app.serve(settings))
+
+
+def migrate() -> None:
+    """Bring the schema to the newest revision; several at once are safe."""
+    settings = read_settings()
+    logs.configure(settings.goals_log_format)
+    _migrate(settings)
+
+
+def openapi() -> None:
+    """Print the API's OpenAPI document."""
+    sys.stdout.buffer.write(orjson.dumps(DOCUMENT, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def _migrate(settings: Settings) -> None:
+    if not Path("alembic.ini").is_file():
+        raise ConfigurationError("there is no alembic.ini here: run this in the project's root")
+    command.upgrade(Config("alembic.ini", attributes={"settings": settings}), "head")
+
+
+def _read_remote_settings() -> Settings:
+    settings = read_settings()
+    if settings.db_host is None:
+        raise ConfigurationError("DB_HOST is not set: name a PostgreSQL server, or use `make up`, which brings its own")
+    return settings
+
+
+def _stop_without(parent: int) -> None:
+    """Stop when who started this is gone: a killed `make` must not leave a service behind that holds its ports."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave(number: int, _frame: object) -> None:
+    """End the program in order, the embedded server included, whatever it is about to do."""
+    _ignore_signals()
+    raise SystemExit(128 + number)
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _welcome(settings: Settings) -> Callable[[int, int], None]:
+    host = f"[{settings.goals_bind}]" if ":" in settings.goals_bind else settings.goals_bind
+
+    def announce(port: int, operators_port: int) -> None:
+        print(
+            f"\n  the page        http://{host}:{port}"
+            f"\n  for operators   http://{host}:{operators_port}  (/readyz /livez /version /metrics)"
+            "\n  load test       make load-ui, in another terminal"
+            "\n  stop            Ctrl-C\n",
+            flush=True,
+        )
+
+    return announce
+
+
+if __name__ == "__main__":
+    sys.exit(main())

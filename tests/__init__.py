@@ -1,0 +1,1 @@
+"""Tests against the real thing: PostgreSQL, Hypercorn, processes, a browser; the files mirror services/goals."""

@@ -1,0 +1,118 @@
+"""A real PostgreSQL for the whole run, a real service on real ports, and an empty table for each test."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx2
+import pytest
+from alembic import command
+from alembic.config import Config
+from anyio import to_thread
+from sqlalchemy import text
+
+from goals import app, embedded, logs
+from goals.database import Database
+from goals.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+
+
+class Service(NamedTuple):
+    """A running service: its two ports."""
+
+    port: int
+    operators_port: int
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the socket of a PostgreSQL that is told not to wait for the disk."""
+    options = {"fsync": "off", "max_connections": "200"}
+    with embedded.run(tmp_path_factory.mktemp("server"), options) as socket:
+        yield socket
+
+
+@pytest.fixture(scope="session")
+def settings(server: Path) -> Settings:
+    """Settings that lead to the embedded server and let the kernel choose the ports."""
+    return Settings().model_copy(
+        update=embedded.SETTINGS
+        | {
+            "db_host": str(server),
+            "goals_port": 0,
+            "goals_ops_port": 0,
+            "goals_drain_seconds": 0.0,
+            "goals_log_format": "json",
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+async def schema(settings: Settings) -> None:
+    """The schema at its newest revision, in the database that most tests share."""
+    # In a thread: the migrations bring an event loop of their own.
+    await to_thread.run_sync(migrate, settings)
+
+
+def migrate(settings: Settings, revision: str = "head") -> None:
+    command.upgrade(Config(ROOT / "alembic.ini", attributes={"settings": settings}), revision)
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Service]:
+    """Serve as `python -m goals serve` does, in this process, and stop by the signal that Kubernetes sends."""
+    ports: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+    serving = asyncio.create_task(app.serve(settings, announce=lambda *pair: ports.set_result(Service(*pair))))
+    try:
+        yield await ports
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+
+
+async def until_ready(service: Service) -> None:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        while (await client.get(f"http://127.0.0.1:{service.operators_port}/readyz")).status_code != 200:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+async def service(settings: Settings, schema: None) -> AsyncIterator[Service]:
+    logs.configure("json")
+    async with serving(settings) as service:
+        await until_ready(service)
+        yield service
+
+
+@pytest.fixture
+async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
+    """The service's own way to an empty table."""
+    database = Database(settings)
+    async with database.engine.connect() as connection:
+        await connection.execute(text("TRUNCATE goals RESTART IDENTITY"))
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def client(service: Service, database: Database) -> AsyncIterator[httpx2.AsyncClient]:
+    """Speaks to the public port of a service whose table is empty; follows no redirect."""
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+async def operator(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
+    """Speaks to the operators' port."""
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.operators_port}", trust_env=False) as client:
+        yield client
