@@ -12,7 +12,8 @@ from weakref import WeakKeyDictionary
 
 import asyncpg
 import structlog
-from sqlalchemy import Executable, TableClause, event
+from opentelemetry.metrics import NoOpMeter
+from sqlalchemy import Select, TableClause, TextClause, UpdateBase, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext, Row
 from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
@@ -20,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import visitors
 
-from goals.errors import DatabaseUnavailableError, OverloadedError
+from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
 from goals.telemetry import DatabaseMetrics, Pool
 
@@ -78,6 +79,10 @@ def sqlstate(error: BaseException) -> str | None:
     """Give the SQLSTATE (PostgreSQL, appendix A) behind an error of SQLAlchemy or asyncpg, where there is one."""
     origin = error.orig if isinstance(error, DBAPIError) else error
     return getattr(origin, "sqlstate", None)
+
+
+Statement = Select[Any] | UpdateBase | TextClause
+_dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy types it so
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
@@ -145,7 +150,11 @@ class Database:
     left behind and never holds its caller, whatever the server or the network does.
     """
 
-    def __init__(self, settings: Settings, metrics: DatabaseMetrics, traces: "Traces | None" = None) -> None:
+    def __init__(
+        self, settings: Settings, metrics: DatabaseMetrics | None = None, traces: "Traces | None" = None
+    ) -> None:
+        metrics = DatabaseMetrics(NoOpMeter("goals")) if metrics is None else metrics
+
         async def connect() -> asyncpg.Connection:
             began = time.perf_counter()
             connection = await asyncpg.connect(
@@ -176,21 +185,21 @@ class Database:
         self._name = settings.db_name
         self._metrics = metrics
         self._traces = traces
-        self._descriptions: WeakKeyDictionary[Executable, tuple[str, str | None, str]] = WeakKeyDictionary()
+        self._descriptions: WeakKeyDictionary[Statement, tuple[str, str | None, str]] = WeakKeyDictionary()
         metrics.observe_pool(self._look)
         metrics.observe_gate(self.gate.rejections)
         self._attempts: set[asyncio.Task[Sequence[Row[Any]]]] = set()
         self._failing_since: float | None = None
 
     async def fetch(
-        self, statement: Executable, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
+        self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
     ) -> Sequence[Row[Any]]:
         """`run` for those who need only the rows."""
         rows, _ = await self.run(statement, parameters, repeatable=repeatable)
         return rows
 
     async def run(
-        self, statement: Executable, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
+        self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
     ) -> tuple[Sequence[Row[Any]], int]:
         """Run one statement and return its rows and how many attempts it took.
 
@@ -217,7 +226,9 @@ class Database:
                 self._note_answer(loop.time())
                 return attempt.result(), number
             if not _is_transient(error):
-                raise _translate(error) from error
+                translated = _translate(error)
+                # PostgreSQL's own words quote the row, and whatever crashes a request is logged with its causes.
+                raise translated from None if isinstance(translated, StatementRefusedError) else error
             self._note_failure(loop.time(), error)
             pause = min(pause * 2, LONGEST_PAUSE)
             if loop.time() + pause >= deadline:
@@ -225,7 +236,7 @@ class Database:
             await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  jitter is no secret
 
     async def _attempt(
-        self, statement: Executable, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
+        self, statement: Statement, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
     ) -> Sequence[Row[Any]]:
         began = time.perf_counter()
         failure = None
@@ -249,7 +260,7 @@ class Database:
         finally:
             self._record(statement, failure, time.perf_counter() - began)
 
-    def _record(self, statement: Executable, failure: str | None, seconds: float) -> None:
+    def _record(self, statement: Statement, failure: str | None, seconds: float) -> None:
         description = self._descriptions.get(statement)
         if description is None:
             description = self._descriptions[statement] = _describe(statement)
@@ -296,10 +307,10 @@ class Database:
         await self.engine.dispose()
 
 
-def _describe(statement: Executable) -> tuple[str, str | None, str]:
+def _describe(statement: Statement) -> tuple[str, str | None, str]:
     """Give a statement's operation, its table (both from the construct), and its text with placeholders."""
     tables = [element.name for element in visitors.iterate(statement) if isinstance(element, TableClause)]
-    text = str(statement.compile(dialect=postgresql.dialect()))
+    text = str(statement.compile(dialect=_dialect))
     return statement.__visit_name__.upper(), next(iter(tables), None), text
 
 
@@ -332,7 +343,11 @@ def _is_transient(error: BaseException) -> bool:
 def _translate(error: BaseException) -> BaseException:
     if isinstance(error, PoolTimeoutError):
         return OverloadedError("No connection to the database became free.")
+    if not isinstance(error, DBAPIError):
+        return error
     state = sqlstate(error) or ""
-    if isinstance(error, DBAPIError) and (state in _MISSING_SCHEMA or not state.startswith(_DEFECTS)):
+    if state in _MISSING_SCHEMA or not state.startswith(_DEFECTS):
         return DatabaseUnavailableError("The database cannot do this now.")
-    return error
+    origin = error.orig.__cause__ if error.orig is not None else None
+    constraint = getattr(origin, "constraint_name", None)
+    return StatementRefusedError(f"{type(origin).__name__} ({state}, constraint {constraint}): {error.statement}")

@@ -66,14 +66,10 @@ class RequestMetrics:
             "Successful requests by path.",
             lambda: [(count, {"path": path}) for path, count in self._successes.items()],
         )
-        for path in ("/add_goal", "/remove_goal"):
-            verb = path[1:].split("_")[0]
-            _counter(
-                meter,
-                f"{verb}_goal_requests",
-                f"Successful requests to {verb} a goal by the page.",
-                lambda path=path: [(self._successes[path], {})],
-            )
+        _counter(meter, "add_goal_requests", "Goals added by the page.", lambda: [(self._successes["/add_goal"], {})])
+        _counter(
+            meter, "remove_goal_requests", "Goals removed by the page.", lambda: [(self._successes["/remove_goal"], {})]
+        )
 
     def _observe_active(self, _options: CallbackOptions) -> Iterable[Observation]:
         for method, count in self._active.items():
