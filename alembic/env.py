@@ -34,7 +34,7 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 def run() -> None:
     log.setLevel(logging.INFO)
-    if not log.hasHandlers():
+    if not logging.getLogger().handlers:
         log.addHandler(logging.StreamHandler())
     if context.is_offline_mode():
         context.configure(dialect_name="postgresql", target_metadata=metadata, transaction_per_migration=True)

@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
-import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,14 +68,19 @@ def migrate(settings: Settings, revision: str = "head") -> None:
 
 @contextlib.asynccontextmanager
 async def serving(settings: Settings) -> AsyncIterator[Service]:
-    """Serve as `python -m goals serve` does, in this process, and stop by the signal that Kubernetes sends."""
+    """Serve as `python -m goals serve` does, but in this process and without its signals."""
     ports: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(app.serve(settings, announce=lambda *pair: ports.set_result(Service(*pair))))
+    stops: list[Callable[[], None]] = []
+    serving = asyncio.create_task(
+        app.serve(settings, announce=lambda *pair: ports.set_result(Service(*pair)), heed=stops.append)
+    )
+    serving.add_done_callback(lambda _: ports.cancel())
     try:
         yield await ports
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)
-        await serving
+        for stop in stops:
+            stop()
+        await serving  # raises what kept it from its ports
 
 
 async def until_ready(service: Service) -> None:

@@ -176,12 +176,22 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return answer(request.scope, error)
 
 
-async def serve(settings: Settings, *, announce: Callable[[int, int], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; then drain, and stop listeners, requests, pool and telemetry, in this order.
+def heed_signals(stop: Callable[[], None]) -> None:
+    """Call `stop` at each SIGTERM and SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
 
-    A second signal ends it at once.
-    `announce` is told the public and the operators' port once both are bound. A port that cannot be had raises a
-    `ConfigurationError`.
+
+async def serve(
+    settings: Settings,
+    *,
+    announce: Callable[[int, int], None] = lambda _port, _operators_port: None,
+    heed: Callable[[Callable[[], None]], None] = heed_signals,
+) -> None:
+    """Serve until told to stop; then drain, and stop listeners, requests, pool and telemetry, in this order.
+
+    `announce` is told the public and the operators' port once both are bound. `heed` is given the function that stops
+    the service, and at once when it is called again. A port that cannot be had raises a `ConfigurationError`.
     """
     listeners = [_listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
     public_port, operators_port = (listener.getsockname()[1] for listener in listeners)
@@ -206,11 +216,9 @@ async def serve(settings: Settings, *, announce: Callable[[int, int], None] | No
         log.info("draining", seconds=settings.goals_drain_seconds)
         loop.call_later(settings.goals_drain_seconds, stopping.set)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    heed(stop)
     server = asyncio.create_task(serve_hypercorn(application, config, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
-    if announce is not None:
-        announce(public_port, operators_port)
+    announce(public_port, operators_port)
     await _wait(server, stopping, hurrying)
     log.info("stopped")
 

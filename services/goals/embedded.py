@@ -21,11 +21,12 @@ from goals.errors import ConfigurationError
 log = structlog.get_logger(__name__)
 
 VERSION = "18"
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "db_port": 5432,
     "db_name": "goals_database",
     "db_username": "goals_user",
     "db_password": None,
+    "db_password_file": None,
     "ssl": "disable",
 }
 """What leads to it, in the service's settings, beside the socket's folder as `db_host`."""
@@ -84,6 +85,12 @@ def _find_programs() -> Path:
 
 
 def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        # Another account runs it, which must pass through the private folders above; it will not see what is in them.
+        for folder in {*programs.parents, *data.parents}:
+            if not folder.stat().st_mode & stat.S_IXOTH:
+                folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+                log.warning("others may now pass through a folder (o+x)", folder=str(folder), account=_ACCOUNT)
     if not data.exists():
         _init(programs, data)
     found = (data / "PG_VERSION").read_text(encoding="ascii").strip()
@@ -96,8 +103,11 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
     if not _is_running(programs, data):
         settings = {"listen_addresses": "", "unix_socket_directories": str(socket), **options}
         arguments = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
-        _call(data, programs / "pg_ctl", "-D", data, "-l", data / "server.log", "-o", arguments, "-w", "start")
-    _call(data, programs / "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", socket, "-U", "postgres", given=_CREATE)
+        record = data / "server.log"
+        start = ("-D", data, "-l", record, "-o", arguments, "-w", "start")
+        _call(data, programs / "pg_ctl", *start, hint=f" (see {record})")
+    psql = ("-XqAt", "-v", "ON_ERROR_STOP=1", "-h", socket, "-p", options.get("port", "5432"), "-U", "postgres")
+    _call(data, programs / "psql", *psql, given=_CREATE)
     return socket
 
 
@@ -108,19 +118,9 @@ def _init(programs: Path, data: Path) -> None:
     unfinished.mkdir(mode=0o700)
     if os.geteuid() == 0:
         shutil.chown(unfinished, _ACCOUNT, pwd.getpwnam(_ACCOUNT).pw_gid)
-        _let_through(programs, data)
     locale = ("--no-locale", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
     _call(unfinished, programs / "initdb", "-D", unfinished, "-U", "postgres", "--auth=trust", *locale)
     unfinished.rename(data)
-
-
-def _let_through(*places: Path) -> None:
-    """Let the account pass through the private folders above `places`, without seeing what else is in them."""
-    for closed in {above for place in places for above in place.parents if not above.stat().st_mode & stat.S_IXOTH}:
-        closed.chmod(closed.stat().st_mode | stat.S_IXOTH)
-        log.warning(
-            "folder opened to pass through", folder=str(closed), mode="o+x", because=f"PostgreSQL runs as {_ACCOUNT}"
-        )
 
 
 def _socket_folder(data: Path) -> Path:
@@ -145,18 +145,21 @@ def _stop_if_last(users: TextIO, programs: Path, data: Path) -> None:
             _call(data, programs / "pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
 
 
-def _call(data: Path, *command: str | Path, given: str = "") -> None:
+def _call(data: Path, *command: str | Path, given: str = "", hint: str = "") -> None:
     done = subprocess.run(command, check=False, input=given.encode(), **_as_owner(data))  # noqa: S603  a program of the wheel
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-        log = data / "server.log"
-        where = f"; see {log}" if log.exists() else ""
-        raise ConfigurationError(f"PostgreSQL's {Path(command[0]).name} failed: {lines[-1]}{where}")
+        reason = "; ".join(done.stderr.decode(errors="replace").split("\n")).strip("; ")
+        raise ConfigurationError(f"PostgreSQL's {Path(command[0]).name} failed: {reason}{hint}")
 
 
 def _as_owner(data: Path) -> dict[str, Any]:
     """Keyword arguments that run a program as the owner of the data, who is never root."""
-    arguments: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": "/"}
-    if os.geteuid() == 0:
-        arguments |= {"user": data.stat().st_uid, "group": data.stat().st_gid, "extra_groups": []}
-    return arguments
+    owner = data.stat()
+    return {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "cwd": "/",
+        "user": owner.st_uid,
+        "group": owner.st_gid,
+        "extra_groups": [] if os.geteuid() == 0 else None,
+    }

@@ -1,0 +1,206 @@
+"""The schema: upgraded, downgraded, adopted from the seed, raced for, and never in the way of those who write."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from anyio import to_thread
+
+from goals import embedded
+from goals.database import connect_arguments
+from goals.models import SCHEMA_REVISION
+from goals.settings import Settings
+from tests.conftest import ROOT, migrate
+
+SEED_FORMS = {
+    "text": "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)",
+    "varchar": "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name VARCHAR(255) NOT NULL)",
+}
+LONGEST = {"text": "long " * 100, "varchar": "x" * 255}
+
+
+@pytest.fixture
+async def empty(settings: Settings) -> AsyncIterator[Settings]:
+    """Settings that lead to a database of this test's own, without a table."""
+    name = f"test_{uuid4().hex}"
+    administrator = await asyncpg.connect(host=settings.db_host, user="postgres", database="postgres")
+    await administrator.execute(f'CREATE DATABASE "{name}" OWNER goals_user')
+    yield settings.model_copy(update={"db_name": name})
+    await administrator.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await administrator.close()
+
+
+@pytest.fixture
+async def connection(empty: Settings) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(**connect_arguments(empty))
+    yield connection
+    await connection.close()
+
+
+async def upgrade(settings: Settings, revision: str = "head") -> None:
+    await to_thread.run_sync(migrate, settings, revision)
+
+
+async def downgrade(settings: Settings, revision: str) -> None:
+    await to_thread.run_sync(command.downgrade, config(settings), revision)
+
+
+def config(settings: Settings) -> Config:
+    return Config(ROOT / "alembic.ini", attributes={"settings": settings})
+
+
+async def test_an_empty_database_gets_the_table_of_the_models(empty: Settings) -> None:
+    await upgrade(empty)
+    await to_thread.run_sync(command.check, config(empty))
+
+
+@pytest.mark.parametrize("form", SEED_FORMS)
+async def test_the_seeds_table_is_adopted_with_its_rows(
+    empty: Settings, connection: asyncpg.Connection, form: str
+) -> None:
+    await connection.execute(SEED_FORMS[form])
+    for name in ("first", LONGEST[form]):
+        await connection.execute("INSERT INTO goals (goal_name) VALUES ($1)", name)
+    await upgrade(empty)
+    await to_thread.run_sync(command.check, config(empty))
+    rows = await connection.fetch("SELECT id, goal_name, created_at, idempotency_key FROM goals ORDER BY id")
+    assert [tuple(row) for row in rows] == [(1, "first", None, None), (2, LONGEST[form], None, None)]
+    # The seed's own statement goes on working, and what it makes is dated from now on.
+    made = await connection.fetchrow("INSERT INTO goals (goal_name) VALUES ('third') RETURNING id, created_at")
+    assert made["id"] == 3
+    assert made["created_at"] is not None
+
+
+async def test_a_downgrade_leads_back_to_the_seeds_table_and_keeps_the_rows(
+    empty: Settings, connection: asyncpg.Connection
+) -> None:
+    await upgrade(empty)
+    await connection.execute("INSERT INTO goals (goal_name, idempotency_key) VALUES ('kept', $1)", uuid4())
+    await downgrade(empty, "base")
+    assert [tuple(row) for row in await connection.fetch("SELECT * FROM goals")] == [(1, "kept")]
+    await upgrade(empty)
+    await to_thread.run_sync(command.check, config(empty))
+
+
+async def test_a_key_makes_one_goal_only(empty: Settings, connection: asyncpg.Connection) -> None:
+    await upgrade(empty)
+    key = uuid4()
+    await connection.execute("INSERT INTO goals (goal_name, idempotency_key) VALUES ('a', $1)", key)
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute("INSERT INTO goals (goal_name, idempotency_key) VALUES ('b', $1)", key)
+
+
+async def test_five_migrators_race_safely(empty: Settings, connection: asyncpg.Connection) -> None:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "services"),
+        "DB_HOST": str(empty.db_host),
+        "DB_NAME": empty.db_name,
+        "SSL": "disable",
+    }
+    racers = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "goals", "migrate", cwd=ROOT, env=environment, stdout=subprocess.DEVNULL
+        )
+        for _ in range(5)
+    ]
+    assert [await racer.wait() for racer in racers] == [0] * 5
+    assert await connection.fetchval("SELECT version_num FROM alembic_version") == SCHEMA_REVISION
+
+
+async def test_a_migration_waits_its_turn(empty: Settings, connection: asyncpg.Connection) -> None:
+    key = int.from_bytes(b"goals", "big")
+    await connection.execute(f"SELECT pg_advisory_lock({key})")
+    migration = asyncio.create_task(upgrade(empty))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'goals-migrate' AND datname = $1"
+    while not await connection.fetchval(waiting, empty.db_name):
+        await asyncio.sleep(0.01)
+    assert await connection.fetchval("SELECT to_regclass('goals')") is None
+    await connection.execute(f"SELECT pg_advisory_unlock({key})")
+    await migration
+    assert await connection.fetchval("SELECT to_regclass('goals')") == "goals"
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+async def test_a_migration_that_waits_for_a_long_transaction_lets_writers_go_on(
+    empty: Settings, connection: asyncpg.Connection, revision: str
+) -> None:
+    await connection.execute(SEED_FORMS["varchar"])
+    await upgrade(empty, f"{revision}-1" if revision == "0002" else "base")
+    writer = await asyncpg.connect(**connect_arguments(empty), server_settings={"lock_timeout": "1000"})
+    async with connection.transaction():
+        await connection.execute("SELECT count(*) FROM goals")
+        migration = asyncio.create_task(upgrade(empty, revision))
+        refused = "SELECT count(*) FROM pg_locks WHERE relation = 'goals'::regclass AND mode = 'AccessExclusiveLock'"
+        while not await writer.fetchval(refused):
+            await asyncio.sleep(0.001)
+        for number in range(20):  # the first of them wait behind the migration, until its own patience ends
+            await writer.execute("INSERT INTO goals (goal_name) VALUES ($1)", f"meanwhile {number}")
+        assert not migration.done()
+    await migration
+    assert await writer.fetchval("SELECT count(*) FROM goals") == 20
+    await writer.close()
+
+
+async def test_an_index_left_invalid_is_built_anew(empty: Settings, connection: asyncpg.Connection) -> None:
+    await upgrade(empty)
+    await connection.execute("UPDATE alembic_version SET version_num = '0001'")
+    index = await connection.fetchval("SELECT 'goals_idempotency_key_idx'::regclass::oid")
+    administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database=empty.db_name)
+    await administrator.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = $1", index)
+    await administrator.close()
+    await upgrade(empty)
+    built = await connection.fetch("SELECT indisvalid FROM pg_index WHERE indrelid = 'goals'::regclass")
+    assert [row["indisvalid"] for row in built] == [True, True]
+
+
+async def test_a_table_that_is_not_the_seeds_is_refused_in_one_line(
+    empty: Settings, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("CREATE TABLE goals (title TEXT)")
+    with pytest.raises(CommandError, match=r'^PostgreSQL refused \(42703\): .*column "goal_name".*') as refusal:
+        await upgrade(empty)
+    assert "\n" not in str(refusal.value)
+    assert await connection.fetchval("SELECT count(*) FROM information_schema.columns WHERE table_name = 'goals'") == 1
+
+
+async def test_an_unreachable_server_is_named_with_the_remedy(empty: Settings) -> None:
+    nowhere = empty.model_copy(update={"db_host": str(Path(str(empty.db_host)) / "nowhere")})
+    with pytest.raises(CommandError, match=r"^cannot reach PostgreSQL at .*nowhere, port 5432 .*check DB_HOST"):
+        await upgrade(nowhere)
+
+
+def alembic(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """The `alembic` command as a user types it, without DB_HOST, in a folder that looks like the root."""
+    for name in ("alembic", "alembic.ini", "services"):
+        (folder / name).symlink_to(ROOT / name)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DB_")}
+    command = [sys.executable, "-m", "alembic", *arguments]
+    return subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_the_alembic_command_brings_its_own_server(tmp_path: Path) -> None:
+    done = alembic("upgrade", "head", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Running upgrade 0001 -> 0002" in done.stderr
+    assert (tmp_path / ".data" / "postgres").is_dir()
+    assert not (tmp_path / ".data" / "postgres" / "postmaster.pid").exists()
+
+
+def test_the_statements_can_be_read_before_they_are_run(tmp_path: Path) -> None:
+    done = alembic("upgrade", "head", "--sql", folder=tmp_path)
+    assert "CREATE UNIQUE INDEX CONCURRENTLY goals_idempotency_key_idx" in done.stdout
+    assert not (tmp_path / ".data").exists()
+
+
+def test_the_embedded_servers_settings_are_settings(server: Path) -> None:
+    assert embedded.SETTINGS.keys() <= Settings.model_fields.keys()
+    assert server.is_dir()
