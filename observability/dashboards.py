@@ -42,7 +42,7 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
                 "95th percentile",
                 "Ninety-five of a hundred requests are faster than this.",
                 "s",
-                f"histogram_quantile(0.95, sum by (le) ({buckets}))",
+                _quantile(0.95, buckets),
                 steps=[("green", None), ("red", threshold)],
             ),
             _stat(
@@ -86,17 +86,14 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
                 "Duration",
                 f"Percentiles over all routes; the line is the objective's threshold of {threshold:g} s.",
                 "s",
-                *(
-                    (f"histogram_quantile({quantile}, sum by (le) ({buckets}))", f"p{quantile * 100:g}")
-                    for quantile in (0.5, 0.95, 0.99)
-                ),
+                *((_quantile(quantile, buckets), f"p{quantile * 100:g}") for quantile in (0.5, 0.95, 0.99)),
                 steps=[("transparent", None), ("red", threshold)],
             ),
             _series(
                 "95th percentile by route",
                 "Which route is slow.",
                 "s",
-                (f"histogram_quantile(0.95, sum by (le, http_route) ({buckets}))", "{{http_route}}"),
+                (_quantile(0.95, buckets, "http_route"), "{{http_route}}"),
             ),
             _heatmap(
                 "Distribution",
@@ -129,6 +126,7 @@ def _build_resources() -> dict[str, Any]:
     count = f"db_client_connection_count{{{CHOSEN}}}"
     used = f'db_client_connection_count{{{CHOSEN},db_client_connection_state="used"}}'
     limit = f"db_client_connection_max{{{CHOSEN}}}"
+    delays = f"rate(goals_eventloop_delay_seconds_bucket{{{CHOSEN}}}[{RATE}])"
     operation = "{{db_operation_name}} {{db_collection_name}}"
     return _dashboard(
         "goals-resources",
@@ -174,8 +172,7 @@ def _build_resources() -> dict[str, Any]:
                 "s",
                 *(
                     (
-                        "histogram_quantile(0.95, sum by (le) "
-                        f"(rate(db_client_connection_{kind}_time_seconds_bucket{{{CHOSEN}}}[{RATE}])))",
+                        _quantile(0.95, f"rate(db_client_connection_{kind}_time_seconds_bucket{{{CHOSEN}}}[{RATE}])"),
                         kind,
                     )
                     for kind in ("wait", "use")
@@ -202,10 +199,7 @@ def _build_resources() -> dict[str, Any]:
                 "Statement duration",
                 "95th percentile.",
                 "s",
-                (
-                    f"histogram_quantile(0.95, sum by (le, db_operation_name, db_collection_name) ({durations}))",
-                    operation,
-                ),
+                (_quantile(0.95, durations, "db_operation_name, db_collection_name"), operation),
                 width=third,
             ),
             _series(
@@ -241,11 +235,7 @@ def _build_resources() -> dict[str, Any]:
                 "Event loop delay",
                 "99th percentile of how late the loop wakes a sleeper: every request waits as long.",
                 "s",
-                (
-                    "histogram_quantile(0.99, sum by (le, instance) "
-                    f"(rate(goals_eventloop_delay_seconds_bucket{{{CHOSEN}}}[{RATE}])))",
-                    "{{instance}}",
-                ),
+                (_quantile(0.99, delays, "instance"), "{{instance}}"),
                 width=third,
                 steps=[("transparent", None), ("red", 0.25)],
             ),
@@ -331,6 +321,11 @@ def _build_slo(objectives: Objectives) -> dict[str, Any]:
             _table("Alerts", "Pending and firing; empty when all is well.", 'ALERTS{service="goals"}', width=WIDTH),
         ],
     )
+
+
+def _quantile(quantile: float, buckets: str, by: str = "") -> str:
+    labels = f"le, {by}" if by else "le"
+    return f"histogram_quantile({quantile}, sum by ({labels}) ({buckets}))"
 
 
 Steps = list[tuple[str, float | None]]

@@ -14,9 +14,9 @@ STATEMENTS = "db_client_operation_duration_seconds_count"
 def build_groups(objectives: Objectives) -> list[dict[str, Any]]:
     """Every group of rules, for a rules file and for a PrometheusRule alike."""
     return [
-        {"name": "goals-sli", "interval": "30s", "rules": [*_record_indicators(objectives)]},
-        {"name": "goals-budget", "interval": "30s", "rules": [*_alert_on_budgets(objectives)]},
-        {"name": "goals-symptoms", "interval": "30s", "rules": _alert_on_symptoms(objectives.links.runbooks)},
+        {"name": "goals-sli", "rules": [*_record_indicators(objectives)]},
+        {"name": "goals-budget", "rules": [*_alert_on_budgets(objectives)]},
+        {"name": "goals-symptoms", "rules": _alert_on_symptoms(objectives.links.runbooks)},
     ]
 
 
