@@ -10,7 +10,6 @@ import httpx2
 import pytest
 from alembic import command
 from alembic.config import Config
-from anyio import to_thread
 from sqlalchemy import text
 
 from goals import app, embedded, logs
@@ -56,10 +55,9 @@ def settings(server: Path) -> Settings:
 
 
 @pytest.fixture(scope="session")
-async def schema(settings: Settings) -> None:
+def schema(settings: Settings) -> None:
     """The schema at its newest revision, in the database that most tests share."""
-    # In a thread: the migrations bring an event loop of their own.
-    await to_thread.run_sync(migrate, settings)
+    migrate(settings)
 
 
 def migrate(settings: Settings, revision: str = "head") -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -182,10 +183,14 @@ def heed_signals(stop: Callable[[], None]) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
+def log_ports(port: int, operators_port: int) -> None:
+    log.info("listening", port=port, operators_port=operators_port)
+
+
 async def serve(
     settings: Settings,
     *,
-    announce: Callable[[int, int], None] = lambda _port, _operators_port: None,
+    announce: Callable[[int, int], None] = log_ports,
     heed: Callable[[Callable[[], None]], None] = heed_signals,
 ) -> None:
     """Serve until told to stop; then drain, and stop listeners, requests, pool and telemetry, in this order.
@@ -246,7 +251,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        remedy = "stop what uses it, or choose another by GOALS_PORT and GOALS_OPS_PORT"
-        raise ConfigurationError(f"cannot listen on {host} port {port} ({error.strerror}): {remedy}") from None
+        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # getaddrinfo counts below zero
+        remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

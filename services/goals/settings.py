@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     def password(self) -> str | None:
         """The database password of this moment: secrets are rotated by replacing the mounted file."""
         if self.db_password_file is not None:
-            return self.db_password_file.read_text(encoding="utf-8").strip()
+            return self.db_password_file.read_text(encoding="utf-8").rstrip("\r\n")
         return None if self.db_password is None else self.db_password.get_secret_value()
 
 

@@ -1,0 +1,307 @@
+"""The commands as a user types them: started, stopped, killed, and refused with one line that says what to do."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import httpx2
+import pytest
+
+from goals.openapi import DOCUMENT
+from goals.settings import Settings
+from tests.conftest import ROOT, Service
+
+ADDRESSES = re.compile(r"the page +http://127\.0\.0\.1:(\d+)\n +for operators +http://127\.0\.0\.1:(\d+) ")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that looks like the root, with data of its own."""
+    for name in ("alembic", "alembic.ini"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def environment(**variables: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("DB_", "GOALS_", "SSL"))}
+    return clean | {"PYTHONPATH": str(ROOT / "services"), "GOALS_PORT": "0", "GOALS_OPS_PORT": "0"} | variables
+
+
+def goals(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    command = [sys.executable, "-m", "goals", *arguments]
+    return subprocess.run(
+        command, check=False, cwd=folder, env=environment(**variables), capture_output=True, text=True, timeout=60
+    )
+
+
+@contextlib.contextmanager
+def started(*command: str, folder: Path, variables: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """A process of the command, ended with the test whatever becomes of it."""
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(**(variables or {})),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(stream: IO[str] | None, pattern: re.Pattern[str]) -> re.Match[str]:
+    """Read on until `pattern` is there; the test fails where the stream ends before."""
+    assert stream is not None
+    text = ""
+    while (found := pattern.search(text)) is None:
+        line = stream.readline()
+        assert line, f"ended after: {text}"
+        text += line
+    return found
+
+
+def addresses(process: subprocess.Popen[str]) -> Service:
+    port, operators_port = read_until(process.stdout, ADDRESSES).groups()
+    return Service(int(port), int(operators_port))
+
+
+def is_running(folder: Path) -> bool:
+    """Whether the embedded server of `folder` lives (a zombie that nobody waits for does not)."""
+    try:
+        pid = (folder / ".data" / "postgres" / "postmaster.pid").read_text().partition("\n")[0]
+    except FileNotFoundError:
+        return False
+    return Path(f"/proc/{pid}").exists()
+
+
+UP = (sys.executable, "-m", "goals", "up")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_serves_and_a_signal_stops_everything(folder: Path, number: signal.Signals) -> None:
+    with started(*UP, folder=folder) as process:
+        service = addresses(process)
+        assert "<h1>" in httpx2.get(f"http://127.0.0.1:{service.port}/", trust_env=False).text
+        assert httpx2.get(f"http://127.0.0.1:{service.operators_port}/livez", trust_env=False).text == "live"
+        process.send_signal(number)
+        assert process.wait() == 0
+    assert not is_running(folder)
+
+
+def test_up_keeps_the_goals_between_runs(folder: Path) -> None:
+    for expected in (0, 1):
+        with started(*UP, folder=folder) as process:
+            api = f"http://127.0.0.1:{addresses(process).port}/api/v1/goals"
+            assert len(httpx2.get(api, trust_env=False).json()["goals"]) == expected
+            assert httpx2.post(api, json={"goal_name": "kept"}, trust_env=False).status_code == 201
+            process.terminate()
+            process.wait()
+
+
+def test_up_is_stopped_while_it_starts(folder: Path) -> None:
+    with started(*UP, folder=folder) as process:
+        while not (folder / ".data" / "postgres").exists():
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait() in {0, 128 + signal.SIGTERM}
+    assert not is_running(folder)
+
+
+def test_after_a_kill_the_next_up_takes_over_and_leaves_nothing(folder: Path) -> None:
+    with started(*UP, folder=folder) as process:
+        addresses(process)
+        process.kill()
+        process.wait()
+        assert is_running(folder)
+    with started(*UP, folder=folder) as process:
+        addresses(process)
+        process.terminate()
+        process.wait()
+    assert not is_running(folder)
+
+
+def test_up_ends_with_the_make_that_started_it(folder: Path) -> None:
+    with started("sh", "-c", f"{' '.join(UP)}; true", folder=folder) as shell:
+        service = addresses(shell)
+        shell.kill()
+        shell.wait()
+        assert shell.stdout is not None
+        assert shell.stdout.read() is not None  # ends when the last process that holds it does
+    assert not is_running(folder)
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(f"http://127.0.0.1:{service.port}/", trust_env=False)
+
+
+def test_up_uses_the_server_that_it_is_given(folder: Path, settings: Settings) -> None:
+    variables = {"DB_HOST": str(settings.db_host), "SSL": "disable", "GOALS_DRAIN_SECONDS": "0"}
+    with started(*UP, folder=folder, variables=variables) as process:
+        addresses(process)
+        process.terminate()
+        assert process.wait() == 0
+    assert not (folder / ".data").exists()
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of a command that was refused."""
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_a_port_in_use_is_named_with_the_remedy(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        line = refused(goals("up", folder=folder, GOALS_PORT=str(port)))
+    assert f"port {port} (Address already in use)" in line
+    assert "GOALS_PORT" in line
+    assert not is_running(folder)
+
+
+def test_data_of_another_version_are_named_with_the_remedy(folder: Path) -> None:
+    (folder / ".data" / "postgres").mkdir(parents=True)
+    (folder / ".data" / "postgres" / "PG_VERSION").write_text("16\n")
+    assert "PostgreSQL 16" in refused(goals("up", folder=folder))
+
+
+def test_a_disk_that_cannot_be_written_is_named_with_the_remedy(folder: Path) -> None:
+    (folder / ".data").touch()
+    assert "DB_HOST" in refused(goals("up", folder=folder))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
+def test_a_server_that_cannot_be_reached_is_named_with_the_remedy(folder: Path, host: str) -> None:
+    line = refused(goals("up", folder=folder, DB_HOST=host, DB_PORT="1"))
+    assert f"{host}, port 1" in line
+    assert "check DB_HOST" in line
+
+
+def test_a_setting_that_makes_no_sense_is_named_without_its_value(folder: Path) -> None:
+    assert "GOALS_POOL_SIZE" in refused(goals("up", folder=folder, GOALS_POOL_SIZE="4711"))
+    line = refused(goals("serve", folder=folder, DB_HOST="x", DB_PORT="secret"))
+    assert "DB_PORT" in line
+    assert "secret" not in line
+
+
+def test_serve_asks_for_a_server(folder: Path) -> None:
+    assert "DB_HOST is not set" in refused(goals("serve", folder=folder))
+
+
+def test_migrate_asks_for_the_projects_root(tmp_path: Path) -> None:
+    assert "alembic.ini" in refused(goals("migrate", folder=tmp_path, DB_HOST="127.0.0.1"))
+
+
+def test_migrate_brings_its_own_server(folder: Path) -> None:
+    done = goals("migrate", folder=folder, GOALS_LOG_FORMAT="json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
+    assert any(event.startswith("Running upgrade 0001 -> 0002") for event in events)
+    assert not is_running(folder)
+
+
+def test_openapi_prints_the_document(folder: Path) -> None:
+    assert json.loads(goals("openapi", folder=folder).stdout) == json.loads(json.dumps(DOCUMENT))
+
+
+def test_an_unknown_command_is_a_usage_error(folder: Path) -> None:
+    assert goals("fly", folder=folder).returncode == 2
+
+
+SERVE = (sys.executable, "-m", "goals", "serve")
+LISTENING = re.compile(r'"port":(\d+),"operators_port":(\d+),"event":"listening"')
+
+
+@pytest.fixture
+def variables(settings: Settings, schema: None) -> dict[str, str]:
+    """The environment of a service in a container, with the database of the tests."""
+    return {"DB_HOST": str(settings.db_host), "SSL": "disable", "GOALS_LOG_FORMAT": "json"}
+
+
+def ready(process: subprocess.Popen[str]) -> Service:
+    port, operators_port = read_until(process.stdout, LISTENING).groups()
+    read_until(process.stdout, re.compile('"event":"ready"'))
+    return Service(int(port), int(operators_port))
+
+
+def probe(service: Service) -> httpx2.Response:
+    return httpx2.get(f"http://127.0.0.1:{service.operators_port}/readyz", trust_env=False)
+
+
+def test_a_service_that_is_told_to_stop_drains_first(folder: Path, variables: dict[str, str]) -> None:
+    with started(*SERVE, folder=folder, variables=variables | {"GOALS_DRAIN_SECONDS": "1"}) as process:
+        service = ready(process)
+        with httpx2.Client(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+            assert "connection" not in client.get("/health").headers
+            process.terminate()
+            read_until(process.stdout, re.compile('"event":"draining"'))
+            unready = probe(service)
+            assert (unready.status_code, unready.text) == (503, "not ready: draining")
+            assert unready.headers["connection"] == "close"
+            for path, status in (("/health", 200), ("/", 200), ("/nowhere", 404), ("/add_goal", 405)):
+                response = client.get(path)
+                assert (response.status_code, response.headers["connection"]) == (status, "close")
+        assert process.wait() == 0
+
+
+def test_a_second_signal_stops_at_once(folder: Path, variables: dict[str, str]) -> None:
+    with started(*SERVE, folder=folder, variables=variables | {"GOALS_DRAIN_SECONDS": "300"}) as process:
+        ready(process)
+        process.terminate()
+        read_until(process.stdout, re.compile('"event":"draining"'))
+        process.terminate()
+        assert process.wait() == 0
+
+
+FORM_HEAD = (
+    b"POST /add_goal HTTP/1.1\r\nHost: x\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: x\r\n", FORM_HEAD % 99 + b"goal"])
+def test_a_half_sent_request_does_not_keep_it_alive(folder: Path, variables: dict[str, str], sent: bytes) -> None:
+    with started(*SERVE, folder=folder, variables=variables | {"GOALS_DRAIN_SECONDS": "0"}) as process:
+        service = ready(process)
+        with socket.create_connection(("127.0.0.1", service.port)) as half:
+            half.sendall(sent)
+            probe(service)  # what was sent before has been read by the time this is answered
+            process.terminate()
+            assert process.wait(timeout=30) == 0
+
+
+def test_a_request_under_way_is_finished(folder: Path, variables: dict[str, str]) -> None:
+    form = b"goal_name=finished"
+    with started(*SERVE, folder=folder, variables=variables | {"GOALS_DRAIN_SECONDS": "0"}) as process:
+        service = ready(process)
+        with socket.create_connection(("127.0.0.1", service.port)) as client:
+            client.sendall(FORM_HEAD % len(form) + form[:5])
+            probe(service)
+            process.terminate()
+            read_until(process.stdout, re.compile('"event":"draining"'))
+            client.sendall(form[5:])
+            assert client.recv(65536).startswith(b"HTTP/1.1 303")
+        assert process.wait() == 0
+
+
+def test_the_log_of_a_machine_is_lines_of_json(folder: Path, variables: dict[str, str]) -> None:
+    with started(*SERVE, folder=folder, variables=variables | {"GOALS_DRAIN_SECONDS": "0"}) as process:
+        service = ready(process)
+        httpx2.get(f"http://127.0.0.1:{service.port}/health", trust_env=False)
+        process.terminate()
+        output, errors = process.communicate()
+    events = [json.loads(line) for line in output.splitlines()]
+    assert [event["event"] for event in events] == ["request", "draining", "stopped"]
+    assert errors == ""
