@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
+import asyncpg
 import httpx2
 import pytest
 from alembic import command
 from alembic.config import Config
+from anyio import to_thread
 from sqlalchemy import text
 
 from goals import app, embedded, logs
@@ -32,10 +36,11 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def server() -> Iterator[Path]:
     """The folder of the socket of a PostgreSQL that is told not to wait for the disk."""
+    # Not in pytest's own folder, which the next run of pytest by root would close to the server's account.
     options = {"fsync": "off", "max_connections": "200"}
-    with embedded.run(tmp_path_factory.mktemp("server"), options) as socket:
+    with tempfile.TemporaryDirectory(prefix="goals-test-") as folder, embedded.run(Path(folder), options) as socket:
         yield socket
 
 
@@ -62,6 +67,22 @@ def schema(settings: Settings) -> None:
 
 def migrate(settings: Settings, revision: str = "head") -> None:
     command.upgrade(Config(ROOT / "alembic.ini", attributes={"settings": settings}), revision)
+
+
+async def upgrade(settings: Settings, revision: str = "head") -> None:
+    # In a thread: the migrations bring an event loop of their own.
+    await to_thread.run_sync(migrate, settings, revision)
+
+
+@pytest.fixture
+async def empty(settings: Settings) -> AsyncIterator[Settings]:
+    """Settings that lead to a database of this test's own, without a table."""
+    name = f"test_{uuid4().hex}"
+    administrator = await asyncpg.connect(host=settings.db_host, user="postgres", database="postgres")
+    await administrator.execute(f'CREATE DATABASE "{name}" OWNER goals_user')
+    yield settings.model_copy(update={"db_name": name})
+    await administrator.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await administrator.close()
 
 
 @contextlib.asynccontextmanager
@@ -101,6 +122,7 @@ async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
     database = Database(settings)
     async with database.engine.connect() as connection:
         await connection.execute(text("TRUNCATE goals RESTART IDENTITY"))
+    await database.engine.dispose()
     yield database
     await database.close()
 

@@ -19,7 +19,7 @@ from goals import embedded
 from goals.database import connect_arguments
 from goals.models import SCHEMA_REVISION
 from goals.settings import Settings
-from tests.conftest import ROOT, migrate
+from tests.conftest import ROOT, upgrade
 
 SEED_FORMS = {
     "text": "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)",
@@ -29,25 +29,10 @@ LONGEST = {"text": "long " * 100, "varchar": "x" * 255}
 
 
 @pytest.fixture
-async def empty(settings: Settings) -> AsyncIterator[Settings]:
-    """Settings that lead to a database of this test's own, without a table."""
-    name = f"test_{uuid4().hex}"
-    administrator = await asyncpg.connect(host=settings.db_host, user="postgres", database="postgres")
-    await administrator.execute(f'CREATE DATABASE "{name}" OWNER goals_user')
-    yield settings.model_copy(update={"db_name": name})
-    await administrator.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    await administrator.close()
-
-
-@pytest.fixture
 async def connection(empty: Settings) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(**connect_arguments(empty))
     yield connection
     await connection.close()
-
-
-async def upgrade(settings: Settings, revision: str = "head") -> None:
-    await to_thread.run_sync(migrate, settings, revision)
 
 
 async def downgrade(settings: Settings, revision: str) -> None:

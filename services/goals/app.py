@@ -251,7 +251,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
-        reason = os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror  # getaddrinfo counts below zero
+        reason = (
+            os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+        )  # getaddrinfo counts below zero
         remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
         raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

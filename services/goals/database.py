@@ -189,7 +189,7 @@ class Database:
         metrics.observe_pool(self._look)
         metrics.observe_gate(self.gate.rejections)
         self._attempts: set[asyncio.Task[Sequence[Row[Any]]]] = set()
-        self._failing_since: float | None = None
+        self._failures: dict[tuple[str, str | None], float] = {}
 
     async def fetch(
         self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
@@ -245,7 +245,7 @@ class Database:
                 began = time.perf_counter()
                 self._metrics.record_wait(began - asked)
                 if not repeatable:
-                    await _refuse_dead(connection)
+                    await _replace_dead(connection)
                 try:
                     return (await connection.execute(statement, parameters)).all()
                 except Exception as error:
@@ -282,14 +282,16 @@ class Database:
 
     def _note_answer(self, now: float) -> None:
         self.gate.answered_at = now
-        if self._failing_since is not None:
-            log.info("database answers again", after_seconds=round(now - self._failing_since, 3))
-            self._failing_since = None
+        if self._failures:
+            log.info("database answers again", after_seconds=round(now - min(self._failures.values()), 3))
+            self._failures.clear()
 
     def _note_failure(self, now: float, error: BaseException) -> None:
-        if self._failing_since is None:
-            self._failing_since = now
-            log.warning("database does not answer", error=type(error).__name__, sqlstate=sqlstate(error))
+        """Log each kind of failure once in an outage: what it begins with is seldom what it goes on with."""
+        kind = (type(error).__name__, sqlstate(error))
+        if kind not in self._failures:
+            self._failures[kind] = now
+            log.warning("database does not answer", error=kind[0], sqlstate=kind[1])
 
     async def fill(self) -> None:
         """Open every connection of the pool: later, in a failover or a password rotation, a new one may not be had."""
@@ -320,11 +322,10 @@ def _error_type(error: BaseException) -> str:
     return sqlstate(origin) or type(origin).__qualname__
 
 
-async def _refuse_dead(connection: AsyncConnection) -> None:
-    driver = (await connection.get_raw_connection()).driver_connection
-    if driver is not None and driver.is_closed():
+async def _replace_dead(connection: AsyncConnection) -> None:
+    """Make sure of a connection that the driver does not yet know to be closed, as those of a former primary are."""
+    while (await connection.get_raw_connection()).driver_connection.is_closed():  # type: ignore[union-attr]  # it has one
         await connection.invalidate()
-        raise ConnectionError("The pooled connection was closed while idle.")
 
 
 def _drop_useless_connections(context: ExceptionContext) -> None:

@@ -106,7 +106,7 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
         record = data / "server.log"
         start = ("-D", data, "-l", record, "-o", arguments, "-w", "start")
         _call(data, programs / "pg_ctl", *start, hint=f" (see {record})")
-    psql = ("-XqAt", "-v", "ON_ERROR_STOP=1", "-h", socket, "-p", options.get("port", "5432"), "-U", "postgres")
+    psql = ("-XqAt", "-v", "ON_ERROR_STOP=1", "-h", socket, "-U", "postgres")
     _call(data, programs / "psql", *psql, given=_CREATE)
     return socket
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +43,8 @@ class Live(NamedTuple):
     prometheus: str
     service: str
     operators: str
+    lines: Path
+    """What the service has written to its standard output."""
 
     def ask(self, path: str, **parameters: str | float | list[str]) -> Any:
         """Ask Prometheus's API and give the `data` of its answer."""
@@ -77,6 +79,7 @@ def running(*command: str | Path, output: Path, **environment: str) -> Iterator[
 def serving_faults(settings: Settings, folder: Path) -> Iterator[tuple[str, str]]:
     """The service with its fault routes: the URLs of its two ports."""
     environment = {
+        "PYTHONPATH": "services",
         "DB_HOST": str(settings.db_host),
         "DB_NAME": settings.db_name,
         "DB_USERNAME": settings.db_username,
@@ -131,6 +134,16 @@ def _find_address(log: Path) -> str | None:
 
 
 @pytest.fixture(scope="session")
+def record_figures() -> Iterator[Callable[..., None]]:
+    """Keeps what a test measures; `make observability` prints it at the end."""
+    figures: dict[str, float] = {}
+    yield figures.update
+    folder = ROOT / "out"
+    folder.mkdir(exist_ok=True)
+    (folder / "observability.json").write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@pytest.fixture(scope="session")
 def live(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = tmp_path_factory.mktemp("live")
     migrate(settings)
@@ -138,7 +151,7 @@ def live(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         enough = threading.Event()
         load = threading.Thread(target=lambda: asyncio.run(_load(service, enough)))
         load.start()
-        yield Live(prometheus, service, operators)
+        yield Live(prometheus, service, operators, folder / "lines")
         enough.set()
         load.join()
 

@@ -82,7 +82,8 @@ def selectors(expr: str) -> list[Selector]:
     """Every selector of an expression, from its syntax tree."""
     return [
         Selector(
-            node.name, tuple((match.name, match.op == MatchOp.Equal, match.value) for match in node.matchers.matchers)
+            str(node.name),
+            tuple((match.name, match.op == MatchOp.Equal, match.value) for match in node.matchers.matchers),
         )
         for node in _walk(promql_parser.parse(expr))
         if isinstance(node, promql_parser.VectorSelector)

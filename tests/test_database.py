@@ -1,0 +1,364 @@
+"""The way to PostgreSQL under every fault that the rules of `database` name, each made on a real server."""
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+import traceback
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+import pytest
+import structlog
+import trustme
+from sqlalchemy import text
+
+from goals import database as module, embedded
+from goals.database import GATE_QUEUE, Database, Gate
+from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
+from goals.settings import Settings
+from tests import tls
+
+ONE = text("SELECT 1 AS one")
+
+
+@pytest.fixture
+async def administrator(settings: Settings, schema: None) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(host=settings.db_host, user="postgres", database=settings.db_name)
+    yield connection
+    await connection.close()
+
+
+async def backends(administrator: asyncpg.Connection) -> list[int]:
+    """The server processes behind the pools of this test."""
+    rows = await administrator.fetch("SELECT pid FROM pg_stat_activity WHERE application_name = 'goals' ORDER BY pid")
+    return [row["pid"] for row in rows]
+
+
+async def until_running(administrator: asyncpg.Connection, part: str) -> None:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE $1 AND pid <> pg_backend_pid()"
+    while not await administrator.fetchval(query, f"%{part}%"):
+        await asyncio.sleep(0.01)
+
+
+async def terminate(administrator: asyncpg.Connection) -> None:
+    await administrator.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'goals'"
+    )
+
+
+async def test_a_statement_answers_with_its_rows(database: Database) -> None:
+    rows, attempts = await database.run(text("SELECT CAST(:number AS integer) AS number"), {"number": 42})
+    assert ([row.number for row in rows], attempts) == ([42], 1)
+
+
+async def test_a_statement_is_its_own_transaction(database: Database, administrator: asyncpg.Connection) -> None:
+    await database.fetch(text("INSERT INTO goals (goal_name) VALUES ('committed') RETURNING id"))
+    assert await administrator.fetchval("SELECT goal_name FROM goals") == "committed"
+
+
+async def test_every_connection_is_opened_at_once(database: Database, administrator: asyncpg.Connection) -> None:
+    before = set(await backends(administrator))
+    await database.fill()
+    assert len(set(await backends(administrator)) - before) == database.size
+
+
+async def test_connections_that_died_while_idle_are_not_noticed(
+    database: Database, administrator: asyncpg.Connection
+) -> None:
+    await database.fill()
+    await terminate(administrator)
+    assert [row.one for row in await database.fetch(ONE)] == [1]
+
+
+async def test_a_statement_cut_off_is_sent_again(database: Database, administrator: asyncpg.Connection) -> None:
+    with structlog.testing.capture_logs() as events:
+        statement = asyncio.create_task(database.run(text("SELECT pg_sleep(0.5), 'cut off' AS what")))
+        await until_running(administrator, "cut off")
+        await terminate(administrator)
+        rows, attempts = await statement
+    assert (rows[0].what, attempts) == ("cut off", 2)
+    assert [event["event"] for event in events] == ["database does not answer", "database answers again"]
+
+
+async def test_a_statement_that_may_not_be_repeated_is_sent_once(
+    database: Database, administrator: asyncpg.Connection
+) -> None:
+    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.5), 'sent once'"), repeatable=False))
+    await until_running(administrator, "sent once")
+    await terminate(administrator)
+    with pytest.raises(DatabaseUnavailableError, match="did not say whether"):
+        await statement
+
+
+async def test_dead_connections_are_replaced_before_a_statement_that_may_not_be_repeated(
+    database: Database, administrator: asyncpg.Connection
+) -> None:
+    await database.fill()
+    await terminate(administrator)
+    while not await is_closed(database):
+        await asyncio.sleep(0.01)
+    rows, attempts = await database.run(ONE, repeatable=False)
+    assert (rows[0].one, attempts) == (1, 1)
+
+
+async def is_closed(database: Database) -> bool:
+    """Whether the driver has noticed the end of the connection that is next in the pool."""
+    async with database.engine.connect() as connection:
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert driver is not None
+        return bool(driver.is_closed())
+
+
+async def test_a_defect_of_ours_is_not_repeated(database: Database) -> None:
+    for repeatable in (True, False):
+        with pytest.raises(StatementRefusedError, match="42601"):
+            await database.fetch(text("SELEC 1"), repeatable=repeatable)
+
+
+async def test_a_defect_is_told_without_the_values_that_postgresql_quotes(database: Database) -> None:
+    statement = text("INSERT INTO goals (id, goal_name) VALUES (1, :name), (1, :name)")
+    with pytest.raises(StatementRefusedError, match="23505, constraint goals_pkey") as caught:
+        await database.fetch(statement, {"name": "x" * 40})
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "xxx" not in shown
+    assert "INSERT INTO goals" in shown
+
+
+async def test_a_table_that_is_not_there_yet_is_an_outage(database: Database) -> None:
+    with pytest.raises(DatabaseUnavailableError, match="cannot do this now"):
+        await database.fetch(text("SELECT * FROM no_such_table"))
+
+
+async def test_a_statement_that_takes_too_long_is_given_up_and_not_repeated(database: Database) -> None:
+    with pytest.raises(DatabaseUnavailableError, match="cannot do this now"):
+        await database.fetch(text("SELECT pg_sleep(5)"))
+
+
+async def test_a_standby_is_left(database: Database, administrator: asyncpg.Connection) -> None:
+    role = "ALTER ROLE goals_user IN DATABASE goals_database"
+    await administrator.execute(f"{role} SET default_transaction_read_only = on")
+    insert = text("INSERT INTO goals (goal_name) VALUES ('moved') RETURNING id")
+    try:
+        await database.fetch(ONE)  # a connection to what is now a standby waits in the pool
+        statement = asyncio.create_task(database.run(insert))
+        while not database._failures:
+            assert not statement.done()
+            await asyncio.sleep(0)
+    finally:
+        await administrator.execute(f"{role} RESET default_transaction_read_only")
+    rows, attempts = await statement
+    assert len(rows) == 1
+    assert attempts > 1
+
+
+async def test_a_frozen_connection_is_left_for_a_new_one(database: Database, administrator: asyncpg.Connection) -> None:
+    before = set(await backends(administrator))
+    await database.fetch(ONE)
+    (frozen,) = set(await backends(administrator)) - before
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        rows, attempts = await database.run(ONE)
+        assert (rows[0].one, attempts) == (1, 2)
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+
+
+async def test_a_server_that_is_not_there_is_given_up_after_the_budget(settings: Settings, tmp_path: Path) -> None:
+    database = Database(settings.model_copy(update={"db_host": str(tmp_path)}))
+    with pytest.raises(DatabaseUnavailableError, match="is not available"):
+        await database.fetch(ONE)
+    await database.close()
+
+
+async def test_a_server_that_accepts_and_says_nothing_is_given_up_at_the_deadline(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        database = Database(settings.model_copy(update={"db_host": "127.0.0.1", "db_port": port}))
+        with pytest.raises(DatabaseUnavailableError):
+            await database.fetch(ONE)
+        await database.close()
+
+
+async def test_what_is_under_way_ends_with_the_pool(database: Database, administrator: asyncpg.Connection) -> None:
+    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.9), 'under way'")))
+    await until_running(administrator, "under way")
+    await database.close()
+    with pytest.raises(asyncio.CancelledError):
+        await statement
+
+
+async def test_a_pool_that_others_hold_is_an_overload(settings: Settings, schema: None) -> None:
+    database = Database(settings.model_copy(update={"goals_pool_size": 5}))
+    held = [await database.engine.connect() for _ in range(5)]
+    with pytest.raises(OverloadedError, match="No connection"):
+        await database.fetch(ONE)
+    for connection in held:
+        await connection.close()
+    await database.close()
+
+
+class Visitors:
+    """Visitors of a gate with room for one, in the order in which they came in."""
+
+    def __init__(self) -> None:
+        self.gate = Gate(1)
+        self.entered: list[str] = []
+
+    async def come(self, name: str, seconds: float = 60) -> asyncio.Task[None]:
+        async def enter() -> None:
+            await self.gate.enter(asyncio.get_running_loop().time() + seconds)
+            self.entered.append(name)
+
+        task = asyncio.create_task(enter())
+        await asyncio.sleep(0)
+        return task
+
+
+async def test_the_gate_lets_in_by_order_of_arrival() -> None:
+    visitors = Visitors()
+    tasks = [await visitors.come(name) for name in ("first", "second", "third")]
+    for task in tasks:
+        await task
+        visitors.gate.leave()
+    assert visitors.entered == ["first", "second", "third"]
+    await visitors.gate.enter(0)  # and there is room again
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    visitors = Visitors()
+    tasks = [await visitors.come(str(number)) for number in range(1 + GATE_QUEUE)]
+    with pytest.raises(OverloadedError, match="Too many"):
+        await (await visitors.come("one too many"))
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+async def test_a_wait_is_short_while_the_database_answers() -> None:
+    visitors = Visitors()
+    await visitors.come("first")
+    second = await visitors.come("second")
+    while not second.done():
+        visitors.gate.answered_at = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.01)
+    with pytest.raises(OverloadedError, match="more to do"):
+        await second
+
+
+async def test_a_wait_lasts_until_the_deadline_while_the_database_is_away() -> None:
+    visitors = Visitors()
+    await visitors.come("first")
+    with pytest.raises(DatabaseUnavailableError):
+        await (await visitors.come("second", seconds=2 * module.GATE_TIMEOUT))
+    third = await visitors.come("third")
+    visitors.gate.leave()
+    await third
+
+
+async def test_a_visitor_who_leaves_gives_the_turn_to_the_next() -> None:
+    visitors = Visitors()
+    await visitors.come("first")
+    second, third, fourth = [await visitors.come(name) for name in ("second", "third", "fourth")]
+    third.cancel()
+    visitors.gate.leave()
+    second.cancel()  # just when the turn has come
+    await asyncio.wait({second, third})
+    await fourth
+    assert visitors.entered == ["first", "fourth"]
+
+
+class Remote(NamedTuple):
+    """A PostgreSQL behind TCP that asks for TLS and a password."""
+
+    settings: Settings
+    administrator: asyncpg.Connection
+    password_file: Path
+
+
+@pytest.fixture(scope="module")
+async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
+    """The socket of a server that wants a password from the service."""
+    folder = tmp_path_factory.mktemp("guarded")
+    with embedded.run(folder) as socket:
+        rules = folder / "postgres" / "pg_hba.conf"
+        rules.write_text("local all goals_user scram-sha-256\n" + rules.read_text())
+        administrator = await asyncpg.connect(host=str(socket), user="postgres", database="postgres")
+        await administrator.execute("SELECT pg_reload_conf()")
+        await administrator.close()
+        yield socket
+
+
+@pytest.fixture
+async def remote(guarded: Path, settings: Settings, tmp_path: Path) -> AsyncIterator[Remote]:
+    """Its way in by TLS with a certificate for `localhost`; the password is "first"."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.crt")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(context)
+    (tmp_path / "password").write_text("first\n")
+    administrator = await asyncpg.connect(host=str(guarded), user="postgres", database="postgres")
+    await administrator.execute("ALTER ROLE goals_user PASSWORD 'first'")
+    async with tls.entrance(guarded, context) as port:
+        yield Remote(
+            settings.model_copy(
+                update={
+                    "db_host": "localhost",
+                    "db_port": port,
+                    "ssl": "verify-full",
+                    "db_ca_file": tmp_path / "ca.crt",
+                    "db_password_file": tmp_path / "password",
+                }
+            ),
+            administrator,
+            tmp_path / "password",
+        )
+    await administrator.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "host", "works"),
+    [
+        ("verify-full", "localhost", True),
+        ("verify-full", "127.0.0.1", False),  # the certificate is for localhost
+        ("verify-ca", "127.0.0.1", True),
+        ("require", "127.0.0.1", True),
+        ("prefer", "127.0.0.1", True),
+        ("disable", "127.0.0.1", False),  # the server is reached by TLS only
+    ],
+)
+async def test_tls_follows_the_words_of_libpq(remote: Remote, word: str, host: str, *, works: bool) -> None:
+    database = Database(remote.settings.model_copy(update={"ssl": word, "db_host": host}))
+    try:
+        await database.fetch(ONE)
+        answered = True
+    except DatabaseUnavailableError:
+        answered = False
+    assert answered == works
+    await database.close()
+
+
+async def test_a_certificate_of_another_authority_is_refused(remote: Remote, tmp_path: Path) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.crt")
+    database = Database(remote.settings.model_copy(update={"db_ca_file": tmp_path / "other.crt"}))
+    with pytest.raises(DatabaseUnavailableError):
+        await database.fetch(ONE)
+    await database.close()
+
+
+async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote) -> None:
+    database = Database(remote.settings)
+    await database.fetch(ONE)
+    await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
+    await terminate(remote.administrator)
+    with structlog.testing.capture_logs() as events:
+        statement = asyncio.create_task(database.fetch(ONE))
+        while not any(event.get("sqlstate") == "28P01" for event in events):
+            assert not statement.done()
+            await asyncio.sleep(0)
+        remote.password_file.write_text("second\n")
+        assert len(await statement) == 1
+    await database.close()

@@ -1,0 +1,101 @@
+"""When requests should come: once the schema is there, and from then on whatever becomes of the database."""
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import httpx2
+import structlog
+
+from goals.settings import Settings
+from tests.conftest import Service, serving, until_ready, upgrade
+
+
+async def readiness(service: Service) -> tuple[int, str]:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        response = await client.get(f"http://127.0.0.1:{service.operators_port}/readyz")
+        return response.status_code, response.text
+
+
+async def status(service: Service, path: str) -> int:
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"http://127.0.0.1:{service.port}{path}")).status_code
+
+
+async def until_not_ready_because(service: Service, part: str) -> None:
+    while part not in (answer := await readiness(service))[1]:
+        assert answer[0] == 503
+        await asyncio.sleep(0.01)
+
+
+async def test_without_a_schema_it_lives_and_waits_and_says_why(empty: Settings) -> None:
+    with structlog.testing.capture_logs() as events:
+        async with serving(empty) as service:
+            assert await status(service, "/health") == 200
+            await until_not_ready_because(service, "has the migration run?")
+            assert await status(service, "/") == 503
+            await upgrade(empty, "0001")
+            await until_not_ready_because(service, "at revision 0001, this version needs 0002")
+            await upgrade(empty)
+            await until_ready(service)
+            assert await status(service, "/") == 200
+    obstacles = [event["obstacle"] for event in events if event["event"] == "not ready"]
+    assert len(obstacles) == len(set(obstacles)) == 2
+    assert [event["event"] for event in events if event["event"] == "ready"] == ["ready"]
+
+
+async def test_without_a_database_it_lives_and_answers_503_with_a_time_to_come_back(
+    settings: Settings, tmp_path: Path
+) -> None:
+    async with serving(settings.model_copy(update={"db_host": str(tmp_path)})) as service:
+        await until_not_ready_because(service, "Is it up")
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            response = await client.get(f"http://127.0.0.1:{service.port}/api/v1/goals")
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+
+
+async def test_a_newer_schema_is_good_enough(empty: Settings) -> None:
+    await upgrade(empty)
+    connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
+    await connection.execute("UPDATE alembic_version SET version_num = '0099'")
+    await connection.close()
+    async with serving(empty) as service:
+        await until_ready(service)
+
+
+async def test_a_schema_without_a_revision_is_none(empty: Settings) -> None:
+    await upgrade(empty)
+    connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
+    await connection.execute("DELETE FROM alembic_version")
+    await connection.close()
+    async with serving(empty) as service:
+        await until_not_ready_because(service, "revision None")
+
+
+async def test_a_later_outage_is_no_obstacle(empty: Settings) -> None:
+    await upgrade(empty)
+    administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database="postgres")
+    async with serving(empty) as service:
+        await until_ready(service)
+        await administrator.execute(f'ALTER DATABASE "{empty.db_name}" ALLOW_CONNECTIONS false')
+        await administrator.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", empty.db_name
+        )
+        assert await status(service, "/") == 503
+        assert await readiness(service) == (200, "ready")
+        await administrator.execute(f'ALTER DATABASE "{empty.db_name}" ALLOW_CONNECTIONS true')
+        assert await status(service, "/") == 200
+    await administrator.close()
+
+
+async def test_what_cannot_be_opened_beforehand_is_opened_when_needed(empty: Settings) -> None:
+    await upgrade(empty)
+    administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database="postgres")
+    await administrator.execute(f'ALTER DATABASE "{empty.db_name}" CONNECTION LIMIT 2')
+    with structlog.testing.capture_logs() as events:
+        async with serving(empty) as service:
+            await until_ready(service)
+            while not any(event["event"].startswith("connections will be opened") for event in events):
+                await asyncio.sleep(0.01)
+            assert await status(service, "/") == 200
+    await administrator.close()
