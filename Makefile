@@ -43,6 +43,13 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
 
+##@ Browser
+e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
+	$(BIN)/pytest tests/e2e $(ARGS)
+
+screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
+	@$(BIN)/python -m tests.e2e.screenshots
+
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
@@ -66,4 +73,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock clean help
+.PHONY: up migrate check test lock e2e screenshots clean help

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -102,10 +102,19 @@ async def serving(settings: Settings) -> AsyncIterator[Service]:
         await serving  # raises what kept it from its ports
 
 
+async def until(holds: Callable[[], Awaitable[object]]) -> None:
+    """Ask again and again until it holds; pytest's time limit bounds it."""
+    while not await holds():
+        await asyncio.sleep(0.01)
+
+
 async def until_ready(service: Service) -> None:
     async with httpx2.AsyncClient(trust_env=False) as client:
-        while (await client.get(f"http://127.0.0.1:{service.operators_port}/readyz")).status_code != 200:
-            await asyncio.sleep(0.01)
+
+        async def is_ready() -> bool:
+            return (await client.get(f"http://127.0.0.1:{service.operators_port}/readyz")).status_code == 200
+
+        await until(is_ready)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from goals.database import GATE_QUEUE, Database, Gate
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
 from tests import tls
+from tests.conftest import until
 
 ONE = text("SELECT 1 AS one")
 
@@ -40,8 +41,7 @@ async def backends(administrator: asyncpg.Connection) -> list[int]:
 
 async def until_running(administrator: asyncpg.Connection, part: str) -> None:
     query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE $1 AND pid <> pg_backend_pid()"
-    while not await administrator.fetchval(query, f"%{part}%"):
-        await asyncio.sleep(0.01)
+    await until(lambda: administrator.fetchval(query, f"%{part}%"))
 
 
 async def terminate(administrator: asyncpg.Connection) -> None:
@@ -99,8 +99,7 @@ async def test_dead_connections_are_replaced_before_a_statement_that_may_not_be_
 ) -> None:
     await database.fill()
     await terminate(administrator)
-    while not await is_closed(database):
-        await asyncio.sleep(0.01)
+    await until(lambda: is_closed(database))
     rows, attempts = await database.run(ONE, repeatable=False)
     assert (rows[0].one, attempts) == (1, 1)
 

@@ -38,14 +38,14 @@ def test_data_are_kept_between_runs(tmp_path: Path) -> None:
 
 
 def test_a_server_left_by_a_killed_process_is_taken_over_and_stopped(tmp_path: Path) -> None:
-    script = "import pathlib, sys; from goals import embedded"
+    script = "import pathlib, sys; from goals import embedded; print('starting')"
     script += "\nwith embedded.run(pathlib.Path(sys.argv[1])): print('running'); sys.stdin.read()"
     command = [sys.executable, "-uc", script, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "services")}
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
-        while owner.stdout.readline() != b"running\n":
-            pass
+        for line in iter(owner.stdout.readline, b"running\n"):
+            assert line
         owner.kill()
     assert is_running(tmp_path)
     with embedded.run(tmp_path):

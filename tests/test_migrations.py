@@ -19,7 +19,7 @@ from goals import embedded
 from goals.database import connect_arguments
 from goals.models import SCHEMA_REVISION
 from goals.settings import Settings
-from tests.conftest import ROOT, upgrade
+from tests.conftest import ROOT, until, upgrade
 
 SEED_FORMS = {
     "text": "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)",
@@ -106,8 +106,7 @@ async def test_a_migration_waits_its_turn(empty: Settings, connection: asyncpg.C
     await connection.execute(f"SELECT pg_advisory_lock({key})")
     migration = asyncio.create_task(upgrade(empty))
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'goals-migrate' AND datname = $1"
-    while not await connection.fetchval(waiting, empty.db_name):
-        await asyncio.sleep(0.01)
+    await until(lambda: connection.fetchval(waiting, empty.db_name))
     assert await connection.fetchval("SELECT to_regclass('goals')") is None
     await connection.execute(f"SELECT pg_advisory_unlock({key})")
     await migration
@@ -125,8 +124,7 @@ async def test_a_migration_that_waits_for_a_long_transaction_lets_writers_go_on(
         await connection.execute("SELECT count(*) FROM goals")
         migration = asyncio.create_task(upgrade(empty, revision))
         refused = "SELECT count(*) FROM pg_locks WHERE relation = 'goals'::regclass AND mode = 'AccessExclusiveLock'"
-        while not await writer.fetchval(refused):
-            await asyncio.sleep(0.001)
+        await until(lambda: writer.fetchval(refused))
         for number in range(20):  # the first of them wait behind the migration, until its own patience ends
             await writer.execute("INSERT INTO goals (goal_name) VALUES ($1)", f"meanwhile {number}")
         assert not migration.done()

@@ -1,6 +1,5 @@
 """When requests should come: once the schema is there, and from then on whatever becomes of the database."""
 
-import asyncio
 from pathlib import Path
 
 import asyncpg
@@ -8,7 +7,7 @@ import httpx2
 import structlog
 
 from goals.settings import Settings
-from tests.conftest import Service, serving, until_ready, upgrade
+from tests.conftest import Service, serving, until, until_ready, upgrade
 
 
 async def readiness(service: Service) -> tuple[int, str]:
@@ -23,9 +22,12 @@ async def status(service: Service, path: str) -> int:
 
 
 async def until_not_ready_because(service: Service, part: str) -> None:
-    while part not in (answer := await readiness(service))[1]:
-        assert answer[0] == 503
-        await asyncio.sleep(0.01)
+    async def says_so() -> bool:
+        status, reason = await readiness(service)
+        assert status == 503
+        return part in reason
+
+    await until(says_so)
 
 
 async def test_without_a_schema_it_lives_and_waits_and_says_why(empty: Settings) -> None:
@@ -95,7 +97,10 @@ async def test_what_cannot_be_opened_beforehand_is_opened_when_needed(empty: Set
     with structlog.testing.capture_logs() as events:
         async with serving(empty) as service:
             await until_ready(service)
-            while not any(event["event"].startswith("connections will be opened") for event in events):
-                await asyncio.sleep(0.01)
+
+            async def has_given_up() -> bool:
+                return any(event["event"].startswith("connections will be opened") for event in events)
+
+            await until(has_given_up)
             assert await status(service, "/") == 200
     await administrator.close()

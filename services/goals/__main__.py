@@ -12,14 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
+import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 
 from goals import app, embedded, logs
 from goals.errors import ConfigurationError
+from goals.models import SCHEMA_REVISION
 from goals.openapi import DOCUMENT
 from goals.settings import Settings, read_settings
+
+log = structlog.get_logger(__name__)
 
 DATA = Path(".data")
 """Where `up` keeps the embedded server's data, and `migrate` finds them."""
@@ -82,7 +87,14 @@ def openapi() -> None:
 def _migrate(settings: Settings) -> None:
     if not Path("alembic.ini").is_file():
         raise ConfigurationError("there is no alembic.ini here: run this in the project's root")
-    command.upgrade(Config("alembic.ini", attributes={"settings": settings}), "head")
+    try:
+        command.upgrade(Config("alembic.ini", attributes={"settings": settings}), "head")
+    except CommandError as error:
+        # A revision that these migrations do not know is that of a later version, which this one is rolled back from.
+        unknown = error.__cause__
+        if not isinstance(unknown, ResolutionError) or unknown.argument <= SCHEMA_REVISION:
+            raise
+        log.warning("the schema is newer than this version and stays", revision=unknown.argument, needs=SCHEMA_REVISION)
 
 
 def _read_remote_settings() -> Settings:
@@ -125,5 +137,4 @@ def _welcome(settings: Settings) -> Callable[[int, int], None]:
     return announce
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main())

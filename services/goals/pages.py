@@ -10,9 +10,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from goals import store
-from goals.errors import GoalNotFoundError, IdempotencyKeyReusedError, InvalidInputError
+from goals.errors import (
+    DatabaseUnavailableError,
+    GoalNotFoundError,
+    IdempotencyKeyReusedError,
+    InvalidInputError,
+    OverloadedError,
+)
 from goals.requests import read_form
-from goals.responses import STATIC, render
+from goals.responses import STATIC, answer, render
 from goals.schemas import NAME_LENGTH, Goal, GoalForm, PageQuery, RemovalForm, new_key, parse_fields, validate
 from goals.state import State
 
@@ -25,7 +31,11 @@ async def get_page(request: Request[State]) -> Response:
 
 
 async def post_goal(request: Request[State]) -> Response:
-    """Add a goal and lead back to the page; a name that cannot be accepted comes back with the reason."""
+    """Add a goal and lead back to the page.
+
+    A name that cannot be accepted comes back with the reason, and one that could not be stored comes back to be sent
+    again: nobody types a goal twice.
+    """
     fields = await read_form(request)
     try:
         form = validate(GoalForm, fields)
@@ -34,6 +44,8 @@ async def post_goal(request: Request[State]) -> Response:
         message = error.fields.get("goal_name") or str(error)
     except IdempotencyKeyReusedError:
         message = "This form has already added a goal under another name. Send it again to add this one too."
+    except (DatabaseUnavailableError, OverloadedError) as error:
+        return answer(request.scope, error, again=fields)
     else:
         return _see_page()
     return await _render_page(request, PageQuery(), status=422, goal_name=fields.get("goal_name", ""), error=message)

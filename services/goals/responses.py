@@ -77,10 +77,11 @@ class JSON(Response):
         return content.model_dump_json().encode() if isinstance(content, BaseModel) else orjson.dumps(content)
 
 
-def answer(scope: Scope, error: Exception) -> Response:
+def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = None) -> Response:
     """Answer an error in the caller's language: RFC 9457 under `/api`, a page elsewhere.
 
-    Texts come from our own errors and from HTTP's phrases; of any other exception nothing is told.
+    Texts come from our own errors and from HTTP's phrases; of any other exception nothing is told. `again` are the
+    fields of a form that is worth sending once more, to the same address: the page keeps them and offers it.
     """
     detail, fields, headers = str(error), {}, {}
     match error:
@@ -96,7 +97,8 @@ def answer(scope: Scope, error: Exception) -> Response:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             detail = "The service failed. The failure has been logged; nothing is known about what you sent."
     if not scope["path"].startswith("/api/"):
-        return render("error.html", status, headers, title=status.phrase, status=status.value, detail=detail)
+        shown = {"title": status.phrase, "status": status.value, "detail": detail, "again": again}
+        return render("error.html", status, headers, **shown)
     problem = Problem(
         type="about:blank",
         title=status.phrase,
