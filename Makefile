@@ -50,10 +50,24 @@ e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: ap
 screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
 	@$(BIN)/python -m tests.e2e.screenshots
 
+##@ Observe
+observability: $(VENV)/.dev observability/node_modules/.made  ## every rule, panel, metric and alert against promtool, Prometheus, Grafana's types and the service
+	@for tool in promtool prometheus; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install prometheus)" >&2; exit 1; }; done
+	$(BIN)/python -m pytest tests/observability $(ARGS)
+	@cat out/observability.json
+
+slo: $(VENV)/.dev  ## the rules and the dashboards anew from observability/slo.toml and the code
+	@$(BIN)/python -m observability.generate
+
+observability/node_modules/.made: observability/package-lock.json
+	@for tool in node npm; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install nodejs npm)" >&2; exit 1; }; done
+	@cd observability && npm ci --silent
+	@touch $@
+
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
-	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
-	find services tests alembic loadtest k8s -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
+	find services tests alembic loadtest k8s observability -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,4 +87,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots clean help
+.PHONY: up migrate check test lock e2e screenshots clean help observability slo
