@@ -55,6 +55,10 @@ observability: $(VENV)/.dev observability/node_modules/.made  ## every rule, pan
 	@for tool in promtool prometheus; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install prometheus)" >&2; exit 1; }; done
 	$(BIN)/python -m pytest tests/observability $(ARGS)
 	@cat out/observability.json
+	$(BIN)/python -m tests.observability.cost
+
+panels: observability  ## the panels in README anew, from the run's own Prometheus
+	cp out/panels.svg docs/img/panels.svg
 
 slo: $(VENV)/.dev  ## the rules and the dashboards anew from observability/slo.toml and the code
 	@$(BIN)/python -m observability.generate
@@ -87,4 +91,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots clean help observability slo
+.PHONY: up migrate check test lock e2e screenshots clean help observability slo panels
