@@ -43,6 +43,21 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
 
+##@ Measure
+ROUNDS ?= 7
+SECONDS ?= 2
+bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json
+	@$(BIN)/python -m tests.bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
+
+# What the image carries and nothing else: a tool's libraries would count in the service's start and memory.
+.cache/bench/.goals: requirements/goals.txt $(UV)
+	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .cache/bench
+	@$(UV) pip sync --quiet --python .cache/bench/bin/python --require-hashes --compile-bytecode $<
+	@touch $@
+
+bench-readme: $(VENV)/.dev  ## put the last benchmark's table into README.md
+	@$(BIN)/python -m tests.bench --write README.md
+
 ##@ Browser
 e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
@@ -91,4 +106,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots clean help observability slo panels
+.PHONY: up migrate check test lock bench bench-readme e2e screenshots clean help observability slo panels
