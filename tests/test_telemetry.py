@@ -14,7 +14,7 @@ from goals.errors import OverloadedError, StatementRefusedError
 from goals.middleware import Record
 from goals.settings import Settings
 from goals.telemetry import Telemetry
-from tests.conftest import serving
+from tests.conftest import serving, until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -206,8 +206,12 @@ async def test_the_delay_of_the_event_loop_is_measured(operator: httpx2.AsyncCli
         page = (await operator.get("/metrics")).text
         return sum(samples(page, "goals_eventloop_delay_seconds_count").values())
 
-    while await count() == 0:
-        await asyncio.sleep(0.05)
+    counted = await count()
+
+    async def has_grown() -> bool:
+        return await count() > counted
+
+    await until(has_grown)
 
 
 async def test_process_collector_and_target_are_named(operator: httpx2.AsyncClient) -> None:

@@ -100,17 +100,23 @@ async def test_a_failure_is_on_its_span(settings: Settings, schema: None, monkey
     async def crash(_request: Request) -> Response:
         raise LookupError("the reason")
 
-    monkeypatch.setattr(app, "PUBLIC_ROUTES", [*app.PUBLIC_ROUTES, Route("/crash", crash)])
+    async def refuse(_request: Request) -> Response:
+        return Response(status_code=503)
+
+    routes = [*app.PUBLIC_ROUTES, Route("/crash", crash), Route("/refuse", refuse)]
+    monkeypatch.setattr(app, "PUBLIC_ROUTES", routes)
     with collecting() as (endpoint, spans):
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
         async with serving(traced) as service:
             await until_ready(service)
             async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
                 await client.get("/crash")
+                await client.get("/refuse")
                 await client.get("/nowhere")
         received = {span.name: span for span in (spans.get_nowait() for _ in range(spans.qsize()))}
     assert attributes(received["GET /crash"])["error.type"] == "LookupError"
     assert received["GET /crash"].events[0].name == "exception"
+    assert attributes(received["GET /refuse"])["error.type"] == "503"
     assert "http.route" not in attributes(received["GET"])
 
 
