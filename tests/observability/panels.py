@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Iterator
 from html import escape
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from tests.observability.queries import panels, substitute
@@ -80,7 +81,7 @@ def _draw_panel(panel: dict[str, Any], lines: list[Line], start: float, end: flo
         yield f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="1.5"/>'
         x, y = LEFT + number % 2 * inner_width // 2, HEIGHT - BOTTOM + 20 + number // 2 * 16
         yield f'<rect x="{x}" y="{y - 8}" width="10" height="3" fill="{color}"/>'
-        yield f'<text x="{x + 15}" y="{y - 3}">{escape(line.name[:30])}</text>'
+        yield f'<text x="{x + 15}" y="{y - 3}">{escape(shorten(line.name, 30, placeholder=" …"))}</text>'
 
 
 def _round_up(value: float) -> float:
