@@ -44,12 +44,16 @@ LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --gener
 LOCK = $(LOCK_GROUP) pyproject.toml
 
 ##@ Kubernetes
-k8s crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
+k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
 	cd k8s && ../$(BIN)/python -m lint
 	$(BIN)/python -m pytest -q tests/k8s
+
+k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule is there for, and see each one caught
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	PYTHONPATH=k8s:services:. $(BIN)/python -m tests.k8s.mutants
 
 crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
 	cd k8s && ../$(BIN)/python -m lint.crds
@@ -80,4 +84,4 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock k8s crds platform-sums clean help
+.PHONY: up migrate check test lock k8s k8s-mutants crds platform-sums clean help

@@ -8,11 +8,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
-from lint import __main__ as lint, limits, site
+from lint import __main__ as lint, site
 from lint.inventory import Inventory
 from lint.manifests import ROOT, Finding, Manifest, RenderError, includes, is_remote, read
 from lint.reachability import find_unreviewed
@@ -61,7 +63,7 @@ spec:
   from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: argocd}]
   to: [{group: "", kind: Service, name: goals}]
 """
-SECRET = """apiVersion: v1
+HAND_MADE = """apiVersion: v1
 kind: Secret
 metadata: {name: goals-credentials, namespace: goals}
 stringData: {password: goals}
@@ -71,6 +73,7 @@ GOOD_COMPOSE = NGINX.format(grace="30s")
 UPSTREAM = "upstream goals {{ server goals:8080; keepalive 32; {idle} }}\nproxy_read_timeout {wait};\n"
 GOOD_NGINX = UPSTREAM.format(idle="keepalive_timeout 4s;", wait="5s")
 
+# fmt: off
 MUTANTS = (
     # Schemas and what kustomize refuses.
     Mutant("schema", "base/service.yaml", "targetPort: http", "targetPrt: http"),
@@ -95,13 +98,7 @@ MUTANTS = (
     Mutant("backend-tls", f"{SERVER}/httproute.yaml", "port: 443", "port: 80", "Argo CD's route to port 80"),
     Mutant("backend-tls", f"{SERVER}/kustomization.yaml", "  - backendtlspolicy.yaml\n", ""),
     Mutant("backend-name", f"{SERVER}/certificate.yaml", "    - argocd-server.argocd.svc\n", ""),
-    Mutant(
-        "argocd-insecure",
-        "platform/argocd/configmap-argocd-cmd-params-cm.yaml",
-        "\ndata:\n",
-        '\ndata:\n  server.insecure: "true"\n',
-        "server.insecure",
-    ),
+    Mutant("argocd-insecure", "platform/argocd/configmap-argocd-cmd-params-cm.yaml", "\ndata:\n", '\ndata:\n  server.insecure: "true"\n', "server.insecure"),
     Mutant("grant", ROUTE, "kind: Service, name: goals", "kind: Service, namespace: argocd, name: argocd-server"),
     Mutant("unused-grant", ROUTE, "", "---\n" + GRANT, "a ReferenceGrant that nobody needs"),
     Mutant("listener-certificate", EDGE, "    cert-manager.io/cluster-issuer: private-ca\n", ""),
@@ -111,12 +108,7 @@ MUTANTS = (
     Mutant("acme-solver", ISSUER, "            serviceType: ClusterIP # NodePort otherwise\n", ""),
     Mutant("acme-staging", ISSUER, "acme-staging-v02", "acme-v02", "Let's Encrypt's production at the first try"),
     Mutant("policy-overlap", ROUTE, "value: /}", "value: /api/v1/goals}"),
-    Mutant(
-        "policy-overlap",
-        "components/gateway/clientsettingspolicy-goals-writes.yaml",
-        "    name: goals-writes\n  body",
-        "    name: goals\n  body",
-    ),
+    Mutant("policy-overlap", "components/gateway/clientsettingspolicy-goals-writes.yaml", "    name: goals-writes\n  body", "    name: goals\n  body"),
     # References.
     Mutant("reference", HPA, "    name: goals\n  minReplicas", "    name: web\n  minReplicas"),
     Mutant("reference", "components/gateway/ratelimitpolicy.yaml", "namespace: goals", "namespace: edge"),
@@ -132,18 +124,12 @@ MUTANTS = (
     Mutant("reference", EDGE, "gatewayClassName: nginx", "gatewayClassName: ngf"),
     Mutant("reference", DEPLOYMENT, "serviceAccountName: goals", "serviceAccountName: web"),
     Mutant("configuration", DEPLOYMENT, "secretKeyRef: {name: goals-db-app, key: dbname}", "secretKeyRef: {name: goals-db-app, key: database}"),
-    Mutant(
-        "configuration",
-        CLUSTER,
-        "      dataChecksums: true\n",
-        "      dataChecksums: true\n      secret: {name: goals-db-credentials}\n",
-        "a Secret made by hand after the Cluster that needs it",
-    ),
+    Mutant("configuration", CLUSTER, "      dataChecksums: true\n", "      dataChecksums: true\n      secret: {name: goals-db-credentials}\n", "a Secret made by hand after the Cluster that needs it"),
     Mutant("configuration", DEPLOYMENT, "                name: goals\n", "                name: settings\n"),
     Mutant("configuration", "components/monitoring/receiver/alertmanagerconfig.yaml", "key: url", "key: webhook"),
     Mutant("configuration", "components/certificates/private-ca/clusterissuer-private-ca.yaml", "secretName: private-ca", "secretName: ca"),
     Mutant("private-key", DEPLOYMENT, CA, ""),
-    Mutant("secret-in-git", "base/service.yaml", "", "---\n" + SECRET, "passwords written by hand"),
+    Mutant("secret-in-git", "base/service.yaml", "", "---\n" + HAND_MADE, "passwords written by hand"),
     Mutant("default-namespace", "base/poddisruptionbudget.yaml", "namespace: goals", "namespace: default", "everything in default"),
     # Services, probes, settings.
     Mutant("service-port", "base/service.yaml", "targetPort: ops", "targetPort: metrics"),
@@ -173,22 +159,11 @@ MUTANTS = (
     Mutant("autoscaler-replicas", DEPLOYMENT, "  revisionHistoryLimit: 5\n", "  replicas: 3\n", "replicas beside an autoscaler"),
     Mutant("autoscaler-target", HPA, "averageUtilization: 70", "averageUtilization: 20", "a hair trigger"),
     Mutant("autoscaler-target", HPA, "minReplicas: 2", "minReplicas: 1", "one replica"),
-    Mutant(
-        "autoscaler-target",
-        HPA,
-        "  behavior:\n",
-        "    - type: Resource\n      resource: {name: memory, target: {type: AverageValue, averageValue: 128Mi}}\n  behavior:\n",
-        "a memory target that is the request",
-    ),
+    Mutant("autoscaler-target", HPA, "  behavior:\n", "    - type: Resource\n      resource: {name: memory, target: {type: AverageValue, averageValue: 128Mi}}\n  behavior:\n", "a memory target that is the request"),
     Mutant("disruption-budget", "base/kustomization.yaml", "  - poddisruptionbudget.yaml\n", "", "no disruption budget"),
     Mutant("disruption-budget", f"{GATEWAY}/poddisruptionbudget.yaml", "gateway-name: edge", "gateway-name: front"),
     Mutant("disruption-budget", f"{GATEWAY}/poddisruptionbudget.yaml", "maxUnavailable: 1", "maxUnavailable: 0"),
-    Mutant(
-        "disruption-budget",
-        "base/poddisruptionbudget.yaml",
-        "    matchLabels:\n      app.kubernetes.io/name: goals\n      app.kubernetes.io/component: web\n",
-        "    matchLabels: {cnpg.io/cluster: goals-db}\n",
-    ),
+    Mutant("disruption-budget", "base/poddisruptionbudget.yaml", "    matchLabels:\n      app.kubernetes.io/name: goals\n      app.kubernetes.io/component: web\n", "    matchLabels: {cnpg.io/cluster: goals-db}\n"),
     # Monitors.
     Mutant("monitor", "components/monitoring/servicemonitor-goals.yaml", "port: ops", "port: metrics"),
     Mutant("monitor", "components/monitoring/servicemonitor-goals.yaml", "path: /metrics", "path: /prometheus"),
@@ -321,7 +296,8 @@ MUTANTS = (
     Mutant("gateway-certificates", "platform/cert-manager/values.yaml", "  gatewayAPI:\n    enabled: true", "  gatewayAPI:\n    enabled: false", "the Gateway API switched on by hand"),
     Mutant("immutable", DEPLOYMENT, "      app.kubernetes.io/name: goals\n      app.kubernetes.io/component: web\n  template:\n    metadata:\n      labels:\n", "      app.kubernetes.io/name: goals\n      app.kubernetes.io/version: goals:dev\n      app.kubernetes.io/component: web\n  template:\n    metadata:\n      labels:\n        app.kubernetes.io/version: goals:dev\n"),
     Mutant("site", "overlays/aks/site/site.yaml", "host: goals.fill-me-in.example", "host: goals.example.org"),
-)  # fmt: skip
+)
+# fmt: on
 
 BESIDE = {
     "conflict": {
@@ -354,11 +330,13 @@ def break_copy(root: Path, mutant: Mutant) -> None:
     for file, text in BESIDE.get(mutant.rule, {}).items():
         (root / file).parent.mkdir(exist_ok=True)
         (root / file).write_text(text, encoding="utf-8")
-    file = root / mutant.file
-    before = file.read_text(encoding="utf-8") if file.exists() and mutant.rule != "compose" else ""
+    target = root / mutant.file
+    before = target.read_text(encoding="utf-8") if target.exists() and mutant.rule != "compose" else ""
     if mutant.old not in before:
         raise LookupError(f"{mutant.file} does not hold {mutant.old!r} any more: write the mutant anew")
-    file.write_text(before.replace(mutant.old, mutant.new, 1) if mutant.old else before + mutant.new, encoding="utf-8")
+    target.write_text(
+        before.replace(mutant.old, mutant.new, 1) if mutant.old else before + mutant.new, encoding="utf-8"
+    )
 
 
 def affected(root: Path, folder: Path) -> set[Path]:
@@ -374,63 +352,77 @@ def affected(root: Path, folder: Path) -> set[Path]:
 
 
 def find(mutant: Mutant, baseline: dict[str, list[Manifest]], schemas: Schemas) -> list[Finding]:
-    """What the rule says about the broken copy; only what the change can touch is rendered anew."""
+    """What the rule that is there for it says about a mutant."""
     if mutant.file == CODE:
-        limits.service = lambda: service()._replace(**{mutant.old: float(mutant.new)})  # type: ignore[arg-type]  # a limit, in seconds
-        try:
+        changed = service()._replace(**{mutant.old: float(mutant.new)})  # type: ignore[arg-type]  # a limit, in seconds
+        with mock.patch("lint.limits.service", return_value=changed):
             return list(find_broken(Inventory({one: baseline[one] for one in lint.TOGETHER[0]}), mutant.rule))
-        finally:
-            limits.service = service
     with tempfile.TemporaryDirectory(prefix="goals-mutant-") as folder:
-        root = copy(Path(folder).resolve())
-        break_copy(root, mutant)
-        changed = {(root / file).resolve() for file in (mutant.file, *BESIDE.get(mutant.rule, ()))}
-        renders = dict(baseline)
-
-        def renew(where: str) -> bool:
-            """Render a folder again if the change touches it."""
-            if not changed & affected(root, root / where):
-                return False
-            if where in renders and renders[where] is baseline.get(where):
-                renders[where] = lint.render_local(root / where)
-            return True
-
+        copied = Copy(Path(folder).resolve(), mutant, baseline)
         try:
             if mutant.rule in RULES:
-                for folders in lint.TOGETHER:
-                    if any([renew(where) for where in folders]):
-                        together = lint.sound({one: renders[one] for one in folders}, schemas)
-                        if found := list(find_broken(Inventory(together), mutant.rule)):
-                            return found
-                return []
-            touched = [where for where in renders if renew(where)]
-            if mutant.rule in {"schema", "stable-version", "duplicate"}:
-                findings = [one for where in touched for one in lint.check_objects(where, renders[where], schemas)]
-            elif mutant.rule in TREE:
-                findings = list(find_misplaced(lint.tree_of(root, renders), mutant.rule))
-            elif mutant.rule == "reachability":
-                findings = list(find_unreviewed(root, renders))
-            else:
-                findings = list(lint.check_files(root, renders))
-            return [one for one in findings if one.rule == mutant.rule]
+                return next((found for together in lint.TOGETHER if (found := copied.broken(together, schemas))), [])
+            return [one for one in copied.checked(schemas) if one.rule == mutant.rule]
         except RenderError as error:
             if mutant.rule == "render":
                 return [Finding(mutant.file, "kustomization", str(error), "render")]
             raise
 
 
+class Copy:
+    """A broken copy, of which only what the change can touch is rendered anew."""
+
+    def __init__(self, folder: Path, mutant: Mutant, baseline: dict[str, list[Manifest]]) -> None:
+        self.root = copy(folder)
+        self.mutant = mutant
+        self._renders = dict(baseline)
+        self._baseline = baseline
+        break_copy(self.root, mutant)
+        self._changed = {(self.root / file).resolve() for file in (mutant.file, *BESIDE.get(mutant.rule, ()))}
+
+    def renew(self, where: str) -> bool:
+        """Render a folder again if the change touches it; tell whether it does."""
+        if not self._changed & affected(self.root, self.root / where):
+            return False
+        if self._renders[where] is self._baseline[where]:
+            self._renders[where] = lint.render_local(self.root / where)
+        return True
+
+    def broken(self, together: tuple[str, ...], schemas: Schemas) -> list[Finding]:
+        """What the rule says about what is in one cluster at one time."""
+        if not sum(self.renew(where) for where in together):
+            return []
+        objects = lint.sound({one: self._renders[one] for one in together}, schemas)
+        return list(find_broken(Inventory(objects), self.mutant.rule))
+
+    def checked(self, schemas: Schemas) -> Iterator[Finding]:
+        """What the checks say that are no rule of objects."""
+        touched = [where for where in self._renders if self.renew(where)]
+        if self.mutant.rule in {"schema", "stable-version", "duplicate"}:
+            for where in touched:
+                yield from lint.check_objects(where, self._renders[where], schemas)
+        elif self.mutant.rule in TREE:
+            yield from find_misplaced(lint.tree_of(self.root, self._renders), self.mutant.rule)
+        elif self.mutant.rule == "reachability":
+            yield from find_unreviewed(self.root, self._renders)
+        else:
+            yield from lint.check_files(self.root, self._renders)
+
+
+_BASELINE: dict[str, list[Manifest]] = {}
+_SCHEMAS: list[Schemas] = []
+"""Filled before the processes are forked, so that none of them reads all of it again."""
+
+
 def _work(number: int) -> tuple[int, list[Finding]]:
-    return number, find(MUTANTS[number], _STATE["baseline"], _STATE["schemas"])  # type: ignore[arg-type]  # set before the fork
-
-
-_STATE: dict[str, object] = {}
+    return number, find(MUTANTS[number], _BASELINE, _SCHEMAS[0])
 
 
 def main() -> int:
     """Break, look, count; 1 where a mutant lives or a rule has none."""
     started = time.monotonic()
-    _STATE["schemas"] = Schemas(Path(os.environ.get("CRDS") or lint.CRDS))
-    _STATE["baseline"] = lint.render_tree(ROOT)
+    _SCHEMAS.append(Schemas(Path(os.environ.get("CRDS") or lint.CRDS)))
+    _BASELINE.update(lint.render_tree(ROOT))
     without = sorted({*RULES, *TREE, *OTHERS} - {one.rule for one in MUTANTS})
     alive = 0
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
