@@ -173,7 +173,7 @@ def main(arguments: list[str]) -> int:
             findings += dict.fromkeys(find_broken(Inventory(sound(texts, schemas))))
         else:
             findings = merge(check_tree(schemas))
-    except (OSError, RenderError, yaml.YAMLError) as error:
+    except (ImportError, OSError, RenderError, ValueError, yaml.YAMLError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for finding in findings:

@@ -15,7 +15,8 @@ SYNC_OPTIONS = "spec.syncPolicy.syncOptions[]"
 
 
 def wave(one: Manifest) -> int:
-    return int(annotation(one, "argocd.argoproj.io/sync-wave", "0"))
+    given = annotation(one, "argocd.argoproj.io/sync-wave")
+    return int(given) if re.fullmatch(r"[+-]?\d+", given) else 0
 
 
 def hook(one: Manifest) -> str:
@@ -82,7 +83,7 @@ def application(inventory: Inventory) -> Wrong:
         for source in [*dig(one, "spec.source"), *dig(one, "spec.sources[]")]:
             if not {source["repoURL"], "*"} & set(dig(project, "spec.sourceRepos[]")):
                 yield one, f"{name(project)} does not allow the source {source['repoURL']}"
-        target = one["spec"]["destination"]["namespace"]
+        target = first(one, "spec.destination.namespace", "")
         if not {target, "*"} & set(dig(project, "spec.destinations[].namespace")):
             yield one, f"{name(project)} does not allow the namespace {target}"
 

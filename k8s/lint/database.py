@@ -1,5 +1,7 @@
 """PostgreSQL: what it survives, how many it serves, and who may read along."""
 
+import math
+
 from lint.environment import of_the_service
 from lint.inventory import Inventory, annotation, dig, first, space
 from lint.manifests import Manifest, name
@@ -104,8 +106,10 @@ def connections(inventory: Inventory) -> Wrong:
         for pod, container, values in of_the_service(inventory):
             if (pod.namespace, pod.name) == (space(scaler), target) and container in pod.spec["containers"]:
                 each = int(str(values.get("GOALS_POOL_SIZE") or service().settings["GOALS_POOL_SIZE"]))
-                surge = first(pod.manifest, "spec.strategy.rollingUpdate.maxSurge", 1)
-                needed = each * (scaler["spec"]["maxReplicas"] + int(surge)) + RESERVED
+                most = scaler["spec"]["maxReplicas"]
+                surge = str(first(pod.manifest, "spec.strategy.rollingUpdate.maxSurge", "25%"))
+                more = math.ceil(most * float(surge[:-1]) / 100) if surge.endswith("%") else int(surge)
+                needed = each * (most + more) + RESERVED
                 for one in inventory.of("Cluster"):
                     offered = int(first(one, "spec.postgresql.parameters.max_connections", 100))
                     if space(one) == pod.namespace and needed > offered:

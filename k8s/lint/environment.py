@@ -19,7 +19,7 @@ def variables(inventory: Inventory, pod: Pod, container: Manifest) -> dict[str, 
 def of_the_service(inventory: Inventory) -> Iterator[tuple[Pod, Manifest, dict[str, str | None]]]:
     for pod in inventory.workloads:
         for container in containers(pod.spec):
-            if is_service(container["image"]):
+            if is_service(container.get("image", "")):
                 yield pod, container, variables(inventory, pod, container)
 
 

@@ -130,8 +130,8 @@ def backend(inventory: Inventory) -> Wrong:
             service = inventory.get("Service", namespace, reference["name"])
             if service is None:
                 yield route, f"there is no Service {namespace}/{reference['name']}"
-            elif inventory.port(service, reference["port"]) is None:
-                yield route, f"{name(service)} has no port {reference['port']}"
+            elif inventory.port(service, reference.get("port", 0)) is None:
+                yield route, f"{name(service)} has no port {reference.get('port')}"
 
 
 @rule
@@ -147,8 +147,11 @@ def backend_tls(inventory: Inventory) -> Wrong:
             namespace = reference.get("namespace", space(route))
             service = inventory.get("Service", namespace, reference["name"])
             offered = TLS_PORTS & set(dig(service, "spec.ports[].port"))
-            if offered and reference["port"] not in offered:
-                yield route, f"goes to port {reference['port']} of {reference['name']}, which has TLS on {min(offered)}"
+            if offered and reference.get("port") not in offered:
+                yield (
+                    route,
+                    f"goes to port {reference.get('port')} of {reference['name']}, which has TLS on {min(offered)}",
+                )
             elif offered and (namespace, reference["name"]) not in secured:
                 yield route, f"no BackendTLSPolicy makes the gateway speak TLS to {namespace}/{reference['name']}"
 

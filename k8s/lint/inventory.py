@@ -106,8 +106,10 @@ class Inventory:
 
     def __init__(self, renders: dict[str, list[Manifest]], operators: frozenset[str] | None = None) -> None:
         """Objects by the name of what they come from; `operators` narrows those that are installed."""
-        self.objects = [manifest for manifests in renders.values() for manifest in manifests]
-        self._origins = {id(manifest): where for where, manifests in renders.items() for manifest in manifests}
+        # Some kinds may leave their spec out.
+        given = [(where, {"spec": {}} | one) for where, manifests in renders.items() for one in manifests]
+        self.objects = [one for _, one in given]
+        self._origins = {id(one): where for where, one in given}
         self._known = {
             (one["kind"], space(one), one["metadata"]["name"]): one for one in [*OPERATORS["objects"], *self.objects]
         }

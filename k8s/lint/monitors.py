@@ -46,7 +46,7 @@ def monitor(inventory: Inventory) -> Wrong:
             yield one, f"selects nothing that has the port {endpoint.get('port', endpoint.get('portNumber'))}"
         for pod, number in ends:
             for container in dig(pod.spec, "containers[]"):
-                if is_service(container["image"]) and path not in service().routes.get(number, ()):
+                if is_service(container.get("image", "")) and path not in service().routes.get(number, ()):
                     yield one, f"asks {path} on {number}, where the service has no such route"
     for one in inventory.of("PrometheusRule"):
         if "release" not in first(one, "metadata.labels", {}):
@@ -60,7 +60,7 @@ def public_metrics(inventory: Inventory) -> Wrong:
     for route in inventory.of("HTTPRoute"):
         for each in dig(route, "spec.rules[].backendRefs[]"):
             target = inventory.get("Service", each.get("namespace", space(route)), each["name"]) or {}
-            entry = inventory.port(target, each["port"])
+            entry = inventory.port(target, each.get("port", 0))
             public |= {(space(target), *end) for end in inventory.targets(target, entry)} if entry else set()
     for one, _, ends in scraped(inventory):
         for pod, number in ends:

@@ -48,7 +48,9 @@ def _is_peer(inventory: Inventory, peers: list[Manifest], namespace: str, pod: P
 
 def _has_port(ports: list[Manifest], number: int, protocol: str, target: Pod) -> bool:
     for one in ports:
-        start = target.ports.get(str(one.get("port")), one.get("port"))
+        start: int | str | None = target.ports.get(str(one.get("port")), one.get("port"))
+        if isinstance(start, str):
+            continue  # a name that this pod does not know
         if one.get("protocol", "TCP") == protocol and (start is None or start <= number <= one.get("endPort", start)):
             return True
     return not ports
@@ -179,7 +181,7 @@ def policy_end(inventory: Inventory) -> Wrong:
                     peers = [pod for pod in inventory.pods if _is_peer(inventory, [peer], space(policy), pod)]
                     if not peers and "ipBlock" not in peer:
                         yield policy, f"{field}: selects no pod"
-                    for port in each.get("ports", ()) if peers else ():
+                    for port in [one for one in each.get("ports", ()) if "port" in one] if peers else ():
                         targets, sources = (chosen, peers) if direction == "ingress" else (peers, chosen)
                         listening = [(pod, pod.ports.get(str(port["port"]), port["port"])) for pod in targets]
                         listening = [(pod, number) for pod, number in listening if number in pod.ports.values()]

@@ -35,7 +35,10 @@ OBJECTS = {
 }
 """Where an object names another: the path, and the kind where the reference does not say it."""
 
-BUILT_IN = frozenset({"cluster-admin", "edit", "view", "system:auth-delegator"})
+BUILT_IN = frozenset({"cluster-admin", "edit", "view", "system:auth-delegator", "default"})
+"""What is in every cluster: roles, and the ServiceAccount of each namespace."""
+
+PEOPLE = frozenset({"User", "Group"})
 SECRETS = {
     "AlertmanagerConfig": ["spec.receivers[].webhookConfigs[].urlSecret"],
     "Cluster": ["spec.bootstrap.initdb.secret", "spec.superuserSecret"],
@@ -62,7 +65,7 @@ def objects_named(one: Manifest) -> Iterator[tuple[str, str, str]]:
     for path, kind in OBJECTS.get(one["kind"], ()):
         for target in dig(one, path):
             reference = target if isinstance(target, dict) else {"name": target}
-            if reference["name"] not in BUILT_IN:
+            if reference["name"] not in BUILT_IN and reference.get("kind") not in PEOPLE:
                 yield reference.get("kind", kind), reference.get("namespace", space(one)), reference["name"]
 
 

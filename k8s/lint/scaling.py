@@ -45,7 +45,7 @@ def autoscaler_target(inventory: Inventory) -> Wrong:
             if (
                 amount is not None
                 and metric["name"] == "memory"
-                and quantity(amount) >= sum(quantity(each["memory"]) for each in requests)
+                and quantity(amount) >= sum(quantity(each.get("memory", 0)) for each in requests)
             ):
                 yield (
                     one,

@@ -172,6 +172,8 @@ def quota(inventory: Inventory) -> Wrong:
             for pod in inventory.workloads
             if pod.namespace == space(one)
         )
-        needed += sum(1 + each["spec"]["instances"] for each in inventory.of("Cluster") if space(each) == space(one))
+        needed += sum(
+            1 + each["spec"].get("instances", 1) for each in inventory.of("Cluster") if space(each) == space(one)
+        )
         if int(first(one, "spec.hard", {}).get("pods", needed)) < needed:
             yield one, f"allows fewer pods than the {needed} that its workloads may have"

@@ -48,7 +48,7 @@ def image(inventory: Inventory) -> Wrong:
     """Another program runs after a restart than the one that was tried."""
     for one in inventory.objects:
         own = [*dig(one, "spec.images[].image"), *dig(one, "spec.imageName")]
-        for value in [*own, *(each["image"] for each in containers(first(template(one), "spec", {})))]:
+        for value in [*own, *(each.get("image", "") for each in containers(first(template(one), "spec", {})))]:
             registry, _, last = value.rpartition("/")
             tag = last.partition("@")[0].partition(":")[2]
             if not tag or tag == "latest":
@@ -92,7 +92,7 @@ def probe(inventory: Inventory) -> Wrong:
                 path = targets[kind].get("path", "/")
                 if port not in pod.ports.values():
                     yield pod.manifest, f"{container['name']}: {kind}Probe asks port {port}, which it does not have"
-                elif is_service(container["image"]) and path not in service().routes.get(port, ()):
+                elif is_service(container.get("image", "")) and path not in service().routes.get(port, ()):
                     yield (
                         pod.manifest,
                         f"{container['name']}: {kind}Probe asks {path} on {port}, where the service has no such route",

@@ -58,6 +58,70 @@ DEFECTS = {
 }  # fmt: skip
 
 
+BARE = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a, namespace: b}
+spec: {selector: {}, template: {spec: {containers: [{name: a}, {name: b, image: goals}]}}}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: a, namespace: b}
+spec: {scaleTargetRef: {kind: Deployment, name: a}, maxReplicas: 30}
+---
+apiVersion: postgresql.cnpg.io/v1
+kind: Cluster
+metadata: {name: a, namespace: b}
+spec: {instances: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: b}
+---
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: a, namespace: b}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: a, namespace: b}
+spec: {parentRefs: [{name: c}], rules: [{backendRefs: [{name: a}]}, {backendRefs: [{name: none}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: b, namespace: b}
+spec: {}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a, namespace: b}
+spec:
+  podSelector: {}
+  ingress: [{from: [{podSelector: {}}], ports: [{protocol: TCP}, {port: http}]}, {}]
+  egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: a, namespace: b}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
+subjects: [{kind: User, name: someone}, {kind: ServiceAccount, name: default, namespace: b}]
+---
+apiVersion: argoproj.io/v1alpha1
+kind: Application
+metadata: {name: a, namespace: b, annotations: {argocd.argoproj.io/sync-wave: soon}}
+spec: {project: default, destination: {}}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: a, namespace: b}
+---
+apiVersion: monitoring.coreos.com/v1
+kind: ServiceMonitor
+metadata: {name: a, namespace: b}
+spec: {selector: {}, endpoints: [{}]}
+"""
+
+
 @pytest.fixture(scope="module")
 def schemas() -> Schemas:
     return Schemas(Path(os.environ.get("CRDS") or lint.CRDS))
@@ -78,6 +142,13 @@ def test_each_defect_of_a_platform_from_a_tutorial_is_reported(defect: str, said
 
 def test_the_tutorial_passes_the_schemas_so_that_only_rules_can_find_its_defects(said: list[Finding]) -> None:
     assert [str(one) for one in said if one.rule == "schema"] == []
+
+
+def test_objects_that_say_no_more_than_they_must_are_judged_and_break_nothing(schemas: Schemas) -> None:
+    objects = read(BARE)
+    assert [(one, schemas.problems(one)) for one in objects if not schemas.is_sound(one)] == []
+    rules = {one.rule for one in find_broken(Inventory({"bare": objects}))}
+    assert {"parent", "policy-end", "backend", "connections", "pod-security", "quota", "database-quorum"} <= rules
 
 
 def test_a_finding_is_one_line_with_file_object_problem_rule_and_harm(capsys: pytest.CaptureFixture[str]) -> None:
