@@ -39,7 +39,7 @@ def sync_wave(inventory: Inventory) -> Wrong:
     """The sync waits for something that only a later wave brings, and never ends."""
     for one in inventory.objects:
         for other in needed(inventory, one):
-            known = other in inventory.objects and inventory.origin(other) == inventory.origin(one)
+            known = inventory.origin(other) == inventory.origin(one)
             if known and wave(other) > wave(one):
                 yield one, f"wave {wave(one)}, but {name(other)}, which it needs, comes in wave {wave(other)}"
             # A database takes minutes; what starts beside it fails until then.
@@ -63,7 +63,7 @@ def sync_hook(inventory: Inventory) -> Wrong:
     for one in inventory.objects:
         if hook(one) == "PreSync":
             for other in needed(inventory, one):
-                if other in inventory.objects and not hook(other) and other["kind"] != "Namespace":
+                if inventory.origin(other) and not hook(other) and other["kind"] != "Namespace":
                     yield one, f"runs before the sync and needs {name(other)}, which the sync brings"
         if hook(one) and first(one, "spec.ttlSecondsAfterFinished") is not None:
             yield one, "ttlSecondsAfterFinished removes the hook while Argo CD still looks for it"

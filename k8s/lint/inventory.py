@@ -107,7 +107,9 @@ class Inventory:
     def __init__(self, renders: dict[str, list[Manifest]], operators: frozenset[str] | None = None) -> None:
         """Objects by the name of what they come from; `operators` narrows those that are installed."""
         # Some kinds may leave their spec out.
-        given = [(where, {"spec": {}} | one) for where, manifests in renders.items() for one in manifests]
+        given: list[tuple[str, Manifest]] = [
+            (where, {"spec": {}, **one}) for where, manifests in renders.items() for one in manifests
+        ]
         self.objects = [one for _, one in given]
         self._origins = {id(one): where for where, one in given}
         self._known = {
@@ -117,7 +119,8 @@ class Inventory:
         self.operators = [one for one in OPERATORS["pods"] if operators is None or one["from"] in operators]
 
     def origin(self, manifest: Manifest) -> str:
-        return self._origins[id(manifest)]
+        """What it was rendered from; empty for what an operator brings."""
+        return self._origins.get(id(manifest), "")
 
     def of(self, *kinds: str) -> Iterator[Manifest]:
         return (one for one in self.objects if one["kind"] in kinds)

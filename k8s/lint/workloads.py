@@ -107,8 +107,9 @@ def probe(inventory: Inventory) -> Wrong:
 
 
 def is_served(inventory: Inventory, pod: Pod) -> bool:
+    """Tell whether a Service balances requests to it: a headless one only gives names."""
+    found = (one for one in inventory.of("Service") if space(one) == pod.namespace and first(one, "spec.selector"))
     return any(
-        matches({"matchLabels": first(one, "spec.selector", {})}, pod.labels) and first(one, "spec.clusterIP") != "None"
-        for one in inventory.of("Service")
-        if space(one) == pod.namespace
+        matches({"matchLabels": one["spec"]["selector"]}, pod.labels) and first(one, "spec.clusterIP") != "None"
+        for one in found
     )
