@@ -70,19 +70,23 @@ e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: ap
 screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
 	@$(BIN)/python -m tests.e2e.screenshots
 
-##@ Kubernetes
-k8s crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
-k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
-	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
-	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
-	cd k8s && ../$(BIN)/python -m lint
-	$(BIN)/python -m pytest -q tests/k8s
+##@ Observe
+observability: $(VENV)/.dev observability/node_modules/.made  ## every rule, panel, metric and alert against promtool, Prometheus, Grafana's types and the service
+	@for tool in promtool prometheus; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install prometheus)" >&2; exit 1; }; done
+	$(BIN)/python -m pytest tests/observability $(ARGS)
+	@cat out/observability.json
+	$(BIN)/python -m tests.observability.cost
 
-crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
-	cd k8s && ../$(BIN)/python -m lint.crds
+panels: observability  ## the panels in README anew, from the run's own Prometheus
+	cp out/panels.svg docs/img/panels.svg
 
-platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
-	k8s/platform/sums.sh
+slo: $(VENV)/.dev  ## the rules and the dashboards anew from observability/slo.toml and the code
+	@$(BIN)/python -m observability.generate
+
+observability/node_modules/.made: observability/package-lock.json
+	@for tool in node npm; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install nodejs npm)" >&2; exit 1; }; done
+	@cd observability && npm ci --silent
+	@touch $@
 
 ##@ Load test
 SCENARIO ?= seed
@@ -98,10 +102,27 @@ load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, v
 
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
+##@ Kubernetes
+k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
+k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
+	cd k8s && ../$(BIN)/python -m lint
+	$(BIN)/python -m pytest -q tests/k8s
+
+k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule is there for, and see each one caught
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	PYTHONPATH=k8s:services:. $(BIN)/python -m tests.k8s.mutants
+
+crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
+	cd k8s && ../$(BIN)/python -m lint.crds
+
+platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
+	k8s/platform/sums.sh
 
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
-	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
+	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
 	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-data:  ## remove the embedded server's data, your goals with them; not while it runs
@@ -155,4 +176,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots k8s crds platform-sums bench bench-readme load load-ui load-test parity clean clean-data help
+.PHONY: up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean clean-data k8s k8s-mutants crds platform-sums help

@@ -156,7 +156,7 @@ async def test_a_crash_is_logged_answered_and_not_explained(telemetry: Telemetry
     for path in ("/", "/api/v1/goals"):
         exchange = Exchange()
         with capture_logs() as events:
-            record = Record(Limits(fail), telemetry=telemetry, write=lines.append)
+            record = Record(Limits(fail), metrics=telemetry.requests, write=lines.append)
             await exchange.run(record, scope(path))
         assert exchange.status == 500
         assert b"x-request-id" in dict(exchange.headers)
@@ -169,7 +169,7 @@ async def test_a_crash_is_logged_answered_and_not_explained(telemetry: Telemetry
 async def test_a_crash_with_half_an_answer_out_is_left_to_the_server_which_hangs_up(telemetry: Telemetry) -> None:
     lines: list[dict[str, object]] = []
     exchange = Exchange()
-    record = Record(fail_half_way, telemetry=telemetry, write=lines.append)
+    record = Record(fail_half_way, metrics=telemetry.requests, write=lines.append)
     with capture_logs() as events, pytest.raises(RuntimeError):
         await exchange.run(record, scope())
     assert [message["type"] for message in exchange.sent] == ["http.response.start"]

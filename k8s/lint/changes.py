@@ -30,7 +30,10 @@ def find_refused(where: str, before: list[Manifest], after: list[Manifest]) -> I
             continue
         for path in IMMUTABLE.get(manifest["kind"], ()):
             if _value(previous, path) != _value(manifest, path):
-                yield Finding(where, name(manifest), f"{path} changes, and the API server refuses to change it")
+                problem = f"{path} changes, and the API server refuses to change it"
+                yield Finding(
+                    where, name(manifest), problem, "immutable", "The next version stops in the middle of its rollout"
+                )
 
 
 def with_image(manifests: list[Manifest], old: str, new: str) -> list[Manifest]:

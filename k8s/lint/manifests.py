@@ -16,14 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Finding(NamedTuple):
-    """One line of the report: which file or kustomization, which object in it, and what is wrong."""
+    """One line of the report: which file or kustomization, which object in it, what is wrong, and what comes of it."""
 
     where: str
     what: str
     problem: str
+    rule: str = ""
+    harm: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}: {self.problem}"
+        because = f" [{self.rule}: {self.harm}]" if self.rule else ""
+        return f"{self.where}: {self.what}: {self.problem}{because}"
 
 
 class RenderError(Exception):

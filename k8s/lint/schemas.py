@@ -45,6 +45,17 @@ class Schemas:
             self._seen[identity] = list(self._problems(manifest))
         return self._seen[identity]
 
+    def is_sound(self, manifest: Manifest) -> bool:
+        """Tell whether it is what its kind's schema says, wherever it may land."""
+        return not any(problem for problem in self.problems(manifest) if not problem.startswith("metadata.namespace"))
+
+    def newer(self, manifest: Manifest) -> str:
+        """The stable version that is served beside a custom resource's alpha or beta; empty where there is none."""
+        group, _, version = str(manifest.get("apiVersion")).rpartition("/")
+        definition = self._definition(group, str(manifest.get("kind"))) if re.search("alpha|beta", version) else None
+        served = [one["name"] for one in (definition or {}).get("versions", ()) if one["served"]]
+        return next((f"{group}/{one}" for one in served if re.fullmatch(r"v\d+", one)), "")
+
     def _problems(self, manifest: Manifest) -> Iterator[str]:
         version, kind = manifest.get("apiVersion"), manifest.get("kind")
         if not isinstance(version, str) or not isinstance(kind, str):

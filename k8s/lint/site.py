@@ -34,6 +34,7 @@ PROBES = {
 }
 """One value for each key, found nowhere else (`issuer` apart, which names one of ours)."""
 
+WHY = ("site", "The site runs with a value of the template: somebody else's address, or none")
 HAS_DEFAULT = frozenset({"issuer", "revision", "restoreTime"})
 """The keys that need not be filled in."""
 
@@ -48,11 +49,12 @@ def find_forgotten(root: Path) -> Iterator[Finding]:
     """Name each value that still is a placeholder; with all of them untouched this is the template, which may be so."""
     given = values(root)
     if differing := PROBES.keys() ^ given.keys():
-        yield Finding(str(SITE), ", ".join(sorted(differing)), "stands in the file or in lint/site.py, but not in both")
+        problem = "stands in the file or in lint/site.py, but not in both"
+        yield Finding(str(SITE), ", ".join(sorted(differing)), problem, *WHY)
     forgotten = [key for key, value in given.items() if any(text in value for text in PLACEHOLDERS)]
     if len(forgotten) < len(PROBES.keys() - HAS_DEFAULT):
         for key in forgotten:
-            yield Finding(str(SITE), key, f"is still the placeholder {given[key]!r}: fill it in")
+            yield Finding(str(SITE), key, f"is still the placeholder {given[key]!r}: fill it in", *WHY)
 
 
 def find_unplaced(root: Path) -> Iterator[Finding]:
@@ -71,7 +73,7 @@ def find_unplaced(root: Path) -> Iterator[Finding]:
                 yield Finding(where, remnant, f"is left with every value of {SITE} filled in: a replacement is missing")
     for key, value in PROBES.items():
         if not any(value in text for text in texts.values()):
-            yield Finding(str(SITE), key, "has no effect: no replacement puts it anywhere")
+            yield Finding(str(SITE), key, "has no effect: no replacement puts it anywhere", *WHY)
 
 
 def fill(root: Path) -> None:
