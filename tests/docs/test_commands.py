@@ -35,6 +35,7 @@ ALL = sorted({command.words: command for document in documents() for command in 
 @pytest.mark.parametrize("command", ALL, ids=lambda command: f"{command.place} {' '.join(command.words)}")
 def test_the_command_is_one(command: Command) -> None:
     program, *arguments = command.words
+    program = program.rpartition(".venv/bin/")[2]
     if program in BUILTINS:
         return
     if program == "make":
@@ -79,7 +80,8 @@ def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]
             deeper = rest[0] in NESTED.get(program, set())
             subcommand.append(rest.pop(0))
     elif program.startswith("python") and rest[:1] == ["-m"]:
-        subcommand, rest = rest[:3], rest[3:]
+        known = 3 if re.fullmatch(r"[a-z]+", "".join(rest[2:3])) else 2
+        subcommand, rest = rest[:known], rest[known:]
     return subcommand, [w.partition("=")[0] for w in rest if re.match(r"--?[a-zA-Z]", w) and w != "--help"]
 
 
@@ -97,7 +99,7 @@ def names(told: str, flag: str) -> bool:
 def told_by(program: str, subcommand: tuple[str, ...]) -> str:
     """Return what a program says of a subcommand; an unknown one fails."""
     ask = {"git": ["-h"], "curl": ["--help", "all"], "openssl": ["-help"]}.get(program, ["--help"])
-    environment = os.environ | FOUND | {"PYTHONPATH": "services", "GIT_PAGER": "cat"}
+    environment = os.environ | FOUND | {"PYTHONPATH": "services:k8s:loadtest", "GIT_PAGER": "cat"}
     path = str(ROOT / program) if "/" in program else program
     done = subprocess.run(
         [path, *subcommand, *ask], cwd=ROOT, capture_output=True, text=True, check=False, env=environment

@@ -1,6 +1,7 @@
 """Links and paths in the documents lead somewhere."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -58,5 +59,5 @@ def exists(path: str, document: Path) -> bool:
     """Whether the tree has it, from the root, from the document's folder, or by its name alone; NAME stands for any."""
     pattern = re.sub(r"<[^>]+>|\b[A-Z]{2,}\b(?!\.md)", "*", path).rstrip("/")
     if "/" not in path:
-        return any(file.name == path for file in tracked())
+        return any(fnmatch(file.name, pattern) for file in tracked())
     return any(next(folder.glob(pattern), None) for folder in (ROOT, document.parent))
