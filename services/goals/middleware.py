@@ -7,13 +7,15 @@ from collections.abc import Callable
 
 import structlog
 import uuid_utils
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, format_span_id, format_trace_id
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from goals import logs
 from goals.responses import answer
-from goals.telemetry import Telemetry
+from goals.telemetry import RequestMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -28,6 +30,7 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
 _CLOSING = {"connection": "close"}
+_trace_context = TraceContextTextMapPropagator()
 
 SECURITY_HEADERS = [
     (
@@ -77,9 +80,9 @@ class Record:
     The id comes from `X-Request-ID` where that is a plain token, so that a gateway's id runs through; it is echoed.
     """
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, write: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics, write: Callable[[dict[str, object]], None]) -> None:
         self.app = app
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,8 +91,8 @@ class Record:
         started = time.perf_counter()
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid_utils.uuid7())
-        logs.request_id.set(request_id)
-        label = self._telemetry.start_request(scope["method"])
+        logs.context.set({"request_id": request_id})
+        label = self._metrics.start(scope["method"])
         status, size, error = 0, 0, None
 
         async def send_recorded(message: Message) -> None:
@@ -114,10 +117,61 @@ class Record:
             route = getattr(scope.get("route"), "path", None)
             if status >= 500 and error is None:  # noqa: PLR2004  HTTP's own border
                 error = str(status)
-            self._telemetry.end_request(label, scope["http_version"], scope["scheme"], route, status, error, seconds)
+            self._metrics.end(label, scope["http_version"], scope["scheme"], route, status, error, seconds)
             self._write(
                 {"method": label, "route": route, "status": status, "seconds": round(seconds, 6), "bytes": size}
             )
+        return None
+
+
+class Trace:
+    """Makes each request a span that goes on with the caller's trace, and tells the caller which one it was.
+
+    The context comes in by `traceparent` and `tracestate` (W3C Trace Context) and goes out by `traceresponse` (W3C
+    Trace Context HTTP Response Headers). The query string stays out of the span.
+    """
+
+    def __init__(self, app: ASGIApp, *, tracer: Tracer) -> None:
+        self.app = app
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        attributes = {
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "url.scheme": scope["scheme"],
+            "network.protocol.version": scope["http_version"],
+        }
+        with self._tracer.start_as_current_span(
+            scope["method"], _trace_context.extract(carrier), SpanKind.SERVER, attributes
+        ) as span:
+            context = span.get_span_context()
+            trace_id = format_trace_id(context.trace_id)
+            logs.context.set({**logs.context.get(), "trace_id": trace_id})
+            response = f"00-{trace_id}-{format_span_id(context.span_id)}-{context.trace_flags:02x}".encode()
+
+            async def send_traced(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"traceresponse", response))
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:  # noqa: PLR2004  HTTP's own border
+                        span.set_attribute("error.type", str(message["status"]))
+                        span.set_status(Status(StatusCode.ERROR))
+                await send(message)
+
+            try:
+                await self.app(scope, receive, send_traced)
+            except Exception as crash:
+                span.set_attribute("error.type", type(crash).__qualname__)
+                raise
+            finally:
+                route = getattr(scope.get("route"), "path", None)
+                if route is not None:
+                    span.update_name(f"{scope['method']} {route}")
+                    span.set_attribute("http.route", route)
         return None
 
 
