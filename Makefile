@@ -82,7 +82,7 @@ NEED_DOCKER = @docker compose version >/dev/null 2>&1 && docker buildx version >
 
 image:  ## build the images: the service, the load test, and the setup of compose (needs Docker)
 	$(NEED_DOCKER)
-	docker compose --profile load build goals locust-master setup $(ARGS)
+	docker compose --profile load build goals locust-master setup
 
 compose-up: image  ## everything on this machine: https://localhost:8443, Prometheus 9090, Alertmanager 9093, Grafana 3000
 	docker compose up --detach --wait $(ARGS)

@@ -52,11 +52,10 @@ place trust/ca.crt 999 644 < authority/ca.crt
 certify postgres 999 600 DNS:postgres
 certify gateway "$GATEWAY" 640 DNS:localhost,DNS:goals.localhost,DNS:gateway,IP:127.0.0.1,IP:::1
 
-# The two halves of one password: what PostgreSQL is told at its very first start, and what the service sends.
+# One password, twice: what PostgreSQL is told at its very first start, and what the service sends.
 if [ ! -s postgres/goals_password ]; then
   password | place postgres/goals_password 999 600
-  password | place postgres/superuser_password 999 600
-  say 'passwords of the database'
+  say 'password of the database'
 fi
 place goals/password "$GOALS" 640 < postgres/goals_password
 if [ ! -s grafana/password ]; then
