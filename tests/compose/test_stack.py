@@ -3,6 +3,7 @@
 The tests share one run and build on one another: pytest runs them in the order they are written here.
 """
 
+import contextlib
 import json
 import re
 import shutil
@@ -39,7 +40,38 @@ def make(stack: Stack, *arguments: str) -> None:
 
 
 def names(client: httpx2.Client) -> list[str]:
-    return [goal["goal_name"] for goal in client.get("/api/v1/goals?limit=100").raise_for_status().json()["goals"]]
+    """All goals, newest first."""
+    page = client.get("/api/v1/goals?limit=100").raise_for_status()
+    goals = page.json()["goals"]
+    while "next" in page.links:
+        page = client.get(page.links["next"]["url"]).raise_for_status()
+        goals += page.json()["goals"]
+    return [goal["goal_name"] for goal in goals]
+
+
+@contextlib.contextmanager
+def writing(stack: Stack) -> Iterator[dict[str, int | str]]:
+    """Goals added by the API meanwhile, five a second: their names, each with its status or error."""
+    over = threading.Event()
+    outcomes: dict[str, int | str] = {}
+
+    def write() -> None:
+        with stack.browsing() as client:
+            while not over.wait(0.2):
+                name = f"Written meanwhile {uuid4()}"
+                try:
+                    outcomes[name] = client.post("/api/v1/goals", json={"goal_name": name}).status_code
+                except httpx2.HTTPError as error:
+                    outcomes[name] = repr(error)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        yield outcomes
+    finally:
+        over.set()
+        writer.join()
+    assert outcomes
 
 
 # It comes up.
@@ -352,9 +384,10 @@ def test_gateway_and_prometheus_follow_replicas_that_come_and_go(stack: Stack) -
         stack.compose("up", "--detach", "--wait", "--no-recreate", "--no-deps", "--scale", "goals=3", "goals")
         until(lambda: len(served_by(client)) == 3)
         until(lambda: scraped() == 3)
-        with stack.loading(*SEED, "-u", "5", "-t", "25s"):
+        with stack.loading(*SEED, "-u", "20", "-t", "30s"), writing(stack) as outcomes:
             stack.compose("up", "--detach", "--wait", "--no-recreate", "--no-deps", "--scale", "goals=2", "goals")
         assert stack.summary("seed")["metrics"]["http_req_failed"]["values"]["rate"] == 0
+        assert Counter(outcomes.values()) == {201: len(outcomes)}
         assert len(served_by(client)) == 2
         until(lambda: scraped() == 2)
 
@@ -391,27 +424,9 @@ def test_the_load_tests_page_comes_up_with_its_workers(stack: Stack) -> None:
 
 
 def test_a_rolling_restart_under_load_fails_no_request(stack: Stack) -> None:
-    over = threading.Event()
-    outcomes: dict[str, int | str] = {}
-
-    def write() -> None:
-        with stack.browsing() as client:
-            while not over.wait(0.2):
-                name = f"Written in a restart {uuid4()}"
-                try:
-                    outcomes[name] = client.post("/api/v1/goals", json={"goal_name": name}).status_code
-                except httpx2.HTTPError as error:
-                    outcomes[name] = repr(error)
-
-    writer = threading.Thread(target=write)
     begun = time.perf_counter()
-    with stack.loading(*SEED, "-u", "50", "-t", "60s"):
-        writer.start()
-        try:
-            make(stack, "compose-restart")
-        finally:
-            over.set()
-            writer.join()
+    with stack.loading(*SEED, "-u", "50", "-t", "60s"), writing(stack) as outcomes:
+        make(stack, "compose-restart")
         restarted = time.perf_counter() - begun
     metrics = stack.summary("seed")["metrics"]
     count, failed = metrics["http_reqs"]["values"]["count"], metrics["http_req_failed"]["values"]["passes"]
@@ -419,11 +434,7 @@ def test_a_rolling_restart_under_load_fails_no_request(stack: Stack) -> None:
     assert count >= LEAST_REQUESTS
     assert Counter(outcomes.values()) == {201: len(outcomes)}
     with stack.browsing() as client:
-        kept, page = set(names(client)), client.get("/api/v1/goals?limit=100")
-        while "next" in page.links:
-            page = client.get(page.links["next"]["url"]).raise_for_status()
-            kept |= {goal["goal_name"] for goal in page.json()["goals"]}
-    assert set(outcomes) <= kept
+        assert set(outcomes) <= set(names(client))
     stack.figures["rolling restart of both replicas"] = (
         f"{failed:.0f} of {count:,.0f} reads and 0 of {len(outcomes)} writes failed, {restarted:.0f} s"
     )
