@@ -10,7 +10,7 @@ import yaml
 from observability import dashboards, rules, slo
 
 HERE = Path(__file__).parent
-HEADER = "# Generated from slo.toml and rules.py by `make observability-files`; do not edit.\n"
+HEADER = "# Generated from slo.toml and rules.py by `make slo`; do not edit.\n"
 
 
 def render(objectives: slo.Objectives) -> dict[Path, str]:

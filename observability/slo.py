@@ -85,10 +85,13 @@ def _minutes(window: str) -> int:
     return int(window[:-1]) * {"m": 1, "h": 60, "d": 1440}[window[-1]]
 
 
-def read(file: Path = FILE) -> Objectives:
+def read(file: Path | None = None) -> Objectives:
     """Read and check the file; what is wrong with it is a `ValueError` of one line for each slip."""
+    file = file or FILE
     try:
         return Objectives.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file.name}: {error}") from None
     except ValidationError as error:
         slips = [f"{'.'.join(map(str, slip['loc']))}: {slip['msg']}" for slip in error.errors(include_url=False)]
         raise ValueError("\n".join(f"{file.name}: {slip}" for slip in slips)) from None

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+import asyncpg
 import httpx2
 import pytest
 
 from goals.openapi import DOCUMENT
 from goals.settings import Settings
-from tests.conftest import ROOT, Service
+from tests.conftest import ROOT, Service, upgrade
 
 ADDRESSES = re.compile(r"the page +http://127\.0\.0\.1:(\d+)\n +for operators +http://127\.0\.0\.1:(\d+) ")
 
@@ -93,7 +94,7 @@ UP = (sys.executable, "-m", "goals", "up")
 def test_up_serves_and_a_signal_stops_everything(folder: Path, number: signal.Signals) -> None:
     with started(*UP, folder=folder) as process:
         service = addresses(process)
-        assert "<h1>" in httpx2.get(f"http://127.0.0.1:{service.port}/", trust_env=False).text
+        assert "<title>Goals</title>" in httpx2.get(f"http://127.0.0.1:{service.port}/", trust_env=False).text
         assert httpx2.get(f"http://127.0.0.1:{service.operators_port}/livez", trust_env=False).text == "live"
         process.send_signal(number)
         assert process.wait() == 0
@@ -210,6 +211,19 @@ def test_migrate_brings_its_own_server(folder: Path) -> None:
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert any(event.startswith("Running upgrade 0001 -> 0002") for event in events)
     assert not is_running(folder)
+
+
+async def test_migrate_leaves_a_schema_that_is_newer(folder: Path, empty: Settings) -> None:
+    await upgrade(empty)
+    connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
+    variables = {"DB_HOST": str(empty.db_host), "DB_NAME": empty.db_name, "SSL": "disable", "GOALS_LOG_FORMAT": "json"}
+    await connection.execute("UPDATE alembic_version SET version_num = '0099'")
+    done = goals("migrate", folder=folder, **variables)
+    assert done.returncode == 0
+    assert json.loads(done.stdout.splitlines()[-1])["revision"] == "0099"
+    await connection.execute("UPDATE alembic_version SET version_num = '0000'")
+    assert "'0000'" in refused(goals("migrate", folder=folder, **variables))
+    await connection.close()
 
 
 def test_openapi_prints_the_document(folder: Path) -> None:

@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
+import structlog
 
 from goals import app, embedded, logs
 from goals.errors import ConfigurationError
+from goals.models import SCHEMA_REVISION
 from goals.openapi import DOCUMENT
 from goals.settings import Settings, read_settings
+
+log = structlog.get_logger(__name__)
 
 DATA = Path(".data")
 """Where `up` keeps the embedded server's data, and `migrate` finds them."""
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = parser.parse_args(arguments).run
     try:
         run()
-    except (ConfigurationError, CommandError) as error:
+    except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -82,7 +83,20 @@ def openapi() -> None:
 def _migrate(settings: Settings) -> None:
     if not Path("alembic.ini").is_file():
         raise ConfigurationError("there is no alembic.ini here: run this in the project's root")
-    command.upgrade(Config("alembic.ini", attributes={"settings": settings}), "head")
+    # Not at the top: these take a fifth of a second from the start of a process that only serves.
+    from alembic import command  # noqa: PLC0415  see above
+    from alembic.config import Config  # noqa: PLC0415  see above
+    from alembic.script.revision import ResolutionError  # noqa: PLC0415  see above
+    from alembic.util import CommandError  # noqa: PLC0415  see above
+
+    try:
+        command.upgrade(Config("alembic.ini", attributes={"settings": settings}), "head")
+    except CommandError as error:
+        # A revision that these migrations do not know is that of a later version, which this one is rolled back from.
+        unknown = error.__cause__
+        if not isinstance(unknown, ResolutionError) or unknown.argument <= SCHEMA_REVISION:
+            raise ConfigurationError(str(error)) from None
+        log.warning("the schema is newer than this version and stays", revision=unknown.argument, needs=SCHEMA_REVISION)
 
 
 def _read_remote_settings() -> Settings:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -24,16 +24,18 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from goals import __version__, api, health, pages, store
+from goals.api import write_list
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.logs import request_writer
 from goals.middleware import REQUEST_DEADLINE, Headers, Limits, Record, Trace
+from goals.pages import draw_page
 from goals.readiness import Readiness
 from goals.reads import SharedReads
 from goals.responses import answer
 from goals.schemas import PAGE_SIZE, Goal
 from goals.settings import Settings
-from goals.state import State
+from goals.state import Document, Listing, State
 from goals.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -105,11 +107,14 @@ class Application:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
         database = Database(self._settings, self._telemetry.database, self._traces)
 
-        async def load_page(key: tuple[int | None, int | None]) -> tuple[store.Page, store.Total]:
-            return await store.select_page_and_total(database, before=key[0], after=key[1], limit=PAGE_SIZE)
+        async def load_page(key: tuple[int | None, int | None]) -> Listing:
+            before, after = key
+            page, total = await store.select_page_and_total(database, before=before, after=after, limit=PAGE_SIZE)
+            return draw_page(before, after, page, total)
 
-        async def load_list(key: tuple[int | None, int]) -> store.Page:
-            return await store.select_page(database, before=key[0], limit=key[1])
+        async def load_list(key: tuple[int | None, int]) -> Document:
+            before, limit = key
+            return write_list(limit, await store.select_page(database, before=before, limit=limit))
 
         async def load_goal(goal_id: int) -> Goal:
             return await store.select_goal(database, goal_id)
@@ -201,14 +206,7 @@ async def serve(
     listeners = [_listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
     public_port, operators_port = (listener.getsockname()[1] for listener in listeners)
     application = Application(settings, operators_port)
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
-    config.include_server_header = False
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
-    config.graceful_timeout = REQUEST_DEADLINE
-    config.errorlog = logging.getLogger("hypercorn.error")
-
+    config = hypercorn_config(listeners)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     hurrying = asyncio.Event()
@@ -226,6 +224,18 @@ async def serve(
     announce(public_port, operators_port)
     await _wait(server, stopping, hurrying)
     log.info("stopped")
+
+
+def hypercorn_config(listeners: Iterable[socket.socket]) -> Config:
+    """How Hypercorn is run, whatever it serves on `listeners`; it takes them over."""
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    config.include_server_header = False
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
+    config.graceful_timeout = REQUEST_DEADLINE
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
 
 
 async def _wait(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event) -> None:

@@ -13,13 +13,14 @@ from weakref import WeakKeyDictionary
 import asyncpg
 import structlog
 from opentelemetry.metrics import NoOpMeter
-from sqlalchemy import Select, TableClause, TextClause, UpdateBase, event
+from sqlalchemy import Connection, Select, TableClause, TextClause, UpdateBase, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext, Row
 from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import visitors
+from sqlalchemy.util import greenlet_spawn
 
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
@@ -179,6 +180,7 @@ class Database:
             max_overflow=0,
             pool_timeout=GATE_TIMEOUT,
             hide_parameters=True,
+            pool_reset_on_return=None,  # nothing is open after a single statement in autocommit
         )
         event.listen(self.engine.sync_engine, "handle_error", _drop_useless_connections)
         self.gate = Gate(self.size)
@@ -241,24 +243,30 @@ class Database:
         began = time.perf_counter()
         failure = None
         try:
-            async with self.engine.connect() as connection:
-                began = time.perf_counter()
-                self._metrics.record_wait(began - asked)
-                if not repeatable:
-                    await _replace_dead(connection)
-                try:
-                    return (await connection.execute(statement, parameters)).all()
-                except Exception as error:
-                    if repeatable or not _is_transient(error):
-                        raise
-                    raise DatabaseUnavailableError("The database did not say whether it was done.") from error
-                finally:
-                    self._metrics.record_use(time.perf_counter() - began)
+            # One greenlet for check-out, statement and return; an AsyncConnection makes three, a fifth of the cost.
+            return await greenlet_spawn(self._execute, statement, parameters, asked, repeatable=repeatable)
         except BaseException as error:
             failure = _error_type(error)
             raise
         finally:
             self._record(statement, failure, time.perf_counter() - began)
+
+    def _execute(
+        self, statement: Statement, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
+    ) -> Sequence[Row[Any]]:
+        with self.engine.sync_engine.connect() as connection:
+            borrowed = time.perf_counter()
+            self._metrics.record_wait(borrowed - asked)
+            if not repeatable:
+                _replace_dead(connection)
+            try:
+                return connection.execute(statement, parameters).all()
+            except Exception as error:
+                if repeatable or not _is_transient(error):
+                    raise
+                raise DatabaseUnavailableError("The database did not say whether it was done.") from error
+            finally:
+                self._metrics.record_use(time.perf_counter() - borrowed)
 
     def _record(self, statement: Statement, failure: str | None, seconds: float) -> None:
         description = self._descriptions.get(statement)
@@ -322,10 +330,10 @@ def _error_type(error: BaseException) -> str:
     return sqlstate(origin) or type(origin).__qualname__
 
 
-async def _replace_dead(connection: AsyncConnection) -> None:
+def _replace_dead(connection: Connection) -> None:
     """Make sure of a connection that the driver does not yet know to be closed, as those of a former primary are."""
-    while (await connection.get_raw_connection()).driver_connection.is_closed():  # type: ignore[union-attr]  # it has one
-        await connection.invalidate()
+    while connection.connection.driver_connection.is_closed():  # type: ignore[union-attr]  # it has one
+        connection.invalidate()
 
 
 def _drop_useless_connections(context: ExceptionContext) -> None:

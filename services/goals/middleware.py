@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from itertools import chain
 
 import structlog
 import uuid_utils
@@ -25,11 +26,13 @@ BODY_DEADLINE = 2.0
 """Seconds for a request's body to arrive, whatever trickles in."""
 LONGEST_BODY = 16 * 1024
 LONGEST_TARGET = 2048
+LONGEST_HEADERS = 16 * 1024
+MOST_HEADERS = 100
 
 _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
-_CLOSING = {"connection": "close"}
+_CLOSING = {"connection": "close"}  # what is left of a refused request is not read (RFC 9112, 9.6)
 _trace_context = TraceContextTextMapPropagator()
 
 SECURITY_HEADERS = [
@@ -176,7 +179,7 @@ class Trace:
 
 
 class Limits:
-    """Refuses what is too long, contradictory, slow, foreign or not meant for us, before any handler runs.
+    """Refuses what is too long, contradictory, slow, foreign or not for us, before any handler runs, and hangs up.
 
     A handler sees a body only once all of it has arrived, within `BODY_DEADLINE` and `LONGEST_BODY`.
     """
@@ -201,16 +204,22 @@ class Limits:
             async with deadline:
                 try:
                     self._check(scope, headers)
-                    if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
-                        receive = await _receive_all(receive, headers)
-                    await self.app(scope, receive, send_noted)
+                    body = await _receive_all(receive, headers) if _has_body(scope, headers) else receive
+                    await self.app(scope, body, send_noted)
                 except HTTPException as refusal:
-                    await answer(scope, refusal)(scope, receive, send)
+                    # Hypercorn waits for ever to hand over what nobody takes (its queue holds ten pieces of a body).
+                    discarding = asyncio.create_task(_discard(receive))
+                    await answer(scope, refusal)(scope, receive, send_noted)
+                    await discarding
                 except ClientDisconnect:
                     pass  # whoever sent half a body is not there to read an answer
         except TimeoutError:
-            if started or not deadline.expired():
+            if not deadline.expired():
                 raise
+            if started:
+                # Half an answer is out: returning now makes Hypercorn close the connection.
+                log.warning("client did not read the answer in time")
+                return None
             late = HTTPException(503, "The request took too long.", {"retry-after": "1", "connection": "close"})
             await answer(scope, late)(scope, receive, send)
         return None
@@ -219,15 +228,21 @@ class Limits:
         if scope["http_version"] not in {"1.0", "1.1", "2"}:
             raise HTTPException(400, "This version of HTTP does not exist.", _CLOSING)
         # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
-        if b"transfer-encoding" in headers and b"content-length" in headers:
-            raise HTTPException(400, "The length of the body is stated in two ways.", _CLOSING)
-        if len(scope["raw_path"]) + len(scope["query_string"]) >= LONGEST_TARGET:
-            raise HTTPException(414, f"The address is longer than {LONGEST_TARGET} bytes.")
+        if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
+            raise HTTPException(400, "The length of the body is stated in a way that cannot be trusted.", _CLOSING)
+        query = scope["query_string"]
+        if len(scope["raw_path"]) + len(query) + bool(query) > LONGEST_TARGET:
+            raise HTTPException(414, f"The address is longer than {LONGEST_TARGET} bytes.", _CLOSING)
+        # Hypercorn's own limit depends on how many bytes happen to arrive at once.
+        if len(scope["headers"]) > MOST_HEADERS or sum(map(len, chain(*scope["headers"]))) > LONGEST_HEADERS:
+            raise HTTPException(
+                431, f"The header has more than {MOST_HEADERS} fields or {LONGEST_HEADERS} bytes.", _CLOSING
+            )
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts and _PORT.sub("", host) not in self._hosts:
-            raise HTTPException(400, "This service does not answer to that host name.")
+            raise HTTPException(400, "This service does not answer to that host name.", _CLOSING)
         if scope["method"] not in _SAFE_METHODS and _is_cross_origin(headers, host):
-            raise HTTPException(403, "This request was made by another site.")
+            raise HTTPException(403, "This request was made by another site.", _CLOSING)
 
 
 def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
@@ -244,9 +259,20 @@ def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
     return origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host
 
 
+def _has_body(scope: Scope, headers: dict[bytes, bytes]) -> bool:
+    if scope["http_version"] == "2":
+        return True  # its frames tell, not its header
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+async def _discard(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _receive_all(receive: Receive, headers: dict[bytes, bytes]) -> Receive:
     too_long = HTTPException(413, f"The body is longer than {LONGEST_BODY} bytes.", _CLOSING)
-    declared = headers.get(b"content-length", b"0")
+    declared = headers.get(b"content-length", b"").lstrip(b"0") or b"0"
     if len(declared) > len(str(LONGEST_BODY)) or int(declared) > LONGEST_BODY:
         raise too_long
     body = bytearray()

@@ -1,5 +1,6 @@
 """Spans of requests and statements for a collector; imported only where one is configured."""
 
+import logging
 import threading
 import time
 
@@ -13,6 +14,10 @@ CLOSE_TIMEOUT = 2.0
 """Seconds that the last spans have at the stop; a collector that is away would hold it for longer."""
 
 
+# One line for each batch that is lost, none for each try to send it.
+logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.ERROR)
+
+
 class Traces:
     """Sends spans over OTLP (HTTP, protobuf), in batches and from a thread of its own: no request waits for it.
 
@@ -23,8 +28,8 @@ class Traces:
     def __init__(self, endpoint: str, version: str) -> None:
         resource = Resource.create({"service.name": "goals", "service.version": version})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
-        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self.tracer = self._provider.get_tracer("goals", version)
 
     def record_statement(
@@ -52,7 +57,9 @@ class Traces:
         span.end(ended)
 
     def close(self) -> None:
-        """Send what is left, within `CLOSE_TIMEOUT`."""
+        """Send what is left, within `CLOSE_TIMEOUT`; after that the exporter's thread ends with the process."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(CLOSE_TIMEOUT)
+        if closing.is_alive():
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # the library's own omission

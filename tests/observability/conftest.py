@@ -43,8 +43,8 @@ class Live(NamedTuple):
     prometheus: str
     service: str
     operators: str
-    lines: Path
-    """What the service has written to its standard output."""
+    log: Path
+    """What the service has written."""
 
     def ask(self, path: str, **parameters: str | float | list[str]) -> Any:
         """Ask Prometheus's API and give the `data` of its answer."""
@@ -57,22 +57,28 @@ class Live(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(*command: str | Path, output: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a program whose errors go to `output`, and stop it at the end."""
-    with output.open("w") as errors:
+def running(*command: str | Path, log: Path, event: str, **environment: str) -> Iterator[dict[str, Any]]:
+    """Run a program that logs JSON lines; gives the first one that has `event`, and stops the program at the end."""
+    with log.open("w") as output:
         process = subprocess.Popen(
-            [*map(str, command)],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
+            [*map(str, command)], cwd=ROOT, env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT
         )
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.communicate(timeout=20)
+    try:
+        while (found := _find_event(log, event)) is None:
+            assert process.poll() is None, log.read_text()
+            threading.Event().wait(0.05)
+        yield found
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def _find_event(log: Path, event: str) -> dict[str, Any] | None:
+    for line in log.read_text().splitlines():
+        fields: dict[str, Any] = json.loads(line) if line.endswith("}") else {}
+        if event in {fields.get("event"), fields.get("msg")}:
+            return fields
+    return None
 
 
 @contextlib.contextmanager
@@ -90,14 +96,8 @@ def serving_faults(settings: Settings, folder: Path) -> Iterator[tuple[str, str]
         "GOALS_LOG_FORMAT": "json",
     }
     command = (sys.executable, "-m", "tests.observability.faulty")
-    with running(*command, output=folder / "service.log", **environment) as service:
-        assert service.stdout is not None
-        port, operators_port = service.stdout.readline().split()
-        # Whoever leaves a pipe unread stops its writer.
-        drain = threading.Thread(target=shutil.copyfileobj, args=(service.stdout, (folder / "lines").open("w")))
-        drain.start()
-        yield f"http://127.0.0.1:{port}", f"http://127.0.0.1:{operators_port}"
-    drain.join()
+    with running(*command, log=folder / "service.log", event="serving", **environment) as service:
+        yield f"http://127.0.0.1:{service['port']}", f"http://127.0.0.1:{service['operators_port']}"
 
 
 @contextlib.contextmanager
@@ -112,26 +112,15 @@ def scraping(operators: str, folder: Path) -> Iterator[str]:
     del config["alerting"]
     shutil.copy(FOLDER / "goals.rules.yaml", folder)
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    log = folder / "prometheus.log"
     options = [
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         "--web.listen-address=127.0.0.1:0",
         "--log.format=json",
     ]
-    with running("prometheus", *options, output=log) as process:
-        while (address := _find_address(log)) is None:
-            assert process.poll() is None, log.read_text()
-            threading.Event().wait(0.05)
-        yield f"http://{address}"
-
-
-def _find_address(log: Path) -> str | None:
-    for line in log.read_text().splitlines():
-        event = json.loads(line) if line.endswith("}") else {}
-        if event.get("msg") == "Listening on":
-            return str(event["address"])
-    return None
+    log = folder / "prometheus.log"
+    with running("prometheus", *options, log=log, event="Listening on") as prometheus:
+        yield f"http://{prometheus['address']}"
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +141,7 @@ def live(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         enough = threading.Event()
         load = threading.Thread(target=lambda: asyncio.run(_load(service, enough)))
         load.start()
-        yield Live(prometheus, service, operators, folder / "lines")
+        yield Live(prometheus, service, operators, folder / "service.log")
         enough.set()
         load.join()
 

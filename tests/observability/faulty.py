@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import structlog
 from sqlalchemy import func, literal, select
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -41,7 +42,10 @@ def main() -> None:
     )
     settings = read_settings()
     logs.configure(settings.goals_log_format)
-    asyncio.run(app.serve(settings, announce=lambda *ports: print(*ports, flush=True)))  # noqa: T201  for the tests
+    log = structlog.get_logger(__name__)
+    asyncio.run(
+        app.serve(settings, announce=lambda *ports: log.info("serving", port=ports[0], operators_port=ports[1]))
+    )
 
 
 if __name__ == "__main__":
