@@ -10,7 +10,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from checks import Check, parse_check
+from checks import parse_check
 from executors import Duration, Load, Open, Strict
 from thresholds import Threshold, parse_threshold
 
@@ -121,9 +121,6 @@ class Step(Strict):
         texts = [self.path, *self.headers.values(), self.body or ""]
         texts += [json.dumps(body, ensure_ascii=False) for body in (self.form, self.json_) if body is not None]
         return frozenset(name for text in texts for name in _VARIABLE.findall(text))
-
-    def parse_checks(self) -> list[tuple[str, Check]]:
-        return [(name, parse_check(text)) for name, text in self.checks.items()]
 
     def render(self, target: Target, values: Mapping[str, str]) -> Request:
         """The request with its values filled in, each encoded as its place demands."""
