@@ -87,7 +87,7 @@ parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs ng
 TAG ?= dev
 IMAGES := goals goals-loadtest goals-setup
 export TAG
-# What the images say of themselves. Our own files in them bear the commit's date: the same commit gives the same layer.
+# What the images say of themselves, their date among it.
 image compose-up compose-test: export VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' services/goals/__init__.py)
 image compose-up compose-test: export REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 image compose-up compose-test: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
