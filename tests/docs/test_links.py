@@ -11,7 +11,7 @@ from tests.docs.documents import commands, documents, parse, tracked
 
 MADE = re.compile(
     r"(^|/)(\.data|\.cache|\.venv|out|node_modules)(/|$)"
-    r"|^(private-ca\.crt|bench\.json|summary\.json|report\.html|parity\.(json|md|svg)|my\.toml|notes\.md|uv\.lock|load\.js)$"
+    r"|^(private-ca\.crt|bench\.json|summary\.json|report\.html|parity\.(json|md|svg)|my\.toml|notes\.md|uv\.lock|load\.js|compose\.override\.yaml)$"
 )
 """What commands make, a user does, or the seed has; the tree does not."""
 
