@@ -98,6 +98,23 @@ load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, v
 
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
+##@ Kubernetes
+k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
+k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
+	cd k8s && ../$(BIN)/python -m lint
+	$(BIN)/python -m pytest -q tests/k8s
+
+k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule is there for, and see each one caught
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	PYTHONPATH=k8s:services:. $(BIN)/python -m tests.k8s.mutants
+
+crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
+	cd k8s && ../$(BIN)/python -m lint.crds
+
+platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
+	k8s/platform/sums.sh
 
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
@@ -131,4 +148,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean help
+.PHONY: up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean k8s k8s-mutants crds platform-sums help
