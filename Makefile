@@ -39,6 +39,7 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 	$(LOCK) -c requirements/goals.txt --extra otlp --extra embedded -o requirements/local.txt
 	$(LOCK) -c requirements/local.txt --extra otlp --extra embedded --group dev -o requirements/dev.txt
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
+	$(LOCK_GROUP) --group parity -o requirements/parity.txt
 	$(LOCK_GROUP) requirements/uv.in -o requirements/uv.txt
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
@@ -49,6 +50,21 @@ e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: ap
 
 screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
 	@$(BIN)/python -m tests.e2e.screenshots
+
+##@ Load test
+SCENARIO ?= seed
+HOST ?= http://127.0.0.1:8080
+load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soak, breakpoint) against HOST; reports in out/load/
+	$(BIN)/locust --headless --scenario $(SCENARIO) --host $(HOST) $(ARGS)
+
+load-ui: $(VENV)/.loadtest  ## Locust's web UI on 127.0.0.1:8089, where the scenario is chosen
+	$(BIN)/locust --scenario $(SCENARIO) --host $(HOST) $(ARGS)
+
+load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, verdicts, stall, soak, processes (6 minutes)
+	$(BIN)/python -m pytest tests/loadtest/live $(ARGS)
+
+parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
+	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
 
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
@@ -73,4 +89,13 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots clean help
+$(VENV)/.loadtest: requirements/loadtest.txt $(UV)
+	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
+	@touch $@
+
+$(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
+	@touch $@
+
+.PHONY: up migrate check test lock e2e screenshots load load-ui load-test parity clean help

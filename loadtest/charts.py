@@ -1,0 +1,131 @@
+"""Pictures of numbers as plain SVG in the page's colours, so that a report is one file without scripts."""
+
+from collections.abc import Sequence
+from html import escape
+from math import ceil, floor, log10
+
+WIDTH, HEIGHT = 860, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 44, 40
+_DECADES_WITH_ROOM = 2
+"""A logarithmic axis shorter than this has room for more than the powers of ten."""
+_COLOURS = ("#2f6fde", "#d9822b", "#c23b4b", "#3f9d63")
+
+STYLE = """
+svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif }
+svg text { fill: #4a4f57 } svg .title { font-weight: 600; font-size: 14px; fill: #1d2026 }
+svg .grid { stroke: #d9dce1 } svg .paper { fill: #fff }
+@media (prefers-color-scheme: dark) {
+  svg text { fill: #aab1bc } svg .title { fill: #e9ebee } svg .grid { stroke: #343a43 } svg .paper { fill: #15171b }
+}
+"""
+
+Points = Sequence[tuple[float, float]]
+
+
+def draw_lines(title: str, lines: Sequence[tuple[str, Points]], *, across: str) -> str:
+    """Lines over a linear x axis that starts at 0; each line has a name. `across` says what x is."""
+    right = max((x for _, points in lines for x, _ in points), default=0) or 1
+    top = _round_up(max((y for _, points in lines for _, y in points), default=0))
+    shapes = []
+    for colour, (name, points) in zip(_COLOURS, lines, strict=False):
+        path = " ".join(f"{_x(x / right):.1f},{_y(y / top):.1f}" for x, y in points)
+        shapes.append(
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8">'
+            f"<title>{escape(name)}</title></polyline>"
+        )
+    ticks = [(x / right, f"{x:g}") for x in _ticks(right)]
+    return _frame(title, [name for name, _ in lines], top, ticks, across, shapes)
+
+
+def draw_histogram(title: str, buckets: Sequence[tuple[float, float, int]], *, across: str) -> str:
+    """Counts of `(from, to, count)` buckets over a logarithmic x axis."""
+    low = log10(min((start for start, _, _ in buckets), default=1))
+    high = log10(max((end for _, end, _ in buckets), default=10))
+    top = _round_up(max((count for _, _, count in buckets), default=0))
+    shapes = []
+    for start, end, count in buckets:
+        left, right = _x((log10(start) - low) / (high - low)), _x((log10(end) - low) / (high - low))
+        shapes.append(
+            f'<rect x="{left:.1f}" y="{_y(count / top):.1f}" width="{max(right - left - 0.5, 0.5):.1f}" '
+            f'height="{_y(0) - _y(count / top):.1f}" fill="{_COLOURS[0]}">'
+            f"<title>{start:.3g}-{end:.3g}: {count}</title></rect>"
+        )
+    factors = (1, 2, 5) if high - low < _DECADES_WITH_ROOM else (1,)
+    steps = [factor * 10**power for power in range(floor(low), ceil(high) + 1) for factor in factors]
+    ticks = [((log10(x) - low) / (high - low), f"{x:g}") for x in steps if low <= log10(x) <= high]
+    return _frame(title, [], top, ticks, across, shapes)
+
+
+def draw_bars(title: str, bars: Sequence[tuple[str, float, str]], *, across: str) -> str:
+    """Horizontal bars of `(name, value, text)`, the longest as wide as the picture."""
+    longest = max((value for _, value, _ in bars), default=0) or 1
+    height = 40 + 30 * len(bars) + 24
+    shapes = []
+    for row, (name, value, text) in enumerate(bars):
+        y, width = 40 + 30 * row, 520 * value / longest
+        shapes.append(
+            f'<text x="190" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
+            f'<rect x="200" y="{y}" width="{max(width, 1):.1f}" height="20" fill="{_COLOURS[row % len(_COLOURS)]}"/>'
+            f'<text x="{206 + width:.1f}" y="{y + 15}">{escape(text)}</text>'
+        )
+    return _svg(height, title, [*shapes, f'<text x="200" y="{height - 8}">{escape(across)}</text>'])
+
+
+def _x(share: float) -> float:
+    return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+
+
+def _y(share: float) -> float:
+    return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
+
+
+def _round_up(value: float) -> float:
+    """The next number of the form 1, 2, 2.5 or 5 times a power of ten: a top that divides into even steps."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** floor(log10(value))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= value)
+
+
+def _ticks(right: float) -> list[float]:
+    step = _round_up(right / 10)
+    return [step * number for number in range(floor(right / step) + 1)]
+
+
+def _frame(
+    title: str, names: Sequence[str], top: float, ticks: Sequence[tuple[float, str]], across: str, shapes: Sequence[str]
+) -> str:
+    parts = []
+    for quarter in range(5):
+        y = _y(quarter / 4)
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{top * quarter / 4:,.6g}</text>'
+        )
+    parts += [
+        f'<text x="{_x(share):.1f}" y="{HEIGHT - 22}" text-anchor="middle">{label}</text>' for share, label in ticks
+    ]
+    parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(across)}</text>')
+    for place, (colour, name) in enumerate(zip(_COLOURS, names, strict=False)):
+        x = WIDTH - _RIGHT - 100 * (len(names) - place)
+        parts.append(
+            f'<rect x="{x}" y="14" width="12" height="4" fill="{colour}"/>'
+            f'<text x="{x + 18}" y="20">{escape(name)}</text>'
+        )
+    return _svg(HEIGHT, title, [*parts, *shapes])
+
+
+def _svg(height: int, title: str, parts: Sequence[str]) -> str:
+    heading = f'<text class="title" x="8" y="20">{escape(title)}</text>'
+    body = "\n".join([f'<rect class="paper" width="{WIDTH}" height="{height}"/>', heading, *parts])
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        f'role="img" aria-label="{escape(title)}">\n{body}\n</svg>'
+    )
+
+
+def join_buckets(buckets: Sequence[tuple[float, float, int]], wanted: int) -> list[tuple[float, float, int]]:
+    """Join neighbouring buckets so that at most `wanted` are left; gaps stay gaps only between the joined ones."""
+    size = max(ceil(len(buckets) / wanted), 1)
+    groups = [buckets[place : place + size] for place in range(0, len(buckets), size)]
+    return [(group[0][0], group[-1][1], sum(count for _, _, count in group)) for group in groups]

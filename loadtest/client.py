@@ -1,0 +1,306 @@
+"""The fast engine: one keep-alive HTTP/1.1 connection a user, parsed by llhttp inside the event loop's callback.
+
+It does what costs a general client most of its time once instead of every time: one read watcher a connection lives as
+long as the connection, timeouts are swept by one timer a process, and the parser is the only code that looks at every
+byte. It follows no redirect, keeps no cookie, asks for no compression and never repeats a request by itself: what it
+reports is what one plain client saw.
+"""
+
+import ssl
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import gevent
+from gevent import get_hub, getcurrent, socket, ssl as gevent_ssl
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from scenario import Request, Target
+
+SWEEP_SECONDS = 0.1
+"""How late a timeout may be noticed."""
+
+_LONGEST_PAUSE = 1.0
+_FIRST_PAUSE = 0.01
+_CHUNK = 65536
+
+
+class Response:
+    """An answer, or why there is none (`status` 0 and `error`)."""
+
+    __slots__ = ("content", "error", "head", "seconds", "status")
+
+    def __init__(self, status: int, content: bytes, head: bytes, seconds: float, error: str | None = None) -> None:
+        self.status = status
+        self.content = content
+        self.head = head
+        self.seconds = seconds
+        self.error = error
+
+    def header(self, name: str) -> str | None:
+        """The first header of this name."""
+        return _find_header(self.head, name)
+
+
+def _find_header(head: bytes, name: str) -> str | None:
+    wanted = name.lower().encode("latin-1")
+    for line in head.split(b"\r\n\r\n", 1)[0].split(b"\r\n")[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == wanted:
+            return value.strip().decode("latin-1")
+    return None
+
+
+def encode(request: Request, target: Target) -> bytes:
+    """The request as it goes over the wire (RFC 9112)."""
+    headers = {"Host": target.authority, "User-Agent": "goals-loadtest", **request.headers}
+    if request.body or request.method in {"POST", "PATCH"}:
+        headers["Content-Length"] = str(len(request.body))
+    lines = [f"{request.method} {request.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + request.body
+
+
+class Connector:
+    """What the clients of a process share: the target's address, the TLS context, and the sweep for timeouts."""
+
+    def __init__(self, target: Target, timeout: float, connected: Callable[[float], None]) -> None:
+        self.target = target
+        self.timeout = timeout
+        self.connected = connected
+        self.clients: set[Client] = set()
+        self._context = gevent_ssl.create_default_context() if target.scheme == "https" else None
+        self._addresses: list[Any] = []
+        self._sweeper = gevent.spawn(self._sweep)
+
+    def connect(self) -> Any:
+        """A connected gevent socket, TLS done and verified; raises an `OSError`."""
+        begun = perf_counter()
+        if not self._addresses:
+            self._addresses = socket.getaddrinfo(self.target.host, self.target.port, 0, socket.SOCK_STREAM)
+        # The last address's error is the one told, and the name may lead elsewhere the next time.
+        addresses, self._addresses = self._addresses, []
+        for place, address in enumerate(addresses, 1):
+            try:
+                connection = self._connect_to(address)
+            except OSError:
+                if place == len(addresses):
+                    raise
+            else:
+                self._addresses = [address]
+                self.connected(perf_counter() - begun)
+                return connection
+        raise OSError(f"no address is known for {self.target.host}")
+
+    def _connect_to(self, address_info: Any) -> Any:
+        family, kind, protocol, _, address = address_info
+        connection = socket.socket(family, kind, protocol)
+        try:
+            connection.settimeout(self.timeout)
+            connection.connect(address)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._context is None:
+                return connection
+            return self._context.wrap_socket(connection, server_hostname=self.target.host)
+        except BaseException:
+            connection.close()
+            raise
+
+    def close(self) -> None:
+        self._sweeper.kill()
+
+    def _sweep(self) -> None:
+        while True:
+            gevent.sleep(SWEEP_SECONDS)
+            now = perf_counter()
+            for client in list(self.clients):
+                if client.parked and now - client.begun > self.timeout:
+                    client.fail(f"no answer within {self.timeout:g} s")
+
+
+class Client:
+    """One user's connection. Not to be shared: one request at a time."""
+
+    _done: bool
+    _keep: bool
+    _status: int
+    _head: bytes
+    _in_head: bool
+    _chunks: list[bytes]
+    _error: str | None
+
+    def __init__(self, connector: Connector) -> None:
+        self.pause = 0.0
+        """Seconds that the user must wait before the next request, because connecting failed."""
+        self.parked = False
+        self.begun = 0.0
+        self._connector = connector
+        self._connection: Any = None
+        self._tls: Any = None
+        self._watcher: Any = None
+        self._switch_to_hub = get_hub().switch
+        self._loop = get_hub().loop
+        self._reset()
+        connector.clients.add(self)
+
+    def request(self, wire: bytes) -> Response:
+        """Send the encoded request and wait for its answer; errors come back in the response, none is raised."""
+        self._wake = getcurrent().switch
+        self._reset()
+        self.begun = begun = perf_counter()
+        try:
+            if self._connection is None:
+                self._open()
+            sent = self._send(wire)
+            if sent != len(wire):
+                # What does not fit the socket's buffer goes by the cooperative way; the answer may come meanwhile.
+                self._connection.sendall(wire[sent:])
+            if not self._done and self._error is None:
+                self.parked = True
+                self._switch_to_hub()
+        except (OSError, gevent.Timeout) as error:
+            # A server may answer and close before it has read everything; then the answer stands.
+            if not self._done:
+                self._error = self._error or _describe(error)
+            self._disconnect()
+        except BaseException:
+            self._disconnect()
+            raise
+        finally:
+            self.parked = False
+        seconds = perf_counter() - begun
+        if not self._done:
+            self._disconnect()
+            return Response(0, b"", b"", seconds, self._error)
+        if not self._keep:
+            self._disconnect()
+        return Response(self._status, b"".join(self._chunks), self._head, seconds)
+
+    def close(self) -> None:
+        self._connector.clients.discard(self)
+        self._disconnect()
+
+    def fail(self, error: str) -> None:
+        """End the request that is waiting, from outside of it."""
+        self._error = error
+        self._disconnect()
+        self._finish()
+
+    def _open(self) -> None:
+        try:
+            connection = self._connector.connect()
+        except OSError:
+            self.pause = min(max(self.pause * 2, _FIRST_PAUSE), _LONGEST_PAUSE)
+            raise
+        self.pause = 0.0
+        self._connection = connection
+        if isinstance(connection, gevent_ssl.SSLSocket):
+            # The TLS object itself: its `read` and `write` never block, as the socket beneath does not.
+            self._tls = connection._sslobj  # noqa: SLF001  gevent's own methods would wait
+            self._send, self._receive = self._tls.write, self._tls.read
+        else:
+            self._tls = None
+            raw = connection._sock  # noqa: SLF001  gevent's own methods would wait
+            self._send, self._receive = raw.send, raw.recv
+        self._parser = HttpResponseParser(self)
+        self._feed = self._parser.feed_data
+        self._watcher = self._loop.io(connection.fileno(), 1)
+        self._watcher.start(self._on_readable)
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._connection.close()
+            self._connection = None
+
+    def _reset(self) -> None:
+        self._done = False
+        self._error = None
+        self._head = b""
+        self._in_head = True
+        self._chunks = []
+
+    def _on_readable(self) -> None:
+        while True:
+            try:
+                data = self._receive(_CHUNK)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except ssl.SSLZeroReturnError:
+                data = b""
+            except OSError as error:
+                self.fail(_describe(error))
+                return
+            if data:
+                self._take(data)
+            else:
+                self._end()
+            # A watcher sees the socket only: what TLS has decrypted already must be asked for.
+            if self._connection is None or self._tls is None or not self._tls.pending():
+                return
+
+    def _take(self, data: bytes) -> None:
+        if not self.begun:
+            self.fail("data that nobody asked for")
+            return
+        if self._in_head:
+            self._head += data
+        try:
+            self._feed(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            self.fail(f"not HTTP/1.1: {error}")
+            return
+        if self._done:
+            self._finish()
+
+    def _end(self) -> None:
+        """The server has closed; where nothing announced a length, that is how the body ends (RFC 9112, 6.3)."""
+        announced = ("content-length", "transfer-encoding")
+        if self.begun and not self._in_head and not any(_find_header(self._head, name) for name in announced):
+            self._status = self._parser.get_status_code()
+            self._keep, self._done = False, True
+            self._disconnect()
+            self._finish()
+        else:
+            self.fail("closed by the server before its answer was complete")
+
+    def _finish(self) -> None:
+        self.begun = 0.0
+        if self.parked:
+            self.parked = False
+            self._wake()
+
+    # Called by the parser.
+
+    def on_headers_complete(self) -> None:
+        if self._done:
+            raise ValueError("a second answer to one request")
+        self._in_head = False
+
+    def on_body(self, chunk: bytes) -> None:
+        self._chunks.append(chunk)
+
+    def on_message_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:  # noqa: PLR2004  an interim answer (RFC 9110, 15.2): the real one follows
+            self._head = self._head.partition(b"\r\n\r\n")[2]
+            self._in_head = True
+            self._chunks.clear()
+            return
+        self._status = status
+        # Only inside this callback does llhttp still know whether the connection may be kept.
+        self._keep = self._parser.should_keep_alive()
+        self._done = True
+
+
+def _describe(error: BaseException) -> str:
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"certificate refused: {error.verify_message}"
+        case ssl.SSLError():
+            return f"TLS failed: {error.reason or error}"
+        case TimeoutError() | gevent.Timeout():
+            return "timed out while connecting or sending"
+        case OSError() if error.strerror:
+            return error.strerror.lower()
+    return str(error) or type(error).__name__

@@ -1,0 +1,370 @@
+"""What a run measured: histograms, checks and counts, cheap to add to, exact to merge across processes."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import ceil, exp, inf, log
+from typing import Any
+
+GROWTH = 1.02
+"""Each bucket of a histogram is 2 % wider than the one before: a value read from it is within 1 %, at any scale."""
+SHORTEST = 1e-6
+"""Seconds that the first bucket holds, and everything shorter."""
+_SCALE = 1 / log(GROWTH)
+_SHIFT = ceil(-log(SHORTEST) * _SCALE)  # keeps the numbers of buckets positive
+
+SLOTS = 600
+"""Points that the timeline keeps at most; a longer run's are joined two by two, so that memory stays bounded."""
+
+
+class Trend:
+    """A distribution of seconds."""
+
+    __slots__ = ("count", "counts", "max", "min", "sum")
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = defaultdict(int)
+        self.count = 0
+        self.sum = 0.0
+        self.min = inf
+        self.max = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[int(log(seconds) * _SCALE + _SHIFT) if seconds > SHORTEST else 0] += 1
+        self.count += 1
+        self.sum += seconds
+        # Comparisons, as this runs for every request and calls of `min` and `max` cost several times as much.
+        if seconds > self.max:  # noqa: PLR1730  see above
+            self.max = seconds
+        if seconds < self.min:  # noqa: PLR1730  see above
+            self.min = seconds
+
+    def merge(self, other: "Trend") -> None:
+        for bucket, count in other.counts.items():
+            self.counts[bucket] += count
+        self.count += other.count
+        self.sum += other.sum
+        self.min = min(self.min, other.min)
+        self.max = max(self.max, other.max)
+
+    def percentile(self, percent: float) -> float:
+        """The value that `percent` % of all values do not exceed (nearest rank), in seconds."""
+        rank = max(ceil(self.count * percent / 100), 1)
+        for bucket in sorted(self.counts):
+            rank -= self.counts[bucket]
+            if rank <= 0:
+                return min(max(middle(bucket), self.min), self.max)
+        return 0.0
+
+    def aggregate(self, name: str) -> float:
+        """`avg`, `min`, `med`, `max`, `count` or `p(N)`; times are in milliseconds, as in k6."""
+        match name:
+            case "count":
+                return self.count
+            case "avg":
+                return 1000 * self.sum / self.count if self.count else 0.0
+            case "min":
+                return 1000 * self.min if self.count else 0.0
+            case "max":
+                return 1000 * self.max
+            case "med":
+                return 1000 * self.percentile(50)
+        return 1000 * self.percentile(float(name[2:-1]))
+
+    def dump(self) -> list[Any]:
+        return [dict(self.counts), self.count, self.sum, self.min if self.count else None, self.max]
+
+    @classmethod
+    def load(cls, dumped: list[Any]) -> "Trend":
+        trend = cls()
+        trend.counts.update(dumped[0])
+        _, trend.count, trend.sum, minimum, trend.max = dumped
+        trend.min = inf if minimum is None else minimum
+        return trend
+
+
+def middle(bucket: int) -> float:
+    """The value in seconds that stands for a histogram's bucket."""
+    return exp((bucket - _SHIFT + 0.5) / _SCALE)
+
+
+@dataclass
+class Rate:
+    """How often something was true."""
+
+    passes: int = 0
+    fails: int = 0
+
+    @property
+    def count(self) -> int:
+        return self.passes + self.fails
+
+    def aggregate(self, name: str) -> float:  # noqa: ARG002  a rate has one aggregate, `rate`
+        return self.passes / self.count if self.count else 0.0
+
+
+@dataclass
+class Counter:
+    """How many there were, and how many in a second of the run."""
+
+    count: int
+    seconds: float
+
+    def aggregate(self, name: str) -> float:
+        if name == "count":
+            return self.count
+        return self.count / self.seconds if self.seconds else 0.0
+
+
+Metric = Trend | Rate | Counter
+
+
+class Series:
+    """The requests of one step: what came since the last fold, and a trend of everything before it."""
+
+    __slots__ = ("failed", "fresh", "fresh_failed", "method", "name", "received", "trend")
+
+    def __init__(self, name: str, method: str) -> None:
+        self.name = name
+        self.method = method
+        self.fresh = Trend()
+        self.fresh_failed = 0
+        self.received = 0
+        self.trend = Trend()
+        self.failed = 0
+
+
+@dataclass
+class Slot:
+    """One point of the timeline."""
+
+    trend: Trend = field(default_factory=Trend)
+    failed: int = 0
+    user_seconds: float = 0.0
+
+    def merge(self, other: "Slot") -> None:
+        self.trend.merge(other.trend)
+        self.failed += other.failed
+        self.user_seconds += other.user_seconds
+
+
+class Recorder:
+    """Everything that one process measured, or, merged, that all did.
+
+    Users at work are counted as an integral over time (user-seconds), so that Little's law can be held against it:
+    the seconds that requests took, divided by the seconds that users were at work, is 1 where the load generator adds
+    nothing of its own.
+    """
+
+    def __init__(self) -> None:
+        self.series: dict[str, Series] = {}
+        self.checks: dict[str, Rate] = {}
+        self.errors: dict[str, int] = defaultdict(int)
+        self.service = Trend()
+        self.connecting = Trend()
+        self.iterations = 0
+        self.dropped = 0
+        self.interrupted = 0
+        self.sent_seconds = 0.0
+        self.user_seconds = 0.0
+        self.vus = 0
+        self.vus_max = 0
+        self.cpu = 0.0
+        """The share of a core that the busiest generating process used in its worst five seconds."""
+        self.busy = 0.0
+        """The share that it wanted: what it used, and what it waited for while others had the core."""
+        self.started = inf
+        self.ended = 0.0
+        self.timeline: dict[int, Slot] = {}
+        self.width = 1
+        """Seconds that one slot of the timeline spans."""
+        self._vus_max_by_source: dict[str, int] = {}
+        self._began: float | None = None
+        self._at_work = 0
+        self._changed = time.perf_counter()
+        self._slot_user_seconds = 0.0
+
+    # Filled by the users.
+
+    def add_series(self, name: str, method: str) -> Series:
+        return self.series.setdefault(name, Series(name, method))
+
+    def add_check(self, name: str) -> Rate:
+        return self.checks.setdefault(name, Rate())
+
+    def shift(self, change: int) -> None:
+        """Note that a user starts (1) or stops (-1) to work: begins or ends its iterations, or pauses between them."""
+        self._advance()
+        self._at_work += change
+        if self._began is None:
+            self._began = self._changed
+        now = time.time()
+        self.started = min(self.started, now)
+        self.ended = now
+
+    def add_connection(self, seconds: float) -> None:
+        """Note a new connection; a method, as a drain replaces the trend."""
+        self.connecting.add(seconds)
+
+    def add_users(self, number: int) -> None:
+        self.vus += number
+        self.vus_max = max(self.vus_max, self.vus)
+
+    def note_usage(self, used: float, wanted: float) -> None:
+        self.cpu = max(self.cpu, used)
+        self.busy = max(self.busy, wanted)
+
+    def _advance(self) -> None:
+        now = time.perf_counter()
+        worked = self._at_work * (now - self._changed)
+        self.user_seconds += worked
+        self._slot_user_seconds += worked
+        self._changed = now
+
+    # Read while the run goes on.
+
+    def fold(self) -> Iterator[tuple[Series, Trend, int]]:
+        """Move what is fresh into the trends and the timeline; yields each series with its fresh trend and failures."""
+        self._advance()
+        slot = self._slot(int(time.time()))
+        slot.user_seconds += self._slot_user_seconds
+        self._slot_user_seconds = 0.0
+        for series in self.series.values():
+            fresh, failed = series.fresh, series.fresh_failed
+            if not fresh.count:
+                continue
+            series.fresh, series.fresh_failed = Trend(), 0
+            series.trend.merge(fresh)
+            series.failed += failed
+            slot.trend.merge(fresh)
+            slot.failed += failed
+            yield series, fresh, failed
+
+    def _slot(self, second: int) -> Slot:
+        place = second - second % self.width
+        if place not in self.timeline and len(self.timeline) == SLOTS:
+            self._widen(self.width * 2)
+            place = second - second % self.width
+        return self.timeline.setdefault(place, Slot())
+
+    def _widen(self, width: int) -> None:
+        self.width = width
+        old, self.timeline = self.timeline, {}
+        for second, slot in old.items():
+            self.timeline.setdefault(second - second % width, Slot()).merge(slot)
+
+    def metric(self, name: str, tag: str | None = None) -> Metric:
+        """The metric of k6's name, or ours; `tag` is the name of a step or of a check.
+
+        Raises a `KeyError` for a name or tag that there is not.
+        """
+        if name == "checks":
+            checks = list(self.checks.values()) if tag is None else [self.checks[tag]]
+            return Rate(sum(check.passes for check in checks), sum(check.fails for check in checks))
+        if name in {"http_req_duration", "http_req_failed", "http_reqs"}:
+            return self._requests(name, list(self.series.values()) if tag is None else [self.series[tag]])
+        if name in {"http_req_service", "http_req_connecting"}:
+            return self.service if name == "http_req_service" else self.connecting
+        counts = {
+            "iterations": self.iterations,
+            "dropped_iterations": self.dropped,
+            "interrupted_requests": self.interrupted,
+            "connections": self.connecting.count,
+            "data_received": sum(series.received for series in self.series.values()),
+        }
+        return Counter(counts[name], self.seconds)
+
+    def _requests(self, name: str, chosen: list[Series]) -> Metric:
+        count, failed = sum(series.trend.count for series in chosen), sum(series.failed for series in chosen)
+        if name == "http_reqs":
+            return Counter(count, self.seconds)
+        if name == "http_req_failed":
+            return Rate(failed, count - failed)
+        total = Trend()
+        for series in chosen:
+            total.merge(series.trend)
+        return total
+
+    @property
+    def age(self) -> float:
+        """Seconds since the first user started, by this process's clock; 0 before."""
+        return 0.0 if self._began is None else time.perf_counter() - self._began
+
+    @property
+    def seconds(self) -> float:
+        """From the first user's start to the last one's end."""
+        return max(self.ended - self.started, 0.0)
+
+    @property
+    def little(self) -> float | None:
+        """Seconds of requests over seconds of users at work; `None` where nobody worked."""
+        return self.sent_seconds / self.user_seconds if self.user_seconds else None
+
+    # Sent from process to process.
+
+    _SUMS = ("iterations", "dropped", "interrupted", "sent_seconds", "user_seconds")
+
+    def drain(self) -> dict[str, Any]:
+        """What was measured since the last drain, as plain data; the recorder forgets it. Call `fold` first."""
+        report = {
+            "series": {
+                name: [series.method, series.trend.dump(), series.failed, series.received]
+                for name, series in self.series.items()
+            },
+            "checks": {name: [check.passes, check.fails] for name, check in self.checks.items()},
+            "errors": dict(self.errors),
+            "service": self.service.dump(),
+            "connecting": self.connecting.dump(),
+            "sums": [getattr(self, name) for name in self._SUMS],
+            "vus_max": self.vus_max,
+            "usage": [self.cpu, self.busy],
+            "started": self.started if self.started < inf else None,
+            "ended": self.ended,
+            "age": self.age,
+            "width": self.width,
+            "timeline": [
+                [second, slot.trend.dump(), slot.failed, slot.user_seconds] for second, slot in self.timeline.items()
+            ],
+        }
+        for series in self.series.values():
+            series.trend, series.failed, series.received = Trend(), 0, 0
+        for check in self.checks.values():
+            check.passes = check.fails = 0
+        self.errors.clear()
+        self.service, self.connecting = Trend(), Trend()
+        for name in self._SUMS:
+            setattr(self, name, 0)
+        self.timeline.clear()
+        return report
+
+    def merge(self, report: dict[str, Any], source: str) -> None:
+        """Add what another process drained; `source` tells the processes apart."""
+        for name, (method, trend, failed, received) in report["series"].items():
+            series = self.add_series(name, method)
+            series.trend.merge(Trend.load(trend))
+            series.failed += failed
+            series.received += received
+        for name, (passes, fails) in report["checks"].items():
+            check = self.add_check(name)
+            check.passes += passes
+            check.fails += fails
+        for error, count in report["errors"].items():
+            self.errors[error] += count
+        self.service.merge(Trend.load(report["service"]))
+        self.connecting.merge(Trend.load(report["connecting"]))
+        for name, value in zip(self._SUMS, report["sums"], strict=True):
+            setattr(self, name, getattr(self, name) + value)
+        self._vus_max_by_source[source] = report["vus_max"]
+        self.vus_max = sum(self._vus_max_by_source.values())
+        self.note_usage(*report["usage"])
+        self.started = min(self.started, report["started"] or inf)
+        self.ended = max(self.ended, report["ended"])
+        if report["age"]:
+            # By ages, not by times of day: the clocks of two machines differ.
+            began = time.perf_counter() - report["age"]
+            self._began = began if self._began is None else min(self._began, began)
+        if report["width"] > self.width:
+            self._widen(report["width"])
+        for second, trend, failed, user_seconds in report["timeline"]:
+            self._slot(second).merge(Slot(Trend.load(trend), failed, user_seconds))

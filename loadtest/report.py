@@ -1,0 +1,306 @@
+"""What a run says: one line while it goes on, and at its end a terminal summary, k6-shaped JSON and an HTML page."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import charts
+from recorder import GROWTH, Counter, Metric, Rate, Recorder, Trend, middle
+from thresholds import AGGREGATES, ERROR, FAILED, PASSED, Outcome
+
+BUSIEST = 0.90
+"""Above this share of a core, the generator itself may have set the pace: such a run proves nothing."""
+
+LITTLE = (0.95, 1.05)
+"""Within these bounds the latencies account for the users' time."""
+
+_STATISTICS = ("avg", "min", "med", "max", "p(90)", "p(95)", "p(99)")
+_TREND_NAMES = {name for name, aggregates in AGGREGATES.items() if "p(N)" in aggregates}
+_BUCKETS_DRAWN = 80
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a run ended; `problems` make it invalid, `warnings` want to be known."""
+
+    outcomes: Sequence[Outcome]
+    problems: Sequence[str]
+    warnings: Sequence[str]
+
+    @property
+    def exit_code(self) -> int:
+        if self.problems:
+            return ERROR
+        return PASSED if all(outcome.ok for outcome in self.outcomes) else FAILED
+
+    @property
+    def text(self) -> str:
+        return {PASSED: "passed", ERROR: "invalid", FAILED: "failed"}[self.exit_code]
+
+
+def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[str] = ()) -> Verdict:
+    """Weigh what was measured; `problems` are those that the run itself has met."""
+    found, warnings = list(problems), []
+    if not recorder.metric("http_reqs").count:
+        found.append("no request was answered or even tried: nothing was measured")
+    if recorder.busy > BUSIEST:
+        found.append(
+            f"the load generator was busy {recorder.busy:.0%} of the time (limit {BUSIEST:.0%}; it used "
+            f"{recorder.cpu:.0%} of a core and waited for one the rest): the figures are its own, not the service's; "
+            "use --processes, fewer users or a machine with more to spare"
+        )
+    little = recorder.little
+    if little is not None and not LITTLE[0] <= little <= LITTLE[1]:
+        warnings.append(
+            f"Little's law: latencies account for {little:.2f} of the users' time "
+            f"(expected {LITTLE[0]}-{LITTLE[1]}): the generator adds waits of its own"
+        )
+    if recorder.dropped:
+        warnings.append(f"{recorder.dropped:,} iterations were dropped: all users were busy when they were due")
+    if recorder.interrupted:
+        warnings.append(
+            f"{recorder.interrupted:,} requests were cut off by the end of the run; their outcome is unknown"
+        )
+    return Verdict(outcomes, found, warnings)
+
+
+def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: str, engine: str) -> dict[str, Any]:
+    """The summary in the shape that k6 hands to `handleSummary`, with what only we have under `loadtest`."""
+    metrics: dict[str, Any] = {}
+    selectors = dict.fromkeys([*AGGREGATES, *(outcome.threshold.selector for outcome in verdict.outcomes)])
+    tags = {outcome.threshold.selector: outcome.threshold for outcome in verdict.outcomes}
+    for selector in selectors:
+        name, tag = (tags[selector].metric, tags[selector].tag) if selector in tags else (selector, None)
+        metric = recorder.metric(name, tag)
+        if metric.count or selector in tags or name in {"http_reqs", "checks", "iterations"}:
+            metrics[selector] = _describe(metric)
+    for outcome in verdict.outcomes:
+        held = metrics[outcome.threshold.selector].setdefault("thresholds", {})
+        held[outcome.threshold.expression] = {"ok": outcome.ok}
+    metrics["vus_max"] = {"type": "gauge", "contains": "default", "values": {"value": recorder.vus_max}}
+    checks = [
+        {"name": name, "path": f"::{name}", "passes": check.passes, "fails": check.fails}
+        for name, check in recorder.checks.items()
+    ]
+    return {
+        "metrics": metrics,
+        "root_group": {"name": "", "path": "", "groups": [], "checks": checks},
+        "state": {"testRunDurationMs": 1000 * recorder.seconds},
+        "loadtest": {
+            "scenario": scenario,
+            "target": target,
+            "engine": engine,
+            "started": _iso(recorder.started),
+            "verdict": verdict.text,
+            "exit_code": verdict.exit_code,
+            "problems": list(verdict.problems),
+            "warnings": list(verdict.warnings),
+            "little": recorder.little,
+            "users": recorder.user_seconds / recorder.seconds if recorder.seconds else 0.0,
+            "cpu": recorder.cpu,
+            "busy": recorder.busy,
+            "errors": dict(sorted(recorder.errors.items())),
+            "steps": {name: _describe(series.trend)["values"] for name, series in recorder.series.items()},
+        },
+    }
+
+
+def draw_progress(recorder: Recorder, at: float, total: float, users: int, before: Counter) -> str:
+    """One line on how the run goes; `before` is `http_reqs` as the last line knew it."""
+    requests, checks, failed = (recorder.metric(name) for name in ("http_reqs", "checks", "http_req_failed"))
+    span = max(at - before.seconds, 0.001)
+    latest = max(recorder.timeline, default=0)
+    recent = Trend()
+    for second in (latest, latest - recorder.width):
+        if second in recorder.timeline:
+            recent.merge(recorder.timeline[second].trend)
+    share = f"{checks.aggregate('rate'):.2%}" if checks.count else "none"
+    return (
+        f"{at:4.0f} of {total:.0f} s  {users} users  {(requests.count - before.count) / span:,.0f} requests/s  "
+        f"p95 {recent.aggregate('p(95)'):.2f} ms  failed {failed.aggregate('rate'):.2%}  checks {share}"
+    )
+
+
+def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
+    """The summary for a terminal."""
+    own, metrics = summary["loadtest"], summary["metrics"]
+    lines = ["", f"{own['scenario']} on {own['target']} by the {own['engine']} engine", ""]
+    for check in summary["root_group"]["checks"]:
+        mark = "pass" if not check["fails"] else "FAIL"
+        lines.append(f"  {mark}  {check['name']}: {check['passes']:,} of {check['passes'] + check['fails']:,}")
+    lines.append("")
+    lines += [f"  {name:.<38} {_show(metric)}" for name, metric in metrics.items()]
+    steps = own["steps"].items() if len(own["steps"]) > 1 else ()
+    lines += [f"    {name:.<36} {_show({'type': 'trend', 'values': values})}" for name, values in steps]
+    little = "none" if own["little"] is None else f"{own['little']:.3f}"
+    lines.append(
+        f"  users at work {own['users']:.1f} on average, {metrics['vus_max']['values']['value']} at most; "
+        f"connections {_connections(summary)}; Little's law {little}; "
+        f"generator used {own['cpu']:.0%} of a core and wanted {own['busy']:.0%}"
+    )
+    lines.append("")
+    for outcome in verdict.outcomes:
+        lines.append(f"  {'pass' if outcome.ok else 'FAIL'}  {_tell(outcome)}")
+    lines += [f"  error: {error}, {count:,} times" for error, count in own["errors"].items()]
+    lines += [f"  warning: {warning}" for warning in verdict.warnings]
+    lines += [f"  invalid: {problem}" for problem in verdict.problems]
+    lines += ["", f"  {verdict.text} (exit {verdict.exit_code})", ""]
+    return "\n".join(lines)
+
+
+def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) -> str:
+    """The report as one page that needs nothing else."""
+    own = summary["loadtest"]
+    little = "none" if own["little"] is None else f"{own['little']:.3f}"
+    facts = {
+        "Requests": f"{summary['metrics']['http_reqs']['values']['count']:,}",
+        "Requests/s": f"{summary['metrics']['http_reqs']['values']['rate']:,.1f}",
+        "Duration": f"{recorder.seconds:.1f} s",
+        "Users at work": f"{own['users']:.1f}, at most {recorder.vus_max}",
+        "Connections opened": _connections(summary),
+        "Little's law": little,
+        "Generator's core": f"{own['cpu']:.0%} used, {own['busy']:.0%} wanted",
+    }
+    notes = [f'<p class="bad">{escape(problem)}</p>' for problem in verdict.problems]
+    notes += [f'<p class="warn">{escape(warning)}</p>' for warning in verdict.warnings]
+    thresholds = [[_tell(outcome), "pass" if outcome.ok else "FAIL"] for outcome in verdict.outcomes]
+    checks = [
+        [check["name"], f"{check['passes']:,}", f"{check['fails']:,}", "pass" if not check["fails"] else "FAIL"]
+        for check in summary["root_group"]["checks"]
+    ]
+    steps = [[name, *(f"{values[key]:,.2f}" for key in _STATISTICS)] for name, values in own["steps"].items()]
+    errors = [[error, f"{count:,}"] for error, count in own["errors"].items()]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark"><title>{escape(own["scenario"])}: {verdict.text}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem }}
+dl {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .5rem 1rem }}
+dt {{ opacity: .7; font-size: 13px }} dd {{ margin: 0; font-weight: 600 }}
+table {{ border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }}
+td, th {{ text-align: right; padding: .25rem .5rem; border-bottom: 1px solid #8884 }}
+td:first-child, th:first-child {{ text-align: left }}
+.bad {{ color: #c23b4b; font-weight: 600 }} .warn {{ color: #b36b00 }}
+{charts.STYLE}</style></head><body>
+<h1>{escape(own["scenario"])}: <span{' class="bad"' if verdict.exit_code else ""}>{verdict.text}</span></h1>
+<p>{escape(own["target"])}, {escape(own["engine"])} engine, {own["started"]}</p>
+{"".join(notes)}
+<dl>{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())}</dl>
+{_table("Thresholds", ["Condition", "Verdict"], thresholds)}
+{_table("Checks", ["Check", "Passed", "Failed", "Verdict"], checks)}
+{_pictures(recorder)}
+{_table("Latency by step (ms)", ["Step", *_STATISTICS], steps)}
+{_table("Errors", ["Error", "Times"], errors)}
+</body></html>
+"""
+
+
+def write_files(folder: Path, summary: dict[str, Any], page: str) -> None:
+    """Write `summary.json` and `report.html` into the folder; raises an `OSError`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (folder / "report.html").write_text(page, encoding="utf-8")
+
+
+def _pictures(recorder: Recorder) -> str:
+    if not recorder.timeline:
+        return ""
+    first, last = min(recorder.timeline), max(recorder.timeline)
+    slots = {second - first: slot for second, slot in sorted(recorder.timeline.items())}
+    # The first and the last second are seldom whole: a rate over them would be a dip that never was.
+    whole = {at: slot for at, slot in slots.items() if 0 < at < last - first} or slots
+    width = recorder.width
+    throughput = [
+        ("requests/s", [(at, slot.trend.count / width) for at, slot in whole.items()]),
+        ("failed/s", [(at, slot.failed / width) for at, slot in whole.items()]),
+    ]
+    users = [("at work", [(at, slot.user_seconds / width) for at, slot in whole.items()])]
+    measured = {at: slot.trend for at, slot in slots.items() if slot.trend.count}
+    latency = [
+        (name, [(at, trend.aggregate(name)) for at, trend in measured.items()]) for name in ("med", "p(95)", "p(99)")
+    ]
+    duration = recorder.metric("http_req_duration")
+    assert isinstance(duration, Trend)  # noqa: S101  the metric's kind is fixed
+    half = GROWTH**0.5
+    counts = duration.counts
+    buckets = (
+        [
+            (1000 * middle(bucket) / half, 1000 * middle(bucket) * half, counts.get(bucket, 0))
+            for bucket in range(min(counts), max(counts) + 1)
+        ]
+        if counts
+        else []
+    )
+    return "\n".join(
+        [
+            charts.draw_lines("Throughput", throughput, across="seconds"),
+            charts.draw_lines("Latency over time (ms)", latency, across="seconds"),
+            charts.draw_lines("Users", users, across="seconds"),
+            charts.draw_histogram(
+                "Latency of all requests",
+                charts.join_buckets(buckets, _BUCKETS_DRAWN),
+                across="milliseconds, logarithmic",
+            ),
+        ]
+    )
+
+
+def _describe(metric: Metric) -> dict[str, Any]:
+    match metric:
+        case Trend():
+            values = {name: metric.aggregate(name) for name in _STATISTICS}
+            return {"type": "trend", "contains": "time", "values": {**values, "count": metric.count}}
+        case Rate():
+            values = {"rate": metric.aggregate("rate"), "passes": metric.passes, "fails": metric.fails}
+            return {"type": "rate", "contains": "default", "values": values}
+    return {
+        "type": "counter",
+        "contains": "default",
+        "values": {"count": metric.count, "rate": metric.aggregate("rate")},
+    }
+
+
+def _show(metric: dict[str, Any]) -> str:
+    values = metric["values"]
+    match metric["type"]:
+        case "trend":
+            return "  ".join(f"{name}={values[name]:.2f}" for name in _STATISTICS) + " ms"
+        case "rate":
+            return f"{values['rate']:.2%}  {values['passes']:,} of {values['passes'] + values['fails']:,}"
+        case "counter":
+            return f"{values['count']:,}  {values['rate']:,.1f}/s"
+    return f"{values['value']:,}"
+
+
+def _connections(summary: dict[str, Any]) -> str:
+    if summary["loadtest"]["engine"] != "fast":
+        return "not counted by this engine"
+    metrics = summary["metrics"]
+    return f"{metrics['connections']['values']['count']:,}" if "connections" in metrics else "0"
+
+
+def _tell(outcome: Outcome) -> str:
+    threshold = outcome.threshold
+    unit = " ms" if threshold.metric in _TREND_NAMES and threshold.aggregate != "count" else ""
+    measured = "nothing was measured" if outcome.measured is None else f"measured {outcome.measured:.6g}{unit}"
+    return f"{threshold.selector} {threshold.expression}: {measured}"
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td{' class=bad' if cell == 'FAIL' else ''}>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
+    )
+    return f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{body}</table>"
+
+
+def _iso(moment: float) -> str | None:
+    return None if moment == inf else datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")

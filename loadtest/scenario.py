@@ -1,0 +1,287 @@
+"""A scenario: who does what and what must come of it, read from TOML and refused in one line when it makes no sense."""
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+from urllib.parse import quote, urlencode, urlsplit
+
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from checks import parse_check
+from executors import Duration, Load, Open, Strict
+from thresholds import Threshold, parse_threshold
+
+FOLDER = Path(__file__).resolve().parent / "scenarios"
+
+BUILT_IN = frozenset({"uuid", "user", "iteration"})
+"""Variables of every iteration: a random UUID (version 4), the number of the user, and of its iteration."""
+
+_SOURCE = re.compile(r"(?P<source>body|header) (?P<what>.+)")
+_VARIABLE = re.compile(r"\$\{(\w+)\}", re.ASCII)
+
+
+class ScenarioError(ValueError):
+    """A scenario or target that cannot be used; the message is one line that says why."""
+
+
+class Target(NamedTuple):
+    """The base URL, taken apart."""
+
+    scheme: str
+    host: str
+    port: int
+    authority: str
+    path: str
+
+    @classmethod
+    def parse(cls, url: str | None) -> Self:
+        if not url:
+            raise ScenarioError("there is no target; name it with --host, such as --host http://127.0.0.1:8080")
+        try:
+            parts = urlsplit(url)
+            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+        except ValueError as error:
+            raise ScenarioError(f"the target `{url}` is no URL: {error}") from None
+        if not parts.hostname or not port or parts.query or parts.fragment or parts.username:
+            raise ScenarioError(f"the target `{url}` is no base URL; write it as http://host:port or https://host/path")
+        return cls(parts.scheme, parts.hostname, port, parts.netloc, parts.path)
+
+
+class Request(NamedTuple):
+    """What is sent: all its values filled in."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Source(NamedTuple):
+    """Where a value is saved from: a header by name, or one of the body's matches at random."""
+
+    header: str | None
+    pattern: re.Pattern[str] | None
+
+
+Text = Annotated[str, StringConstraints(pattern=r"^[^\r\n]*$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[^\r\n{}]+$", max_length=100)]
+
+
+class Step(Strict):
+    """One request, and what must be true of its answer. `${name}` in path, headers, form, json and body is filled in.
+
+    `attempts` above 1 sends the very same request again, after a growing pause, while there is no answer or a status
+    of 500 or above: what a person does who presses the button again.
+    """
+
+    name: Name = ""
+    method: Literal["GET", "POST", "PATCH", "DELETE"] = "GET"
+    path: Annotated[Text, StringConstraints(pattern=r"^(/[!-~]*)?$")]
+    headers: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")], Text] = Field(default_factory=dict)
+    form: dict[str, str] | None = None
+    json_: dict[str, Any] | None = Field(None, alias="json")
+    body: str | None = None
+    checks: dict[Name, str] = Field(default_factory=dict)
+    save: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]+$")], str] = Field(default_factory=dict)
+    attempts: Annotated[int, Field(ge=1, le=100)] = 1
+
+    @field_validator("checks")
+    @classmethod
+    def _check(cls, checks: dict[str, str]) -> dict[str, str]:
+        for text in checks.values():
+            parse_check(text)
+        return checks
+
+    @field_validator("save")
+    @classmethod
+    def _sources(cls, save: dict[str, str]) -> dict[str, str]:
+        for text in save.values():
+            parse_source(text)
+        return save
+
+    @model_validator(mode="after")
+    def _body(self) -> Self:
+        bodies = [body for body in (self.form, self.json_, self.body) if body is not None]
+        if len(bodies) > 1:
+            raise ValueError("a step has one of `form`, `json` and `body`")
+        if bodies and self.method in {"GET", "DELETE"}:
+            raise ValueError(f"a {self.method} has no body")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name under which the step is measured."""
+        return self.name or f"{self.method} {self.path or '/'}"
+
+    @property
+    def variables(self) -> frozenset[str]:
+        texts = [self.path, *self.headers.values(), self.body or ""]
+        texts += [json.dumps(body, ensure_ascii=False) for body in (self.form, self.json_) if body is not None]
+        return frozenset(name for text in texts for name in _VARIABLE.findall(text))
+
+    def render(self, target: Target, values: Mapping[str, str]) -> Request:
+        """The request with its values filled in, each encoded as its place demands."""
+        quoted = {name: quote(value, safe="") for name, value in values.items()}
+        headers = {name: _fill(text, values) for name, text in self.headers.items()}
+        body = b""
+        if self.form is not None:
+            body = urlencode({name: _fill(text, values) for name, text in self.form.items()}).encode()
+            headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
+        elif self.json_ is not None:
+            body = json.dumps(_fill_json(self.json_, values)).encode()
+            headers.setdefault("Content-Type", "application/json")
+        elif self.body is not None:
+            body = _fill(self.body, values).encode()
+        path = f"{target.path.rstrip('/')}{_fill(self.path, quoted)}" if self.path else target.path
+        return Request(self.method, path or "/", headers, body)
+
+
+class Task(Strict):
+    """Steps that belong together; an iteration does one task, chosen by weight."""
+
+    weight: Annotated[int, Field(ge=1, le=1000)] = 1
+    step: Annotated[list[Step], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _variables(self) -> Self:
+        known = set(BUILT_IN)
+        for step in self.step:
+            if unknown := step.variables - known:
+                raise ValueError(f"`${{{min(unknown)}}}` in step `{step.label}` is saved by no step before it")
+            known.update(step.save)
+        return self
+
+
+class Condition(Strict):
+    """A threshold, alone as a text or with k6's options."""
+
+    threshold: str
+    abort_on_fail: bool = Field(default=False, alias="abortOnFail")
+    delay_abort: Duration | None = Field(default=None, alias="delayAbortEval")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        return {"threshold": value} if isinstance(value, str) else value
+
+
+class Scenario(Strict):
+    """A scenario's file."""
+
+    description: str
+    load: Load
+    task: Annotated[list[Task], Field(min_length=1)]
+    engine: Literal["fast", "fasthttp"] = "fast"
+    timeout: Duration = 30.0
+    pause: Duration | None = None
+    """Think time after each iteration, on average: half of it to one and a half times."""
+    objectives: bool = True
+    """Take the thresholds that the service level objectives make, where the scenario names none for a metric."""
+    thresholds: dict[str, list[Condition]] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        steps = [step for task in self.task for step in task.step]
+        methods: dict[str, str] = {}
+        for step in steps:
+            if methods.setdefault(step.label, step.method) != step.method:
+                raise ValueError(f"two steps of different methods have the name `{step.label}`")
+        names = {"name": set(methods), "check": {name for step in steps for name in step.checks}}
+        for threshold in self.parse_thresholds():
+            known = names["check" if threshold.metric == "checks" else "name"]
+            if threshold.tag is not None and threshold.tag not in known:
+                raise ValueError(f"`{threshold.selector}` names no step or check of this scenario")
+        if self.load.seconds < 1:
+            raise ValueError("the load lasts less than a second")
+        if self.pause and isinstance(self.load, Open):
+            raise ValueError("`pause` belongs to closed loops; arrivals have their rate")
+        return self
+
+    def parse_thresholds(self) -> list[Threshold]:
+        return [
+            parse_threshold(
+                selector,
+                condition.threshold,
+                abort=condition.abort_on_fail,
+                delay=condition.delay_abort or 0.0,
+            )
+            for selector, conditions in self.thresholds.items()
+            for condition in conditions
+        ]
+
+
+def parse_source(text: str) -> Source:
+    """Read `header NAME`, or `body REGULAR-EXPRESSION` whose one group is the value."""
+    match = _SOURCE.fullmatch(text)
+    if not match:
+        raise ValueError(f"`{text}` is no source; write `header NAME` or `body REGULAR-EXPRESSION`")
+    if match["source"] == "header":
+        return Source(match["what"], None)
+    try:
+        pattern = re.compile(match["what"])
+    except re.error as error:
+        raise ValueError(f"`{match['what']}` is no regular expression: {error}") from None
+    if pattern.groups != 1:
+        raise ValueError(f"`{match['what']}` needs exactly one group, which is the value to save")
+    return Source(None, pattern)
+
+
+def list_scenarios() -> list[str]:
+    return sorted(file.stem for file in FOLDER.glob("*.toml"))
+
+
+def read_scenario(name: str, *, users: int | None = None, seconds: float | None = None) -> Scenario:
+    """Read a scenario by the name of a file in `scenarios/` or by the path of one elsewhere.
+
+    `users` and `seconds` replace the scenario's own, where its executor has such a number.
+    Raises a `ScenarioError`.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = ", ".join(list_scenarios())
+        raise ScenarioError(
+            f"there is no scenario `{name}`; there are {known}, or name a file ending in .toml"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ScenarioError(f"{path}: {error}") from None
+    load = content.get("load")
+    if isinstance(load, dict):
+        for option, key, value in (("-u", "vus", users), ("-t", "duration", seconds)):
+            if value is not None and key not in load:
+                raise ScenarioError(f"{option} has no meaning for `{name}`: its load has no `{key}`")
+            if value is not None:
+                load[key] = f"{value}s" if key == "duration" else value
+    try:
+        return Scenario.model_validate(content)
+    except ValidationError as error:
+        raise ScenarioError(f"{path}: {_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    # An unknown key is told first: where one is, what is missing is often only misspelt.
+    errors = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
+    first = errors[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{place}: {message}{more}" if place else f"{message}{more}"
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return _VARIABLE.sub(lambda match: values[match[1]], text) if "${" in text else text
+
+
+def _fill_json(value: Any, values: Mapping[str, str]) -> Any:
+    match value:
+        case str():
+            return _fill(value, values)
+        case dict():
+            return {name: _fill_json(item, values) for name, item in value.items()}
+        case list():
+            return [_fill_json(item, values) for item in value]
+    return value

@@ -1,0 +1,251 @@
+"""A run's life in one process: prepared, started, folded into figures every moment, and judged at its end."""
+
+import gc
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import gevent
+from locust import stats
+from locust.env import Environment
+from locust.runners import STATE_RUNNING, STATE_SPAWNING, STATE_STOPPED, MasterRunner, WorkerRunner
+
+import report
+from journal import Journal
+from recorder import Recorder, Trend, middle
+from scenario import Scenario, Target, read_scenario
+from thresholds import ERROR, Threshold, complete, evaluate, read_objectives
+from users import Run, ScenarioUser
+
+FOLD_SECONDS = 0.2
+AT_ONCE = 50_000
+"""A spawn rate that makes all users in one go."""
+
+_CPU_SPAN = 5.0
+_REPORT_WAIT = 5.0
+
+
+def round_milliseconds(milliseconds: float) -> float:
+    """Three significant digits, as fine as our histograms; Locust's own rounding is to whole milliseconds."""
+    return float(f"{milliseconds:.3g}")
+
+
+class Usage(NamedTuple):
+    """At a time, the seconds that this process has had a core, and those that it had to wait for one."""
+
+    at: float
+    used: float
+    waited: float
+
+    @classmethod
+    def read(cls) -> Self:
+        try:
+            # Linux: nanoseconds on a core and in the run queue (its Documentation/scheduler/sched-stats.rst).
+            waited = int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+        except OSError:
+            waited = 0.0
+        return cls(time.perf_counter(), time.process_time(), waited)
+
+    def until(self, later: Self) -> tuple[float, float]:
+        """The shares of one core that were used, and that were wanted."""
+        elapsed = max(later.at - self.at, FOLD_SECONDS)
+        used = later.used - self.used
+        return used / elapsed, (used + later.waited - self.waited) / elapsed
+
+
+class Session:
+    """The run that is on in this process, if any, and what is known of the last one.
+
+    In a single process it makes load and judges; of several, the workers make load and report to the master, which
+    judges.
+    """
+
+    def __init__(self, environment: Environment, runner: Any, *, headless: bool) -> None:
+        assert environment.parsed_options is not None  # noqa: S101  Locust's command line always sets it
+        self.options = environment.parsed_options
+        # Now, before Locust replaces what was not asked for by defaults of its own.
+        self._users: int | None = self.options.num_users
+        self._seconds: float | None = self.options.run_time
+        self.spawn_rate: float = self.options.spawn_rate or AT_ONCE
+        self.recorder = Recorder()
+        self.scenario: Scenario | None = None
+        self.thresholds: list[Threshold] = []
+        self.interrupted = False
+        """Set when somebody wants the run to end before its time."""
+        self.page = "<p>No run has ended yet.</p>"
+        """The last run's report."""
+        self._environment = environment
+        self._runner = runner
+        self._headless = headless
+        self._run: Run | None = None
+        self._problems: list[str] = []
+        self._reported: set[str] = set()
+        self._verdict: report.Verdict | None = None
+
+    def prepare(self) -> None:
+        """Read what is to be played; raises a `ValueError` whose message is one line."""
+        Target.parse(self._environment.host)
+        scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
+        if self.options.engine:
+            scenario = scenario.model_copy(update={"engine": self.options.engine})
+        objectives = read_objectives(Path(self.options.slo)) if scenario.objectives else []
+        self.thresholds = complete(scenario.parse_thresholds(), objectives)
+        self.scenario = scenario
+
+    @property
+    def parts(self) -> int:
+        """How many processes make load."""
+        return self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
+
+    # Locust's events.
+
+    def on_test_start(self, **_: Any) -> None:
+        """Begin to measure; where load is made, also make what its users need."""
+        self.recorder, self._problems, self._reported, self._verdict = Recorder(), [], set(), None
+        if isinstance(self._runner, MasterRunner):
+            self.options.parts = self.parts  # goes to the workers with all options
+            return
+        is_worker = isinstance(self._runner, WorkerRunner)
+        if is_worker:
+            self.prepare()
+        assert self.scenario is not None  # noqa: S101  prepared, here or by the shape
+        # Locust itself listens to every request; whoever else does wants to be called.
+        listeners = len(self._environment.events.request._handlers)  # noqa: SLF001  there is no public count
+        fires = self.options.request_events or listeners > 1
+        gc.collect()
+        gc.freeze()  # what is there now stays: later collections need not look at it
+        self._run = ScenarioUser.run_ = Run(
+            self.scenario,
+            Target.parse(self._environment.host),
+            self.recorder,
+            journal=Journal(Path(self.options.journal)) if self.options.journal else None,
+            fire=self._environment.events.request.fire if fires else None,
+            part=self._runner.worker_index if is_worker else 0,
+            parts=self.options.parts if is_worker else 1,
+        )
+        gevent.spawn(self._fold_on, self._run)
+
+    def on_test_stop(self, **_: Any) -> None:
+        if isinstance(self._runner, MasterRunner):
+            self._collect(self._runner)
+        else:
+            run, self._run = self._run, None
+            self._fold(run)
+            if run is not None:
+                run.close()
+            gevent.sleep(2 * FOLD_SECONDS)  # lets `_fold_on` end, which notes how busy the process was
+        if isinstance(self._runner, WorkerRunner):
+            # What was measured last must arrive before the news that we stopped.
+            self._runner._send_stats()  # noqa: SLF001  there is no public way
+        else:
+            self._conclude()
+
+    def on_report_to_master(self, data: dict[str, Any], **_: Any) -> None:
+        self._fold(self._run)
+        data["loadtest"] = self.recorder.drain()
+        data["loadtest_final"] = self._runner.state == STATE_STOPPED
+
+    def on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
+        self.recorder.merge(data["loadtest"], client_id)
+        if data["loadtest_final"]:
+            self._reported.add(client_id)
+
+    def on_quitting(self, **_: Any) -> None:
+        if isinstance(self._runner, WorkerRunner):
+            self._environment.process_exit_code = 0  # the master speaks for all
+            return
+        if self._verdict is None and self._runner.state in {STATE_SPAWNING, STATE_RUNNING}:
+            self._runner.quit()  # a signal has cut the run off: judge what there is
+        if self._verdict is not None:
+            self._environment.process_exit_code = self._verdict.exit_code
+        elif self._headless:
+            sys.stderr.write("error: the run ended before it began; nothing was measured\n")
+            self._environment.process_exit_code = ERROR
+
+    def _fold_on(self, run: Run) -> None:
+        """Keep the figures fresh while the run goes on, and note how busy this process is at its worst."""
+        recorder = self.recorder
+        samples = deque([Usage.read()])
+        while self._run is run:
+            gevent.sleep(FOLD_SECONDS)
+            if self._run is run:
+                self._fold(run)
+            samples.append(Usage.read())
+            while samples[-1].at - samples[0].at > _CPU_SPAN:
+                recorder.note_usage(*samples.popleft().until(samples[-1]))
+        if not recorder.busy:
+            recorder.note_usage(*samples[0].until(samples[-1]))
+
+    def _fold(self, run: Run | None) -> None:
+        """Move what is fresh into the trends, and into Locust's own figures for its web UI and files."""
+        for series, fresh, failed in self.recorder.fold():
+            if run is None or run.fire is None:
+                fold_into_locust(self._environment.stats, series.name, series.method, fresh, failed)
+
+    def _collect(self, master: MasterRunner) -> None:
+        """Ask headless workers to end, and wait until each has sent what it measured last."""
+        workers = {client.id for client in master.clients.all}
+        if self._headless:
+            master.send_message("quit")
+        end = time.monotonic() + self._environment.stop_timeout + _REPORT_WAIT
+        while workers - self._reported and time.monotonic() < end:
+            gevent.sleep(0.05)
+        started = self.options.parts
+        if missing := started - len(self._reported):
+            self._problems.append(f"{missing} of {started} workers did not report what they measured")
+
+    def _conclude(self) -> None:
+        """Judge the run, and write what it says to the terminal and into files."""
+        assert self.scenario is not None  # noqa: S101  what has run was prepared
+        name = Path(self.options.scenario).stem
+        folder = Path(self.options.out or f"out/load/{name}")
+        if self.interrupted:
+            self._problems.append(f"the run was cut off after {self.recorder.seconds:.0f} s")
+        verdict = report.judge(self.recorder, evaluate(self.thresholds, self.recorder), self._problems)
+        summary = report.summarize(
+            self.recorder,
+            verdict,
+            scenario=name,
+            target=str(self._environment.host),
+            engine=self.scenario.engine,
+        )
+        self.page = report.write_html(summary, verdict, self.recorder)
+        sys.stdout.write(report.write_text(summary, verdict))
+        try:
+            report.write_files(folder, summary, self.page)
+            sys.stdout.write(f"  {folder / 'report.html'}  {folder / 'summary.json'}\n")
+        except OSError as error:
+            sys.stderr.write(f"error: the reports cannot be written: {error}\n")
+            verdict = report.judge(self.recorder, verdict.outcomes, [*self._problems, "the reports cannot be written"])
+        sys.stdout.flush()
+        self._verdict = verdict
+
+
+def fold_into_locust(target: stats.RequestStats, name: str, method: str, fresh: Trend, failed: int) -> None:
+    """Add many requests to Locust's figures at once; its own way takes them one by one."""
+    now = time.time()
+    second = int(now)
+    times: dict[float, int] = {}
+    for bucket, count in fresh.counts.items():
+        key = round_milliseconds(1000 * middle(bucket))
+        times[key] = times.get(key, 0) + count
+    for entry in (target.total, target.entries[name, method]):
+        last = entry.last_request_timestamp
+        if entry.use_response_times_cache and last and second > int(last):
+            entry._cache_response_times(second - 1)  # noqa: SLF001  what its own `log` does
+        response_times: dict[Any, int] = entry.response_times
+        entry.num_requests += fresh.count
+        entry.num_failures += failed
+        entry.num_reqs_per_sec[second] += fresh.count
+        if failed:
+            entry.num_fail_per_sec[second] += failed
+        entry.last_request_timestamp = now
+        figures: Any = entry  # declared as whole milliseconds, used as any number
+        figures.total_response_time += 1000 * fresh.sum
+        low = figures.min_response_time
+        figures.min_response_time = 1000 * fresh.min if low is None else min(low, 1000 * fresh.min)
+        figures.max_response_time = max(figures.max_response_time, 1000 * fresh.max)
+        for key, count in times.items():
+            response_times[key] = response_times.get(key, 0) + count

@@ -1,0 +1,370 @@
+"""The users: what each of them does in an iteration, in a closed loop or as arrivals that wait for nobody."""
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import accumulate, count
+from time import perf_counter
+from typing import Any, ClassVar, Protocol
+from uuid import uuid4
+
+import gevent
+from gevent.pool import Group
+from gevent.ssl import create_default_context
+from locust import User, task
+from locust.contrib.fasthttp import FastHttpSession
+from locust.event import EventHook
+from locust.exception import StopUser
+from locust.user.task import LOCUST_STATE_STOPPING
+
+import client
+from checks import Check, parse_check
+from client import Response
+from executors import Open
+from journal import Journal
+from recorder import Rate, Recorder, Series
+from scenario import Request, Scenario, Source, Step, Target, parse_source
+
+_LONGEST_RETRY_PAUSE = 1.0
+_FIRST_RETRY_PAUSE = 0.05
+_LOOK_SECONDS = 0.2  # how long a user that waits may not notice that it has to stop
+
+ServerErrors = range(500, 600)
+
+
+class Engine(Protocol):
+    """One user's way to the target."""
+
+    @property
+    def pause(self) -> float:
+        """Seconds to wait before the next request, because connecting failed."""
+        ...
+
+    def send(self, request: Request, wire: bytes) -> Response: ...
+    def close(self) -> None: ...
+
+
+class Fast:
+    """Our own client."""
+
+    def __init__(self, connector: client.Connector) -> None:
+        self._client = client.Client(connector)
+        self._request = self._client.request
+        self.close = self._client.close
+
+    @property
+    def pause(self) -> float:
+        return self._client.pause
+
+    def send(self, request: Request, wire: bytes) -> Response:  # noqa: ARG002  the other engine encodes it itself
+        return self._request(wire)
+
+
+class FastHttp:
+    """Locust's own client, to hold ours against: no redirects and no cookies either, and TLS verified."""
+
+    pause = 0.0
+
+    def __init__(self, target: Target, timeout: float) -> None:
+        self._base = f"{target.scheme}://{target.authority}"
+        # An event hook of its own: what it fires would be counted twice.
+        self._session = FastHttpSession(
+            self._base,
+            EventHook(),
+            None,
+            insecure=False,
+            ssl_context_factory=create_default_context,
+            connection_timeout=timeout,
+            network_timeout=timeout,
+        )
+
+    def send(self, request: Request, wire: bytes) -> Response:  # noqa: ARG002  the other engine sends it as it is
+        begun = perf_counter()
+        answer: Any = self._session.request(
+            request.method,
+            request.path,
+            data=request.body.decode() or None,
+            headers={"Accept-Encoding": "identity", **request.headers},
+            allow_redirects=False,
+        )
+        seconds = perf_counter() - begun
+        status = answer.status_code or 0
+        if not status:
+            return Response(0, b"", b"", seconds, str(answer.error))
+        head = "".join(f"\r\n{name}: {value}" for name, value in answer.headers.items())
+        return Response(status, answer.content or b"", f"HTTP/1.1 {status}{head}".encode("latin-1"), seconds)
+
+    def close(self) -> None:
+        self._session.client.close()
+
+
+class BoundStep:
+    """A step bound to a run: its checks parsed, its counters at hand, and its bytes made if nothing varies in them."""
+
+    def __init__(self, step: Step, target: Target, recorder: Recorder) -> None:
+        self.step = step
+        self.name = step.label
+        self.attempts = step.attempts
+        self.series: Series = recorder.add_series(step.label, step.method)
+        self.checks: list[tuple[Rate, Check]] = [
+            (recorder.add_check(name), parse_check(text)) for name, text in step.checks.items()
+        ]
+        self.save: dict[str, Source] = {name: parse_source(text) for name, text in step.save.items()}
+        self._target = target
+        self._fixed: tuple[Request, bytes] | None = None
+        if not step.variables:
+            self._fixed = self._encode({})
+
+    def render(self, values: Mapping[str, str]) -> tuple[Request, bytes]:
+        return self._fixed or self._encode(values)
+
+    def _encode(self, values: Mapping[str, str]) -> tuple[Request, bytes]:
+        request = self.step.render(self._target, values)
+        return request, client.encode(request, self._target)
+
+
+class Run:
+    """What all users of this process share for one run.
+
+    `fire` is Locust's request event, called for every request where somebody listens to it; else `None`.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        target: Target,
+        recorder: Recorder,
+        *,
+        journal: Journal | None,
+        fire: Callable[..., None] | None,
+        part: int,
+        parts: int,
+    ) -> None:
+        self.scenario = scenario
+        self.target = target
+        self.recorder = recorder
+        self.journal = journal
+        self.fire = fire
+        self.part = part
+        self.parts = parts
+        self.needs_values = any(step.variables for task in scenario.task for step in task.step)
+        self._connector = client.Connector(target, scenario.timeout, recorder.add_connection)
+        self._tasks = [[BoundStep(step, target, recorder) for step in task.step] for task in scenario.task]
+        self._weights = list(accumulate(task.weight for task in scenario.task))
+        # Numbers of users differ between processes, so that a journal tells them apart.
+        self.numbers = count(part, parts)
+
+    def pick(self) -> list[BoundStep]:
+        if len(self._tasks) == 1:
+            return self._tasks[0]
+        return random.choices(self._tasks, cum_weights=self._weights)[0]  # noqa: S311  not for secrets
+
+    def make_engine(self) -> Engine:
+        if self.scenario.engine == "fasthttp":
+            return FastHttp(self.target, self.scenario.timeout)
+        return Fast(self._connector)
+
+    def close(self) -> None:
+        self._connector.close()
+        if self.journal:
+            self.journal.close()
+
+
+class VirtualUser:
+    """One connection and the iterations made on it."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._engine = run.make_engine()
+        self._number = next(run.numbers)
+        self._iteration = 0
+        run.recorder.add_users(1)
+
+    def close(self) -> None:
+        self._engine.close()
+        self._run.recorder.add_users(-1)
+
+    def iterate(self, due: float | None = None) -> None:
+        """Do one task. `due` is when an arrival should have begun: the first answer's latency counts from there."""
+        run = self._run
+        run.recorder.iterations += 1
+        values: dict[str, str] = {}
+        if run.needs_values:
+            self._iteration += 1
+            values = {"uuid": str(uuid4()), "user": str(self._number), "iteration": str(self._iteration)}
+        for step in run.pick():
+            response = self._send(step, values, due)
+            due = None
+            for rate, check in step.checks:
+                if check(response):
+                    rate.passes += 1
+                else:
+                    rate.fails += 1
+            for name, source in step.save.items():
+                value = _extract(source, response)
+                if value is None:
+                    return  # nothing to go on with, such as no goal to remove
+                values[name] = value
+
+    def pause(self, seconds: float, is_stopping: Callable[[], bool] = lambda: False) -> None:
+        """Wait without being at work, for as long as the user does not have to stop."""
+        end = perf_counter() + seconds
+        self._run.recorder.shift(-1)
+        try:
+            while (left := end - perf_counter()) > 0 and not is_stopping():
+                gevent.sleep(min(left, _LOOK_SECONDS))
+        finally:
+            self._run.recorder.shift(1)
+
+    def _send(self, step: BoundStep, values: Mapping[str, str], due: float | None) -> Response:
+        request, wire = step.render(values)
+        journal = self._run.journal
+        attempt = 1
+        while True:
+            try:
+                response = self._engine.send(request, wire)
+            except BaseException:
+                self._run.recorder.interrupted += 1
+                if journal:
+                    self._write(journal, step, attempt, values, request, Response(0, b"", b"", 0.0, "interrupted"))
+                raise
+            self._record(step, response, due)
+            if journal:
+                self._write(journal, step, attempt, values, request, response)
+            if self._engine.pause:
+                self.pause(self._engine.pause)
+            if attempt == step.attempts or not (response.error or response.status in ServerErrors):
+                return response
+            longest = min(_FIRST_RETRY_PAUSE * 2**attempt, _LONGEST_RETRY_PAUSE)
+            self.pause(random.uniform(longest / 2, longest))  # noqa: S311  not for secrets
+            attempt, due = attempt + 1, None
+
+    def _record(self, step: BoundStep, response: Response, due: float | None) -> None:
+        run, series, seconds = self._run, step.series, response.seconds
+        recorder = run.recorder
+        recorder.sent_seconds += seconds
+        if due is not None:
+            recorder.service.add(seconds)
+            seconds = perf_counter() - due
+        series.fresh.add(seconds)
+        series.received += len(response.content)
+        failure = None
+        if response.error or response.status >= 400:  # noqa: PLR2004  as k6's http_req_failed
+            failure = response.error or f"status {response.status}"
+            series.fresh_failed += 1
+            recorder.errors[f"{step.name}: {failure}"] += 1
+        if run.fire:
+            run.fire(
+                request_type=series.method,
+                name=step.name,
+                response_time=1000 * seconds,
+                response_length=len(response.content),
+                response=response,
+                context={},
+                exception=Exception(failure) if failure else None,
+                start_time=time.time() - seconds,
+                url=f"{run.target.scheme}://{run.target.authority}",
+            )
+
+    def _write(
+        self,
+        journal: Journal,
+        step: BoundStep,
+        attempt: int,
+        values: Mapping[str, str],
+        request: Request,
+        response: Response,
+    ) -> None:
+        journal.write(
+            time=time.time(),
+            user=self._number,
+            iteration=self._iteration,
+            step=step.name,
+            attempt=attempt,
+            uuid=values.get("uuid"),
+            method=request.method,
+            path=request.path,
+            sent=request.body.decode(),
+            status=response.status,
+            error=response.error,
+            seconds=round(response.seconds, 6),
+        )
+
+
+def _extract(source: Source, response: Response) -> str | None:
+    if source.header is not None:
+        return response.header(source.header)
+    assert source.pattern is not None  # noqa: S101  a source is one or the other
+    matches = source.pattern.findall(response.content.decode(errors="replace"))
+    return random.choice(matches) if matches else None  # noqa: S311  not for secrets
+
+
+class ScenarioUser(User):
+    """What Locust spawns: one user of a closed loop, or the one source of this process's arrivals."""
+
+    run_: ClassVar[Run]
+    """The run that is on, set before users are spawned."""
+
+    @task
+    def work(self) -> None:
+        if isinstance(self.run_.scenario.load, Open):
+            self._arrive(self.run_.scenario.load.arrivals(self.run_.part, self.run_.parts))
+        else:
+            self._loop()
+        raise StopUser
+
+    def _loop(self) -> None:
+        run = self.run_
+        user = VirtualUser(run)
+        run.recorder.shift(1)
+        try:
+            while not self._is_stopping():
+                user.iterate()
+                if run.scenario.pause:
+                    user.pause(run.scenario.pause * random.uniform(0.5, 1.5), self._is_stopping)  # noqa: S311  not for secrets
+        finally:
+            run.recorder.shift(-1)
+            user.close()
+
+    def _is_stopping(self) -> bool:
+        return self._state == LOCUST_STATE_STOPPING
+
+    def _arrive(self, arrivals: Iterator[float]) -> None:
+        """Start iterations when they are due; an arrival that finds no user free, and none to be made, is dropped."""
+        run = self.run_
+        assert isinstance(run.scenario.load, Open)  # noqa: S101  `work` has looked
+        limit = -(-run.scenario.load.max_vus // run.parts)
+        users: list[VirtualUser] = []
+        free: deque[VirtualUser] = deque()
+        busy = Group()
+        begun = perf_counter()
+        try:
+            for at in arrivals:
+                due = begun + at
+                while (left := due - perf_counter()) > 0 and not self._is_stopping():
+                    gevent.sleep(min(left, _LOOK_SECONDS))
+                if self._is_stopping():
+                    break
+                if not free and len(users) < limit:
+                    users.append(VirtualUser(run))
+                    free.append(users[-1])
+                if free:
+                    busy.spawn(partial(self._serve, free), free.popleft(), due)
+                else:
+                    run.recorder.dropped += 1
+            busy.join()
+        finally:
+            busy.kill()
+            for user in users:
+                user.close()
+
+    def _serve(self, free: deque[VirtualUser], user: VirtualUser, due: float) -> None:
+        recorder = self.run_.recorder
+        recorder.shift(1)
+        try:
+            user.iterate(due)
+        finally:
+            recorder.shift(-1)
+            free.append(user)

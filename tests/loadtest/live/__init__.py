@@ -1,0 +1,1 @@
+"""Locust as a command against a scripted server; `make load-test` runs these."""

@@ -1,0 +1,317 @@
+"""Whole runs: their length, their figures beside the server's, their verdicts; in one process, in many, by the UI."""
+
+import json
+import signal
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # only this test asks it, for one number
+import pytest
+
+from tests.loadtest.live.conftest import LOCUST, ROOT, Play
+from tests.loadtest.live.scripted import Server
+
+CLOSED = 'executor = "constant-vus"\nvus = {vus}\nduration = "{duration}"'
+OPEN = 'executor = "constant-arrival-rate"\nrate = 200\nduration = "{duration}"\nmax_vus = {max_vus}'
+
+
+def write_scenario(load: str, step: str = 'path = "/"', thresholds: str = "", head: str = "") -> str:
+    check = 'checks = { "answered" = "status == 200" }'
+    return (
+        f'description = "run"\nobjectives = false\n{head}\n[load]\n{load}\n[[task]]\n[[task.step]]\n{step}\n{check}\n'
+        f"[thresholds]\n{thresholds}\n"
+    )
+
+
+def closed(vus: int = 10, duration: str = "3s") -> str:
+    return CLOSED.format(vus=vus, duration=duration)
+
+
+def opened(duration: str = "3s", max_vus: int = 500) -> str:
+    return OPEN.format(duration=duration, max_vus=max_vus)
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def processes() -> tuple[str, ...]:
+    port = str(free_port())
+    return ("--processes", "2", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port)
+
+
+def test_a_run_lasts_as_long_as_it_says_and_counts_what_the_server_counts(play: Play, server: Server) -> None:
+    server.answer_after = 0.02
+    played = play(write_scenario(closed(), thresholds='checks = ["rate==1"]'), server.url, "-t", "4s")
+    assert played.code == 0, played.err
+    assert played.requests == server.count == played.values("checks")["passes"]
+    # Of the four seconds that were asked for, the server saw all but start and end of the first and last request.
+    assert (server.times[-1] - server.times[0]) / 4 == pytest.approx(1, abs=0.02)
+    assert played.summary["state"]["testRunDurationMs"] / 4000 == pytest.approx(1, abs=0.02)
+    assert 0.95 <= played.summary["loadtest"]["little"] <= 1.05
+    assert played.values("connections")["count"] == server.connections == 10
+    assert played.values("http_req_duration")["min"] >= 20
+    assert played.summary["loadtest"]["warnings"] == []
+
+
+@pytest.mark.parametrize(("thresholds", "code"), [('checks = ["rate==1"]', 99), ("", 0)])
+def test_a_failed_check_fails_the_run_where_a_threshold_says_so(
+    play: Play, server: Server, thresholds: str, code: int
+) -> None:
+    played = play(write_scenario(closed(1, "1s"), 'path = "/500"', thresholds), server.url)
+    assert played.code == code
+    assert played.values("http_req_failed")["rate"] == 1
+    assert "status 500" in json.dumps(played.summary["loadtest"]["errors"])
+
+
+def test_a_threshold_may_end_the_run(play: Play, server: Server) -> None:
+    thresholds = 'http_req_failed = [{ threshold = "rate<0.5", abortOnFail = true, delayAbortEval = "500ms" }]'
+    played = play(write_scenario(closed(2, "60s"), 'path = "/500"', thresholds), server.url)
+    assert played.code == 99
+    assert played.summary["state"]["testRunDurationMs"] < 10_000
+
+
+def test_objectives_are_the_default_thresholds(play: Play, server: Server, tmp_path: Path) -> None:
+    slo = tmp_path / "slo.toml"
+    slo.write_text("[availability]\nobjective = 0.999\n[latency]\nobjective = 0.95\nthreshold_seconds = 0.001\n")
+    server.answer_after = 0.02
+    scenario = write_scenario(closed(2, "1s")).replace("objectives = false\n", "")
+    played = play(scenario, server.url, "--slo", str(slo))
+    assert played.code == 99
+    assert played.summary["metrics"]["http_req_duration"]["thresholds"] == {"p(95)<1": {"ok": False}}
+    assert played.summary["metrics"]["http_req_failed"]["thresholds"] == {"rate<=0.001": {"ok": True}}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "options", "message"),
+    [
+        (write_scenario(closed(), "paht = '/'"), (), "task.0.step.0.paht: unknown key (and 1 more)"),
+        (write_scenario(opened()), ("-u", "5"), "-u has no meaning for"),
+        (write_scenario(closed()), ("--host", "127.0.0.1:80"), "is no base URL"),
+        (write_scenario(closed()), ("--engine", "slow"), "invalid choice"),
+    ],
+)
+def test_what_cannot_be_played_is_refused(play: Play, scenario: str, options: tuple[str, ...], message: str) -> None:
+    played = play(scenario, "http://127.0.0.1:9", *options)
+    assert played.code == 2
+    assert message in played.err
+    assert "Traceback" not in played.err
+    assert played.summary == {}
+
+
+def test_a_run_without_requests_is_an_error(play: Play, server: Server) -> None:
+    load = 'executor = "ramping-arrival-rate"\nstart_rate = 0\nstages = [{ duration = "1s", target = 0 }]'
+    played = play(write_scenario(load), server.url)
+    assert played.code == 1
+    assert "no request" in played.out
+
+
+def test_a_busy_generator_makes_the_run_invalid(play: Play, server: Server) -> None:
+    # A search that goes through every way to split the letters before it fails: the generator works, the server waits.
+    step = 'method = "POST"\npath = "/echo"\nbody = "aaaaaaaaaaaaaaaaaab"\nsave = { never = "body ((?:a+)+)c" }'
+    played = play(write_scenario(closed(4, "4s"), step), server.url)
+    assert played.code == 1, played.out
+    assert "the load generator was busy" in played.out
+    assert played.requests == server.count
+
+
+def test_an_open_model_does_not_hide_a_stall(play: Play, server: Server) -> None:
+    server.stall = (3.0, 4.0)
+    played = play(write_scenario(opened("8s")), server.url)
+    assert played.code == 0, played.out
+    assert played.values("http_req_duration")["p(99)"] > 800
+    assert played.requests == server.count == 1600
+    assert "dropped_iterations" not in played.summary["metrics"]
+
+
+def test_arrivals_that_find_nobody_free_are_dropped_and_told(play: Play, server: Server) -> None:
+    server.answer_after = 0.1
+    played = play(write_scenario(opened("3s", max_vus=2)), server.url)
+    dropped = played.values("dropped_iterations")["count"]
+    assert dropped > 0
+    assert dropped + played.requests == 600
+    assert played.values("vus_max")["value"] == 2
+    assert "were dropped" in played.out
+
+
+def test_users_ramp_up_and_down(play: Play, server: Server) -> None:
+    server.answer_after = 0.05
+    stages = '[{ duration = "3s", target = 30 }, { duration = "3s", target = 1 }]'
+    played = play(write_scenario(f'executor = "ramping-vus"\nstages = {stages}'), server.url)
+    assert played.code == 0, played.err
+    assert played.requests == server.count
+    assert played.values("vus_max")["value"] > 10
+    assert played.summary["loadtest"]["users"] < 0.8 * played.values("vus_max")["value"]
+    assert 0.95 <= played.summary["loadtest"]["little"] <= 1.05
+
+
+def test_a_step_is_pressed_again_with_the_same_key(play: Play, server: Server) -> None:
+    step = 'method = "POST"\npath = "/500"\njson = { key = "${uuid}" }\nattempts = 3'
+    played = play(write_scenario(closed(2, "2s"), step), server.url)
+    iterations: dict[tuple[int, int], list[dict[str, object]]] = {}
+    for entry in played.journal:
+        iterations.setdefault((entry["user"], entry["iteration"]), []).append(entry)
+    assert all([entry["attempt"] for entry in entries] == [1, 2, 3] for entries in iterations.values())
+    assert all(len({str(entry["sent"]) for entry in entries}) == 1 for entries in iterations.values())
+    assert len({entry["sent"] for entry in played.journal}) == len(iterations) > 2
+    assert len(played.journal) == played.requests == server.count
+
+
+def test_what_was_saved_goes_into_the_next_step(play: Play, server: Server) -> None:
+    saving = 'method = "POST"\npath = "/echo"\nbody = "id=${uuid};"\nsave = { id = "body id=([^;]+);" }'
+    using = (
+        '[[task.step]]\nmethod = "PATCH"\npath = "/${id}"\nheaders = { If-Match = "${id}" }\njson = { id = ["${id}"] }'
+    )
+    scenario = write_scenario(closed(1, "1s"), saving).replace("[thresholds]", f"{using}\n[thresholds]")
+    played = play(scenario, server.url)
+    first, second = played.journal[:2]
+    assert first["sent"] == f"id={first['uuid']};"
+    assert second["path"] == f"/{first['uuid']}"
+    assert json.loads(second["sent"]) == {"id": [first["uuid"]]}
+
+
+@pytest.mark.parametrize("load", [closed(11, "4s"), opened("4s")])
+def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str) -> None:
+    server.answer_after = 0.02
+    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, *processes())
+    assert played.code == 0, played.err + played.out
+    assert played.requests == server.count == played.values("checks")["passes"] == len(played.journal)
+    assert played.summary["loadtest"]["problems"] == played.summary["loadtest"]["warnings"] == []
+    assert {entry["user"] % 2 for entry in played.journal} == {0, 1}
+    if "arrival" in load:
+        assert played.requests == 800
+    else:
+        assert played.values("vus_max")["value"] == played.values("connections")["count"] == 11
+
+
+def test_distributed_over_a_master_and_two_workers(play: Play, server: Server) -> None:
+    server.answer_after = 0.02
+    port = str(free_port())
+    worker = [*LOCUST, "--worker", "--master-host", "127.0.0.1", "--master-port", port]
+    workers = [subprocess.Popen(worker, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        master = ("--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", "2")
+        played = play(write_scenario(closed(10, "4s"), thresholds='checks = ["rate==1"]'), server.url, *master)
+        assert played.code == 0, played.err
+        assert played.requests == server.count == played.values("checks")["passes"]
+        assert played.values("vus_max")["value"] == 10
+        assert [process.wait(20) for process in workers] == [0, 0]
+    finally:
+        for process in workers:
+            process.kill()
+            process.communicate()
+
+
+@contextmanager
+def web_ui(*options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    port = free_port()
+    command = [*LOCUST, "--web-port", str(port), *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                read(url)
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield url, process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def read(url: str, form: dict[str, str] | None = None) -> str:
+    data = urllib.parse.urlencode(form).encode() if form else None
+    with urllib.request.urlopen(url, data, timeout=10) as answer:  # noqa: S310  a server of this test
+        return str(answer.read().decode())
+
+
+def test_a_scenario_is_chosen_and_judged_in_the_web_ui(server: Server, tmp_path: Path) -> None:
+    scenario = tmp_path / "ui.toml"
+    scenario.write_text(write_scenario(closed(3, "2s"), 'path = "/500"', 'checks = ["rate==1"]'))
+    with web_ui("--out", str(tmp_path / "out")) as (url, process):
+        page = read(url)
+        assert "breakpoint" in page, "the scenarios are offered"
+        assert "No run has ended" in read(f"{url}/verdict")
+        read(f"{url}/swarm", {"scenario": str(scenario), "host": server.url, "user_count": "1", "spawn_rate": "1"})
+        for _ in range(100):
+            if "ui: " in read(f"{url}/verdict"):
+                break
+            time.sleep(0.1)
+        figures = json.loads(read(f"{url}/stats/requests"))
+        total = figures["stats"][-1]
+        assert total["num_requests"] == total["num_failures"] == server.count
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+        assert process.returncode == 99, err
+        assert "FAIL  answered" in out
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["loadtest"]["exit_code"] == 99
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_request_events_reach_whoever_listens(play: Play, server: Server, tmp_path: Path, listens: bool) -> None:  # noqa: FBT001  a parameter of the test
+    plug_in = tmp_path / "plug_in.py"
+    plug_in.write_text(
+        "from locust import events\nseen = [0]\n"
+        "def count(**_): seen[0] += 1\n"
+        + ("events.request.add_listener(count)\n" if listens else "")
+        + "events.quit.add_listener(lambda **_: print('seen', seen[0]))\n"
+    )
+    files = f"{ROOT / 'loadtest' / 'locustfile.py'},{plug_in}"
+    played = play(write_scenario(closed(2, "1s")), server.url, "-f", files)
+    assert f"seen {server.count if listens else 0}\n" in played.out
+    assert played.requests == server.count
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("many", [False, True])
+def test_an_interrupted_run_still_reports(server: Server, tmp_path: Path, sent: signal.Signals, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+    scenario = tmp_path / "long.toml"
+    scenario.write_text(write_scenario(closed(2, "60s")))
+    command = [*LOCUST, "--headless", "--scenario", str(scenario), "--host", server.url, "--out", str(tmp_path / "out")]
+    command += processes() if many else ()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for _ in range(200):
+            if server.count > 100:
+                break
+            time.sleep(0.1)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=30)
+        assert "Traceback" not in err
+        assert process.returncode == 1, "a run that was cut off proves nothing"
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["metrics"]["http_reqs"]["values"]["count"] == server.count
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_memory_stays_where_it_is_over_a_soak(server: Server, tmp_path: Path) -> None:
+    scenario = tmp_path / "soak.toml"
+    scenario.write_text(write_scenario(closed(500, "60s")))
+    command = [*LOCUST, "--headless", "--scenario", str(scenario), "--host", server.url, "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        memory = {}
+        for line in process.stderr:  # one line of progress a second
+            at = float(line.split()[0])
+            memory[at] = psutil.Process(process.pid).memory_info().rss
+        after_15 = next(size for at, size in memory.items() if at >= 15)
+        last = memory[max(memory)]
+        print(f"memory after 15 s {after_15 / 2**20:.1f} MiB, after {max(memory):.0f} s {last / 2**20:.1f} MiB")  # noqa: T201  the figure
+        assert last / after_15 < 1.05
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,201 @@
+"""What is said of a run: verdicts, the summary in k6's shape, the terminal's lines, the page and its pictures."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+import charts
+import report
+from journal import Journal
+from recorder import Counter, Recorder
+from thresholds import evaluate, parse_threshold
+
+
+def measured(*, failed: int = 0, seconds: float = 0.01) -> Recorder:
+    recorder = Recorder()
+    recorder.add_users(2)
+    recorder.shift(1)
+    for name in ("page", "a <b> & c"):
+        series = recorder.add_series(name, "GET")
+        for number in range(100):
+            series.fresh.add(seconds * (1 + number / 100))
+        recorder.add_check(f"{name} answers").passes += 100
+    recorder.series["a <b> & c"].fresh_failed += failed
+    if failed:
+        recorder.errors["a <b> & c: status 500"] += failed
+        recorder.add_check("never").fails += failed
+    list(recorder.fold())
+    recorder.shift(-1)
+    recorder.sent_seconds = recorder.user_seconds
+    recorder.add_connection(0.001)
+    return recorder
+
+
+def conclude(recorder: Recorder, *thresholds: tuple[str, str], engine: str = "fast") -> tuple[report.Verdict, Any]:
+    outcomes = evaluate([parse_threshold(*threshold) for threshold in thresholds], recorder)
+    verdict = report.judge(recorder, outcomes)
+    return verdict, report.summarize(recorder, verdict, scenario="small", target="http://a", engine=engine)
+
+
+def test_a_run_passes_fails_or_is_invalid() -> None:
+    passed, _ = conclude(measured(), ("http_req_failed", "rate<0.5"))
+    failed, _ = conclude(measured(failed=150), ("http_req_failed", "rate<0.5"))
+    nothing, summary = conclude(Recorder())
+    assert [(verdict.text, verdict.exit_code) for verdict in (passed, failed, nothing)] == [
+        ("passed", 0),
+        ("failed", 99),
+        ("invalid", 1),
+    ]
+    assert summary["metrics"]["http_reqs"]["values"] == {"count": 0, "rate": 0}
+    assert summary["loadtest"]["started"] is None
+    assert "Little's law none" in report.write_text(summary, nothing)
+    assert "<svg" not in report.write_html(summary, nothing, Recorder())
+
+
+def test_a_busy_generator_is_a_problem_whatever_the_thresholds_say() -> None:
+    recorder = measured()
+    recorder.note_usage(0.5, 0.89)
+    assert conclude(recorder)[0].exit_code == 0
+    recorder.note_usage(0.5, 0.91)
+    verdict, _ = conclude(recorder, ("http_req_failed", "rate<0.5"))
+    assert verdict.exit_code == 1
+    assert "busy 91% of the time (limit 90%; it used 50% of a core" in verdict.problems[0]
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.94, True), (0.96, False), (1.04, False), (1.06, True)])
+def test_littles_law_is_held_against_the_latencies(share: float, warned: bool) -> None:  # noqa: FBT001  a parameter of the test
+    recorder = measured()
+    recorder.sent_seconds = share * recorder.user_seconds
+    verdict, summary = conclude(recorder)
+    assert any("Little's law" in warning for warning in verdict.warnings) is warned
+    assert summary["loadtest"]["little"] == pytest.approx(share)
+
+
+def test_what_was_dropped_or_cut_off_is_told() -> None:
+    recorder = measured()
+    recorder.dropped, recorder.interrupted = 1234, 5
+    verdict, summary = conclude(recorder)
+    assert [warning.split(" ")[0] for warning in verdict.warnings] == ["1,234", "5"]
+    assert summary["metrics"]["dropped_iterations"]["values"]["count"] == 1234
+
+
+def test_the_summary_has_the_shape_that_k6_hands_to_handle_summary() -> None:
+    recorder = measured(failed=3)
+    _, summary = conclude(recorder, ("http_req_duration{name:page}", "p(95)<1"), ("checks", "rate>0.9"))
+    json.dumps(summary)
+    metrics = summary["metrics"]
+    assert set(metrics["http_req_duration"]["values"]) == {
+        "avg",
+        "min",
+        "med",
+        "max",
+        "p(90)",
+        "p(95)",
+        "p(99)",
+        "count",
+    }
+    assert metrics["http_req_duration"]["type"] == "trend"
+    assert metrics["http_req_duration{name:page}"]["thresholds"] == {"p(95)<1": {"ok": False}}
+    assert metrics["checks"]["thresholds"] == {"rate>0.9": {"ok": True}}
+    assert metrics["http_req_failed"]["values"] == {"rate": 0.015, "passes": 3, "fails": 197}
+    assert metrics["vus_max"]["values"]["value"] == 2
+    assert summary["root_group"]["checks"][0] == {
+        "name": "page answers",
+        "path": "::page answers",
+        "passes": 100,
+        "fails": 0,
+    }
+    assert summary["state"]["testRunDurationMs"] == 1000 * recorder.seconds
+
+
+def test_the_terminal_is_told_everything() -> None:
+    verdict, summary = conclude(measured(failed=3), ("http_reqs", "count>1000"), ("http_req_duration", "avg>1"))
+    text = report.write_text(summary, verdict)
+    for part in (
+        "small on http://a by the fast engine",
+        "pass  page answers: 100 of 100",
+        "FAIL  never: 0 of 3",
+        "FAIL  http_reqs count>1000: measured 200\n",
+        "pass  http_req_duration avg>1: measured 14.95 ms",
+        "error: a <b> & c: status 500, 3 times",
+        "connections 1;",
+        "failed (exit 99)",
+    ):
+        assert part in text
+    alone = measured()
+    del alone.series["page"]
+    verdict, summary = conclude(alone, engine="fasthttp")
+    assert "connections not counted by this engine" in report.write_text(summary, verdict)
+    verdict, summary = conclude(Recorder(), ("checks", "rate>0.9"))
+    assert "FAIL  checks rate>0.9: nothing was measured" in report.write_text(summary, verdict)
+    assert "invalid: no request" in report.write_text(summary, verdict)
+
+
+def test_the_page_is_one_file_with_pictures_and_tables(tmp_path: Path) -> None:
+    recorder = measured(failed=3)
+    recorder.dropped = 1
+    recorder.note_usage(1, 1)
+    for second in range(4):  # so that there are whole seconds between the first and the last
+        recorder.timeline[int(recorder.started) + 10 + second] = recorder.timeline[max(recorder.timeline)]
+    verdict, summary = conclude(recorder, ("http_reqs", "count>1000"))
+    page = report.write_html(summary, verdict, recorder)
+    report.write_files(tmp_path / "new" / "folder", summary, page)
+    assert (tmp_path / "new" / "folder" / "report.html").read_text() == page
+    assert json.loads((tmp_path / "new" / "folder" / "summary.json").read_text()) == summary
+    assert "a &lt;b&gt; &amp; c" in page
+    assert "<b>" not in page
+    assert not re.search(r"<script|<link|src=|url\(|https?://(?!a[,<]|www.w3.org/2000/svg)", page), (
+        "it needs nothing else"
+    )
+    pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    titles = [ET.fromstring(picture).attrib["aria-label"] for picture in pictures]  # noqa: S314  our own
+    assert titles == ["Throughput", "Latency over time (ms)", "Users", "Latency of all requests"]
+    for part in ("http_reqs count&gt;1000", "<td class=bad>FAIL</td>", "busy 100%", "were dropped"):
+        assert part in page
+
+
+def test_the_progress_line_says_how_it_goes() -> None:
+    recorder = measured()
+    line = report.draw_progress(recorder, 3, 30, 100, Counter(50, 2))
+    assert line.startswith("   3 of 30 s  100 users  150 requests/s  p95 19.")
+    assert line.endswith("failed 0.00%  checks 100.00%")
+    assert "p95 0.00 ms  failed 0.00%  checks none" in report.draw_progress(Recorder(), 1, 30, 0, Counter(0, 0))
+
+
+def test_pictures_are_drawn_of_much_of_little_and_of_nothing() -> None:
+    pictures = [
+        charts.draw_lines("none", [], across="x"),
+        charts.draw_lines("flat", [("a", [(0, 0)])], across="x"),
+        charts.draw_lines("two", [("a", [(0, 1), (60, 3)]), ("b", [(0, 2), (60, 0)])], across="x"),
+        charts.draw_histogram("none", [], across="x"),
+        charts.draw_histogram("narrow", [(1, 1.5, 3), (1.5, 2, 4)], across="x"),
+        charts.draw_histogram("wide", [(0.01, 0.02, 3), (900, 1000, 4)], across="x"),
+        charts.draw_bars("none", [], across="x"),
+        charts.draw_bars("bars", [("a", 10, "10"), ("b", 0, "0")], across="x"),
+    ]
+    for picture in pictures:
+        svg = ET.fromstring(picture)  # noqa: S314  our own
+        assert "nan" not in picture
+        for shape in svg.iter("{http://www.w3.org/2000/svg}rect"):
+            assert float(shape.get("x", "0")) >= 0
+            assert float(shape.get("width", "0")) <= charts.WIDTH
+
+
+def test_buckets_are_joined_and_none_is_lost() -> None:
+    buckets = [(float(number), number + 1.0, number) for number in range(10)]
+    joined = charts.join_buckets(buckets, 4)
+    assert joined == [(0, 3, 3), (3, 6, 12), (6, 9, 21), (9, 10, 9)]
+    assert charts.join_buckets([], 4) == []
+
+
+def test_a_journal_is_appended_to_a_line_at_a_time(tmp_path: Path) -> None:
+    for number in range(2):
+        journal = Journal(tmp_path / "new" / "journal.jsonl")
+        journal.write(number=number, text="a\nb")
+        journal.close()
+    lines = (tmp_path / "new" / "journal.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"number": number, "text": "a\nb"} for number in range(2)]

@@ -1,0 +1,200 @@
+"""Scenarios: those that are there, what is refused and with which words, and what requests become of steps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from executors import ConstantVus
+from scenario import FOLDER, ScenarioError, Step, Target, list_scenarios, parse_source, read_scenario
+
+TARGET = Target.parse("http://host:8080")
+SMALL = """
+description = "small"
+[load]
+executor = "constant-vus"
+vus = 1
+duration = "1s"
+[[task]]
+[[task.step]]
+path = "/"
+checks = { "answers" = "status == 200" }
+[thresholds]
+"""
+
+
+def refuse(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ScenarioError) as refusal:
+        read_scenario(str(file))
+    message = str(refusal.value)
+    assert "\n" not in message
+    return message
+
+
+def test_every_scenario_in_the_folder_is_one() -> None:
+    assert set(list_scenarios()) >= {"seed", "smoke", "browse", "ramp", "spike", "soak", "breakpoint"}
+    for name in list_scenarios():
+        assert read_scenario(name).parse_thresholds(), f"{name} would pass when everything fails"
+
+
+def test_the_seed_is_the_k6_scenario() -> None:
+    seed = read_scenario("seed")
+    assert seed.load == ConstantVus(executor="constant-vus", vus=100, duration="30s")  # type: ignore[arg-type]  # as a file has it
+    assert (seed.pause, seed.engine, len(seed.task), len(seed.task[0].step)) == (None, "fast", 1, 1)
+    (step,) = seed.task[0].step
+    assert step.render(Target.parse("http://a/base"), {}).path == "/base", "the base URL itself"
+    assert step.render(TARGET, {}) == ("GET", "/", {}, b"")
+    assert step.checks == {"endpoint was successful": "status == 200"}
+
+
+def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
+    load = read_scenario("seed", users=5, seconds=2.5).load
+    assert isinstance(load, ConstantVus)
+    assert (load.vus, load.duration) == (5, 2.5)
+    with pytest.raises(ScenarioError, match="-u has no meaning for `spike`"):
+        read_scenario("spike", users=5)
+    with pytest.raises(ScenarioError, match="-t has no meaning for `ramp`"):
+        read_scenario("ramp", seconds=5)
+    with pytest.raises(ScenarioError, match=r"seed\.toml: load\.constant-vus\.vus: Input should be greater than"):
+        read_scenario("seed", users=0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("vus = 1", "vuz = 1", "load.constant-vus.vuz: unknown key (and 1 more)"),
+        ("vus = 1", "vus = 1\nrate = 3", "load.constant-vus.rate: unknown key"),
+        ("vus = 1", "vus = 0", "load.constant-vus.vus: Input should be greater than or equal to 1"),
+        ('"1s"', '"1 s"', "load.constant-vus.duration: a duration is text such as"),
+        ('"1s"', '"500ms"', "the load lasts less than a second"),
+        ("constant-vus", "constant", "load: Input tag 'constant'"),
+        ("[load]", "[laod]", "laod: unknown key (and 1 more)"),
+        ("[load]", "load = 1\n[x]", "x: unknown key (and 1 more)"),
+        ('path = "/"', 'path = "page"', "task.0.step.0.path: String should match pattern"),
+        ('path = "/"', 'path = "/"\nmethod = "PUT"', "task.0.step.0.method: Input should be 'GET', 'POST'"),
+        ('path = "/"', 'path = "/${id}"', "`${id}` in step `GET /${id}` is saved by no step before it"),
+        ('path = "/"', 'path = "/"\nbody = "x"', "task.0.step.0: a GET has no body"),
+        ('path = "/"', 'path = "/"\nmethod = "POST"\nbody = "x"\njson = {}', "a step has one of `form`, `json` and"),
+        ("status == 200", "status = 200", "`status = 200` is no check"),
+        ('path = "/"', 'path = "/"\nsave = { a = "cookie b" }', "`cookie b` is no source"),
+        ("[thresholds]", '[thresholds]\nchecks = ["rate"]', "`rate` is no threshold"),
+        ("[thresholds]", "[thresholds]\n'checks{check:x}' = ['rate>0']", "names no step or check"),
+        ("[thresholds]", '[thresholds]\nchecks = [{ threshold = "rate>0", abort = true }]', "abort: unknown key"),
+        ("[[task]]", "[[task]]\n[[task.step]]\npath = '/'\nname = 'GET /'\nmethod = 'POST'\n", "different methods"),
+        ("[load]", 'pause = "1s"\n[load]\nrate = 1', "load.constant-vus.rate: unknown key"),
+        ("description", "description = 1\nx", "x: unknown key (and 1 more)"),
+        ("[load]", "[load", "bad.toml: "),
+    ],
+)
+def test_what_makes_no_sense_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert message in refuse(tmp_path, SMALL.replace(old, new, 1))
+
+
+def test_a_pause_belongs_to_closed_loops(tmp_path: Path) -> None:
+    arrivals = SMALL.replace("constant-vus", "constant-arrival-rate").replace("vus = 1", "rate = 1")
+    assert "`pause` belongs to closed loops" in refuse(tmp_path, 'pause = "1s"\n' + arrivals)
+
+
+def test_a_scenario_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="there is no scenario `sead`; there are breakpoint, browse"):
+        read_scenario("sead")
+    (tmp_path / "folder.toml").mkdir()
+    with pytest.raises(ScenarioError, match="Is a directory"):
+        read_scenario(str(tmp_path / "folder.toml"))
+    assert read_scenario(str(FOLDER / "seed.toml")) == read_scenario("seed")
+
+
+def test_conditions_take_the_options_of_k6(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    conditions = '[{ threshold = "rate>0.9", abortOnFail = true, delayAbortEval = "5s" }, "rate>0.5"]'
+    file.write_text(f"{SMALL}checks = {conditions}\n'http_req_duration{{name:GET /}}' = ['p(95)<5']\n")
+    first, second, third = read_scenario(str(file)).parse_thresholds()
+    assert (first.abort_on_fail, first.delay_abort, first.limit) == (True, 5, 0.9)
+    assert (second.abort_on_fail, second.delay_abort) == (False, 0)
+    assert (third.tag, third.selector) == ("GET /", "http_req_duration{name:GET /}")
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [
+        ("http://a", ("http", "a", 80, "a", "")),
+        ("https://a/b/", ("https", "a", 443, "a", "/b/")),
+        ("http://[::1]:81", ("http", "::1", 81, "[::1]:81", "")),
+    ],
+)
+def test_a_target_is_taken_apart(url: str, target: tuple[Any, ...]) -> None:
+    assert Target.parse(url) == target
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (None, "there is no target; name it with --host"),
+        ("", "there is no target"),
+        ("127.0.0.1:80", "is no base URL"),
+        ("ftp://a", "is no base URL"),
+        ("http://", "is no base URL"),
+        ("http://a?b", "is no base URL"),
+        ("http://me:secret@a", "is no base URL"),
+        ("http://a:port", "is no URL"),
+        ("http://[::1", "is no URL"),
+    ],
+)
+def test_other_targets_are_refused(url: str | None, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        Target.parse(url)
+
+
+def step(**fields: Any) -> Step:
+    return Step.model_validate({"method": "POST", "path": "/", **fields})
+
+
+def test_values_are_encoded_as_their_place_demands() -> None:
+    values = {"id": "a/b &ü"}
+    form = step(path="/${id}", form={"name": "${id}!"}, headers={"X-Id": "id ${uuid}"}).render(
+        TARGET, {**values, "uuid": "u"}
+    )
+    assert form.path == "/a%2Fb%20%26%C3%BC"
+    assert form.body == b"name=a%2Fb+%26%C3%BC%21"
+    assert form.headers == {"X-Id": "id u", "Content-Type": "application/x-www-form-urlencoded"}
+    body = step(json={"a": ["${id}", 1, None], "b": {"c": "${id}"}}).render(TARGET, {"id": 'say "x"'})
+    assert body.body == b'{"a": ["say \\"x\\"", 1, null], "b": {"c": "say \\"x\\""}}'
+    assert body.headers == {"Content-Type": "application/json"}
+    raw = step(body="${id}", headers={"Content-Type": "text/plain"}).render(Target.parse("http://a/base/"), values)
+    assert (raw.path, raw.body, raw.headers) == ("/base/", "a/b &ü".encode(), {"Content-Type": "text/plain"})
+
+
+def test_a_step_knows_what_it_needs_and_how_it_is_called() -> None:
+    full = step(path="/${a}", headers={"X": "${b}"}, json={"x": ["${c}"]})
+    assert full.variables == {"a", "b", "c"}
+    assert step(form={"x": "${d}"}, name="named").variables == {"d"}
+    assert step(body="${e}").variables == {"e"}
+    assert (full.label, step(name="named").label, step(path="").label) == ("POST /${a}", "named", "POST /")
+
+
+def test_sources_are_a_header_or_a_pattern_with_one_group() -> None:
+    assert parse_source("header ETag").header == "ETag"
+    pattern = parse_source(r"body id=(\d+)").pattern
+    assert pattern is not None
+    assert pattern.findall("id=1 id=22") == ["1", "22"]
+    for text, message in (
+        ("body (", "is no regular expression"),
+        ("body a", "needs exactly one group"),
+        ("body (a)(b)", "needs exactly one group"),
+        ("status", "is no source"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_source(text)
+
+
+def test_browse_removes_only_what_load_tests_have_added() -> None:
+    source = next(
+        step.save["goal_id"] for task in read_scenario("browse").task for step in task.step if "goal_id" in step.save
+    )
+    pattern = parse_source(source).pattern
+    assert pattern is not None
+    row = '<li><p dir="auto">{0}</p><button name="goal_id" value="{1}">Remove<span> {0}</span></button></li>'
+    page = row.format("Learn to swim", 1) + row.format("Load test form 42", 2)
+    assert pattern.findall(page) == ["2"]
