@@ -47,7 +47,8 @@ class Total(NamedTuple):
 
 _COLUMNS = (goals.c.id, goals.c.goal_name, goals.c.created_at)
 # bigint parameters against the integer column still use its index, and an id out of its range is just not found.
-_ID = bindparam("id", type_=BigInteger)
+# Not `id`: in an UPDATE that name is kept for the column.
+_ID = bindparam("goal_id", type_=BigInteger)
 _LIMIT = bindparam("limit", type_=BigInteger)
 
 _OLDER = (
@@ -134,7 +135,7 @@ def _total(row: Row[Any]) -> Total:
 
 async def select_goal(database: Database, goal_id: int) -> Goal:
     if goal_id <= BIGGEST_ID:
-        for row in await database.fetch(_GOAL, {"id": goal_id}):
+        for row in await database.fetch(_GOAL, {"goal_id": goal_id}):
             return _goal(row)
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
@@ -154,10 +155,10 @@ async def update_goal(database: Database, goal_id: int, name: str, *, seen: Goal
     """Rename the goal; where `seen` is given, only while it still has the name seen then (`GoalChangedError`)."""
     if goal_id <= BIGGEST_ID:
         if seen is None:
-            rows = await database.fetch(_RENAME, {"id": goal_id, "name": name})
+            rows = await database.fetch(_RENAME, {"goal_id": goal_id, "name": name})
         else:
             # Sent once: after an outcome that is not known, a second try would find the new name and say "changed".
-            parameters = {"id": goal_id, "name": name, "seen": seen.goal_name}
+            parameters = {"goal_id": goal_id, "name": name, "seen": seen.goal_name}
             rows = await database.fetch(_RENAME_UNCHANGED, parameters, repeatable=False)
             if not rows:
                 raise GoalChangedError("The goal has changed since it was read.")
@@ -169,7 +170,7 @@ async def update_goal(database: Database, goal_id: int, name: str, *, seen: Goal
 async def delete_goal(database: Database, goal_id: int) -> None:
     """Remove the goal, or raise `GoalNotFoundError`."""
     if goal_id <= BIGGEST_ID:
-        rows, attempts = await database.run(_DELETE, {"id": goal_id})
+        rows, attempts = await database.run(_DELETE, {"goal_id": goal_id})
         # A second attempt that finds nothing follows a first one that may have removed it: either way it is gone.
         if rows or attempts > 1:
             return
