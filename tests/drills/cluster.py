@@ -271,6 +271,11 @@ class Cluster:
     def thaw(self, name: str) -> None:
         self._signal(name, signal.SIGCONT)
 
+    @property
+    def frozen(self) -> list[str]:
+        mains = {name: self._find_main(name) for name in NAMES}
+        return [name for name, main in mains.items() if main is not None and main.status() == psutil.STATUS_STOPPED]
+
     def _signal(self, name: str, number: signal.Signals) -> list[psutil.Process]:
         main = self._find_main(name)
         if main is None:

@@ -5,6 +5,7 @@ import time
 
 import httpx2
 
+from tests.drills.cluster import QUORUM
 from tests.drills.drill import LONGEST_ANSWER, Case, Drill, Mark, observe
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import writers
@@ -34,10 +35,8 @@ async def run(drill: Drill) -> None:
         if not drill.short:
             kill.check("failovers", len(kill.marks), ">=", FAILOVERS)
             kill.check("writes acknowledged", drill.verdict.acknowledged, ">=", WRITES)
-        await _control_stale(drill, stage)
-    async with Stage() as stage:
-        await stage.serve(2)
         await _control_asynchronous(drill, stage)
+        await _control_stale(drill, stage)
 
 
 async def _kill_again_and_again(drill: Drill, stage: Stage) -> Case:
@@ -130,11 +129,16 @@ def _judge(case: Case, attempts: list[Attempt]) -> None:
 
 async def _control_asynchronous(drill: Drill, stage: Stage) -> None:
     cluster = stage.cluster
+    former = cluster.primary
     await cluster.replicate("")
     # Over loopback even an asynchronous standby is hardly ever behind; over a network it is.
     lost = await _count_lost(stage, behind=cluster.standbys, promoted=cluster.standbys)
     explanation = "commits wait for no standby, both are half a second behind, and the primary is killed"
     drill.control("asynchronous replication", explanation, "acknowledged writes lost", lost)
+    await cluster.replicate(QUORUM)
+    await cluster.rejoin(former)
+    await cluster.until_whole()
+    stage.database.lead_to([cluster.port])
 
 
 async def _control_stale(drill: Drill, stage: Stage) -> None:
