@@ -234,7 +234,7 @@ async def test_a_wait_is_short_while_the_database_answers() -> None:
     await visitors.come("first")
     second = await visitors.come("second")
     while not second.done():
-        visitors.gate.answered_at = asyncio.get_running_loop().time()
+        visitors.gate.note_answer(asyncio.get_running_loop().time())
         await asyncio.sleep(0.01)
     with pytest.raises(OverloadedError, match="more to do"):
         await second
@@ -248,6 +248,20 @@ async def test_a_wait_lasts_until_the_deadline_while_the_database_is_away() -> N
     third = await visitors.come("third")
     visitors.gate.leave()
     await third
+
+
+async def test_a_wait_counts_anew_when_the_database_is_back() -> None:
+    visitors = Visitors()
+    loop = asyncio.get_running_loop()
+    await visitors.come("first")
+    visitors.gate.note_answer(loop.time())  # and from here on it hangs
+    second = await visitors.come("second")
+    await asyncio.wait({second}, timeout=2 * module.GATE_TIMEOUT)
+    visitors.gate.note_answer(loop.time())
+    await asyncio.wait({second}, timeout=module.GATE_TIMEOUT / 2)
+    assert not second.done()
+    visitors.gate.leave()
+    await second
 
 
 async def test_a_visitor_who_leaves_gives_the_turn_to_the_next() -> None:

@@ -27,6 +27,8 @@ COMMAND_TIMEOUT = 1.2
 GATE_TIMEOUT = 0.5
 RETRY_BUDGET = 3.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+SILENCE = 0.25
+"""Without an answer for so long, while statements are under way, the database counts as away."""
 GATE_QUEUE = 128
 """How many statements may wait for a connection; the next one is refused at once."""
 
@@ -82,13 +84,20 @@ class Gate:
     """Lets `size` callers in at once, the others in the order they came (a pool of connections is not fair by itself).
 
     A caller waits at most `GATE_TIMEOUT` while statements succeed, and until its own deadline while none does: then it
-    is the database that is away, perhaps only for a failover.
+    is the database that is away, perhaps only for a failover. Once it is back, the wait counts anew.
     """
 
     def __init__(self, size: int) -> None:
         self._free = size
         self._queue: deque[asyncio.Future[None]] = deque()
-        self.answered_at = 0.0
+        self._answering_since = 0.0
+        self._answered_at = 0.0
+
+    def note_answer(self, now: float) -> None:
+        """Tell that a statement has succeeded."""
+        if now - self._answered_at > SILENCE:
+            self._answering_since = now
+        self._answered_at = now
 
     async def enter(self, deadline: float) -> None:
         if self._free:
@@ -99,14 +108,16 @@ class Gate:
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._queue.append(turn)
+        came_at = now = loop.time()
         try:
             while not turn.done():
-                await asyncio.wait({turn}, timeout=min(GATE_TIMEOUT, deadline - loop.time()))
-                now = loop.time()
-                if not turn.done() and now >= deadline:
+                patience = max(came_at, self._answering_since) + GATE_TIMEOUT - now
+                if now >= deadline:
                     raise DatabaseUnavailableError("The database did not answer in time.")
-                if not turn.done() and now - self.answered_at < GATE_TIMEOUT:
+                if patience <= 0 and now - self._answered_at <= SILENCE:
                     raise OverloadedError("The database has more to do than it can.")
+                await asyncio.wait({turn}, timeout=min(patience if patience > 0 else SILENCE, deadline - now))
+                now = loop.time()
         except BaseException:
             if turn.done():
                 self.leave()
@@ -217,7 +228,7 @@ class Database:
             attempt.exception()  # marks it as seen, where the caller has long left
 
     def _note_answer(self, now: float) -> None:
-        self.gate.answered_at = now
+        self.gate.note_answer(now)
         if self._failures:
             log.info("database answers again", after_seconds=round(now - min(self._failures.values()), 3))
             self._failures.clear()
