@@ -77,13 +77,13 @@ class Connector:
         begun = perf_counter()
         if not self._addresses:
             self._addresses = socket.getaddrinfo(self.target.host, self.target.port, 0, socket.SOCK_STREAM)
-        # The last address's error is the one told, and the name may lead elsewhere the next time.
-        addresses, self._addresses = self._addresses, []
+        addresses = self._addresses
         for place, address in enumerate(addresses, 1):
             try:
                 connection = self._connect_to(address)
             except OSError:
                 if place == len(addresses):
+                    self._addresses = []  # the name may lead elsewhere the next time
                     raise
             else:
                 self._addresses = [address]
@@ -158,7 +158,9 @@ class Client:
                 self.parked = True
                 self._switch_to_hub()
         except (OSError, gevent.Timeout) as error:
-            # A server may answer and close before it has read everything; then the answer stands.
+            # A server may answer and close before it has read everything: then the answer stands.
+            if not self._done and self._connection is not None:
+                self._on_readable()
             if not self._done:
                 self._error = self._error or _describe(error)
             self._disconnect()

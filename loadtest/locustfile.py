@@ -103,8 +103,10 @@ class ScenarioShape(LoadTestShape):
         if session.scenario is None or not self._playable:
             return None
         load, at = session.scenario.load, session.recorder.age
-        if not at and perf_counter() - self.start_time > _LONGEST_START:
-            return None
+        if not at:
+            if perf_counter() - self.start_time > _LONGEST_START:
+                return None
+            session.await_workers(_LONGEST_START)
         if at > TICK_SECONDS / 2:
             self._show(at, load.seconds)
             if self._must_abort(at) or session.interrupted:
@@ -127,7 +129,8 @@ class ScenarioShape(LoadTestShape):
     def _must_abort(self, at: float) -> bool:
         asked = [threshold for threshold in self.session.thresholds if threshold.abort_on_fail]
         due = [threshold for threshold in asked if at > threshold.delay_abort]
-        crossed = [outcome.threshold for outcome in evaluate(due, self.session.recorder) if not outcome.ok]
+        outcomes = evaluate(due, self.session.recorder)
+        crossed = [outcome.threshold for outcome in outcomes if outcome.measured is not None and not outcome.ok]
         for threshold in crossed:
             sys.stderr.write(f"\nstopping early: {threshold.selector} {threshold.expression}\n")
         return bool(crossed)

@@ -257,13 +257,13 @@ class Recorder:
     def metric(self, name: str, tag: str | None = None) -> Metric:
         """The metric of k6's name, or ours; `tag` is the name of a step or of a check.
 
-        Raises a `KeyError` for a name or tag that there is not.
+        Raises a `KeyError` for a name that there is not; about an unknown tag nothing was measured.
         """
         if name == "checks":
-            checks = list(self.checks.values()) if tag is None else [self.checks[tag]]
+            checks = [check for key, check in self.checks.items() if tag in {None, key}]
             return Rate(sum(check.passes for check in checks), sum(check.fails for check in checks))
         if name in {"http_req_duration", "http_req_failed", "http_reqs"}:
-            return self._requests(name, list(self.series.values()) if tag is None else [self.series[tag]])
+            return self._requests(name, [series for key, series in self.series.items() if tag in {None, key}])
         if name in {"http_req_service", "http_req_connecting"}:
             return self.service if name == "http_req_service" else self.connecting
         counts = {
@@ -355,7 +355,7 @@ class Recorder:
         self.connecting.merge(Trend.load(report["connecting"]))
         for name, value in zip(self._SUMS, report["sums"], strict=True):
             setattr(self, name, getattr(self, name) + value)
-        self._vus_max_by_source[source] = report["vus_max"]
+        self._vus_max_by_source[source] = max(self._vus_max_by_source.get(source, 0), report["vus_max"])
         self.vus_max = sum(self._vus_max_by_source.values())
         self.note_usage(*report["usage"])
         self.started = min(self.started, report["started"] or inf)

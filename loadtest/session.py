@@ -72,6 +72,8 @@ class Session:
         self.recorder = Recorder()
         self.scenario: Scenario | None = None
         self.thresholds: list[Threshold] = []
+        self.parts = 1
+        """How many processes make load."""
         self.interrupted = False
         """Set when somebody wants the run to end before its time."""
         self.page = "<p>No run has ended yet.</p>"
@@ -85,30 +87,42 @@ class Session:
         self._verdict: report.Verdict | None = None
 
     def prepare(self) -> None:
-        """Read what is to be played; raises a `ValueError` whose message is one line."""
+        """Forget the run before and read what is to be played; raises a `ValueError` whose message is one line."""
+        self.recorder, self._problems, self._reported, self._verdict = Recorder(), [], set(), None
         Target.parse(self._environment.host)
         scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
         if self.options.engine:
             scenario = scenario.model_copy(update={"engine": self.options.engine})
         objectives = read_objectives(Path(self.options.slo)) if scenario.objectives else []
+        if self.options.journal:
+            try:
+                Journal(Path(self.options.journal)).close()
+            except OSError as error:
+                raise ValueError(f"the journal cannot be written: {error}") from None
         self.thresholds = complete(scenario.parse_thresholds(), objectives)
         self.scenario = scenario
 
-    @property
-    def parts(self) -> int:
-        """How many processes make load."""
-        return self._runner.worker_count if isinstance(self._runner, MasterRunner) else 1
+    def await_workers(self, seconds: float) -> None:
+        """Wait for the workers that a master expects: after a run it takes them a while to be ready for the next."""
+        end = time.monotonic() + seconds
+        while isinstance(self._runner, MasterRunner) and time.monotonic() < end:
+            self.parts = self._runner.worker_count
+            if self.parts >= self.options.expect_workers:
+                break
+            gevent.sleep(0.1)
 
     # Locust's events.
 
     def on_test_start(self, **_: Any) -> None:
-        """Begin to measure; where load is made, also make what its users need."""
-        self.recorder, self._problems, self._reported, self._verdict = Recorder(), [], set(), None
+        """Make what this process's users need, where it makes load."""
         if isinstance(self._runner, MasterRunner):
-            self.options.parts = self.parts  # goes to the workers with all options
+            # These go to the workers with all options.
+            self.options.parts = self.parts
+            self.options.asked = [self._users, self._seconds]
             return
         is_worker = isinstance(self._runner, WorkerRunner)
         if is_worker:
+            self._users, self._seconds = self.options.asked
             self.prepare()
         assert self.scenario is not None  # noqa: S101  prepared, here or by the shape
         # Locust itself listens to every request; whoever else does wants to be called.
@@ -116,13 +130,13 @@ class Session:
         fires = self.options.request_events or listeners > 1
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it
-        self._run = ScenarioUser.run_ = Run(
+        self._run = ScenarioUser.current = Run(
             self.scenario,
             Target.parse(self._environment.host),
             self.recorder,
             journal=Journal(Path(self.options.journal)) if self.options.journal else None,
             fire=self._environment.events.request.fire if fires else None,
-            part=self._runner.worker_index if is_worker else 0,
+            part=self._runner.worker_index % self.options.parts if is_worker else 0,
             parts=self.options.parts if is_worker else 1,
         )
         gevent.spawn(self._fold_on, self._run)
@@ -139,6 +153,7 @@ class Session:
         if isinstance(self._runner, WorkerRunner):
             # What was measured last must arrive before the news that we stopped.
             self._runner._send_stats()  # noqa: SLF001  there is no public way
+            self.recorder = Recorder()  # what is reported from now on, while idle, is nothing
         else:
             self._conclude()
 
@@ -192,9 +207,8 @@ class Session:
         end = time.monotonic() + self._environment.stop_timeout + _REPORT_WAIT
         while workers - self._reported and time.monotonic() < end:
             gevent.sleep(0.05)
-        started = self.options.parts
-        if missing := started - len(self._reported):
-            self._problems.append(f"{missing} of {started} workers did not report what they measured")
+        if missing := self.parts - len(self._reported):
+            self._problems.append(f"{missing} of {self.parts} workers did not report what they measured")
 
     def _conclude(self) -> None:
         """Judge the run, and write what it says to the terminal and into files."""

@@ -31,7 +31,7 @@ _LONGEST_RETRY_PAUSE = 1.0
 _FIRST_RETRY_PAUSE = 0.05
 _LOOK_SECONDS = 0.2  # how long a user that waits may not notice that it has to stop
 
-ServerErrors = range(500, 600)
+SERVER_ERRORS = range(500, 600)
 
 
 class Engine(Protocol):
@@ -179,7 +179,7 @@ class VirtualUser:
         self._run = run
         self._engine = run.make_engine()
         self._number = next(run.numbers)
-        self._iteration = 0
+        self._iteration = -1
         run.recorder.add_users(1)
 
     def close(self) -> None:
@@ -190,9 +190,9 @@ class VirtualUser:
         """Do one task. `due` is when an arrival should have begun: the first answer's latency counts from there."""
         run = self._run
         run.recorder.iterations += 1
+        self._iteration += 1
         values: dict[str, str] = {}
         if run.needs_values:
-            self._iteration += 1
             values = {"uuid": str(uuid4()), "user": str(self._number), "iteration": str(self._iteration)}
         for step in run.pick():
             response = self._send(step, values, due)
@@ -235,7 +235,7 @@ class VirtualUser:
                 self._write(journal, step, attempt, values, request, response)
             if self._engine.pause:
                 self.pause(self._engine.pause)
-            if attempt == step.attempts or not (response.error or response.status in ServerErrors):
+            if attempt == step.attempts or not (response.error or response.status in SERVER_ERRORS):
                 return response
             longest = min(_FIRST_RETRY_PAUSE * 2**attempt, _LONGEST_RETRY_PAUSE)
             self.pause(random.uniform(longest / 2, longest))  # noqa: S311  not for secrets
@@ -304,19 +304,19 @@ def _extract(source: Source, response: Response) -> str | None:
 class ScenarioUser(User):
     """What Locust spawns: one user of a closed loop, or the one source of this process's arrivals."""
 
-    run_: ClassVar[Run]
+    current: ClassVar[Run]
     """The run that is on, set before users are spawned."""
 
     @task
     def work(self) -> None:
-        if isinstance(self.run_.scenario.load, Open):
-            self._arrive(self.run_.scenario.load.arrivals(self.run_.part, self.run_.parts))
+        if isinstance(self.current.scenario.load, Open):
+            self._arrive(self.current.scenario.load.arrivals(self.current.part, self.current.parts))
         else:
             self._loop()
         raise StopUser
 
     def _loop(self) -> None:
-        run = self.run_
+        run = self.current
         user = VirtualUser(run)
         run.recorder.shift(1)
         try:
@@ -333,7 +333,7 @@ class ScenarioUser(User):
 
     def _arrive(self, arrivals: Iterator[float]) -> None:
         """Start iterations when they are due; an arrival that finds no user free, and none to be made, is dropped."""
-        run = self.run_
+        run = self.current
         assert isinstance(run.scenario.load, Open)  # noqa: S101  `work` has looked
         limit = -(-run.scenario.load.max_vus // run.parts)
         users: list[VirtualUser] = []
@@ -361,7 +361,7 @@ class ScenarioUser(User):
                 user.close()
 
     def _serve(self, free: deque[VirtualUser], user: VirtualUser, due: float) -> None:
-        recorder = self.run_.recorder
+        recorder = self.current.recorder
         recorder.shift(1)
         try:
             user.iterate(due)

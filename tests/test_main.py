@@ -94,7 +94,7 @@ UP = (sys.executable, "-m", "goals", "up")
 def test_up_serves_and_a_signal_stops_everything(folder: Path, number: signal.Signals) -> None:
     with started(*UP, folder=folder) as process:
         service = addresses(process)
-        assert "<h1>" in httpx2.get(f"http://127.0.0.1:{service.port}/", trust_env=False).text
+        assert "<title>Goals</title>" in httpx2.get(f"http://127.0.0.1:{service.port}/", trust_env=False).text
         assert httpx2.get(f"http://127.0.0.1:{service.operators_port}/livez", trust_env=False).text == "live"
         process.send_signal(number)
         assert process.wait() == 0

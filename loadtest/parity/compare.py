@@ -178,13 +178,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=8, help="length of each run")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "parity")
     options = parser.parse_args()
+    load, _, _ = os.getloadavg()
     try:
         with tempfile.TemporaryDirectory() as folder:
             measured = measure(options.rounds, options.seconds, Path(folder))
     except Missing as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
-    document = compare(measured, os.cpu_count() or 1)
+    document = compare(measured, os.cpu_count() or 1, load)
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "parity.json").write_text(json.dumps(document, indent=2) + "\n")
     (options.out / "parity.md").write_text(write_markdown(document))

@@ -10,6 +10,9 @@ from charts import STYLE, draw_bars
 MOST_USERS = 100
 """Users of each run, and so the most requests that may be under way when it ends."""
 
+QUIET = 0.25
+"""The load average for each core up to which a machine counts as quiet."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -39,11 +42,12 @@ def take_medians(rounds: Sequence[Measurement]) -> Measurement:
     return Measurement(**{name: median(row[name] for row in rows) for name in rows[0]})
 
 
-def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int) -> dict[str, Any]:
+def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float = 0.0) -> dict[str, Any]:
     """The document `parity.json`: medians by tool, ratios of ours to k6's, and what holds.
 
     The tools' names: `k6`, `fast`, `fast-events` and `fasthttp` against a server that is faster than they are, the
-    same with `-tls`, and with `-slow` against one that answers after a while.
+    same with `-tls`, and with `-slow` against one that answers after a while. `load` is the machine's load average
+    before the first of them was started: what others made it do.
     """
     medians = {name: take_medians(measured) for name, measured in rounds.items()}
     ratios: dict[str, float] = {}
@@ -73,7 +77,7 @@ def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int) -> dict[str
         "ratios": ratios,
         "limits": limits,
         "verdicts": verdicts,
-        "notes": _explain(medians, cores),
+        "notes": _explain(medians, cores, load),
     }
 
 
@@ -94,8 +98,13 @@ def _counts_agree(name: str, measured: Measurement) -> bool:
     return 0 <= missing <= MOST_USERS if name.startswith("k6") else missing == 0
 
 
-def _explain(medians: Mapping[str, Measurement], cores: int) -> list[str]:
+def _explain(medians: Mapping[str, Measurement], cores: int, load: float) -> list[str]:
     notes = []
+    if load > QUIET * cores:
+        notes.append(
+            f"The machine was busy with something else before this began (load average {load:.1f} on {cores} cores): "
+            "rates and latencies are not to be trusted, ratios of processor time a little more."
+        )
     if {"k6", "fast"} <= medians.keys():
         k6, fast = medians["k6"], medians["fast"]
         notes.append(
@@ -106,7 +115,7 @@ def _explain(medians: Mapping[str, Measurement], cores: int) -> list[str]:
     if {"k6-slow", "fast-slow"} <= medians.keys():
         k6, fast = medians["k6-slow"], medians["fast-slow"]
         notes.append(
-            f"Where the server sets the pace, both have cores to spare (k6 used {k6.cores:.2f} of {cores}, fast "
+            f"Where the server sets the pace, neither tool needs much (k6 used {k6.cores:.2f} of {cores} cores, fast "
             f"{fast.cores:.2f}), and a closed loop must give the same figures."
         )
     return notes

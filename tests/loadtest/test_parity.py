@@ -94,3 +94,4 @@ def test_words_and_picture_name_every_tool() -> None:
         assert f">{name}</text>" in picture
     assert "agree for every tool and round" in words
     assert compare({}, 2)["notes"] == []
+    assert "The machine was busy with something else" in compare({}, 2, load=3.5)["notes"][0]

@@ -1,5 +1,6 @@
 """Scenarios: those that are there, what is refused and with which words, and what requests become of steps."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,11 @@ def test_browse_removes_only_what_load_tests_have_added() -> None:
     row = '<li><p dir="auto">{0}</p><button name="goal_id" value="{1}">Remove<span> {0}</span></button></li>'
     page = row.format("Learn to swim", 1) + row.format("Load test form 42", 2)
     assert pattern.findall(page) == ["2"]
+
+
+def test_the_load_test_imports_nothing_from_the_service() -> None:
+    for file in FOLDER.parent.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+        assert not [name for name in names if name.split(".")[0] == "goals"], file

@@ -7,8 +7,9 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # only this test asks it, for one number
@@ -54,8 +55,8 @@ def test_a_run_lasts_as_long_as_it_says_and_counts_what_the_server_counts(play: 
     assert played.code == 0, played.err
     assert played.requests == server.count == played.values("checks")["passes"]
     # Of the four seconds that were asked for, the server saw all but start and end of the first and last request.
-    assert (server.times[-1] - server.times[0]) / 4 == pytest.approx(1, abs=0.02)
-    assert played.summary["state"]["testRunDurationMs"] / 4000 == pytest.approx(1, abs=0.02)
+    assert (server.times[-1] - server.times[0]) / 4 == pytest.approx(1, abs=0.05)
+    assert played.summary["state"]["testRunDurationMs"] / 4000 == pytest.approx(1, abs=0.05)
     assert 0.95 <= played.summary["loadtest"]["little"] <= 1.05
     assert played.values("connections")["count"] == server.connections == 10
     assert played.values("http_req_duration")["min"] >= 20
@@ -97,6 +98,7 @@ def test_objectives_are_the_default_thresholds(play: Play, server: Server, tmp_p
         (write_scenario(opened()), ("-u", "5"), "-u has no meaning for"),
         (write_scenario(closed()), ("--host", "127.0.0.1:80"), "is no base URL"),
         (write_scenario(closed()), ("--engine", "slow"), "invalid choice"),
+        (write_scenario(closed()), ("--journal", "/proc/none/journal"), "the journal cannot be written"),
     ],
 )
 def test_what_cannot_be_played_is_refused(play: Play, scenario: str, options: tuple[str, ...], message: str) -> None:
@@ -178,10 +180,10 @@ def test_what_was_saved_goes_into_the_next_step(play: Play, server: Server) -> N
     assert json.loads(second["sent"]) == {"id": [first["uuid"]]}
 
 
-@pytest.mark.parametrize("load", [closed(11, "4s"), opened("4s")])
+@pytest.mark.parametrize("load", [closed(11, "4s"), opened("2s")])
 def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str) -> None:
     server.answer_after = 0.02
-    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, *processes())
+    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, "-t", "4s", *processes())
     assert played.code == 0, played.err + played.out
     assert played.requests == server.count == played.values("checks")["passes"] == len(played.journal)
     assert played.summary["loadtest"]["problems"] == played.summary["loadtest"]["warnings"] == []
@@ -217,16 +219,36 @@ def web_ui(*options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
-            try:
-                read(url)
-                break
-            except OSError:
-                time.sleep(0.1)
+        until(lambda: answers(url))
         yield url, process
     finally:
         process.kill()
         process.communicate()
+
+
+def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it never came about"
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    try:
+        read(url)
+    except OSError:
+        return False
+    return True
+
+
+def starts(url: str, form: dict[str, str]) -> bool:
+    """Press the button; Locust ignores it for a moment after the run before has been judged."""
+    read(f"{url}/swarm", form)
+    return json.loads(read(f"{url}/stats/requests"))["state"] in {"spawning", "running"}
+
+
+def shows(url: str, text: str) -> bool:
+    return text in read(url)
 
 
 def read(url: str, form: dict[str, str] | None = None) -> str:
@@ -235,26 +257,36 @@ def read(url: str, form: dict[str, str] | None = None) -> str:
         return str(answer.read().decode())
 
 
-def test_a_scenario_is_chosen_and_judged_in_the_web_ui(server: Server, tmp_path: Path) -> None:
-    scenario = tmp_path / "ui.toml"
-    scenario.write_text(write_scenario(closed(3, "2s"), 'path = "/500"', 'checks = ["rate==1"]'))
-    with web_ui("--out", str(tmp_path / "out")) as (url, process):
+@pytest.mark.parametrize("many", [False, True])
+def test_scenarios_are_chosen_and_judged_in_the_web_ui(server: Server, tmp_path: Path, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+    runs = {"bad": ("/500", 1), "good": ("/", 0)}
+    for name, (path, _) in runs.items():
+        step = f'path = "{path}"'
+        (tmp_path / f"{name}.toml").write_text(write_scenario(closed(3, "3s"), step, 'checks = ["rate==1"]'))
+    with web_ui("--out", str(tmp_path / "out"), *(processes() if many else ())) as (url, process):
         page = read(url)
         assert "breakpoint" in page, "the scenarios are offered"
         assert "No run has ended" in read(f"{url}/verdict")
-        read(f"{url}/swarm", {"scenario": str(scenario), "host": server.url, "user_count": "1", "spawn_rate": "1"})
-        for _ in range(100):
-            if "ui: " in read(f"{url}/verdict"):
-                break
-            time.sleep(0.1)
-        figures = json.loads(read(f"{url}/stats/requests"))
-        total = figures["stats"][-1]
-        assert total["num_requests"] == total["num_failures"] == server.count
+        for name, (path, share) in runs.items():
+            before = server.count
+            scenario = str(tmp_path / f"{name}.toml")
+            form = {"scenario": scenario, "host": server.url, "user_count": "1", "spawn_rate": "1"}
+            until(partial(starts, url, form))
+            until(partial(shows, f"{url}/verdict", f"<h1>{name}: "))
+            summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+            count = summary["metrics"]["http_reqs"]["values"]["count"]
+            assert count == server.count - before == server.requests[path] > 0
+            assert summary["metrics"]["vus_max"]["values"]["value"] == 3
+            until(
+                partial(shows, f"{url}/stats/requests", f'"num_requests": {count}')
+            )  # which are cached for two seconds
+            total = json.loads(read(f"{url}/stats/requests"))["stats"][-1]
+            assert total["num_failures"] == share * count
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
-        assert process.returncode == 99, err
+        assert process.returncode == 0, err
         assert "FAIL  answered" in out
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["loadtest"]["exit_code"] == 99
+        assert "passed (exit 0)" in out
 
 
 @pytest.mark.parametrize("listens", [True, False])
@@ -281,10 +313,7 @@ def test_an_interrupted_run_still_reports(server: Server, tmp_path: Path, sent: 
     command += processes() if many else ()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        for _ in range(200):
-            if server.count > 100:
-                break
-            time.sleep(0.1)
+        until(lambda: server.count > 100)
         process.send_signal(sent)
         _, err = process.communicate(timeout=30)
         assert "Traceback" not in err
