@@ -8,13 +8,15 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from tests.drills import failover, grey, report
+from tests.drills import failover, grey, overload, report, rollout
 from tests.drills.cluster import DrillError
 from tests.drills.drill import Drill
 
 DRILLS: dict[str, Callable[[Drill], Awaitable[None]]] = {
     "failover": failover.run,
     "grey": grey.run,
+    "rollout": rollout.run,
+    "overload": overload.run,
 }
 """All drills there are, in the order in which they are held. A new one is one line here."""
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import json
+import itertools
 import os
 import re
 import signal
@@ -96,6 +96,11 @@ class Load:
             raise DrillError(f"the load harness ended with {code}: {self._log.read_text()[-1000:]}")
         return read_journal(self._journal)
 
+    def count(self) -> int:
+        """How many attempts have ended so far."""
+        with self._journal.open("rb") as file:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
@@ -115,6 +120,7 @@ class Stage:
         """Plays the Service of the replicas."""
         self.replicas: list[Replica] = []
         self._started: list[Replica | Load] = []
+        self._numbers = itertools.count(1)
         self._exits = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -168,7 +174,7 @@ class Stage:
 
     async def start_replica(self, module: Sequence[str] = ("goals", "serve")) -> Replica:
         """Start a process of the service, or of one that `broken` made from it, and wait until it is ready."""
-        log = self.folder / f"service-{len(self._started)}.log"
+        log = self.folder / f"service-{next(self._numbers)}.log"
         with log.open("w") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", *module, cwd=ROOT, env=self._variables, stdout=output, stderr=output
@@ -193,7 +199,7 @@ class Stage:
 
     async def load(self, scenario: str, port: int | None = None) -> Load:
         """Begin a run of the harness with this scenario (TOML) against the balancer, or a port, and wait until it is on."""
-        name = f"load-{len(self._started)}"
+        name = f"load-{next(self._numbers)}"
         file = self.folder / f"{name}.toml"
         file.write_text(scenario, encoding="utf-8")
         journal = self.folder / f"{name}.jsonl"

@@ -1,0 +1,141 @@
+"""Every replica is replaced, and some are taken away, while three kinds of clients use them."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Sequence
+
+from goals.app import REQUEST_DEADLINE
+from goals.settings import Settings
+from tests.drills.broken import MODULE, stop_without_a_drain
+from tests.drills.cluster import DrillError
+from tests.drills.drill import Case, Drill, Mark, observe
+from tests.drills.journal import Attempt
+from tests.drills.scenarios import visitors
+from tests.drills.stage import Load, Replica, Stage
+
+REQUESTS = 20_000
+_PROPAGATION = 0.5
+"""Seconds for which new connections are still led to a replica that was told to stop: how late kube-proxy may learn it."""
+_STOP = Settings.model_fields["goals_drain_seconds"].default + REQUEST_DEADLINE + 2.0
+"""Seconds within which a replica must be gone: its drain, its last requests, and the stop."""
+
+_HALF = b"POST /add_goal HTTP/1.1\r\nHost: drill\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
+
+
+async def run(drill: Drill) -> None:
+    async with Stage() as stage:
+        await stage.serve(2)
+        loads = await _load(stage)
+        await asyncio.sleep(1)
+        cases = [await _restart(drill, stage, loads), await _scale_in(drill, stage), await _stop_half_sent(drill, stage)]
+        attempts = [await load.stop() for load in loads]
+        everything = sorted(sum(attempts, []), key=lambda attempt: attempt.ended)
+        drill.account(await stage.reconcile(everything), everything)
+        for case in cases:
+            case.figures = observe(everything, case.began, case.ended)
+            case.check("requests failed", case.figures.errors, "=", 0)
+            drill.draw(case.name, case, everything)
+        if not drill.short:
+            cases[0].check("requests", drill.requests, ">=", REQUESTS)
+        await _control(drill, stage)
+
+
+async def _load(stage: Stage) -> Sequence[Load]:
+    dense = visitors(12)
+    sparse = visitors(60, pause="2500ms")
+    fresh = visitors(6, pause="50ms", close=True)
+    return await asyncio.gather(*(stage.load(scenario) for scenario in (dense, sparse, fresh)))
+
+
+async def _terminate(stage: Stage, case: Case, leaving: Sequence[Replica]) -> None:
+    """Tell replicas to stop, as the kubelet does; a moment later nobody new is led to them. Wait until they are gone."""
+    at = time.time()
+    for replica in leaving:
+        replica.terminate()
+    await asyncio.sleep(_PROPAGATION)
+    stage.replicas = [replica for replica in stage.replicas if replica not in leaving]
+    stage.balance()
+    codes = await asyncio.gather(*(replica.wait() for replica in leaving))
+    case.marks.append(Mark(at, "SIGTERM", time.time()))
+    if any(codes):
+        raise DrillError(f"a replica that was told to stop ended with {codes}")
+
+
+async def _restart(drill: Drill, stage: Stage, loads: Sequence[Load]) -> Case:
+    case = drill.begin("rolling restart", "each replica replaced by a new one, which is ready before the old one drains")
+    rounds = 0
+    while rounds < (1 if drill.short else 3) or (not drill.short and sum(map(Load.count, loads)) < 0.9 * REQUESTS):
+        rounds += 1
+        leaving = []
+        for old in list(stage.replicas):
+            stage.replicas.append(await stage.start_replica())
+            stage.balance()
+            leaving.append(asyncio.create_task(_terminate(stage, case, [old])))
+            await asyncio.sleep(1)
+        await asyncio.gather(*leaving)
+        drill.say(f"round {rounds}: every replica is a new one, after {sum(map(Load.count, loads)):,} requests")
+    drill.end(case)
+    _check_stop(case)
+    return case
+
+
+async def _scale_in(drill: Drill, stage: Stage) -> Case:
+    case = drill.begin("scale-in", "all replicas but one are told to stop at once")
+    await _terminate(stage, case, stage.replicas[1:])
+    await asyncio.sleep(0.5)
+    drill.end(case)
+    _check_stop(case)
+    return case
+
+
+async def _stop_half_sent(drill: Drill, stage: Stage) -> Case:
+    case = drill.begin("half-sent", "a replica is told to stop while it has received half of two requests")
+    stage.replicas.append(await stage.start_replica())
+    old = stage.replicas[0]
+    form = b"goal_name=half-sent"
+    readers = []
+    for _ in range(2):
+        reader, writer = await asyncio.open_connection("127.0.0.1", old.port)
+        writer.write(_HALF % len(form) + form[:4])
+        readers.append((reader, writer))
+    await asyncio.sleep(0.1)
+    stopping = asyncio.create_task(_terminate(stage, case, [old]))
+    await asyncio.sleep(1)
+    readers[0][1].write(form[4:])
+    answers = [await _read_status(reader) for reader, _ in readers]
+    await stopping
+    for _, writer in readers:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    drill.end(case)
+    case.check("answer to the one that was completed", answers[0], "=", 303)
+    case.check("answer to the one that never was", answers[1], "=", 408)
+    _check_stop(case)
+    await stage.cluster.execute("DELETE FROM goals WHERE goal_name = 'half-sent'")
+    return case
+
+
+async def _read_status(reader: asyncio.StreamReader) -> int:
+    line = await asyncio.wait_for(reader.readline(), 10)
+    return int(line.split()[1]) if line else 0
+
+
+def _check_stop(case: Case) -> None:
+    longest = max((mark.until or 0) - mark.at for mark in case.marks)
+    case.check("longest time from SIGTERM to the end of the process, s", longest, "<", _STOP)
+
+
+async def _control(drill: Drill, stage: Stage) -> None:
+    await stage.clear()
+    await stage.serve(2, (MODULE, stop_without_a_drain.__name__))
+    load = await stage.load(visitors(12))
+    await asyncio.sleep(0.3)
+    for old in list(stage.replicas):
+        stage.replicas.append(await stage.start_replica())
+        stage.balance()
+        await _terminate(stage, Case("control", ""), [old])
+    attempts = await load.stop()
+    failed = sum(attempt.shows_error for attempt in attempts)
+    drill.control("stop without a drain", "a rolling restart of replicas that stop at once", "requests failed", failed)
