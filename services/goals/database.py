@@ -29,6 +29,8 @@ RETRY_BUDGET = 3.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 SILENCE = 0.25
 """Without an answer for so long, while statements are under way, the database counts as away."""
+QUICK = 0.25
+"""A wait up to here is no sign of overload; after `GATE_TIMEOUT` without a shorter one, the queue is mere delay."""
 GATE_QUEUE = 128
 """How many statements may wait for a connection; the next one is refused at once."""
 
@@ -85,11 +87,17 @@ class Gate:
 
     A caller waits at most `GATE_TIMEOUT` while statements succeed, and until its own deadline while none does: then it
     is the database that is away, perhaps only for a failover. Once it is back, the wait counts anew.
+
+    A queue is there for bursts. Where it stands, because more comes than can be done, everybody in it waits for
+    nothing: then only `size` may wait, until it has emptied (after Nichols and Jacobson: Controlling Queue Delay,
+    2012).
     """
 
     def __init__(self, size: int) -> None:
-        self._free = size
+        self._size = self._free = size
         self._queue: deque[asyncio.Future[None]] = deque()
+        self._stands = False
+        self._quick_at = 0.0
         self._answering_since = 0.0
         self._answered_at = 0.0
 
@@ -100,15 +108,16 @@ class Gate:
         self._answered_at = now
 
     async def enter(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        came_at = now = loop.time()
         if self._free:
             self._free -= 1
+            self._quick_at = now
             return
-        if len(self._queue) >= GATE_QUEUE:
+        if len(self._queue) >= self._room(now):
             raise OverloadedError("Too many requests are waiting for the database.")
-        loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._queue.append(turn)
-        came_at = now = loop.time()
         try:
             while not turn.done():
                 patience = max(came_at, self._answering_since) + GATE_TIMEOUT - now
@@ -118,6 +127,8 @@ class Gate:
                     raise OverloadedError("The database has more to do than it can.")
                 await asyncio.wait({turn}, timeout=min(patience if patience > 0 else SILENCE, deadline - now))
                 now = loop.time()
+            if now - came_at <= QUICK:
+                self._quick_at = now
         except BaseException:
             if turn.done():
                 self.leave()
@@ -130,6 +141,14 @@ class Gate:
             self._queue.popleft().set_result(None)
         else:
             self._free += 1
+            self._stands = False
+
+    def _room(self, now: float) -> int:
+        """How many may wait now."""
+        is_answering = now - self._answered_at <= SILENCE
+        if is_answering and now - max(self._quick_at, self._answering_since) > GATE_TIMEOUT:
+            self._stands = True
+        return self._size if self._stands else GATE_QUEUE
 
 
 class Database:
