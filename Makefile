@@ -66,6 +66,20 @@ load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, v
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
 
+##@ Drills
+DRILL ?= failover
+drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload) on purpose under load; reports in out/drills/ (1 to 3 minutes)
+	@$(BIN)/python -m tests.drills $(DRILL) $(ARGS)
+
+drills: $(VENV)/.dev  ## all of them, in full (10 minutes)
+	@$(BIN)/python -m tests.drills $(ARGS)
+
+drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (90 seconds)
+	@$(BIN)/python -m tests.drills --short --seed 1 --out out/drills/short $(ARGS)
+
+drills-readme: $(VENV)/.dev  ## the README's table and picture of the drills anew, from the last full run
+	@$(BIN)/python -m tests.drills.readme
+
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
@@ -98,4 +112,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots load load-ui load-test parity clean help
+.PHONY: up migrate check test lock e2e screenshots load load-ui load-test parity drill drills drills-short drills-readme clean help

@@ -5,14 +5,14 @@ import asyncio
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from tests.drills import failover, grey, overload, report, rollout
 from tests.drills.cluster import DrillError
 from tests.drills.drill import Drill
 
-DRILLS: dict[str, Callable[[Drill], Awaitable[None]]] = {
+DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "failover": failover.run,
     "grey": grey.run,
     "rollout": rollout.run,

@@ -11,7 +11,8 @@ from uuid import UUID
 
 from sqlalchemy import bindparam, insert
 
-from goals import app, database, middleware, store
+from goals import database as module, middleware, store
+from goals.database import Database
 from goals.models import goals
 from goals.schemas import Goal
 
@@ -20,10 +21,12 @@ MODULE = "tests.drills.broken"
 
 def retry_without_a_key() -> None:
     """Statements are sent again after a failure, but nothing tells a second one from another goal of that name."""
-    blind = insert(goals).values(goal_name=bindparam("name")).returning(goals.c.id, goals.c.goal_name, goals.c.created_at)
+    blind = (
+        insert(goals).values(goal_name=bindparam("name")).returning(goals.c.id, goals.c.goal_name, goals.c.created_at)
+    )
 
-    async def insert_goal(way: database.Database, name: str, key: UUID) -> Goal:  # noqa: ARG001  the key is what is missing
-        (row,) = await way.fetch(blind, {"name": name})
+    async def insert_goal(database: Database, name: str, key: UUID) -> Goal:
+        (row,) = await database.fetch(blind, {"name": name})
         return Goal(row.id, row.goal_name, row.created_at)
 
     store.insert_goal = insert_goal
@@ -36,9 +39,9 @@ def stop_without_a_drain() -> None:
 
 def wait_without_a_gate() -> None:
     """Everybody may wait for the database, as long as it takes: a pool's queue without a bound."""
-    database.GATE_QUEUE = 1_000_000
-    database.GATE_TIMEOUT = database.RETRY_BUDGET = 60.0
-    middleware.REQUEST_DEADLINE = app.REQUEST_DEADLINE = 60.0
+    module.GATE_QUEUE = 1_000_000
+    module.GATE_TIMEOUT = module.RETRY_BUDGET = 60.0
+    middleware.REQUEST_DEADLINE = 60.0
 
 
 WAYS = {way.__name__: way for way in (retry_without_a_key, stop_without_a_drain, wait_without_a_gate)}

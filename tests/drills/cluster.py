@@ -143,7 +143,9 @@ class Cluster:
 
     # Questions.
 
-    async def fetch(self, query: str, *arguments: object, name: str | None = None, database: str = "goals_database") -> Any:
+    async def fetch(
+        self, query: str, *arguments: object, name: str | None = None, database: str = "goals_database"
+    ) -> Any:
         """One value, asked of the primary or of the instance of this name, by its superuser."""
         connection = await self.connect(name, database)
         try:
@@ -203,7 +205,7 @@ class Cluster:
         await self._run("pg_ctl", "-D", self._data(name), "-m", "fast", "-w", "stop")
 
     async def replicate(self, synchronous: str) -> None:
-        """Set `synchronous_standby_names` on all three: a standby that lacked it would be asynchronous once promoted."""
+        """Set `synchronous_standby_names` on all three: a standby without it would be asynchronous once promoted."""
         self._synchronous = synchronous
         for name in NAMES:
             self._configure(name, self._leader[name])
@@ -227,7 +229,7 @@ class Cluster:
             await until(receives_nothing, f"{name} stops receiving")
 
     async def promote(self, candidates: Iterable[str] | None = None) -> str:
-        """Promote the candidate (any standby, if none is named) that has received most; the other standby follows it."""
+        """Promote the candidate (any standby, if none is named) that has received most; the others follow it."""
         standbys = list(candidates or self.standbys)
         await self.detach(standbys)
         query = "SELECT pg_last_wal_receive_lsn() - '0/0'"

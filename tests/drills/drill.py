@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.drills.journal import Attempt, Verdict, longest_gap
+from tests.drills.timeline import Mark, Timeline
 
 LONGEST_ANSWER = 3.5
 """Seconds: the request deadline of the service, and what it takes to notice it on two busy cores."""
 
+_REFUSED = 503
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -34,14 +36,6 @@ class Check(NamedTuple):
     @property
     def holds(self) -> bool:
         return _COMPARISONS[self.comparison](self.measured, self.limit)
-
-
-class Mark(NamedTuple):
-    """Something that was done at a time (Unix seconds); `until` where it was undone later."""
-
-    at: float
-    what: str
-    until: float | None = None
 
 
 class Figures(NamedTuple):
@@ -110,16 +104,6 @@ class Control(NamedTuple):
         return self.measured > self.limit
 
 
-class Strip(NamedTuple):
-    """A stretch of time to draw: what was attempted in it, and what was done to the system."""
-
-    title: str
-    began: float
-    ended: float
-    attempts: Sequence[Attempt]
-    marks: Sequence[Mark]
-
-
 class Drill:
     """What a drill is given, and what it leaves behind.
 
@@ -135,7 +119,7 @@ class Drill:
         self.seconds = 0.0
         self.cases: list[Case] = []
         self.controls: list[Control] = []
-        self.strips: list[Strip] = []
+        self.timelines: list[Timeline] = []
         self.verdict = Verdict()
         self.requests = 0
         self.failed = 0
@@ -164,24 +148,22 @@ class Drill:
         for name, value in vars(verdict).items():
             setattr(self.verdict, name, getattr(self.verdict, name) + value)
         self.requests += sum(not attempt.is_cut_off for attempt in attempts)
-        self.failed += sum(attempt.shows_error for attempt in attempts)
+        self.failed += sum(attempt.shows_error and attempt.status != _REFUSED for attempt in attempts)
 
-    def draw(self, title: str, case: Case, attempts: Sequence[Attempt]) -> None:
-        self.strips.append(Strip(title, case.began, case.ended, attempts, case.marks))
+    def draw(self, case: Case, attempts: Sequence[Attempt]) -> None:
+        self.timelines.append(Timeline.make(case.name, attempts, case.marks, case.began, case.ended))
 
     @property
-    def nothing_lost(self) -> list[Check]:
+    def whole(self) -> list[Check]:
         """What must be true of everything that the drill's clients were told."""
         verdict = self.verdict
         return [
+            Check("acknowledged writes", verdict.acknowledged, ">", 0),
             Check("acknowledged writes lost", verdict.lost, "=", 0),
             Check("writes done twice", verdict.duplicated, "=", 0),
             Check("writes nobody asked for", verdict.phantom, "=", 0),
+            Check("requests that failed otherwise than by 503", self.failed, "=", 0),
         ]
-
-    @property
-    def checks(self) -> list[Check]:
-        return [check for case in self.cases for check in case.checks] + self.nothing_lost
 
     @property
     def passed(self) -> bool:
@@ -189,6 +171,6 @@ class Drill:
             bool(self.cases)
             and bool(self.controls)
             and all(case.passed for case in self.cases)
-            and all(check.holds for check in self.nothing_lost)
+            and all(check.holds for check in self.whole)
             and all(control.shown for control in self.controls)
         )

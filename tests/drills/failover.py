@@ -6,10 +6,11 @@ import time
 import httpx2
 
 from tests.drills.cluster import QUORUM
-from tests.drills.drill import LONGEST_ANSWER, Case, Drill, Mark, observe
+from tests.drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import writers
 from tests.drills.stage import Stage
+from tests.drills.timeline import Mark
 
 FAILOVERS = 20
 WRITES = 50_000
@@ -31,7 +32,7 @@ async def run(drill: Drill) -> None:
         drill.account(await stage.reconcile(attempts), attempts)
         for case in (kill, switchover, outage):
             _judge(case, attempts)
-            drill.draw(case.name, case, attempts)
+            drill.draw(case, attempts)
         if not drill.short:
             kill.check("failovers", len(kill.marks), ">=", FAILOVERS)
             kill.check("writes acknowledged", drill.verdict.acknowledged, ">=", WRITES)
@@ -112,7 +113,6 @@ def _judge(case: Case, attempts: list[Attempt]) -> None:
     writes = [attempt for attempt in attempts if attempt.is_write and attempt.is_done]
     flows, outages = [], []
     for mark in case.marks:
-        assert mark.until is not None
         first = min((write.ended for write in writes if write.ended > mark.until), default=float("inf"))
         # The last writes before the loss may be told a moment after it.
         last = max((write.ended for write in writes if write.ended < mark.until), default=case.began)

@@ -4,11 +4,13 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
+from goals.database import CONNECT_TIMEOUT
 from tests.drills.broken import MODULE, retry_without_a_key
-from tests.drills.drill import LONGEST_ANSWER, Case, Drill, Mark, observe
+from tests.drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import writers
 from tests.drills.stage import Stage
+from tests.drills.timeline import Mark
 
 _NOTICE = 1.0
 """Seconds until somebody notices a primary that does not answer, and promotes a standby."""
@@ -40,23 +42,26 @@ async def run(drill: Drill) -> None:
         drill.account(await stage.reconcile(attempts), attempts)
         for case in drill.cases:
             _judge(case, attempts)
-            drill.draw(case.name, case, attempts)
+            drill.draw(case, attempts)
         await _control_key(drill, stage)
 
 
 def _judge(case: Case, attempts: Sequence[Attempt]) -> None:
     case.figures = figures = observe(attempts, case.began, case.ended)
     (mark,) = case.marks
-    assert mark.until is not None
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > mark.until), default=float("inf"))
-    case.check("time from the fault's end to a write, s", flow - mark.until, "<", _FLOW)
+    # Of a SYN that was dropped in the fault's last moment, the kernel sends another only after a second.
+    patience = CONNECT_TIMEOUT if case.name == "black hole" else 0
+    case.check("time from the fault's end to a write, s", flow - mark.until, "<", _FLOW + patience)
     case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
     if mark.until - mark.at <= _SHORT_OUTAGE:
         case.check("errors shown", figures.errors, "=", 0)
     if case.name in {"zombie primary", "no standby"}:
-        inside = [a for a in attempts if a.begun > mark.at and a.ended < mark.until and a.is_write]
-        case.check("writes tried that nobody could keep", len(inside), ">", 0)
-        case.check("of them acknowledged", sum(a.is_done for a in inside), "=", 0)
+        tried = [a for a in attempts if a.begun < mark.until and a.ended > mark.at and a.is_write]
+        case.check("writes that nobody could confirm", len(tried), ">", 0)
+        # An answer that was on its way when the fault began is none of them.
+        kept = [a for a in tried if a.is_done and a.ended < mark.until and max(a.begun, a.ended - 1) > mark.at]
+        case.check("of them acknowledged", len(kept), "=", 0)
 
 
 async def _freeze(drill: Drill, stage: Stage, case: Case) -> None:
@@ -113,7 +118,7 @@ async def _lose_standbys(drill: Drill, stage: Stage, case: Case) -> None:
         await cluster.kill(name)
     lost_at = time.time()
     await asyncio.sleep(3.5 if drill.short else 8.0)
-    back_at = time.time()
+    back_at = time.time()  # what is acknowledged later may have been confirmed
     await asyncio.gather(*(cluster.start_standby(name) for name in lost))
     await cluster.until_whole()
     case.marks.append(Mark(lost_at, "no standby", back_at))
@@ -152,5 +157,8 @@ async def _control_key(drill: Drill, stage: Stage) -> None:
         await asyncio.sleep(0.5)
     verdict = await stage.reconcile(await load.stop(), standbys=False)
     drill.control(
-        "retry without a key", "replies to commits are lost and statements sent again", "writes done twice", verdict.duplicated
+        "retry without a key",
+        "replies to commits are lost and statements sent again",
+        "writes done twice",
+        verdict.duplicated,
     )

@@ -8,16 +8,17 @@ from typing import NamedTuple
 import httpx2
 
 from tests.drills.broken import MODULE, wait_without_a_gate
-from tests.drills.drill import Case, Drill, Mark, median, observe, percentile
+from tests.drills.drill import Drill, median, observe, percentile
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import arrivals
 from tests.drills.stage import Replica, Stage
+from tests.drills.timeline import Mark
 
 TIMES = 6
 """How many times the capacity comes."""
 _STATEMENT = 0.1
-"""Seconds that an INSERT holds its connection, on average: so it is the database that sets the capacity, and two cores can
-make six times as much load as it takes."""
+"""Seconds that an INSERT holds its connection, on average: so it is the database that sets the capacity, and two cores
+can make six times as much load as it takes."""
 _SLOW = 4
 """How many times slower the slow database is."""
 _POOL = 10
@@ -58,7 +59,7 @@ async def run(drill: Drill) -> None:
 
 
 async def _set_pace(stage: Stage, seconds: float) -> None:
-    await stage.cluster.execute(f"UPDATE drill_pace SET seconds = {seconds}")
+    await stage.cluster.fetch("UPDATE drill_pace SET seconds = $1", seconds)
 
 
 async def _play(drill: Drill, stage: Stage, stages: list[tuple[float, float]]) -> list[Attempt]:
@@ -135,7 +136,7 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.check("answered otherwise", len(inside) - len(accepted) - len(rejected), "=", 0)
     case.check("time to recover, s", _time_to_recover(attempts, started + before + peak, knee), "<", _RECOVERY)
     case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
-    drill.draw(case.name, case, attempts)
+    drill.draw(case, attempts)
 
 
 async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
@@ -160,7 +161,7 @@ async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.check("rejected while it was slow", sum(a.status == 503 for a in attempts if at < a.begun < until), ">", 0)
     case.check("time to recover, s", _time_to_recover(attempts, until, knee), "<", _RECOVERY)
     case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
-    drill.draw(case.name, case, attempts)
+    drill.draw(case, attempts)
 
 
 def _time_to_recover(attempts: Sequence[Attempt], until: float, knee: Knee) -> float:
@@ -200,7 +201,7 @@ async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
     without = percentile((a.seconds for a in attempts if a.begun < at), 0.99)
     case.check("p99 of normal requests, times that without them", with_them / without, "<=", _SLOWDOWN)
     case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
-    drill.draw(case.name, case, attempts)
+    drill.draw(case, attempts)
 
 
 class End(NamedTuple):
@@ -215,8 +216,10 @@ async def _send_slowly(replica: Replica, kind: str) -> End:
     begun = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
     head = b"POST /add_goal HTTP/1.1\r\nHost: drill\r\n"
-    rest = b"" if kind == "dripped head" else (
-        b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 99\r\n\r\n"
+    rest = (
+        b""
+        if kind == "dripped head"
+        else (b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 99\r\n\r\n")
     )
     writer.write(head + rest)
     answer = asyncio.create_task(reader.read(64))

@@ -123,7 +123,7 @@ class Relay:
 
     async def __aenter__(self) -> Self:
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
-        self._socket.setblocking(False)
+        self._socket.settimeout(0)
         self.port: int = self._socket.getsockname()[1]
         self._accepting = asyncio.create_task(self._accept())
         return self
@@ -160,7 +160,7 @@ class Relay:
         self._socket.listen(0)
         for _ in range(2):
             filler = socket.socket()
-            filler.setblocking(False)
+            filler.settimeout(0)
             with contextlib.suppress(BlockingIOError):
                 filler.connect(("127.0.0.1", self.port))
             self._fillers.append(filler)

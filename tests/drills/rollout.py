@@ -4,23 +4,27 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
+from itertools import chain
 
-from goals.app import REQUEST_DEADLINE
+from goals.middleware import REQUEST_DEADLINE
 from goals.settings import Settings
 from tests.drills.broken import MODULE, stop_without_a_drain
 from tests.drills.cluster import DrillError
-from tests.drills.drill import Case, Drill, Mark, observe
-from tests.drills.journal import Attempt
+from tests.drills.drill import Case, Drill, observe
 from tests.drills.scenarios import visitors
 from tests.drills.stage import Load, Replica, Stage
+from tests.drills.timeline import Mark
 
 REQUESTS = 20_000
 _PROPAGATION = 0.5
-"""Seconds for which new connections are still led to a replica that was told to stop: how late kube-proxy may learn it."""
+"""Seconds for which new connections are still led to a replica that was told to stop: kube-proxy learns it late."""
 _STOP = Settings.model_fields["goals_drain_seconds"].default + REQUEST_DEADLINE + 2.0
 """Seconds within which a replica must be gone: its drain, its last requests, and the stop."""
 
-_HALF = b"POST /add_goal HTTP/1.1\r\nHost: drill\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
+_HALF = (
+    b"POST /add_goal HTTP/1.1\r\nHost: drill\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 async def run(drill: Drill) -> None:
@@ -28,14 +32,18 @@ async def run(drill: Drill) -> None:
         await stage.serve(2)
         loads = await _load(stage)
         await asyncio.sleep(1)
-        cases = [await _restart(drill, stage, loads), await _scale_in(drill, stage), await _stop_half_sent(drill, stage)]
+        cases = [
+            await _restart(drill, stage, loads),
+            await _scale_in(drill, stage),
+            await _stop_half_sent(drill, stage),
+        ]
         attempts = [await load.stop() for load in loads]
-        everything = sorted(sum(attempts, []), key=lambda attempt: attempt.ended)
+        everything = sorted(chain.from_iterable(attempts), key=lambda attempt: attempt.ended)
         drill.account(await stage.reconcile(everything), everything)
         for case in cases:
             case.figures = observe(everything, case.began, case.ended)
             case.check("requests failed", case.figures.errors, "=", 0)
-            drill.draw(case.name, case, everything)
+            drill.draw(case, everything)
         if not drill.short:
             cases[0].check("requests", drill.requests, ">=", REQUESTS)
         await _control(drill, stage)
@@ -49,7 +57,7 @@ async def _load(stage: Stage) -> Sequence[Load]:
 
 
 async def _terminate(stage: Stage, case: Case, leaving: Sequence[Replica]) -> None:
-    """Tell replicas to stop, as the kubelet does; a moment later nobody new is led to them. Wait until they are gone."""
+    """Tell replicas to stop; a moment later nobody new is led to them. Wait until they are gone."""
     at = time.time()
     for replica in leaving:
         replica.terminate()
@@ -63,7 +71,9 @@ async def _terminate(stage: Stage, case: Case, leaving: Sequence[Replica]) -> No
 
 
 async def _restart(drill: Drill, stage: Stage, loads: Sequence[Load]) -> Case:
-    case = drill.begin("rolling restart", "each replica replaced by a new one, which is ready before the old one drains")
+    case = drill.begin(
+        "rolling restart", "each replica replaced by a new one, which is ready before the old one drains"
+    )
     rounds = 0
     while rounds < (1 if drill.short else 3) or (not drill.short and sum(map(Load.count, loads)) < 0.9 * REQUESTS):
         rounds += 1
@@ -123,7 +133,7 @@ async def _read_status(reader: asyncio.StreamReader) -> int:
 
 
 def _check_stop(case: Case) -> None:
-    longest = max((mark.until or 0) - mark.at for mark in case.marks)
+    longest = max(mark.until - mark.at for mark in case.marks)
     case.check("longest time from SIGTERM to the end of the process, s", longest, "<", _STOP)
 
 

@@ -1,15 +1,13 @@
-"""What a drill takes place on: the cluster, replicas of the service, and load from the harness, all as real processes."""
+"""What a drill takes place on: the cluster, replicas of the service, and load from the harness, all real processes."""
 
 import asyncio
 import contextlib
 import itertools
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +26,7 @@ _CUT_OFF = 1
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """This process's environment without what would lead the service elsewhere."""
+    """The environment of this process without what would lead the service elsewhere."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("DB_", "GOALS_", "SSL"))}
     return kept | {"PYTHONPATH": f"{ROOT / 'services'}{os.pathsep}{ROOT}"} | variables
 
@@ -107,7 +105,7 @@ class Load:
 
 
 class Stage:
-    """A cluster behind a relay that leads to its primary, and replicas behind one that leads to those of them in `ready`.
+    """A cluster behind a relay that leads to its primary, and replicas of the service behind another.
 
     An asynchronous context manager; leaving it ends every process that it has started.
     """
@@ -198,7 +196,7 @@ class Stage:
     # The load.
 
     async def load(self, scenario: str, port: int | None = None) -> Load:
-        """Begin a run of the harness with this scenario (TOML) against the balancer, or a port, and wait until it is on."""
+        """Begin a run of the harness with a scenario (TOML) against the balancer, or a port; wait until it is on."""
         name = f"load-{next(self._numbers)}"
         file = self.folder / f"{name}.toml"
         file.write_text(scenario, encoding="utf-8")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # only this test asks it, for one number
+import psutil
 import pytest
 
 from tests.loadtest.live.conftest import LOCUST, ROOT, Play
