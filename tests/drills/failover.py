@@ -23,7 +23,7 @@ _FLOW = 1.0
 async def run(drill: Drill) -> None:
     async with Stage() as stage:
         await stage.serve(2)
-        load = await stage.load(writers())
+        load = await stage.load(writers(short=drill.short))
         await asyncio.sleep(1)
         kill = await _kill_again_and_again(drill, stage)
         switchover = await _switch_over(drill, stage)
@@ -43,7 +43,7 @@ async def run(drill: Drill) -> None:
 async def _kill_again_and_again(drill: Drill, stage: Stage) -> Case:
     case = drill.begin("kill", "SIGKILL to the primary and all its children, the best standby promoted")
     cluster = stage.cluster
-    wanted = 3 if drill.short else FAILOVERS
+    wanted = 2 if drill.short else FAILOVERS
     while len(case.marks) < wanted or await _is_too_quiet(drill, stage, case):
         await asyncio.sleep(drill.random.uniform(0.3, 1.5))
         lost, killed_at = cluster.primary, time.time()
@@ -87,7 +87,7 @@ async def _switch_over(drill: Drill, stage: Stage) -> Case:
 
 
 async def _lose_for_long(drill: Drill, stage: Stage) -> Case:
-    seconds = 4.0 if drill.short else 8.0
+    seconds = 3.5 if drill.short else 8.0
     case = drill.begin("long outage", f"nobody promotes for {seconds:g} s, which is longer than the retry budget")
     cluster = stage.cluster
     lost, killed_at = cluster.primary, time.time()
@@ -132,7 +132,7 @@ async def _control_asynchronous(drill: Drill, stage: Stage) -> None:
     former = cluster.primary
     await cluster.replicate("")
     # Over loopback even an asynchronous standby is hardly ever behind; over a network it is.
-    lost = await _count_lost(stage, behind=cluster.standbys, promoted=cluster.standbys)
+    lost = await _count_lost(drill, stage, behind=cluster.standbys, promoted=cluster.standbys)
     explanation = "commits wait for no standby, both are half a second behind, and the primary is killed"
     drill.control("asynchronous replication", explanation, "acknowledged writes lost", lost)
     await cluster.replicate(QUORUM)
@@ -144,16 +144,16 @@ async def _control_asynchronous(drill: Drill, stage: Stage) -> None:
 async def _control_stale(drill: Drill, stage: Stage) -> None:
     cluster = stage.cluster
     stale = cluster.standbys[:1]
-    lost = await _count_lost(stage, behind=stale, promoted=stale)
+    lost = await _count_lost(drill, stage, behind=stale, promoted=stale)
     explanation = "the standby that is half a second behind is promoted, not the one that has everything"
     drill.control("stale standby", explanation, "acknowledged writes lost", lost)
 
 
-async def _count_lost(stage: Stage, behind: list[str], promoted: list[str]) -> int:
+async def _count_lost(drill: Drill, stage: Stage, behind: list[str], promoted: list[str]) -> int:
     """Let some standbys fall behind under load, then kill the primary and promote the best of others."""
     cluster = stage.cluster
     await stage.clear()
-    load = await stage.load(writers())
+    load = await stage.load(writers(short=drill.short))
     await cluster.detach(behind)
     await asyncio.sleep(0.5)
     attempts = await load.stop()

@@ -30,13 +30,13 @@ async def run(drill: Drill) -> None:
     }
     async with Stage() as stage:
         await stage.serve(2)
-        load = await stage.load(writers())
+        load = await stage.load(writers(short=drill.short))
         await asyncio.sleep(1)
         for name, (explanation, befall) in faults.items():
             case = drill.begin(name, explanation)
             await befall(drill, stage, case)
             # Long enough for every answer that was under way.
-            await asyncio.sleep(1.0 if drill.short else 2.0)
+            await asyncio.sleep(0.6 if drill.short else 2.0)
             drill.end(case)
         attempts = await load.stop()
         drill.account(await stage.reconcile(attempts), attempts)
@@ -151,7 +151,7 @@ async def _lead_astray(stage: Stage, case: Case, name: str, what: str) -> None:
 async def _control_key(drill: Drill, stage: Stage) -> None:
     await stage.clear()
     await stage.serve(2, (MODULE, retry_without_a_key.__name__))
-    load = await stage.load(writers())
+    load = await stage.load(writers(short=drill.short))
     for _ in range(2):
         stage.database.replies_to_drop = 10
         await asyncio.sleep(0.5)

@@ -76,7 +76,7 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
     case = drill.begin("capacity", "the highest rate without a rejection, by bisection")
     ideal = _POOL / _STATEMENT
     low, high = 0.7 * ideal, 1.3 * ideal
-    seconds = 3.0 if drill.short else 10.0
+    seconds = 2.0 if drill.short else 10.0
     knee = Knee(0, 0)
     for _ in range(3 if drill.short else 5):
         rate = (low + high) / 2
@@ -119,7 +119,7 @@ class Prober:
 async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
     case = drill.begin("overload", f"{TIMES} times the capacity, and back to half of it")
     prober = Prober(stage.replicas[0])
-    before, peak, after = (1, 3, 3) if drill.short else (5, 20, 10)
+    before, peak, after = (1, 3, 2) if drill.short else (5, 20, 10)
     attempts = await _play(drill, stage, [(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)])
     await prober.stop()
     started = attempts[0].begun
@@ -142,7 +142,7 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
 async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     case = drill.begin("slow database", f"every statement takes {_SLOW} times as long for a while")
     prober = Prober(stage.replicas[0])
-    before, slow, after = (1, 3, 3) if drill.short else (5, 10, 10)
+    before, slow, after = (1, 2, 2) if drill.short else (5, 10, 10)
     load = await stage.load(arrivals([(before + slow + after, knee.rate * 0.6)]), stage.replicas[0].port)
     case.began = time.time()
     await asyncio.sleep(before)
@@ -174,7 +174,7 @@ def _time_to_recover(attempts: Sequence[Attempt], until: float, knee: Knee) -> f
 async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
     case = drill.begin("slow clients", "clients that stall or drip in head and body, beside normal ones")
     replica = stage.replicas[0]
-    alone, beside = (2, 4) if drill.short else (5, 10)
+    alone, beside = (1.5, 4) if drill.short else (5, 10)
     load = await stage.load(arrivals([(alone + beside, knee.rate / 2)]), replica.port)
     case.began = time.time()
     await asyncio.sleep(alone)
@@ -237,7 +237,7 @@ async def _send_slowly(replica: Replica, kind: str) -> End:
 
 async def _control(drill: Drill, stage: Stage, knee: Knee) -> None:
     await stage.serve(1, (MODULE, wait_without_a_gate.__name__))
-    before, peak, after = 1, 3, 3
+    before, peak, after = 1, 2, 2
     load = await stage.load(
         arrivals([(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)]), stage.replicas[0].port
     )

@@ -47,7 +47,7 @@ def write_tables(reports: list[dict[str, Any]]) -> str:
     told = (
         f"{first['started'][:10]}, {machine['cores']} cores for everything, Python {machine['python']}: "
         f"{sum(report['requests'] for report in reports):,} requests, {acknowledged:,} acknowledged writes, of which "
-        f"{broken['lost']} lost and {broken['duplicated']} done twice; {broken['phantom']} writes that nobody asked for; "
+        f"{broken['lost']} lost, {broken['duplicated']} done twice; {broken['phantom']} writes that nobody asked for; "
         f"{broken['failed']} requests failed otherwise than by `503`."
     )
     lines = [
