@@ -8,10 +8,11 @@ from typing import NamedTuple
 import httpx2
 
 from tests.drills.broken import MODULE, wait_without_a_gate
+from tests.drills.cluster import DrillError
 from tests.drills.drill import Drill, median, observe, percentile
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import arrivals
-from tests.drills.stage import Replica, Stage
+from tests.drills.stage import Load, Replica, Stage
 from tests.drills.timeline import Mark
 
 TIMES = 6
@@ -62,39 +63,6 @@ async def _set_pace(stage: Stage, seconds: float) -> None:
     await stage.cluster.fetch("UPDATE drill_pace SET seconds = $1", seconds)
 
 
-async def _play(drill: Drill, stage: Stage, stages: list[tuple[float, float]]) -> list[Attempt]:
-    """Let arrivals come at the replica itself, and hold what they were told against the table."""
-    load = await stage.load(arrivals(stages), stage.replicas[0].port)
-    attempts = await load.finish()
-    drill.account(await stage.reconcile(attempts, standbys=False), attempts)
-    await stage.clear()
-    return attempts
-
-
-async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
-    """Halve the span between a rate that was borne and one that was not."""
-    case = drill.begin("capacity", "the highest rate without a rejection, by bisection")
-    ideal = _POOL / _STATEMENT
-    low, high = 0.7 * ideal, 1.3 * ideal
-    seconds = 2.0 if drill.short else 10.0
-    knee = Knee(0, 0)
-    for _ in range(3 if drill.short else 5):
-        rate = (low + high) / 2
-        attempts = await _play(drill, stage, [(seconds, rate)])
-        rejected = sum(attempt.shows_error for attempt in attempts)
-        p99 = percentile((a.seconds for a in attempts if a.is_done), 0.99)
-        drill.say(f"{rate:.0f}/s: {rejected} rejected, p99 {p99 * 1000:.0f} ms")
-        if rejected:
-            high = rate
-        else:
-            low, knee = rate, Knee(rate, p99)
-            case.figures = observe(attempts, case.began, time.time())
-    drill.end(case)
-    case.check("capacity, requests a second", knee.rate, ">", 0)
-    case.check("p99 at capacity, s", knee.p99, ">", 0)
-    return knee
-
-
 class Prober:
     """Asks `/livez` twenty times a second, and remembers how long each answer took."""
 
@@ -116,12 +84,53 @@ class Prober:
         await asyncio.wait({self._task})
 
 
+async def _take(drill: Drill, stage: Stage, load: Load, prober: Prober | None = None) -> list[Attempt]:
+    """Wait for the load's end, hold what it was told against the table, and clear that."""
+    code = await load.wait()
+    if prober is not None:
+        await prober.stop()  # before this process is busy with the journal
+    if code:
+        drill.say("the load generator found itself short of a core: these times may be its own")
+    attempts = await load.finish()
+    drill.account(await stage.reconcile(attempts, standbys=False), attempts)
+    await stage.clear()
+    return attempts
+
+
+async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
+    """Halve the span between a rate that was borne and one that was not."""
+    case = drill.begin("capacity", "the highest rate without a rejection, by bisection")
+    ideal = _POOL / _STATEMENT
+    low, high = 0.0, 1.4 * ideal
+    seconds = 2.0 if drill.short else 10.0
+    knee = Knee(0, 0)
+    for _ in range(3 if drill.short else 6):
+        rate = (low + high) / 2
+        load = await stage.load(arrivals([(seconds, rate)]), stage.replicas[0].port)
+        attempts = await _take(drill, stage, load)
+        rejected = sum(attempt.shows_error for attempt in attempts)
+        p99 = percentile((a.seconds for a in attempts if a.is_done), 0.99)
+        drill.say(f"{rate:.0f}/s: {rejected} rejected, p99 {p99 * 1000:.0f} ms")
+        if rejected:
+            high = rate
+        else:
+            low, knee = rate, Knee(rate, p99)
+            case.figures = observe(attempts, case.began, time.time())
+    if not knee.rate:
+        raise DrillError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
+    drill.end(case)
+    case.check("capacity, requests a second", knee.rate, ">", 0)
+    case.check("p99 at capacity, s", knee.p99, ">", 0)
+    return knee
+
+
 async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
     case = drill.begin("overload", f"{TIMES} times the capacity, and back to half of it")
-    prober = Prober(stage.replicas[0])
     before, peak, after = (1, 3, 2) if drill.short else (5, 20, 10)
-    attempts = await _play(drill, stage, [(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)])
-    await prober.stop()
+    steps = [(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)]
+    load = await stage.load(arrivals(steps), stage.replicas[0].port)
+    prober = Prober(stage.replicas[0])
+    attempts = await _take(drill, stage, load, prober)
     started = attempts[0].begun
     case.began, case.ended = started, started + before + peak + after
     case.marks.append(Mark(started + before, f"{TIMES} times the capacity", started + before + peak))
@@ -130,7 +139,12 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
     rejected = [a.seconds for a in inside if a.status == 503]
     case.figures = observe(attempts, case.began, case.ended)
     case.check("accepted in the peak", len(accepted), ">", 0)
-    case.check("p99 of the accepted, times that at capacity", percentile(accepted, 0.99) / knee.p99, "<=", _SLOWDOWN)
+    case.check(
+        "p99 of the accepted after the first second, times that at capacity",
+        percentile(accepted, 0.99) / knee.p99,
+        "<=",
+        _SLOWDOWN,
+    )
     case.check("rejected in the peak", len(rejected), ">", 0)
     case.check("median time to a rejection, s", median(rejected), "<", _REJECTION)
     case.check("answered otherwise", len(inside) - len(accepted) - len(rejected), "=", 0)
@@ -141,9 +155,9 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
 
 async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     case = drill.begin("slow database", f"every statement takes {_SLOW} times as long for a while")
-    prober = Prober(stage.replicas[0])
     before, slow, after = (1, 2, 2) if drill.short else (5, 10, 10)
     load = await stage.load(arrivals([(before + slow + after, knee.rate * 0.6)]), stage.replicas[0].port)
+    prober = Prober(stage.replicas[0])
     case.began = time.time()
     await asyncio.sleep(before)
     at = time.time()
@@ -151,10 +165,7 @@ async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     await asyncio.sleep(slow)
     await _set_pace(stage, _STATEMENT)
     until = time.time()
-    attempts = await load.finish()
-    await prober.stop()
-    drill.account(await stage.reconcile(attempts, standbys=False), attempts)
-    await stage.clear()
+    attempts = await _take(drill, stage, load, prober)
     drill.end(case)
     case.marks.append(Mark(at, "slow", until))
     case.figures = observe(attempts, case.began, case.ended)
@@ -165,10 +176,12 @@ async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
 
 
 def _time_to_recover(attempts: Sequence[Attempt], until: float, knee: Knee) -> float:
-    """Seconds from the trouble's end until the last request was sent that was refused or slower than at capacity."""
+    """Seconds from the trouble's end until the last request was sent that was refused or too slow."""
+    slow = _SLOWDOWN * knee.p99
     # Those that still waited when the load ended count as well, if they had waited for so long.
-    bad = (a.begun - until for a in attempts if a.begun > until and (a.shows_error or a.seconds > knee.p99))
-    return max(bad, default=0.0)
+    return max(
+        (a.begun - until for a in attempts if a.begun > until and (a.shows_error or a.seconds > slow)), default=0.0
+    )
 
 
 async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
@@ -185,10 +198,7 @@ async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
         *(_send_slowly(replica, "dripped head") for _ in range(50)),
     )
     until = time.time()
-    attempts = await load.finish()
-    await prober.stop()
-    drill.account(await stage.reconcile(attempts, standbys=False), attempts)
-    await stage.clear()
+    attempts = await _take(drill, stage, load, prober)
     drill.end(case)
     case.marks.append(Mark(at, "slow clients", until))
     case.figures = observe(attempts, case.began, case.ended)

@@ -1,5 +1,7 @@
 """What the load of the drills does, as scenarios of the harness in `loadtest/`."""
 
+from collections.abc import Sequence
+
 
 def writers(*, short: bool) -> str:
     """A closed loop of people and programs who add, rename and remove goals, and press again until it is done.
@@ -101,7 +103,7 @@ form = {{ goal_name = "drill ${{uuid}}", idempotency_key = "${{uuid}}" }}
 """
 
 
-def arrivals(stages: list[tuple[float, float]]) -> str:
+def arrivals(stages: Sequence[tuple[float, float]]) -> str:
     """Programs that add a goal and do not wait for one another: for so many seconds, so many a second, and so on."""
     steps = ", ".join(
         f'{{ duration = "1ms", target = {rate:g} }}, {{ duration = "{seconds * 1000:.0f}ms", target = {rate:g} }}'

@@ -87,9 +87,13 @@ class Load:
             self._process.terminate()
         return await self.finish()
 
+    async def wait(self) -> int:
+        """Wait for its own end, and give the harness's exit code."""
+        return await self._process.wait()
+
     async def finish(self) -> list[Attempt]:
         """Wait for its own end, and read what was journalled."""
-        code = await self._process.wait()
+        code = await self.wait()
         if code not in {0, _CUT_OFF}:
             raise DrillError(f"the load harness ended with {code}: {self._log.read_text()[-1000:]}")
         return read_journal(self._journal)
