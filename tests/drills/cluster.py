@@ -234,7 +234,8 @@ class Cluster:
         await self.detach(standbys)
         query = "SELECT pg_last_wal_receive_lsn() - '0/0'"
         received = {name: await self.fetch(query, name=name, database="postgres") or 0 for name in standbys}
-        best = max(standbys, key=lambda name: received[name])
+        # Of equals any, so that each instance has its turn.
+        best = max(standbys, key=lambda name: (received[name], random.random()))  # noqa: S311  no secret
         await self.fetch("SELECT pg_promote()", name=best, database="postgres")
         self.primary = best
         for name in standbys:
