@@ -44,12 +44,45 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
 
+##@ Measure
+ROUNDS ?= 7
+SECONDS ?= 2
+bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json
+	@$(BIN)/python -m tests.bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
+
+# What the image carries and nothing else: a tool's libraries would count in the service's start and memory.
+.cache/bench/.goals: requirements/goals.txt $(UV)
+	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .cache/bench
+	@$(UV) pip sync --quiet --python .cache/bench/bin/python --require-hashes --compile-bytecode $<
+	@touch $@
+
+bench-readme: $(VENV)/.dev  ## put the last benchmark's table into README.md
+	@$(BIN)/python -m tests.bench --write README.md
+
 ##@ Browser
 e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
 screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
 	@$(BIN)/python -m tests.e2e.screenshots
+
+##@ Observe
+observability: $(VENV)/.dev observability/node_modules/.made  ## every rule, panel, metric and alert against promtool, Prometheus, Grafana's types and the service
+	@for tool in promtool prometheus; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install prometheus)" >&2; exit 1; }; done
+	$(BIN)/python -m pytest tests/observability $(ARGS)
+	@cat out/observability.json
+	$(BIN)/python -m tests.observability.cost
+
+panels: observability  ## the panels in README anew, from the run's own Prometheus
+	cp out/panels.svg docs/img/panels.svg
+
+slo: $(VENV)/.dev  ## the rules and the dashboards anew from observability/slo.toml and the code
+	@$(BIN)/python -m observability.generate
+
+observability/node_modules/.made: observability/package-lock.json
+	@for tool in node npm; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install nodejs npm)" >&2; exit 1; }; done
+	@cd observability && npm ci --silent
+	@touch $@
 
 ##@ Load test
 SCENARIO ?= seed
@@ -82,8 +115,8 @@ drills-readme: $(VENV)/.dev  ## the README's table and picture of the drills ane
 
 ##@ Clean
 clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
-	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis node_modules uv.lock
-	find services tests alembic loadtest k8s -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
+	find services tests alembic loadtest k8s observability -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -112,4 +145,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock e2e screenshots load load-ui load-test parity drill drills drills-short drills-readme clean help
+.PHONY: up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo drill drills drills-short drills-readme clean help

@@ -173,6 +173,9 @@ class Session:
             return
         if self._verdict is None and self._runner.state in {STATE_SPAWNING, STATE_RUNNING}:
             self._runner.quit()  # a signal has cut the run off: judge what there is
+        if not self._headless:
+            # Workers that rest after a run would not hear that they shall quit, and live on.
+            self.await_workers(self._environment.stop_timeout + _REPORT_WAIT)
         if self._verdict is not None:
             self._environment.process_exit_code = self._verdict.exit_code
         elif self._headless:

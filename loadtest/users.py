@@ -342,6 +342,7 @@ class ScenarioUser(User):
         free: deque[VirtualUser] = deque()
         busy = Group()
         begun = perf_counter()
+        run.recorder.shift(0)  # the run begins, although nobody is at work yet
         try:
             for at in arrivals:
                 due = begun + at

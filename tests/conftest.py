@@ -126,6 +126,14 @@ async def service(settings: Settings, schema: None) -> AsyncIterator[Service]:
 
 
 @pytest.fixture
+def restored_logs() -> Iterator[None]:
+    """Lets a test catch what is logged; afterwards logs go to what is standard output for the others."""
+    yield
+    logs.configure("json")
+    logs.context.set({})
+
+
+@pytest.fixture
 async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
     """The service's own way to an empty table."""
     database = Database(settings)

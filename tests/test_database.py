@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import ssl
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,10 @@ import pytest
 import structlog
 import trustme
 from sqlalchemy import text
-from sqlalchemy.exc import ProgrammingError
 
 from goals import database as module, embedded
 from goals.database import GATE_QUEUE, Database, Gate
-from goals.errors import DatabaseUnavailableError, OverloadedError
+from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
 from tests import tls
 from tests.conftest import until
@@ -113,10 +113,18 @@ async def is_closed(database: Database) -> bool:
 
 
 async def test_a_defect_of_ours_is_not_repeated(database: Database) -> None:
-    with pytest.raises(ProgrammingError):
-        await database.fetch(text("SELEC 1"))
-    with pytest.raises(ProgrammingError):
-        await database.fetch(text("SELEC 1"), repeatable=False)
+    for repeatable in (True, False):
+        with pytest.raises(StatementRefusedError, match="42601"):
+            await database.fetch(text("SELEC 1"), repeatable=repeatable)
+
+
+async def test_a_defect_is_told_without_the_values_that_postgresql_quotes(database: Database) -> None:
+    statement = text("INSERT INTO goals (id, goal_name) VALUES (1, :name), (1, :name)")
+    with pytest.raises(StatementRefusedError, match="23505, constraint goals_pkey") as caught:
+        await database.fetch(statement, {"name": "x" * 40})
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "xxx" not in shown
+    assert "INSERT INTO goals" in shown
 
 
 async def test_a_table_that_is_not_there_yet_is_an_outage(database: Database) -> None:

@@ -23,18 +23,24 @@ from goals.schemas import (
     parse_fields,
     validate,
 )
-from goals.state import State
+from goals.state import Document, State
 
 ROOT = "/api/v1/goals"
 
 
 async def get_goals(request: Request[State]) -> Response:
     query = validate(ListQuery, parse_fields(request.scope["query_string"]))
-    page = await request.state["lists"].get((query.before, query.limit))
-    response = JSON(GoalListOut(goals=[_show(goal) for goal in page.goals]))
+    document = await request.state["lists"].get((query.before, query.limit))
+    return _validated(request, Response(document.body, headers=document.headers, media_type="application/json"))
+
+
+def write_list(limit: int, page: store.Page) -> Document:
+    """Write a list once for all who share its rows."""
+    body = GoalListOut(goals=[_show(goal) for goal in page.goals]).model_dump_json().encode()
+    headers = {"etag": _etag(body)}
     if page.more:
-        response.headers["link"] = f'<{ROOT}?limit={query.limit}&before={page.goals[-1].id}>; rel="next"'
-    return _validated(request, response)
+        headers["link"] = f'<{ROOT}?limit={limit}&before={page.goals[-1].id}>; rel="next"'
+    return Document(body, headers)
 
 
 async def post_goal(request: Request[State]) -> Response:
@@ -53,9 +59,9 @@ async def patch_goal(request: Request[State]) -> Response:
     """Rename a goal; with `If-Match` only while it is still what the client has read (RFC 9110, 13.1.1)."""
     goal_id = _read_id(request)
     body = validate(GoalBody, await read_json(request))
-    expected = request.headers.get("if-match")
+    expected = _field_of(request, "if-match")
     seen = None
-    if expected is not None:
+    if expected not in {None, "*"}:  # "*" asks no more than that there is such a goal
         seen = await store.select_goal(request.state["database"], goal_id)
         if not _matches(_represent(seen).headers["etag"], expected):
             raise GoalChangedError("The goal is not what your If-Match says: read it again.")
@@ -68,7 +74,9 @@ async def delete_goal(request: Request[State]) -> Response:
 
 
 async def get_openapi(request: Request[State]) -> Response:
-    return _validated(request, JSON(DOCUMENT))
+    response = JSON(DOCUMENT)
+    response.headers["etag"] = _etag(response.body)
+    return _validated(request, response)
 
 
 def _read_id(request: Request[State]) -> int:
@@ -77,10 +85,17 @@ def _read_id(request: Request[State]) -> int:
 
 def _read_key(request: Request[State]) -> UUID:
     """The `Idempotency-Key`, bare or as a quoted string (draft-ietf-httpapi-idempotency-key-header)."""
-    given = request.headers.get("idempotency-key")
+    given = _field_of(request, "idempotency-key")
     if given is None:
         return new_key()
-    return validate(KeyHeader, {"Idempotency-Key": given.removeprefix('"').removesuffix('"')}).key
+    bare = given[1:-1] if given[:1] == given[-1:] == '"' else given
+    return validate(KeyHeader, {"Idempotency-Key": bare}).key or new_key()
+
+
+def _field_of(request: Request[State], name: str) -> str | None:
+    """A header field as one value, however many lines it came in (RFC 9110, 5.3)."""
+    lines = request.headers.getlist(name)
+    return ", ".join(lines) if lines else None
 
 
 def _show(goal: Goal) -> GoalOut:
@@ -89,19 +104,19 @@ def _show(goal: Goal) -> GoalOut:
 
 def _represent(goal: Goal, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     response = JSON(_show(goal), status, headers)
-    response.headers["etag"] = _etag(response)
+    response.headers["etag"] = _etag(response.body)
     return response
 
 
-def _etag(response: Response) -> str:
-    return f'"{blake2b(response.body, digest_size=12).hexdigest()}"'
+def _etag(body: bytes | memoryview) -> str:
+    return f'"{blake2b(body, digest_size=12).hexdigest()}"'
 
 
 def _validated(request: Request[State], response: Response) -> Response:
     """Answer 304 where the client has this very representation already (RFC 9110, 13.1.2)."""
-    etag = response.headers.setdefault("etag", _etag(response))
+    etag = response.headers["etag"]
     response.headers["cache-control"] = "no-cache"
-    known = request.headers.get("if-none-match")
+    known = _field_of(request, "if-none-match")
     if known is not None and _matches(etag, known.replace("W/", "")):
         kept = {name: response.headers[name] for name in ("etag", "cache-control", "link") if name in response.headers}
         return Response(status_code=304, headers=kept)

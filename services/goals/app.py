@@ -7,8 +7,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 import structlog
 from hypercorn.asyncio import serve as serve_hypercorn
@@ -23,17 +24,22 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from goals import __version__, api, health, pages, store
+from goals.api import write_list
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.logs import request_writer
-from goals.middleware import REQUEST_DEADLINE, Headers, Limits, Record
+from goals.middleware import REQUEST_DEADLINE, Headers, Limits, Record, Trace
+from goals.pages import draw_page
 from goals.readiness import Readiness
 from goals.reads import SharedReads
 from goals.responses import answer
 from goals.schemas import PAGE_SIZE, Goal
 from goals.settings import Settings
-from goals.state import State
+from goals.state import Document, Listing, State
 from goals.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from goals.traces import Traces
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +81,7 @@ class Application:
         self._settings = settings
         self._operators_port = operators_port
         self._telemetry = Telemetry(__version__)
+        self._traces = _trace(settings)
         headers = Middleware(Headers, hsts=settings.goals_hsts, draining=lambda: self.readiness.draining)
         self.public = Starlette(
             routes=PUBLIC_ROUTES,
@@ -82,7 +89,8 @@ class Application:
             # Outermost first.
             middleware=[
                 headers,
-                Middleware(Record, telemetry=self._telemetry, write=request_writer(settings.goals_log_format)),
+                Middleware(Record, metrics=self._telemetry.requests, write=request_writer(settings.goals_log_format)),
+                *([] if self._traces is None else [Middleware(Trace, tracer=self._traces.tracer)]),
                 Middleware(Limits, hosts=settings.goals_hosts),
             ],
             exception_handlers={GoalsError: _answer_error, HTTPException: _answer_error},
@@ -97,34 +105,51 @@ class Application:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
-        database = Database(self._settings)
+        database = Database(self._settings, self._telemetry.database, self._traces)
 
-        async def load_page(key: tuple[int | None, int | None]) -> tuple[store.Page, store.Total]:
-            return await store.select_page_and_total(database, before=key[0], after=key[1], limit=PAGE_SIZE)
+        async def load_page(key: tuple[int | None, int | None]) -> Listing:
+            before, after = key
+            page, total = await store.select_page_and_total(database, before=before, after=after, limit=PAGE_SIZE)
+            return draw_page(before, after, page, total)
 
-        async def load_list(key: tuple[int | None, int]) -> store.Page:
-            return await store.select_page(database, before=key[0], limit=key[1])
+        async def load_list(key: tuple[int | None, int]) -> Document:
+            before, limit = key
+            return write_list(limit, await store.select_page(database, before=before, limit=limit))
 
         async def load_goal(goal_id: int) -> Goal:
             return await store.select_goal(database, goal_id)
 
-        getting_ready = asyncio.create_task(self._get_ready(database))
+        pages, lists, goals = SharedReads(load_page), SharedReads(load_list), SharedReads(load_goal)
+        self._telemetry.observe_reads(
+            lambda: {
+                "page": (pages.asked, pages.loaded),
+                "list": (lists.asked, lists.loaded),
+                "goal": (goals.asked, goals.loaded),
+            }
+        )
+        tasks = [
+            asyncio.create_task(self._get_ready(database)),
+            asyncio.create_task(self._telemetry.watch_loop()),
+        ]
         try:
             yield State(
                 database=database,
-                pages=SharedReads(load_page),
-                lists=SharedReads(load_list),
-                goals=SharedReads(load_goal),
+                pages=pages,
+                lists=lists,
+                goals=goals,
                 readiness=self.readiness,
                 telemetry=self._telemetry,
                 revision=self._settings.goals_revision,
             )
         finally:
-            getting_ready.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await getting_ready
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             await database.close()
             self._telemetry.close()
+            if self._traces is not None:
+                self._traces.close()
 
     async def _get_ready(self, database: Database) -> None:
         await self.readiness.wait_for_schema(database)
@@ -135,6 +160,17 @@ class Application:
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+
+
+def _trace(settings: Settings) -> "Traces | None":
+    if settings.otel_exporter_otlp_endpoint is None:
+        return None
+    try:
+        from goals.traces import Traces  # noqa: PLC0415  so that without a collector nothing of it is loaded
+    except ModuleNotFoundError as error:
+        remedy = "install the extra goals[otlp], or unset the variable"
+        raise ConfigurationError(f"OTEL_EXPORTER_OTLP_ENDPOINT needs {error.name}: {remedy}") from None
+    return Traces(str(settings.otel_exporter_otlp_endpoint), __version__)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -170,14 +206,7 @@ async def serve(
     listeners = [_listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
     public_port, operators_port = (listener.getsockname()[1] for listener in listeners)
     application = Application(settings, operators_port)
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
-    config.include_server_header = False
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
-    config.graceful_timeout = REQUEST_DEADLINE
-    config.errorlog = logging.getLogger("hypercorn.error")
-
+    config = hypercorn_config(listeners)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     hurrying = asyncio.Event()
@@ -195,6 +224,18 @@ async def serve(
     announce(public_port, operators_port)
     await _wait(server, stopping, hurrying)
     log.info("stopped")
+
+
+def hypercorn_config(listeners: Iterable[socket.socket]) -> Config:
+    """How Hypercorn is run, whatever it serves on `listeners`; it takes them over."""
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    config.include_server_header = False
+    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
+    config.graceful_timeout = REQUEST_DEADLINE
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
 
 
 async def _wait(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event) -> None:

@@ -44,6 +44,10 @@ class OverloadedError(GoalsError):
     """More work waits for the database than can be done in time; nothing was done, try again soon."""
 
 
+class StatementRefusedError(Exception):
+    """PostgreSQL refused one of our statements: a defect of ours. The text has no values, unlike PostgreSQL's own."""
+
+
 class DatabaseUnavailableError(GoalsError):
     """The database did not answer within the retry budget.
 

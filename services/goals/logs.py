@@ -2,9 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Literal
 
 import orjson
@@ -13,15 +14,12 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 LogFormat = Literal["auto", "json", "console"]
 
-request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The request that is being answered; every event logged meanwhile carries it."""
+context: ContextVar[Mapping[str, str]] = ContextVar("context", default=MappingProxyType({}))
+"""The ids of the request that is being answered and of its trace; every event logged meanwhile carries them."""
 
 
-def _add_request_id(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    current = request_id.get()
-    if current is not None:
-        event.setdefault("request_id", current)
-    return event
+def _add_context(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    return {**context.get(), **event}
 
 
 def _is_readable(log_format: LogFormat) -> bool:
@@ -42,7 +40,7 @@ def request_writer(log_format: LogFormat) -> Callable[[dict[str, object]], None]
             "event": "request",
             "level": "info",
             "time": datetime.now(UTC),
-            "request_id": request_id.get(),
+            **context.get(),
             **fields,
         }
         stream.write(orjson.dumps(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
@@ -57,10 +55,13 @@ def configure(log_format: LogFormat) -> None:
     common: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        _add_request_id,
+        _add_context,
     ]
     last: list[Processor] = (
-        [structlog.dev.ConsoleRenderer(timestamp_key="time")]
+        [
+            # The richer traceback shows the values of variables, a goal's text among them.
+            structlog.dev.ConsoleRenderer(timestamp_key="time", exception_formatter=structlog.dev.plain_traceback)
+        ]
         if readable
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(orjson.dumps)]
     )

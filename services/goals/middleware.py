@@ -4,16 +4,19 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from itertools import chain
 
 import structlog
 import uuid_utils
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, format_span_id, format_trace_id
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from goals import logs
 from goals.responses import answer
-from goals.telemetry import Telemetry
+from goals.telemetry import RequestMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -23,11 +26,14 @@ BODY_DEADLINE = 2.0
 """Seconds for a request's body to arrive, whatever trickles in."""
 LONGEST_BODY = 16 * 1024
 LONGEST_TARGET = 2048
+LONGEST_HEADERS = 16 * 1024
+MOST_HEADERS = 100
 
 _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
-_CLOSING = {"connection": "close"}
+_CLOSING = {"connection": "close"}  # what is left of a refused request is not read (RFC 9112, 9.6)
+_trace_context = TraceContextTextMapPropagator()
 
 SECURITY_HEADERS = [
     (
@@ -77,9 +83,9 @@ class Record:
     The id comes from `X-Request-ID` where that is a plain token, so that a gateway's id runs through; it is echoed.
     """
 
-    def __init__(self, app: ASGIApp, *, telemetry: Telemetry, write: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics, write: Callable[[dict[str, object]], None]) -> None:
         self.app = app
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._write = write
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,8 +94,8 @@ class Record:
         started = time.perf_counter()
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid_utils.uuid7())
-        logs.request_id.set(request_id)
-        label = self._telemetry.start_request(scope["method"])
+        logs.context.set({"request_id": request_id})
+        label = self._metrics.start(scope["method"])
         status, size, error = 0, 0, None
 
         async def send_recorded(message: Message) -> None:
@@ -114,15 +120,66 @@ class Record:
             route = getattr(scope.get("route"), "path", None)
             if status >= 500 and error is None:  # noqa: PLR2004  HTTP's own border
                 error = str(status)
-            self._telemetry.end_request(label, scope["http_version"], scope["scheme"], route, status, error, seconds)
+            self._metrics.end(label, scope["http_version"], scope["scheme"], route, status, error, seconds)
             self._write(
                 {"method": label, "route": route, "status": status, "seconds": round(seconds, 6), "bytes": size}
             )
         return None
 
 
+class Trace:
+    """Makes each request a span that goes on with the caller's trace, and tells the caller which one it was.
+
+    The context comes in by `traceparent` and `tracestate` (W3C Trace Context) and goes out by `traceresponse` (W3C
+    Trace Context HTTP Response Headers). The query string stays out of the span.
+    """
+
+    def __init__(self, app: ASGIApp, *, tracer: Tracer) -> None:
+        self.app = app
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        attributes = {
+            "http.request.method": scope["method"],
+            "url.path": scope["path"],
+            "url.scheme": scope["scheme"],
+            "network.protocol.version": scope["http_version"],
+        }
+        with self._tracer.start_as_current_span(
+            scope["method"], _trace_context.extract(carrier), SpanKind.SERVER, attributes
+        ) as span:
+            context = span.get_span_context()
+            trace_id = format_trace_id(context.trace_id)
+            logs.context.set({**logs.context.get(), "trace_id": trace_id})
+            response = f"00-{trace_id}-{format_span_id(context.span_id)}-{context.trace_flags:02x}".encode()
+
+            async def send_traced(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"traceresponse", response))
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:  # noqa: PLR2004  HTTP's own border
+                        span.set_attribute("error.type", str(message["status"]))
+                        span.set_status(Status(StatusCode.ERROR))
+                await send(message)
+
+            try:
+                await self.app(scope, receive, send_traced)
+            except Exception as crash:
+                span.set_attribute("error.type", type(crash).__qualname__)
+                raise
+            finally:
+                route = getattr(scope.get("route"), "path", None)
+                if route is not None:
+                    span.update_name(f"{scope['method']} {route}")
+                    span.set_attribute("http.route", route)
+        return None
+
+
 class Limits:
-    """Refuses what is too long, contradictory, slow, foreign or not meant for us, before any handler runs.
+    """Refuses what is too long, contradictory, slow, foreign or not for us, before any handler runs, and hangs up.
 
     A handler sees a body only once all of it has arrived, within `BODY_DEADLINE` and `LONGEST_BODY`.
     """
@@ -147,16 +204,22 @@ class Limits:
             async with deadline:
                 try:
                     self._check(scope, headers)
-                    if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
-                        receive = await _receive_all(receive, headers)
-                    await self.app(scope, receive, send_noted)
+                    body = await _receive_all(receive, headers) if _has_body(scope, headers) else receive
+                    await self.app(scope, body, send_noted)
                 except HTTPException as refusal:
-                    await answer(scope, refusal)(scope, receive, send)
+                    # Hypercorn waits for ever to hand over what nobody takes (its queue holds ten pieces of a body).
+                    discarding = asyncio.create_task(_discard(receive))
+                    await answer(scope, refusal)(scope, receive, send_noted)
+                    await discarding
                 except ClientDisconnect:
                     pass  # whoever sent half a body is not there to read an answer
         except TimeoutError:
-            if started or not deadline.expired():
+            if not deadline.expired():
                 raise
+            if started:
+                # Half an answer is out: returning now makes Hypercorn close the connection.
+                log.warning("client did not read the answer in time")
+                return None
             late = HTTPException(503, "The request took too long.", {"retry-after": "1", "connection": "close"})
             await answer(scope, late)(scope, receive, send)
         return None
@@ -165,15 +228,21 @@ class Limits:
         if scope["http_version"] not in {"1.0", "1.1", "2"}:
             raise HTTPException(400, "This version of HTTP does not exist.", _CLOSING)
         # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
-        if b"transfer-encoding" in headers and b"content-length" in headers:
-            raise HTTPException(400, "The length of the body is stated in two ways.", _CLOSING)
-        if len(scope["raw_path"]) + len(scope["query_string"]) >= LONGEST_TARGET:
-            raise HTTPException(414, f"The address is longer than {LONGEST_TARGET} bytes.")
+        if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
+            raise HTTPException(400, "The length of the body is stated in a way that cannot be trusted.", _CLOSING)
+        query = scope["query_string"]
+        if len(scope["raw_path"]) + len(query) + bool(query) > LONGEST_TARGET:
+            raise HTTPException(414, f"The address is longer than {LONGEST_TARGET} bytes.", _CLOSING)
+        # Hypercorn's own limit depends on how many bytes happen to arrive at once.
+        if len(scope["headers"]) > MOST_HEADERS or sum(map(len, chain(*scope["headers"]))) > LONGEST_HEADERS:
+            raise HTTPException(
+                431, f"The header has more than {MOST_HEADERS} fields or {LONGEST_HEADERS} bytes.", _CLOSING
+            )
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts and _PORT.sub("", host) not in self._hosts:
-            raise HTTPException(400, "This service does not answer to that host name.")
+            raise HTTPException(400, "This service does not answer to that host name.", _CLOSING)
         if scope["method"] not in _SAFE_METHODS and _is_cross_origin(headers, host):
-            raise HTTPException(403, "This request was made by another site.")
+            raise HTTPException(403, "This request was made by another site.", _CLOSING)
 
 
 def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
@@ -190,9 +259,20 @@ def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
     return origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host
 
 
+def _has_body(scope: Scope, headers: dict[bytes, bytes]) -> bool:
+    if scope["http_version"] == "2":
+        return True  # its frames tell, not its header
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+async def _discard(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _receive_all(receive: Receive, headers: dict[bytes, bytes]) -> Receive:
     too_long = HTTPException(413, f"The body is longer than {LONGEST_BODY} bytes.", _CLOSING)
-    declared = headers.get(b"content-length", b"0")
+    declared = headers.get(b"content-length", b"").lstrip(b"0") or b"0"
     if len(declared) > len(str(LONGEST_BODY)) or int(declared) > LONGEST_BODY:
         raise too_long
     body = bytearray()

@@ -31,16 +31,11 @@ def _header(name: str, description: str) -> dict[str, Any]:
 
 
 def _answer(description: str, schema: str, **headers: str) -> dict[str, Any]:
-    answer: dict[str, Any] = {
+    return {
         "description": description,
+        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in headers.items()},
         "content": {"application/json": {"schema": _reference(schema)}},
     }
-    if headers:
-        answer["headers"] = {
-            name.replace("_", "-"): {"description": text, "schema": {"type": "string"}}
-            for name, text in headers.items()
-        }
-    return answer
 
 
 _PROBLEMS = {
@@ -50,8 +45,10 @@ _PROBLEMS = {
     408: "The body did not arrive in time.",
     412: "The goal is not what `If-Match` says it is.",
     413: "The body is too long.",
+    414: "The address is too long.",
     415: "The body is not JSON in UTF-8.",
     422: "The request is understood and not acceptable; `errors` names every invalid field.",
+    431: "The header is too long.",
     503: "Too much work, or no database: try again after `Retry-After` seconds; the same idempotency key is safe.",
 }
 
@@ -62,12 +59,13 @@ def _problems(*statuses: int) -> dict[str, Any]:
             "description": _PROBLEMS[status],
             "content": {"application/problem+json": {"schema": _reference("Problem")}},
         }
-        for status in statuses
+        for status in sorted(statuses)
     }
 
 
 _BODY = {"required": True, "content": {"application/json": {"schema": _reference("GoalBody")}}}
-_BODY_PROBLEMS = (400, 403, 408, 413, 415, 422, 503)
+_ANY_PROBLEMS = (400, 408, 413, 414, 422, 431, 503)  # a body may come with any method
+_BODY_PROBLEMS = (*_ANY_PROBLEMS, 403, 415)
 _UNCHANGED = {"304": {"description": "It is still the representation named by `If-None-Match`."}}
 _ETAG = "Names this representation, for `If-None-Match` and `If-Match`."
 _IF_NONE_MATCH = _header("If-None-Match", "ETags the client has; 304 is answered where one of them still holds.")
@@ -105,7 +103,7 @@ def _describe() -> dict[str, Any]:
                     "responses": {
                         "200": _answer("A page of goals.", "GoalListOut", ETag=_ETAG, Link="The next page."),
                         **_UNCHANGED,
-                        **_problems(400, 422, 503),
+                        **_problems(*_ANY_PROBLEMS),
                     },
                 },
                 "post": {
@@ -131,7 +129,7 @@ def _describe() -> dict[str, Any]:
                     "responses": {
                         "200": _answer("The goal.", "GoalOut", ETag=_ETAG),
                         **_UNCHANGED,
-                        **_problems(400, 404, 422, 503),
+                        **_problems(404, *_ANY_PROBLEMS),
                     },
                 },
                 "patch": {
@@ -149,7 +147,7 @@ def _describe() -> dict[str, Any]:
                     "summary": "Remove a goal.",
                     "responses": {
                         "204": {"description": "It is gone."},
-                        **_problems(400, 403, 404, 408, 413, 422, 503),
+                        **_problems(403, 404, *_ANY_PROBLEMS),
                     },
                 },
             },

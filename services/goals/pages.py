@@ -18,16 +18,30 @@ from goals.errors import (
     OverloadedError,
 )
 from goals.requests import read_form
-from goals.responses import STATIC, answer, render
+from goals.responses import STATIC, answer, render, show
 from goals.schemas import NAME_LENGTH, Goal, GoalForm, PageQuery, RemovalForm, new_key, parse_fields, validate
-from goals.state import State
+from goals.state import Listing, State
+
+_HOLE = "\0"
+"""Stands in a shared page where each reader's form key goes; PostgreSQL's text cannot hold it, so no name can."""
 
 
 async def get_page(request: Request[State]) -> Response:
     fields = parse_fields(request.scope["query_string"])
     # Other parameters are somebody else's, such as a newsletter's.
     query = validate(PageQuery, {name: fields[name] for name in fields.keys() & PageQuery.model_fields.keys()})
-    return await _render_page(request, query)
+    listings = request.state["pages"]
+    listing = await listings.get((query.before, query.after))
+    if query.after is not None and not listing.page.more:
+        # Nothing newer is left: the first page, whole, is what the reader is after.
+        listing = await listings.get((None, None))
+    return show(b"%b%b%b" % (listing.head, str(new_key()).encode(), listing.tail))
+
+
+def draw_page(before: int | None, after: int | None, page: store.Page, total: store.Total) -> Listing:
+    """Draw a page once for all who share its rows."""
+    head, tail = _render(before, after, page, total, form_key=_HOLE).encode().split(_HOLE.encode())
+    return Listing(page, total, head, tail)
 
 
 async def post_goal(request: Request[State]) -> Response:
@@ -48,7 +62,9 @@ async def post_goal(request: Request[State]) -> Response:
         return answer(request.scope, error, again=fields)
     else:
         return _see_page()
-    return await _render_page(request, PageQuery(), status=422, goal_name=fields.get("goal_name", ""), error=message)
+    first = await request.state["pages"].get((None, None))
+    typed = fields.get("goal_name", "")
+    return show(_render(None, None, first.page, first.total, goal_name=typed, error=message), 422)
 
 
 async def post_removal(request: Request[State]) -> Response:
@@ -73,25 +89,25 @@ def _see_page() -> Response:
     return RedirectResponse("/", 303)
 
 
-async def _render_page(
-    request: Request[State], query: PageQuery, *, status: int = 200, goal_name: str = "", error: str | None = None
-) -> Response:
-    reads = request.state["pages"]
-    page, total = await reads.get((query.before, query.after))
-    if query.after is not None and not page.more:
-        # Nothing newer is left: the first page, whole, is what the reader is after.
-        query = PageQuery()
-        page, total = await reads.get((None, None))
-    older, newer = _neighbours(query, page)
+def _render(
+    before: int | None,
+    after: int | None,
+    page: store.Page,
+    total: store.Total,
+    *,
+    form_key: str | None = None,
+    goal_name: str = "",
+    error: str | None = None,
+) -> str:
+    older, newer = _neighbours(before, after, page)
     return render(
         "goals.html",
-        status,
         goals=page.goals,
         days=[(day, list(goals)) for day, goals in groupby(page.goals, _day)],
         total_text=_describe(total),
         older=older,
         newer=newer,
-        form_key=str(new_key()),
+        form_key=form_key or str(new_key()),
         goal_name=goal_name,
         error=error,
         max_length=NAME_LENGTH,
@@ -102,12 +118,12 @@ def _day(goal: Goal) -> date | None:
     return goal.created_at and goal.created_at.date()
 
 
-def _neighbours(query: PageQuery, page: store.Page) -> tuple[str | None, str | None]:
+def _neighbours(before: int | None, after: int | None, page: store.Page) -> tuple[str | None, str | None]:
     """The addresses of the next older and the next newer page."""
     if not page.goals:
-        return None, None if query.before is None else "/"
-    has_older = page.more if query.after is None else True
-    has_newer = query.before is not None if query.after is None else page.more
+        return None, None if before is None else "/"
+    has_older = page.more if after is None else True
+    has_newer = before is not None if after is None else page.more
     older = f"/?before={page.goals[-1].id}" if has_older else None
     newer = f"/?after={page.goals[0].id}" if has_newer else None
     return older, newer

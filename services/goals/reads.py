@@ -1,6 +1,7 @@
 """Concurrent identical reads share one query, and each still sees everything committed before it was asked."""
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -17,29 +18,38 @@ class SharedReads(Generic[Key, Answer]):
 
     def __init__(self, load: Callable[[Key], Awaitable[Answer]]) -> None:
         self._load = load
-        self._next: dict[Key, asyncio.Future[Answer]] = {}
-        self._drivers: dict[Key, asyncio.Task[None]] = {}
+        self._next: dict[Key, tuple[asyncio.Future[Answer], contextvars.Context]] = {}
+        self._loading: dict[Key, asyncio.Task[None]] = {}
         self.asked = 0
         self.loaded = 0
 
     async def get(self, key: Key) -> Answer:
         self.asked += 1
-        shared = self._next.get(key)
-        if shared is None:
-            shared = self._next[key] = asyncio.get_running_loop().create_future()
-            if key not in self._drivers:
-                self._drivers[key] = asyncio.create_task(self._drive(key))
+        if key in self._next:
+            shared, _ = self._next[key]
+        else:
+            shared = asyncio.get_running_loop().create_future()
+            # What the load logs and traces belongs to the first who asked for it.
+            self._next[key] = shared, contextvars.copy_context()
+            if key not in self._loading:
+                self._start(key)
         # Without the shield, one cancelled request would cancel the answer of its peers.
         return await asyncio.shield(shared)
 
-    async def _drive(self, key: Key) -> None:
-        while (shared := self._next.pop(key, None)) is not None:
-            self.loaded += 1
-            try:
-                answer = await self._load(key)
-            except Exception as error:  # noqa: BLE001  handed to everyone who asked
-                shared.set_exception(error)
-                shared.exception()  # marks it as seen: all who asked may be gone
-            else:
-                shared.set_result(answer)
-        del self._drivers[key]
+    def _start(self, key: Key) -> None:
+        _, context = self._next[key]
+        self._loading[key] = asyncio.create_task(self._answer(key), context=context)
+
+    async def _answer(self, key: Key) -> None:
+        shared, _ = self._next.pop(key)
+        self.loaded += 1
+        try:
+            answer = await self._load(key)
+        except Exception as error:  # noqa: BLE001  handed to everyone who asked
+            shared.set_exception(error)
+            shared.exception()  # marks it as seen: all who asked may be gone
+        else:
+            shared.set_result(answer)
+        del self._loading[key]
+        if key in self._next:
+            self._start(key)

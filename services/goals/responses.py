@@ -60,12 +60,13 @@ _STATUSES: dict[type[GoalsError], HTTPStatus] = {
 _RETRY_LATER = {"retry-after": "1"}
 
 
-def render(
-    template: str, code: int = 200, headers: Mapping[str, str] | None = None, /, **context: object
-) -> HTMLResponse:
-    """Render a page; no page may be stored, for each carries a form key of its own."""
-    body = _environment.get_template(template).render(context)
-    return HTMLResponse(body, code, {"cache-control": "no-store", **(headers or {})})
+def render(template: str, **context: object) -> str:
+    return _environment.get_template(template).render(context)
+
+
+def show(page: str | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> HTMLResponse:
+    """Answer with a page; no page may be stored, for each carries a form key of its own."""
+    return HTMLResponse(page, status, {"cache-control": "no-store", **(headers or {})})
 
 
 class JSON(Response):
@@ -97,8 +98,8 @@ def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = 
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             detail = "The service failed. The failure has been logged; nothing is known about what you sent."
     if not scope["path"].startswith("/api/"):
-        shown = {"title": status.phrase, "status": status.value, "detail": detail, "again": again}
-        return render("error.html", status, headers, **shown)
+        page = render("error.html", title=status.phrase, status=status.value, detail=detail, again=again)
+        return show(page, status, headers)
     problem = Problem(
         type="about:blank",
         title=status.phrase,
@@ -108,4 +109,4 @@ def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = 
         errors=[InvalidField(field=field, message=message) for field, message in fields.items()] or None,
     )
     body = problem.model_dump_json(exclude_none=True)
-    return Response(body, status, headers, media_type="application/problem+json")
+    return Response(body, status, {"cache-control": "no-store", **headers}, media_type="application/problem+json")

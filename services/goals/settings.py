@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, HttpUrl, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from goals.errors import ConfigurationError
@@ -46,6 +46,9 @@ class Settings(BaseSettings):
     )
     goals_log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`json` lines, `console` for people; `auto` is `console` on a terminal"
+    )
+    otel_exporter_otlp_endpoint: HttpUrl | None = Field(
+        None, description="Base URL of a trace collector (OTLP over HTTP); unset means no traces; needs `goals[otlp]`"
     )
     goals_revision: str = Field("unknown", description="Commit the build came from, shown by `/version`")
 

@@ -1,103 +1,256 @@
-"""What the service measures of itself, by the OpenTelemetry API, shown in Prometheus's formats."""
+"""What the service measures of itself, by the OpenTelemetry API, shown in Prometheus's formats.
+
+Names, units and attributes follow the semantic conventions for HTTP and database metrics (v1.44). A record costs its
+request microseconds, so attributes are built once, and whatever can be a plain integer is one, read at each scrape.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-# The semantic convention's bounds. Floats: printed as "1.0" they are the same label in Prometheus 2 and 3.
-_DURATION_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-_KNOWN_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+# Floats: printed as "1.0" they are the same label in Prometheus 2 and 3. The first two are the conventions' own.
+REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Buckets of a request's duration in seconds; the latency objective must be one of them to be counted exactly."""
+_DATABASE_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+_DELAY_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+# What our routes know. The convention lets a service narrow its list, and each method more is a set of series more.
+_METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
+_VERSIONS = frozenset({"1.0", "1.1", "2"})
 _SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
+_LOOP_PERIOD = 0.5
 
 Attributes = dict[str, str | int]
 
 
-class Telemetry:
-    """The instruments and their exposition; one for each application, nothing global.
+class Pool(NamedTuple):
+    """Connections at this moment, how many there may be, and how many statements wait for one."""
 
-    HTTP follows OpenTelemetry's semantic conventions for HTTP metrics; `add_goal_requests_total`,
-    `remove_goal_requests_total` and `http_requests_total{path}` keep the names and the meaning that dashboards made
-    for the seed expect: successes only, four paths.
+    used: int
+    idle: int
+    size: int
+    waiting: int
+
+
+class RequestMetrics:
+    """Requests of the public port.
+
+    `add_goal_requests_total`, `remove_goal_requests_total` and `http_requests_total{path}` keep the names and the
+    meaning that dashboards made for the seed expect: successes only, four paths.
     """
 
-    def __init__(self, version: str) -> None:
-        self.registry = CollectorRegistry()
-        reader = PrometheusMetricReader(scope_info_enabled=False, registry=self.registry)
-        resource = Resource.create({"service.name": "goals", "service.version": version})
-        self._provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
-        for collector in (ProcessCollector, GCCollector, PlatformCollector):
-            collector(registry=self.registry)
-        meter = self._provider.get_meter("goals", version)
-        self._duration = meter.create_histogram(
-            "http.server.request.duration",
-            unit="s",
-            description="Duration of HTTP server requests.",
-            explicit_bucket_boundaries_advisory=_DURATION_BOUNDS,
+    def __init__(self, meter: Meter) -> None:
+        self._duration = _histogram(
+            meter, "http.server.request.duration", "Duration of HTTP server requests.", REQUEST_BOUNDS
         )
-        # Observed at each scrape: adding up and down at every request would cost more than the rest of this class.
-        self.active: dict[str, int] = {}
+        self._attributes: dict[tuple[str, str, str, str | None, int, str | None], Attributes] = {}
+        self._active = dict.fromkeys([*_METHODS, "_OTHER"], 0)
         meter.create_observable_up_down_counter(
             "http.server.active_requests",
             callbacks=[self._observe_active],
             unit="{request}",
             description="Number of active HTTP server requests.",
         )
-        # Counted as plain integers, observed at each scrape; zero from the start, or rate() would miss the first event.
+        # Zero from the start, or rate() would miss the first event.
         self._successes = dict.fromkeys(_SEED_PATHS, 0)
-        meter.create_observable_counter(
+        _counter(
+            meter,
             "http_requests",
-            callbacks=[lambda _: [Observation(count, {"path": path}) for path, count in self._successes.items()]],
-            description="Successful requests by path.",
+            "Successful requests by path.",
+            lambda: [(count, {"path": path}) for path, count in self._successes.items()],
         )
-        meter.create_observable_counter(
-            "add_goal_requests",
-            callbacks=[lambda _: [Observation(self._successes["/add_goal"])]],
-            description="Goals added by the page.",
+        _counter(meter, "add_goal_requests", "Goals added by the page.", lambda: [(self._successes["/add_goal"], {})])
+        _counter(
+            meter, "remove_goal_requests", "Goals removed by the page.", lambda: [(self._successes["/remove_goal"], {})]
         )
-        meter.create_observable_counter(
-            "remove_goal_requests",
-            callbacks=[lambda _: [Observation(self._successes["/remove_goal"])]],
-            description="Goals removed by the page.",
-        )
-        self._attributes: dict[tuple[str, str, str, str | None, int, str | None], Attributes] = {}
 
-    def _observe_active(self, _options: CallbackOptions) -> list[Observation]:
-        return [
-            Observation(count, {"http.request.method": method, "url.scheme": "http"})
-            for method, count in self.active.items()
-        ]
+    def _observe_active(self, _options: CallbackOptions) -> Iterable[Observation]:
+        for method, count in self._active.items():
+            yield Observation(count, {"http.request.method": method, "url.scheme": "http"})
 
-    def start_request(self, method: str) -> str:
-        """Count an active request and return its method as a label: `_OTHER` for one that HTTP does not know."""
-        label = method if method in _KNOWN_METHODS else "_OTHER"
-        self.active[label] = self.active.get(label, 0) + 1
+    def start(self, method: str) -> str:
+        """Count an active request and return its method as a label: `_OTHER` for one that no route has."""
+        label = method if method in _METHODS else "_OTHER"
+        self._active[label] += 1
         return label
 
-    def end_request(
+    def end(
         self, label: str, version: str, scheme: str, route: str | None, status: int, error: str | None, seconds: float
     ) -> None:
-        """Record one request; `route` is the template, None where no route matched, so that nobody can make series."""
-        self.active[label] -= 1
+        """Record one request.
+
+        `route` is the template, None where no route matched, so that nobody can make series. `status` is 0 where the
+        client left before an answer. `error` is the class of what crashed, or the text of a status from 500 on.
+        """
+        self._active[label] -= 1
         key = (label, version, scheme, route, status, error)
         attributes = self._attributes.get(key)
         if attributes is None:
-            attributes = {
-                "http.request.method": label,
-                "url.scheme": scheme,
-                "network.protocol.version": version,
-                "http.response.status_code": status,
-            }
-            if route is not None:
-                attributes["http.route"] = route
+            attributes = self._attributes[key] = _describe_request(*key)
+        self._duration.record(seconds, attributes)
+        if route in self._successes and 200 <= status < 400:  # noqa: PLR2004  HTTP's own borders of success
+            self._successes[route] += 1
+
+
+def _describe_request(
+    label: str, version: str, scheme: str, route: str | None, status: int, error: str | None
+) -> Attributes:
+    attributes: Attributes = {"http.request.method": label, "url.scheme": scheme}
+    if version in _VERSIONS:
+        attributes["network.protocol.version"] = version
+    if status:
+        attributes["http.response.status_code"] = status
+    if route is not None and status != 405:  # noqa: PLR2004  the path matched but the method did not: no route did
+        attributes["http.route"] = route
+    if error is not None:
+        attributes["error.type"] = error
+    return attributes
+
+
+class DatabaseMetrics:
+    """Statements and connections of the one pool, which has the service's name."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._pool: Attributes = {"db.client.connection.pool.name": "goals"}
+        self._operation = _histogram(
+            meter, "db.client.operation.duration", "Duration of database client operations.", _DATABASE_BOUNDS
+        )
+        self._attributes: dict[tuple[str, str, str | None, str | None], Attributes] = {}
+        self._wait, self._use, self._create = (
+            _histogram(meter, f"db.client.connection.{name}", description, _DATABASE_BOUNDS)
+            for name, description in (
+                ("wait_time", "The time it took to obtain an open connection from the pool, its queue included."),
+                ("use_time", "The time between borrowing a connection and returning it to the pool."),
+                ("create_time", "The time it took to create a new connection."),
+            )
+        )
+
+    def record_statement(
+        self, namespace: str, operation: str, collection: str | None, error: str | None, seconds: float
+    ) -> None:
+        """Record one attempt; `error` is the SQLSTATE, or the class of an error that never reached the server."""
+        key = (namespace, operation, collection, error)
+        attributes = self._attributes.get(key)
+        if attributes is None:
+            attributes = {"db.system.name": "postgresql", "db.namespace": namespace, "db.operation.name": operation}
+            if collection is not None:
+                attributes["db.collection.name"] = collection
             if error is not None:
                 attributes["error.type"] = error
             self._attributes[key] = attributes
-        self._duration.record(seconds, attributes)
-        if status < 400 and route in self._successes:  # noqa: PLR2004  HTTP's own border of success
-            self._successes[route] += 1
+        self._operation.record(seconds, attributes)
+
+    def record_wait(self, seconds: float) -> None:
+        self._wait.record(seconds, self._pool)
+
+    def record_use(self, seconds: float) -> None:
+        self._use.record(seconds, self._pool)
+
+    def record_creation(self, seconds: float) -> None:
+        self._create.record(seconds, self._pool)
+
+    def observe_pool(self, look: Callable[[], Pool]) -> None:
+        """Let each scrape ask `look` for the state of the pool."""
+
+        def observe_connections(_options: CallbackOptions) -> Iterable[Observation]:
+            pool = look()
+            yield Observation(pool.used, {**self._pool, "db.client.connection.state": "used"})
+            yield Observation(pool.idle, {**self._pool, "db.client.connection.state": "idle"})
+
+        for name, unit, description, observe in (
+            (
+                "count",
+                "{connection}",
+                "The number of connections that are currently in the state described by the state attribute.",
+                observe_connections,
+            ),
+            (
+                "max",
+                "{connection}",
+                "The maximum number of open connections allowed.",
+                lambda _: [Observation(look().size, self._pool)],
+            ),
+            (
+                "pending_requests",
+                "{request}",
+                "The number of current pending requests for an open connection.",
+                lambda _: [Observation(look().waiting, self._pool)],
+            ),
+        ):
+            self._meter.create_observable_up_down_counter(
+                f"db.client.connection.{name}", callbacks=[observe], unit=unit, description=description
+            )
+
+    def observe_gate(self, rejections: Mapping[str, int]) -> None:
+        """Let each scrape read how many statements were refused before they had a connection, by reason."""
+        _counter(
+            self._meter,
+            "goals.gate.rejections",
+            "Statements refused before they had a connection: queue full, or no turn in time (slow, down).",
+            lambda: [(count, {"reason": reason}) for reason, count in rejections.items()],
+        )
+        _counter(
+            self._meter,
+            "db.client.connection.timeouts",
+            "The number of connection timeouts that have occurred trying to obtain a connection from the pool.",
+            lambda: [(rejections["slow"] + rejections["down"], self._pool)],
+        )
+
+
+class Telemetry:
+    """The instruments and their exposition; one for each application, nothing global."""
+
+    def __init__(self, version: str) -> None:
+        self.registry = CollectorRegistry()
+        reader = PrometheusMetricReader(scope_info_enabled=False, registry=self.registry)
+        self._provider = MeterProvider(
+            [reader],
+            resource=Resource.create({"service.name": "goals", "service.version": version}),
+            exemplar_filter=AlwaysOffExemplarFilter(),  # the exporter would drop them
+            shutdown_on_exit=False,
+        )
+        for collector in (ProcessCollector, GCCollector, PlatformCollector):
+            collector(registry=self.registry)
+        self._meter = self._provider.get_meter("goals", version)
+        self.requests = RequestMetrics(self._meter)
+        self.database = DatabaseMetrics(self._meter)
+        self._delay = _histogram(
+            self._meter,
+            "goals.eventloop.delay",
+            "How much later than asked the event loop woke a sleeper.",
+            _DELAY_BOUNDS,
+        )
+
+    def observe_reads(self, look: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
+        """Let each scrape ask how many reads of each kind were asked for, and how many loads served them."""
+        _counter(
+            self._meter,
+            "goals.reads",
+            "Reads asked for, by kind.",
+            lambda: [(asked, {"kind": kind}) for kind, (asked, _) in look().items()],
+        )
+        _counter(
+            self._meter,
+            "goals.loads",
+            "Statements that served the reads: concurrent reads of the same kind and key share one.",
+            lambda: [(loaded, {"kind": kind}) for kind, (_, loaded) in look().items()],
+        )
+
+    async def watch_loop(self) -> None:
+        """Measure, until cancelled, how late the event loop is: the saturation of a service that is one thread."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + _LOOP_PERIOD
+            await asyncio.sleep(_LOOP_PERIOD)
+            self._delay.record(max(0.0, loop.time() - due))
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that `Accept` asks for (text or OpenMetrics), and its content type."""
@@ -106,3 +259,16 @@ class Telemetry:
 
     def close(self) -> None:
         self._provider.shutdown()
+
+
+def _histogram(meter: Meter, name: str, description: str, bounds: tuple[float, ...]) -> Histogram:
+    return meter.create_histogram(name, unit="s", description=description, explicit_bucket_boundaries_advisory=bounds)
+
+
+def _counter(meter: Meter, name: str, description: str, look: Callable[[], Iterable[tuple[int, Attributes]]]) -> None:
+    """A counter that `look` keeps in plain integers."""
+    meter.create_observable_counter(
+        name,
+        callbacks=[lambda _: [Observation(count, attributes) for count, attributes in look()]],
+        description=description,
+    )

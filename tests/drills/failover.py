@@ -49,8 +49,8 @@ async def _kill_again_and_again(drill: Drill, stage: Stage, load: Load) -> Case:
         lost, killed_at = cluster.primary, time.time()
         await cluster.kill(lost)
         await asyncio.sleep(drill.random.uniform(0, 1.2))  # until somebody notices
-        promoted_at = time.time()
         promoted = await cluster.promote()
+        promoted_at = time.time()
         stage.database.lead_to([cluster.port])
         case.marks.append(Mark(killed_at, "kill", promoted_at))
         drill.say(f"{len(case.marks)}: {lost} killed, {promoted} promoted after {promoted_at - killed_at:.2f} s")
@@ -75,8 +75,8 @@ async def _switch_over(drill: Drill, stage: Stage) -> Case:
     for _ in range(1 if drill.short else 3):
         old, asked_at = cluster.primary, time.time()
         await cluster.stop(old)
-        promoted_at = time.time()
         await cluster.promote()
+        promoted_at = time.time()
         stage.database.lead_to([cluster.port])
         case.marks.append(Mark(asked_at, "switchover", promoted_at))
         await cluster.rejoin(old, rewind=False)
@@ -97,8 +97,8 @@ async def _lose_for_long(drill: Drill, stage: Stage) -> Case:
     case.check("status in the outage", answer.status_code, "=", 503)
     case.check("Retry-After in the outage, s", float(answer.headers.get("retry-after", 0)), ">", 0)
     await asyncio.sleep(max(killed_at + seconds - time.time(), 0))
-    promoted_at = time.time()
     await cluster.promote()
+    promoted_at = time.time()
     stage.database.lead_to([cluster.port])
     case.marks.append(Mark(killed_at, "kill", promoted_at))
     await cluster.rejoin(lost)
@@ -118,7 +118,7 @@ def _judge(case: Case, attempts: list[Attempt]) -> None:
         last = max((write.ended for write in writes if write.ended < mark.until), default=case.began)
         flows.append(first - mark.until)
         outages.append(first - last)
-    case.check("longest time from the promotion's begin to a write, s", max(flows), "<", _FLOW)
+    case.check("longest time from a promotion to a write, s", max(flows), "<", _FLOW)
     case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
     if case.name == "long outage":
         case.check("errors shown", figures.errors, ">", 0)

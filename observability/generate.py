@@ -1,0 +1,64 @@
+"""Write what `slo.toml` and the code say: the rules, the PrometheusRule and the dashboards."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from observability import dashboards, rules, slo
+
+HERE = Path(__file__).parent
+HEADER = "# Generated from slo.toml and rules.py by `make slo`; do not edit.\n"
+
+
+def render(objectives: slo.Objectives) -> dict[Path, str]:
+    """Every generated file, by its path relative to this folder."""
+    groups = rules.build_groups(objectives)
+    custom_resource = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "goals", "labels": {"release": "kube-prometheus-stack"}},
+        "spec": {"groups": groups},
+    }
+    files = {
+        Path("goals.rules.yaml"): HEADER + _dump({"groups": groups}),
+        Path("prometheusrule.yaml"): HEADER + _dump(custom_resource),
+    }
+    for dashboard in dashboards.build(objectives):
+        files[Path("dashboards", f"{dashboard['uid']}.json")] = json.dumps(dashboard, indent=2) + "\n"
+    return files
+
+
+class _Dumper(yaml.SafeDumper):
+    """Repeats itself rather than use anchors, and keeps expressions of several lines readable."""
+
+    def ignore_aliases(self, _data: object) -> bool:
+        return True
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
+
+
+def _dump(data: dict[str, Any]) -> str:
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=120)
+
+
+def main() -> int:
+    try:
+        files = render(slo.read())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for path, text in files.items():
+        (HERE / path).write_text(text, encoding="utf-8")
+        print(f"observability/{path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The recording and alerting rules, made from the objectives and from what the service measures."""
+
+from typing import Any
+
+from observability.slo import Objectives
+
+Rule = dict[str, Any]
+
+JOB = 'job="goals"'
+DURATION = "http_server_request_duration_seconds"
+STATEMENTS = "db_client_operation_duration_seconds_count"
+
+
+def build_groups(objectives: Objectives) -> list[dict[str, Any]]:
+    """Every group of rules, for a rules file and for a PrometheusRule alike."""
+    return [
+        {"name": "goals-sli", "rules": [*_record_indicators(objectives)]},
+        {"name": "goals-budget", "rules": [*_alert_on_budgets(objectives)]},
+        {"name": "goals-symptoms", "rules": _alert_on_symptoms(objectives.links.runbooks)},
+    ]
+
+
+def budget_text(objective: float) -> str:
+    """The error budget without binary dust: 0.001 for 0.999."""
+    return f"{1 - objective:.6g}"
+
+
+def _record_indicators(objectives: Objectives) -> list[Rule]:
+    routes = "|".join(objectives.requests.excluded_routes)
+    valid = f'{JOB},http_route!~"{routes}"'
+    total = f'{DURATION}_count{{{valid},http_response_status_code=~"[235].."}}'
+    failed = f'{DURATION}_count{{{valid},http_response_status_code=~"5.."}}'
+    served = f'{DURATION}_count{{{valid},http_response_status_code=~"[23].."}}'
+    threshold = f'le="{objectives.latency.threshold_seconds}"'
+    fast = f'{DURATION}_bucket{{{valid},http_response_status_code=~"[23]..",{threshold}}}'
+    rules: list[Rule] = [{"record": "goals:http_requests:rate1h", "expr": f"sum(rate({total}[1h]))"}]
+    for name, objective in (
+        ("availability", objectives.availability.objective),
+        ("latency", objectives.latency.objective),
+    ):
+        rules.append(
+            {"record": "goals:slo:error_budget", "expr": f"vector({budget_text(objective)})", "labels": {"slo": name}}
+        )
+    for window in objectives.windows:
+        # No 5xx has a series before the first one: without `or vector(0)` a perfect service would have no ratio.
+        availability = f"(sum(rate({failed}[{window}])) or vector(0)) / sum(rate({total}[{window}]))"
+        latency = f"1 - sum(rate({fast}[{window}])) / sum(rate({served}[{window}]))"
+        for name, ratio in (("availability", availability), ("latency", latency)):
+            rules.append({"record": f"goals:sli_error:ratio_rate{window}", "expr": ratio, "labels": {"slo": name}})
+    return rules
+
+
+def _alert_on_budgets(objectives: Objectives) -> list[Rule]:
+    guard = f"and on() goals:http_requests:rate1h > {objectives.requests.least_per_second:g}"
+    rules = []
+    for name, objective, promise in (
+        ("availability", objectives.availability.objective, "were answered by a 5xx"),
+        (
+            "latency",
+            objectives.latency.objective,
+            f"took longer than {objectives.latency.threshold_seconds * 1000:g} ms",
+        ),
+    ):
+        for burn in objectives.burn:
+            limit = f"{burn.rate * (1 - objective):.6g}"
+            ratios = [f'goals:sli_error:ratio_rate{window}{{slo="{name}"}}' for window in (burn.long, burn.short)]
+            rules.append(
+                _alert(
+                    f"Goals{name.title()}BudgetBurn",
+                    "\n".join([f"{ratios[0]} > {limit}", f"and {ratios[1]} > {limit}", guard]),
+                    burn.for_,
+                    burn.severity,
+                    f"The {name} budget of goals burns {burn.rate:g} times too fast",
+                    f"{{{{ $value | humanizePercentage }}}} of the requests of the last {burn.long} {promise};"
+                    f" {budget_text(objective)} of them may. The last {burn.short} were as bad.",
+                    objectives.links.runbooks,
+                    {"long": burn.long, "short": burn.short},
+                )
+            )
+    return rules
+
+
+def _alert_on_symptoms(runbooks: str) -> list[Rule]:
+    by_class = f'{DURATION}_count{{{JOB},error_type!="",error_type!~"5.."}}'
+    used = f'db_client_connection_count{{{JOB},db_client_connection_state="used"}}'
+    delays = f"goals_eventloop_delay_seconds_bucket{{{JOB}}}"
+    return [
+        _alert(name, expr, lasting, severity, summary, description, runbooks)
+        for name, expr, lasting, severity, summary, description in (
+            (
+                "GoalsAbsent",
+                f"absent(up{{{JOB}}} == 1)",
+                "5m",
+                "critical",
+                "No instance of goals answers Prometheus",
+                "Either all are down, or Prometheus does not find them. Users most likely see errors.",
+            ),
+            (
+                "GoalsInstanceDown",
+                f"up{{{JOB}}} == 0",
+                "10m",
+                "warning",
+                "{{ $labels.instance }} does not answer Prometheus",
+                "The other instances carry its share.",
+            ),
+            (
+                "GoalsUnhandledExceptions",
+                f"sum by (http_route, error_type) (increase({by_class}[15m])) > 5",
+                None,
+                "warning",
+                "{{ $labels.error_type }} crashes requests to {{ $labels.http_route }}",
+                "{{ $value | humanize }} requests in 15 minutes ended in an exception that nothing expected: a defect.",
+            ),
+            (
+                "GoalsDatabaseErrors",
+                f'sum(rate({STATEMENTS}{{{JOB},error_type!=""}}[5m])) / sum(rate({STATEMENTS}{{{JOB}}}[5m])) > 0.05',
+                "10m",
+                "warning",
+                "{{ $value | humanizePercentage }} of the SQL statements fail",
+                "Retries hide some of it from users, at the price of slower answers.",
+            ),
+            (
+                "GoalsPoolTimeouts",
+                f"sum(increase(db_client_connection_timeouts_total{{{JOB}}}[5m])) > 0",
+                "5m",
+                "critical",
+                "Requests give up waiting for a connection to PostgreSQL",
+                "Each of them is answered by a 503: PostgreSQL is slower than requests come, or it is away.",
+            ),
+            (
+                "GoalsRequestsRefused",
+                f'sum(increase(goals_gate_rejections_total{{{JOB},reason="full"}}[5m])) > 0',
+                "5m",
+                "critical",
+                "Requests are refused because the queue for PostgreSQL is full",
+                "Each of them is answered by a 503 at once, so that the others are served in time.",
+            ),
+            (
+                "GoalsPoolSaturated",
+                f"sum by (instance) ({used}) / sum by (instance) (db_client_connection_max{{{JOB}}}) > 0.9",
+                "10m",
+                "warning",
+                "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its connections",
+                "Requests queue for a connection; if it goes on, they will be refused.",
+            ),
+            (
+                "GoalsEventLoopBlocked",
+                f"histogram_quantile(0.99, sum by (instance, le) (rate({delays}[5m]))) > 0.25",
+                "10m",
+                "warning",
+                "The event loop of {{ $labels.instance }} is {{ $value | humanizeDuration }} late",
+                "The process wants more CPU than it has, or something blocks it: every request waits that long.",
+            ),
+            (
+                "GoalsRestarting",
+                f"changes(process_start_time_seconds{{{JOB}}}[30m]) > 3",
+                None,
+                "warning",
+                "{{ $labels.instance }} restarted {{ $value }} times in 30 minutes",
+                "It crashes, is killed, or fails its liveness probe.",
+            ),
+            (
+                "GoalsFileDescriptors",
+                f"process_open_fds{{{JOB}}} / process_max_fds{{{JOB}}} > 0.8",
+                "10m",
+                "warning",
+                "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its file descriptors",
+                "At the limit it accepts no connection any more.",
+            ),
+            (
+                "GoalsCardinality",
+                f"scrape_samples_scraped{{{JOB}}} > 5000",
+                "30m",
+                "warning",
+                "{{ $labels.instance }} exposes {{ $value }} samples",
+                "Some label takes values without a bound; Prometheus pays for each of them.",
+            ),
+        )
+    ]
+
+
+def _alert(
+    name: str,
+    expr: str,
+    lasting: str | None,
+    severity: str,
+    summary: str,
+    description: str,
+    runbooks: str,
+    labels: dict[str, str] | None = None,
+) -> Rule:
+    return {
+        "alert": name,
+        "expr": expr,
+        **({"for": lasting} if lasting else {}),
+        "labels": {"severity": severity, "service": "goals", **(labels or {})},
+        "annotations": {"summary": summary, "description": description, "runbook_url": f"{runbooks}/{name}.md"},
+    }

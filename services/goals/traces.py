@@ -1,0 +1,65 @@
+"""Spans of requests and statements for a collector; imported only where one is configured."""
+
+import logging
+import threading
+import time
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode
+
+CLOSE_TIMEOUT = 2.0
+"""Seconds that the last spans have at the stop; a collector that is away would hold it for longer."""
+
+
+# One line for each batch that is lost, none for each try to send it.
+logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.ERROR)
+
+
+class Traces:
+    """Sends spans over OTLP (HTTP, protobuf), in batches and from a thread of its own: no request waits for it.
+
+    `endpoint` is the collector's base URL. Headers, certificates, timeouts and the sampler are read by OpenTelemetry
+    from its own variables (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, …).
+    """
+
+    def __init__(self, endpoint: str, version: str) -> None:
+        resource = Resource.create({"service.name": "goals", "service.version": version})
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self.tracer = self._provider.get_tracer("goals", version)
+
+    def record_statement(
+        self, namespace: str, operation: str, collection: str | None, error: str | None, seconds: float, text: str
+    ) -> None:
+        """Add the span of a statement that has just ended; `text` has placeholders where the values were."""
+        attributes = {
+            "db.system.name": "postgresql",
+            "db.namespace": namespace,
+            "db.operation.name": operation,
+            "db.query.text": text,
+        }
+        if collection is not None:
+            attributes["db.collection.name"] = collection
+        ended = time.time_ns()
+        span = self.tracer.start_span(
+            operation if collection is None else f"{operation} {collection}",
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            start_time=ended - round(seconds * 1e9),
+        )
+        if error is not None:
+            span.set_attribute("error.type", error)
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(ended)
+
+    def close(self) -> None:
+        """Send what is left, within `CLOSE_TIMEOUT`; after that the exporter's thread ends with the process."""
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(CLOSE_TIMEOUT)
+        if closing.is_alive():
+            self._exporter.shutdown()  # type: ignore[no-untyped-call]  # the library's own omission

@@ -1,0 +1,52 @@
+"""Databases of four sizes, and an empty one to write to, side by side in an embedded server with its usual settings."""
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+
+from goals import embedded
+from goals.settings import Settings
+
+SIZES = (10, 1_000, 100_000, 1_000_000)
+WRITES = "goals_writes"
+
+# Ten goals a day, the last one today, as if people had written them.
+_FILL = """
+INSERT INTO goals (goal_name, created_at)
+SELECT 'Read book number ' || number || ' of my list', now() - ($1 - number) * interval '2.4 hours'
+FROM generate_series(1, $1) AS number
+"""
+
+
+def name(size: int) -> str:
+    """The name of the database with `size` goals."""
+    return f"goals_{size}"
+
+
+@contextlib.contextmanager
+def run() -> Iterator[Path]:
+    """Run the server and yield the folder of its socket."""
+    with tempfile.TemporaryDirectory(prefix="goals-bench-") as folder, embedded.run(Path(folder)) as socket:
+        settings = Settings().model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})
+        command.upgrade(Config("alembic.ini", attributes={"settings": settings}), "head")
+        asyncio.run(_fill(str(socket)))
+        yield socket
+
+
+async def _fill(socket: str) -> None:
+    superuser = await asyncpg.connect(host=socket, user="postgres", database="postgres")
+    for database in (WRITES, *map(name, SIZES)):
+        await superuser.execute(f"CREATE DATABASE {database} OWNER goals_user TEMPLATE goals_database")
+    await superuser.close()
+    for size in SIZES:
+        owner = await asyncpg.connect(host=socket, user="goals_user", database=name(size))
+        await owner.execute(_FILL, size)
+        # What autovacuum does within a minute.
+        await owner.execute("VACUUM (ANALYZE) goals")
+        await owner.close()

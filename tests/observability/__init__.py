@@ -1,0 +1,1 @@
+"""What needs Prometheus's and Grafana's own tools: run by `make observability`."""

@@ -1,0 +1,81 @@
+"""The benchmark's tables, and what it says where it cannot measure; its figures are no matter for a test."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench import report, wrk
+from tests.bench.__main__ import main
+from tests.bench.databases import SIZES
+
+
+def run(rate: float, cpu: float) -> report.Run:
+    """One second at `rate` requests, each of which takes `cpu` microseconds."""
+    return report.Run(requests=round(rate), seconds=1, p50=0.01, p99=0.02, cpu_seconds=rate * cpu / 1e6)
+
+
+@pytest.fixture
+def figures() -> report.Figures:
+    names = [report.HEALTH, report.POST, *map(report.page_of, SIZES), *map(report.list_of, SIZES)]
+    pairs = [
+        report.Pair(bare=run(6000, 150), service=run(3000, 300)),
+        report.Pair(bare=run(5000, 160), service=run(3500, 240)),
+        report.Pair(bare=run(5000, 150), service=run(3000, 270)),
+    ]
+    return report.Figures(
+        machine=report.Machine(processors=2, load=0.1, system="Linux", python="3", hypercorn="0", postgresql="18"),
+        rounds=3,
+        seconds=1,
+        connections=64,
+        comparisons=[report.Comparison(name=name, pairs=pairs) for name in names],
+        seconds_to_first_answer=[0.4, 0.6, 0.5],
+        memory=[report.Memory(requests=10_100, rss=80_000_000), report.Memory(requests=100_200, rss=82_000_000)],
+    )
+
+
+def test_each_request_is_compared_with_the_bare_run_before_it(figures: report.Figures) -> None:
+    table = report.draw(figures)
+    assert (
+        "| GET / of 10 | 3,000 [3,000-3,500] | 0.60 [0.50-0.70] | 270 [240-300] | 1.80 [1.50-2.00] | 10.0 | 20.0 |"
+        in table
+    )
+    assert "| CPU of `GET /` of 10, times bare | ≤ 2.0 | 1.80 [1.50-2.00] |" in table
+    assert "| process start to first 200 of `GET /`, s | ≤ 0.8 | 0.50 [0.40-0.60] |" in table
+    assert "| RSS after 100,200 requests, of that | ≤ 1.05 | 1.025 |" in table
+
+
+def test_the_table_goes_between_the_markers_and_nowhere_else(figures: report.Figures, tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", encoding="utf-8")
+    report.save(figures, tmp_path / "bench.json")
+    report.write(report.read(tmp_path / "bench.json"), document)
+    assert document.read_text(encoding="utf-8") == (
+        f"before\n{report.BEGIN}\n{report.draw(figures)}\n{report.END}\nafter\n"
+    )
+
+
+def test_a_document_without_markers_is_refused(figures: report.Figures, tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text("nothing here\n", encoding="utf-8")
+    with pytest.raises(wrk.MeasurementError, match="no place for the table"):
+        report.write(figures, document)
+
+
+def test_without_figures_there_is_no_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--write", "README.md"]) == 1
+    assert capsys.readouterr().err == "error: out/bench.json is missing or of another version: run `make bench` first\n"
+
+
+def test_without_wrk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert main(["--rounds", "1"]) == 1
+    assert "apt-get install wrk" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rounds", ["0", "-1", "many"])
+def test_a_number_of_rounds_that_measures_nothing_is_refused(rounds: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["--rounds", rounds])

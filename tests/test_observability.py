@@ -1,0 +1,100 @@
+"""The objectives' file and what is made from it: rules, dashboards, and a runbook for each alert."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from observability import generate, slo
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "observability"
+RUNBOOKS = ROOT / "docs/runbooks"
+ALERTS = [
+    rule
+    for group in yaml.safe_load((FOLDER / "goals.rules.yaml").read_text())["groups"]
+    for rule in group["rules"]
+    if "alert" in rule
+]
+
+
+def test_the_committed_files_are_what_the_generator_writes() -> None:
+    files = generate.render(slo.read())
+    for path, text in files.items():
+        assert (FOLDER / path).read_text(encoding="utf-8") == text, f"{path} differs: run `make slo`"
+    written = {path.relative_to(FOLDER) for path in (FOLDER / "dashboards").iterdir()}
+    assert written == {path for path in files if path.parts[0] == "dashboards"}
+
+
+def test_kubernetes_gets_every_dashboard_and_the_same_rules() -> None:
+    kustomization = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
+    listed = {file for generator in kustomization["configMapGenerator"] for file in generator["files"]}
+    assert listed == {f"dashboards/{path.name}" for path in (FOLDER / "dashboards").iterdir()}
+    resource = yaml.safe_load((FOLDER / "prometheusrule.yaml").read_text())
+    assert resource["spec"] == yaml.safe_load((FOLDER / "goals.rules.yaml").read_text())
+    assert resource["metadata"]["labels"] == {"release": "kube-prometheus-stack"}
+
+
+def test_each_alert_has_a_runbook_and_each_runbook_an_alert() -> None:
+    assert {rule["alert"] for rule in ALERTS} == {path.stem for path in RUNBOOKS.glob("*.md")}
+    for rule in ALERTS:
+        assert rule["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{rule['alert']}.md")
+
+
+def test_each_runbook_says_what_it_means_three_commands_and_how_it_ends() -> None:
+    for path in RUNBOOKS.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert re.findall("^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE) == [
+            path.stem,
+            "First three commands",
+            "What it is, and what to do",
+            "How it ends",
+        ]
+        (commands,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        assert len(commands.splitlines()) == 3, path
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("threshold_seconds = 0.25", "threshold_seconds = 0.3", "must be a bucket of the duration histogram"),
+        ("objective = 0.95", "objective = 0.9", "latency: a burn rate of 14.4 cannot be reached with a budget of 0.1"),
+        ("objective = 0.999", "objective = 1", "availability.objective: Input should be less than 1"),
+        ("objective = 0.999", "objectives = 0.999", "availability.objective: Field required"),
+        ('short = "5m"', 'short = "5 minutes"', "burn.0.short: String should match"),
+        ('["/health"]', "[]", "requests.excluded_routes: Tuple should have at least 1 item"),
+    ],
+)
+def test_a_slip_in_the_objectives_is_told_by_its_place(old: str, new: str, message: str, tmp_path: Path) -> None:
+    text = slo.FILE.read_text(encoding="utf-8")
+    assert old in text
+    file = tmp_path / "slo.toml"
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        slo.read(file)
+
+
+def test_the_generator_says_a_slip_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "slo.toml"
+    file.write_text("[availability\n", encoding="utf-8")
+    monkeypatch.setattr(slo, "FILE", file)
+    assert generate.main() == 1
+    assert capsys.readouterr().err.startswith("error: slo.toml: ")
+
+
+def test_other_rates_and_objectives_come_out_in_rules_and_dashboards() -> None:
+    document = tomllib.loads(slo.FILE.read_text(encoding="utf-8"))
+    document["availability"]["objective"] = 0.99
+    document["latency"]["threshold_seconds"] = 0.5
+    document["burn"] = document["burn"][1:]
+    files = generate.render(slo.Objectives.model_validate(document))
+    rules = files[Path("goals.rules.yaml")]
+    assert 'le="0.5"' in rules
+    assert "took longer than 500 ms" in rules
+    assert "14.4" not in rules
+    assert '"value": 14.4' not in files[Path("dashboards/goals-slo.json")]
+    assert "0.99 of the requests are not answered by a 5xx" in files[Path("dashboards/goals-slo.json")]

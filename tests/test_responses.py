@@ -1,0 +1,173 @@
+"""One shape for every error: RFC 9457 under `/api`, a page elsewhere, and never a word from the inside."""
+
+import asyncio
+from collections.abc import Mapping
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import httpx2
+import pytest
+from sqlalchemy import text
+
+from goals.database import Database
+from goals.errors import ConfigurationError, GoalsError
+from goals.middleware import LONGEST_BODY
+from goals.responses import _STATUSES, answer
+from goals.schemas import Problem
+
+GOALS = "/api/v1/goals"
+ONE = f"{GOALS}/1"
+JSON = {"content-type": "application/json"}
+ETAG = {"if-match": '"other"'}
+
+
+class Wrong(NamedTuple):
+    """A request that cannot be granted, and the status and fields of its answer."""
+
+    method: str
+    target: str
+    status: int
+    fields: tuple[str, ...] = ()
+    headers: Mapping[str, str] = MappingProxyType({})
+    body: str = ""
+
+
+NAME = '{"goal_name": "a"}'
+WRONG = [
+    Wrong("GET", f"{GOALS}?limit=0", 422, ("limit",)),
+    Wrong("GET", f"{GOALS}?limit=x&before=y&other=z", 422, ("before", "limit", "other")),
+    Wrong("GET", f"{GOALS}?before=1&before=2&limit=1&limit=1", 422, ("before", "limit")),
+    Wrong("GET", f"{GOALS}?before=%zz", 400),
+    Wrong("GET", f"{GOALS}?before={'1' * 2048}", 414),
+    Wrong("GET", GOALS, 431, headers={"x": "a" * 20_000}),
+    Wrong("PUT", GOALS, 405),
+    Wrong("OPTIONS", GOALS, 405),
+    Wrong("POST", GOALS, 415, body=NAME),
+    Wrong("POST", GOALS, 415, headers={"content-type": "text/plain"}, body=NAME),
+    Wrong("POST", GOALS, 415, headers=JSON | {"content-encoding": "gzip"}, body=NAME),
+    Wrong("POST", GOALS, 415, headers={"content-type": "application/json; charset=utf-16"}, body=NAME),
+    Wrong("POST", GOALS, 403, headers=JSON | {"origin": "https://evil.example"}, body=NAME),
+    Wrong("POST", GOALS, 413, headers=JSON, body=" " * (LONGEST_BODY + 1)),
+    Wrong("POST", GOALS, 400, headers=JSON),
+    Wrong("POST", GOALS, 400, headers=JSON, body="{"),
+    Wrong("POST", GOALS, 400, headers=JSON, body="[" * 10_000),
+    Wrong("POST", GOALS, 400, headers=JSON, body='{"goal_name": NaN}'),
+    Wrong("POST", GOALS, 400, headers=JSON, body='{"goal_name": "\\ud800"}'),
+    Wrong("POST", GOALS, 400, headers=JSON, body='{"goal_name": ' + "9" * 5000 + "}"),
+    Wrong("POST", GOALS, 400, headers=JSON, body="\ufeff" + NAME),
+    Wrong("POST", GOALS, 422, ("goal_name",), JSON, '{"goal_name": "a", "goal_name": "b"}'),
+    Wrong("POST", GOALS, 422, ("body",), JSON, "[]"),
+    Wrong("POST", GOALS, 422, ("body",), JSON, "null"),
+    Wrong("POST", GOALS, 422, ("goal_name",), JSON, "{}"),
+    Wrong("POST", GOALS, 422, ("goal_name",), JSON, '{"goal_name": 1}'),
+    Wrong("POST", GOALS, 422, ("goal_name", "id", "\u2028"), JSON, '{"goal_name": "", "id": 1, "\u2028": {}}'),
+    Wrong("POST", GOALS, 422, ("Idempotency-Key",), JSON | {"idempotency-key": "x"}, NAME),
+    Wrong("GET", f"{GOALS}/x", 422, ("goal_id",)),
+    Wrong("GET", ONE, 404),
+    Wrong("GET", f"{GOALS}/%C3%A9", 422, ("goal_id",)),
+    Wrong("POST", ONE, 405),
+    Wrong("PATCH", f"{GOALS}/01", 422, ("goal_id",), JSON, NAME),
+    Wrong("PATCH", ONE, 404, headers=JSON, body=NAME),
+    Wrong("PATCH", ONE, 404, headers=JSON | ETAG, body=NAME),
+    Wrong("PATCH", ONE, 415, body=NAME),
+    Wrong("PATCH", ONE, 422, ("goal_name",), JSON, '{"goal_name": "\\u0000"}'),
+    Wrong("DELETE", f"{GOALS}/-1", 422, ("goal_id",)),
+    Wrong("DELETE", ONE, 404),
+    Wrong("DELETE", ONE, 403, headers={"sec-fetch-site": "cross-site"}),
+    Wrong("GET", "/api/v1/nowhere", 404),
+    Wrong("GET", "/api/%00", 404),
+]
+
+
+def check(response: httpx2.Response, path: str, status: int, fields: tuple[str, ...] = ()) -> None:
+    """RFC 9457's members, in one shape."""
+    problem: dict[str, Any] = response.json()
+    errors = problem.pop("errors", None)
+    detail = problem.pop("detail")
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["cache-control"] == "no-store"
+    assert problem == {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "instance": path,
+    }
+    assert detail[0].isalnum()
+    assert detail.endswith(".")
+    assert sorted(error["field"] for error in errors or ()) == sorted(fields)
+    assert all(error["message"].endswith(".") for error in errors or ())
+    assert (errors is None) == (not fields)
+    assert set(problem) <= set(Problem.model_fields)
+
+
+def describe(wrong: Wrong) -> str:
+    return " ".join(
+        [wrong.method, wrong.target[:40], str(wrong.status), str(dict(wrong.headers))[:60], wrong.body[:30]]
+    )
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=describe)
+async def test_every_error_of_the_api_has_one_shape(client: httpx2.AsyncClient, wrong: Wrong) -> None:
+    response = await client.request(wrong.method, wrong.target, headers=wrong.headers, content=wrong.body.encode())
+    check(response, wrong.target.partition("?")[0], wrong.status, wrong.fields)
+
+
+async def test_a_goal_that_has_changed_and_a_key_that_is_taken_have_the_same_shape(client: httpx2.AsyncClient) -> None:
+    key = {"idempotency-key": "01890a5d-ac96-774b-bcce-b302099a8057"}
+    await client.post(GOALS, json={"goal_name": "a"}, headers=key)
+    check(await client.post(GOALS, json={"goal_name": "b"}, headers=key), GOALS, 422)
+    check(await client.patch(ONE, json={"goal_name": "b"}, headers=ETAG), ONE, 412)
+
+
+async def test_a_database_that_does_not_answer_is_503_on_every_route_that_needs_it(
+    client: httpx2.AsyncClient, database: Database
+) -> None:
+    async with database.engine.execution_options(isolation_level="READ COMMITTED").begin() as locking:
+        await locking.execute(text("LOCK TABLE goals"))
+        problems = await asyncio.gather(
+            client.get(GOALS),
+            client.post(GOALS, json={"goal_name": "a"}),
+            client.get(ONE),
+            client.patch(ONE, json={"goal_name": "a"}),
+            client.patch(ONE, json={"goal_name": "a"}, headers=ETAG),
+            client.delete(ONE),
+        )
+        pages = await asyncio.gather(
+            client.get("/"),
+            client.post("/add_goal", data={"goal_name": "a"}),
+            client.post("/remove_goal", data={"goal_id": 1}),
+            client.post("/add_goal", data={"goal_name": ""}),
+        )
+    for response, path in zip(problems, [GOALS, GOALS, ONE, ONE, ONE, ONE], strict=True):
+        check(response, path, 503)
+    for response in pages:
+        assert (response.status_code, response.headers["content-type"]) == (503, "text/html; charset=utf-8")
+    assert {response.headers["retry-after"] for response in (*problems, *pages)} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [("GET", "/nowhere", 404), ("DELETE", "/", 405), ("GET", "/?before=x", 422), ("POST", "/add_goal", 415)],
+)
+async def test_an_error_elsewhere_is_a_page_that_leads_back(
+    client: httpx2.AsyncClient, method: str, target: str, status: int
+) -> None:
+    response = await client.request(method, target)
+    assert (response.status_code, response.headers["cache-control"]) == (status, "no-store")
+    assert f"<h1>{HTTPStatus(status).phrase}</h1>" in response.text
+    assert '<a href="/">Back to the goals</a>' in response.text
+
+
+@pytest.mark.parametrize("path", ["/", GOALS])
+def test_of_a_failure_of_ours_nothing_is_told(path: str) -> None:
+    response = answer({"path": path, "raw_path": path.encode()}, RuntimeError("secret"))
+    assert response.status_code == 500
+    assert b"secret" not in response.body
+    assert b"Runtime" not in response.body
+
+
+def test_every_error_of_the_domain_has_its_status() -> None:
+    # The settings are refused before there is anyone to answer.
+    assert set(GoalsError.__subclasses__()) - set(_STATUSES) == {ConfigurationError}

@@ -1,0 +1,206 @@
+"""What may come in: the rules hold for any input, and the OpenAPI document states the same ones."""
+
+import json
+import re
+import time
+import timeit
+from urllib.parse import parse_qsl, urlencode
+
+import jsonschema_rs
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from goals.errors import GoalsError, InvalidInputError, MalformedRequestError
+from goals.schemas import (
+    BIGGEST_ID,
+    NAME_LENGTH,
+    NAME_PATTERN,
+    GoalBody,
+    GoalForm,
+    PageQuery,
+    RemovalForm,
+    new_key,
+    parse_fields,
+    parse_json,
+    validate,
+)
+
+repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=200)
+
+# The characters at the borders of the rules, and any other.
+ODD = " \u00a0\u200b\u3000\ufeff\u2800\t\n\r\0\x1b\x7f\x85\u2028\u202e\u2066\ufdd0\ufffe\U0001fffe\U0010ffff"
+texts = st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"]), max_size=20)
+names = texts | st.builds(
+    lambda start, middle, times, end: start + middle * times + end,
+    texts,
+    st.sampled_from("x \u200b\N{ROCKET}"),
+    st.integers(NAME_LENGTH - 20, NAME_LENGTH + 2),
+    texts,
+)
+documented = jsonschema_rs.validator_for({"type": "string", "pattern": NAME_PATTERN})
+
+
+@repeatable
+@given(names)
+@example("x" * NAME_LENGTH)
+@example("x" * (NAME_LENGTH + 1))
+@example(" " * 300 + "x" + "\u200b" * 300)
+@example("x\n")
+@example("")
+def test_the_documented_pattern_takes_the_names_that_are_taken(name: str) -> None:
+    if documented.is_valid(name):
+        validate(GoalBody, {"goal_name": name})
+    else:
+        with pytest.raises(InvalidInputError, match=r"^goal_name: "):
+            validate(GoalBody, {"goal_name": name})
+
+
+@repeatable
+@given(names)
+def test_a_name_that_was_taken_is_taken_again_as_it_is(name: str) -> None:
+    try:
+        clean = validate(GoalBody, {"goal_name": name}).goal_name
+    except InvalidInputError:
+        return
+    assert clean in name
+    assert 0 < len(clean) <= NAME_LENGTH
+    assert validate(GoalBody, {"goal_name": clean}).goal_name == clean
+
+
+def test_the_time_to_clean_a_name_grows_with_its_length_only() -> None:
+    """Blanks inside a name are not looked at once for each of them: 32 times the text, not 1,024 times the time."""
+
+    def seconds(length: int) -> float:
+        values = {"goal_name": "x" + "\u200b " * length + "x"}
+
+        def refuse() -> None:
+            with pytest.raises(InvalidInputError):
+                validate(GoalBody, values)
+
+        return min(timeit.repeat(refuse, number=1, repeat=5, timer=time.process_time))
+
+    assert seconds(16_000) < 200 * seconds(500)
+
+
+@repeatable
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"])), st.text(st.characters(exclude_categories=["Cs"]))
+    )
+)
+def test_what_a_browser_encodes_is_decoded(fields: dict[str, str]) -> None:
+    assert parse_fields(urlencode(fields).encode()) == fields
+
+
+@repeatable
+@given(st.binary(max_size=40) | st.text(st.sampled_from("ab&=+%0123456789fF;"), max_size=40).map(str.encode))
+@example(b"a=%F0%9F%9A%80&&b=+%2B")
+@example(b"a=1&a=2")
+@example(b"%61=1&a=2")
+def test_any_bytes_are_decoded_like_the_library_does_or_refused(encoded: bytes) -> None:
+    fields: dict[str, str] | None
+    try:
+        fields = parse_fields(encoded)
+    except MalformedRequestError:
+        return
+    except InvalidInputError:
+        fields = None
+    pairs = parse_qsl(encoded.decode(), keep_blank_values=True, encoding="utf-8", errors="strict")
+    assert fields == (dict(pairs) if len(dict(pairs)) == len(pairs) else None)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "fields"),
+    [
+        (b"", {}),
+        (b"&&", {}),
+        (b"a", {"a": ""}),
+        (b"a=", {"a": ""}),
+        (b"=a", {"": "a"}),
+        (b"a=b=c", {"a": "b=c"}),
+        (b"a+b=c+d", {"a b": "c d"}),
+        (b"%61=%2b", {"a": "+"}),
+        ("é=ü".encode(), {"é": "ü"}),
+    ],
+)
+def test_fields_are_parsed_by_the_standard(encoded: bytes, fields: dict[str, str]) -> None:
+    assert parse_fields(encoded) == fields
+
+
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=10,
+)
+
+
+@settings(repeatable, max_examples=50)
+@given(documents)
+def test_json_is_decoded(document: object) -> None:
+    assert parse_json(json.dumps(document).encode()) == document
+    assert parse_json(json.dumps(document, ensure_ascii=False).encode()) == document
+
+
+@repeatable
+@given(st.binary(max_size=40) | st.text(st.sampled_from('{}[]",:0e-.\\ud8n'), max_size=40).map(str.encode))
+def test_any_bytes_are_json_or_refused(body: bytes) -> None:
+    try:
+        document = parse_json(body)
+    except GoalsError:
+        return
+    assert json.loads(body) == document
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (b'{"a": 1, "a": 1}', {"a"}),
+        (b'{"a": {"b": 1, "c": 2, "b": 3, "c": 4}}', {"b", "c"}),
+        (b'{"a":1,"\\u0061":2}', {"a"}),
+    ],
+)
+def test_a_name_given_twice_in_an_object_is_refused(body: bytes, fields: set[str]) -> None:
+    with pytest.raises(InvalidInputError) as refusal:
+        parse_json(body)
+    assert set(refusal.value.fields) == fields
+
+
+@repeatable
+@given(st.integers(1, 10**39 - 1))
+def test_an_id_is_read_as_it_is_written(goal_id: int) -> None:
+    assert validate(RemovalForm, {"goal_id": str(goal_id)}).goal_id == goal_id
+
+
+@repeatable
+@given(st.text(st.sampled_from("0123456789+-_ .eEx٣²\n"), max_size=6))
+def test_an_id_is_taken_in_one_spelling_only(value: str) -> None:
+    try:
+        goal_id = validate(RemovalForm, {"goal_id": value}).goal_id
+    except InvalidInputError:
+        assert not re.fullmatch("[1-9][0-9]*", value)
+    else:
+        assert str(goal_id) == value
+
+
+def test_an_id_is_text_until_it_is_read() -> None:
+    with pytest.raises(InvalidInputError):
+        validate(RemovalForm, {"goal_id": BIGGEST_ID})
+
+
+def test_all_that_is_wrong_is_named_at_once() -> None:
+    with pytest.raises(InvalidInputError) as refusal:
+        validate(GoalForm, {"idempotency_key": 7, "other": "x"})
+    assert refusal.value.fields == {
+        "goal_name": "This field is required.",
+        "idempotency_key": "An idempotency key is a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057.",
+        "other": "This field is not known here.",
+    }
+    with pytest.raises(InvalidInputError) as refusal:
+        validate(PageQuery, {"before": "x", "after": "2"})
+    assert set(refusal.value.fields) == {"before"}
+
+
+def test_keys_are_fresh_and_in_order() -> None:
+    keys = [new_key() for _ in range(1000)]
+    assert {key.version for key in keys} == {7}
+    assert keys == sorted(set(keys))

@@ -1,0 +1,244 @@
+"""What the service measures of itself, read as Prometheus reads it."""
+
+import asyncio
+
+import httpx2
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from sqlalchemy import func, literal, select, text
+from starlette.types import Receive, Scope, Send
+
+from goals.database import GATE_QUEUE, Database
+from goals.errors import OverloadedError, StatementRefusedError
+from goals.middleware import Record
+from goals.settings import Settings
+from goals.telemetry import Telemetry
+from tests.conftest import serving, until
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def samples(exposition: str, metric: str) -> dict[frozenset[tuple[str, str]], float]:
+    """The samples of one name, by their labels; an empty label is none."""
+    return {
+        frozenset((name, value) for name, value in sample.labels.items() if value): sample.value
+        for family in parse_text(exposition)
+        for sample in family.samples
+        if sample.name == metric
+    }
+
+
+def labels(**pairs: str) -> frozenset[tuple[str, str]]:
+    return frozenset(pairs.items())
+
+
+def describe(method: str, status: int, **more: str) -> frozenset[tuple[str, str]]:
+    return labels(
+        http_request_method=method,
+        http_response_status_code=str(status),
+        network_protocol_version="1.1",
+        url_scheme="http",
+        **more,
+    )
+
+
+@pytest.fixture
+def telemetry() -> Telemetry:
+    return Telemetry("test")
+
+
+def read(telemetry: Telemetry) -> str:
+    return telemetry.expose("")[0].decode()
+
+
+async def test_the_seeds_counters_keep_names_labels_and_meaning(
+    client: httpx2.AsyncClient, operator: httpx2.AsyncClient
+) -> None:
+    async def count() -> tuple[float, float, dict[str, float]]:
+        page = (await operator.get("/metrics")).text
+        by_path = {dict(pairs)["path"]: value for pairs, value in samples(page, "http_requests_total").items()}
+        added, removed = (samples(page, f"{verb}_goal_requests_total")[labels()] for verb in ("add", "remove"))
+        return added, removed, by_path
+
+    added, removed, paths = await count()
+    assert set(paths) == {"/", "/add_goal", "/remove_goal", "/health"}
+    await client.get("/")
+    await client.get("/health")
+    await client.post("/add_goal", data={"goal_name": "run"})
+    await client.post("/add_goal", data={"goal_name": ""})  # refused: does not count
+    await client.post("/remove_goal", data={"goal_id": "1"})
+    await client.post("/remove_goal", data={"goal_id": "one"})  # refused: does not count
+    after = await count()
+    assert after == (added + 1, removed + 1, {path: value + 1 for path, value in paths.items()})
+
+
+async def test_every_counter_is_zero_before_its_first_event(telemetry: Telemetry, settings: Settings) -> None:
+    database = Database(settings, telemetry.database)
+    telemetry.observe_reads(lambda: {"page": (0, 0)})
+    page = read(telemetry)
+    for metric, number in (
+        ("http_requests_total", 4),
+        ("add_goal_requests_total", 1),
+        ("remove_goal_requests_total", 1),
+        ("goals_gate_rejections_total", 3),
+        ("db_client_connection_timeouts_total", 1),
+        ("goals_reads_total", 1),
+        ("goals_loads_total", 1),
+    ):
+        assert [*samples(page, metric).values()] == [0.0] * number, metric
+    await database.close()
+
+
+async def test_requests_are_recorded_by_route_and_never_by_what_a_client_makes_up(
+    client: httpx2.AsyncClient, operator: httpx2.AsyncClient
+) -> None:
+    await client.get("/api/v1/goals/42")
+    await client.get("/no/such/page")
+    await client.request("BREW", "/")
+    await client.delete("/")
+    count = samples((await operator.get("/metrics")).text, "http_server_request_duration_seconds_count")
+    assert describe("GET", 404, http_route="/api/v1/goals/{goal_id}") in count
+    assert describe("GET", 404) in count
+    assert describe("_OTHER", 405) in count
+    assert describe("DELETE", 405) in count
+    assert {dict(pairs).get("http_route") for pairs in count} <= {
+        None,
+        "/",
+        "/add_goal",
+        "/remove_goal",
+        "/health",
+        "/openapi.json",
+        "/api/v1/openapi.json",
+        "/api/v1/goals",
+        "/api/v1/goals/{goal_id}",
+        "/static/{name}",
+    }
+
+
+async def test_a_crash_is_a_500_with_its_class(telemetry: Telemetry) -> None:
+    async def crash(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise LookupError("nothing a client should see")
+
+    lines: list[dict[str, object]] = []
+    app = Record(crash, metrics=telemetry.requests, write=lines.append)
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+        assert (await client.get("/")).status_code == 500
+    count = samples(read(telemetry), "http_server_request_duration_seconds_count")
+    assert count == {describe("GET", 500, error_type="LookupError"): 1.0}
+    assert [line["status"] for line in lines] == [500]
+
+
+def test_a_request_without_an_answer_has_no_status_and_an_unknown_version_no_label(telemetry: Telemetry) -> None:
+    telemetry.requests.end(telemetry.requests.start("GET"), "9.9", "http", None, 0, None, 0.1)
+    (recorded,) = samples(read(telemetry), "http_server_request_duration_seconds_count")
+    assert recorded == labels(http_request_method="GET", url_scheme="http")
+
+
+def test_active_requests_are_those_that_have_not_ended(telemetry: Telemetry) -> None:
+    label = telemetry.requests.start("GET")
+    telemetry.requests.start("BREW")
+    telemetry.requests.end(label, "1.1", "http", "/", 200, None, 0.1)
+    active = samples(read(telemetry), "http_server_active_requests")
+    assert active[labels(http_request_method="GET", url_scheme="http")] == 0
+    assert active[labels(http_request_method="_OTHER", url_scheme="http")] == 1
+
+
+async def test_statements_are_recorded_by_operation_table_and_sqlstate(
+    settings: Settings, telemetry: Telemetry, schema: None
+) -> None:
+    database = Database(settings, telemetry.database)
+    await database.fetch(select(func.version()))
+    with pytest.raises(StatementRefusedError):
+        await database.fetch(select(literal(1) / literal(0)))
+    await database.fetch(text("SELECT 1"))
+    await database.close()
+    page = read(telemetry)
+    known = {"db_system_name": "postgresql", "db_namespace": settings.db_name}
+    assert samples(page, "db_client_operation_duration_seconds_count") == {
+        labels(db_operation_name="SELECT", **known): 1.0,
+        labels(db_operation_name="SELECT", error_type="22012", **known): 1.0,
+        labels(db_operation_name="TEXTCLAUSE", **known): 1.0,
+    }
+    pool = labels(db_client_connection_pool_name="goals")
+    for metric, number in (("wait_time", 3.0), ("use_time", 3.0), ("create_time", 1.0)):
+        assert samples(page, f"db_client_connection_{metric}_seconds_count") == {pool: number}
+
+
+async def test_the_pool_and_the_gate_say_how_full_they_are(
+    settings: Settings, telemetry: Telemetry, schema: None
+) -> None:
+    database = Database(settings, telemetry.database)
+    slow = [asyncio.create_task(database.fetch(select(func.pg_sleep(0.2)))) for _ in range(database.size + 2)]
+    while database.gate.waiting < 2:
+        await asyncio.sleep(0)
+    while database._look().used < database.size:
+        await asyncio.sleep(0.01)
+    page = read(telemetry)
+    pool = {"db_client_connection_pool_name": "goals"}
+    used = labels(db_client_connection_state="used", **pool)
+    assert samples(page, "db_client_connection_count")[used] == database.size
+    assert samples(page, "db_client_connection_max") == {labels(**pool): database.size}
+    assert samples(page, "db_client_connection_pending_requests") == {labels(**pool): 2}
+    many = [asyncio.create_task(database.fetch(select(1))) for _ in range(GATE_QUEUE)]
+    results = await asyncio.gather(*slow, *many, return_exceptions=True)
+    refused = sum(isinstance(result, OverloadedError) for result in results)
+    rejections = samples(read(telemetry), "goals_gate_rejections_total")
+    assert refused == 2 == rejections[labels(reason="full")]
+    await database.close()
+
+
+async def test_shared_reads_are_counted_with_the_statements_that_served_them(
+    client: httpx2.AsyncClient, operator: httpx2.AsyncClient
+) -> None:
+    async def count(metric: str) -> float:
+        return samples((await operator.get("/metrics")).text, metric)[labels(kind="page")]
+
+    asked, loaded = await count("goals_reads_total"), await count("goals_loads_total")
+    await asyncio.gather(*(client.get("/") for _ in range(20)))
+    assert await count("goals_reads_total") == asked + 20
+    assert loaded < await count("goals_loads_total") <= loaded + 20
+
+
+async def test_the_delay_of_the_event_loop_is_measured(operator: httpx2.AsyncClient) -> None:
+    async def count() -> float:
+        page = (await operator.get("/metrics")).text
+        return sum(samples(page, "goals_eventloop_delay_seconds_count").values())
+
+    counted = await count()
+
+    async def has_grown() -> bool:
+        return await count() > counted
+
+    await until(has_grown)
+
+
+async def test_process_collector_and_target_are_named(operator: httpx2.AsyncClient) -> None:
+    page = (await operator.get("/metrics")).text
+    for metric in ("process_cpu_seconds_total", "process_open_fds", "python_info", "python_gc_collections_total"):
+        assert samples(page, metric), metric
+    (target,) = samples(page, "target_info")
+    assert {("service_name", "goals"), ("telemetry_sdk_language", "python")} <= target
+    assert "otel_scope" not in page
+
+
+async def test_openmetrics_comes_to_who_asks_for_it(operator: httpx2.AsyncClient) -> None:
+    plain = await operator.get("/metrics")
+    assert plain.headers["content-type"].startswith("text/plain; version=")
+    answer = await operator.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert answer.text.endswith("# EOF\n")
+    families = parse_openmetrics(answer.text)  # type: ignore[no-untyped-call]  # the library's own omission
+    assert "http_server_request_duration_seconds" in {family.name for family in families}
+
+
+async def test_metrics_need_no_database(settings: Settings) -> None:
+    nowhere = settings.model_copy(update={"db_host": "/no/such/folder"})
+    async with (
+        serving(nowhere) as service,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.operators_port}", trust_env=False) as operator,
+    ):
+        answer = await operator.get("/metrics")
+    assert answer.status_code == 200
+    assert "http_server_active_requests" in answer.text

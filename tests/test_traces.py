@@ -1,0 +1,171 @@
+"""Traces go to a collector that is there, and trouble nobody where it is not."""
+
+import contextlib
+import json
+import queue
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from pydantic import HttpUrl
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from goals import app, logs, traces
+from goals.errors import ConfigurationError
+from goals.settings import Settings
+from tests.conftest import ROOT, serving, until_ready
+
+pytestmark = pytest.mark.usefixtures("restored_logs")
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+PARENT = "b7ad6b7169203331"
+TRACEPARENT = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
+
+
+@contextlib.contextmanager
+def collecting() -> Iterator[tuple[str, "queue.SimpleQueue[Span]"]]:
+    """A collector: its URL, and the spans that come."""
+    spans: queue.SimpleQueue[Span] = queue.SimpleQueue()
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/traces"
+            body = self.rfile.read(int(self.headers["content-length"]))
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+                for scope in resource.scope_spans:
+                    for span in scope.spans:
+                        spans.put(span)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the library's own name
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/", spans
+        server.shutdown()
+        thread.join()
+
+
+def attributes(span: Span) -> dict[str, str | int]:
+    return {pair.key: pair.value.string_value or pair.value.int_value for pair in span.attributes}
+
+
+async def test_requests_and_their_statements_are_spans_of_the_callers_trace(
+    settings: Settings, schema: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with collecting() as (endpoint, spans):
+        traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
+        logs.configure("json")
+        async with serving(traced) as service:
+            await until_ready(service)
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+                answer = await client.get("/?utm=my-query", headers=TRACEPARENT)
+        received = [spans.get_nowait() for _ in range(spans.qsize())]
+    mine = {span.name: span for span in received if span.trace_id.hex() == TRACE}
+    assert mine.keys() == {"GET /", "SELECT goals"}
+    request, statement = mine["GET /"], mine["SELECT goals"]
+    assert request.parent_span_id.hex() == PARENT
+    assert attributes(request) == {
+        "http.request.method": "GET",
+        "http.route": "/",
+        "http.response.status_code": 200,
+        "network.protocol.version": "1.1",
+        "url.path": "/",
+        "url.scheme": "http",
+    }
+    assert answer.headers["traceresponse"] == f"00-{TRACE}-{request.span_id.hex()}-01"
+    assert statement.parent_span_id == request.span_id
+    assert request.start_time_unix_nano < statement.start_time_unix_nano < statement.end_time_unix_nano
+    assert attributes(statement)["db.system.name"] == "postgresql"
+    assert "goals.goal_name" in str(attributes(statement)["db.query.text"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    (request_line,) = [line for line in lines if line["event"] == "request"]
+    assert request_line["trace_id"] == TRACE
+
+
+async def test_a_failure_is_on_its_span(settings: Settings, schema: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def crash(_request: Request) -> Response:
+        raise LookupError("the reason")
+
+    async def refuse(_request: Request) -> Response:
+        return Response(status_code=503)
+
+    routes = [*app.PUBLIC_ROUTES, Route("/crash", crash), Route("/refuse", refuse)]
+    monkeypatch.setattr(app, "PUBLIC_ROUTES", routes)
+    with collecting() as (endpoint, spans):
+        traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
+        async with serving(traced) as service:
+            await until_ready(service)
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+                await client.get("/crash")
+                await client.get("/refuse")
+                await client.get("/nowhere")
+        received = {span.name: span for span in (spans.get_nowait() for _ in range(spans.qsize()))}
+    assert attributes(received["GET /crash"])["error.type"] == "LookupError"
+    assert received["GET /crash"].events[0].name == "exception"
+    assert attributes(received["GET /refuse"])["error.type"] == "503"
+    assert "http.route" not in attributes(received["GET"])
+
+
+@contextlib.contextmanager
+def hanging() -> Iterator[str]:
+    """A collector that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_collector_that_hangs_does_not_hold_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "CLOSE_TIMEOUT", 0.05)
+    with hanging() as endpoint:
+        sender = traces.Traces(endpoint, "test")
+        sender.record_statement("goals_database", "SELECT", None, "57P01", 0.1, "SELECT 1")
+        sender.close()
+        (worker,) = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]
+        assert worker.is_alive()  # it still waits for the answer, and nobody waits for it
+    worker.join()
+
+
+async def test_a_collector_that_is_away_changes_no_answer(settings: Settings, schema: None) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(f"http://127.0.0.1:{port}")})
+    async with serving(traced) as service:
+        await until_ready(service)
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+            answers = [await client.get("/") for _ in range(20)]
+    assert {answer.status_code for answer in answers} == {200}
+
+
+def test_without_a_collector_nothing_of_it_is_loaded() -> None:
+    script = "import goals.app, sys; print([name for name in sys.modules if 'otlp' in name or name == 'goals.traces'])"
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        env={"PYTHONPATH": str(ROOT / "services")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "[]\n"
+
+
+def test_a_missing_extra_is_told_with_its_remedy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "goals.traces")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl("http://127.0.0.1:4318")})
+    with pytest.raises(
+        ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install the extra goals\[otlp\]"
+    ):
+        app.Application(traced, 0)
