@@ -21,10 +21,11 @@ migrate: $(VENV)/.local  ## bring the database to the newest revision (the embed
 	@$(BIN)/python -m goals migrate
 
 ##@ Develop
-check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter
+check: $(VENV)/.dev  ## ruff, format, mypy strict, hadolint, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint services/goals/Dockerfile loadtest/Dockerfile compose/*/Dockerfile
 	cd alembic && ../$(BIN)/mypy --config-file ../pyproject.toml env.py versions
 	$(BIN)/lint-imports
 
@@ -40,6 +41,7 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 	$(LOCK) -c requirements/local.txt --extra otlp --extra embedded --group dev -o requirements/dev.txt
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
 	$(LOCK_GROUP) --group parity -o requirements/parity.txt
+	$(LOCK_GROUP) --group sbom -o requirements/sbom.txt
 	$(LOCK_GROUP) requirements/uv.in -o requirements/uv.txt
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
@@ -113,8 +115,62 @@ drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same m
 drills-readme: $(VENV)/.dev  ## the README's table and picture of the drills anew, from the last full run
 	@$(BIN)/python -m tests.drills.readme
 
+##@ Kubernetes
+k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
+k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
+	cd k8s && ../$(BIN)/python -m lint
+	$(BIN)/python -m pytest -q tests/k8s
+
+k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule is there for, and see each one caught
+	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	PYTHONPATH=k8s:services:. $(BIN)/python -m tests.k8s.mutants
+
+crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
+	cd k8s && ../$(BIN)/python -m lint.crds
+
+platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
+	k8s/platform/sums.sh
+
+##@ Containers
+TAG ?= dev
+IMAGES := goals goals-loadtest goals-setup
+export TAG
+# What the images say of themselves, their date among it.
+image compose-up compose-test: export VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' services/goals/__init__.py)
+image compose-up compose-test: export REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
+image compose-up compose-test: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+image compose-up compose-test: export CREATED = $(shell TZ=UTC git log -1 --date=iso-strict-local --format=%cd 2>/dev/null || echo 1970-01-01T00:00:00Z)
+NEED_DOCKER = @docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1 && docker info >/dev/null 2>&1 || { \
+  echo "error: this needs a running Docker Engine (25 or newer) with Compose and buildx: https://docs.docker.com/engine/install/" >&2; exit 1; }
+
+image:  ## build the images: the service, the load test, and the setup of compose (needs Docker)
+	$(NEED_DOCKER)
+	docker compose --profile load build goals locust-master setup
+
+compose-up: image  ## everything on this machine: https://localhost:8443, Prometheus 9090, Alertmanager 9093, Grafana 3000
+	docker compose up --detach --wait $(ARGS)
+
+compose-down:  ## stop and remove it, and nothing else; the data stay (ARGS=--volumes removes them too)
+	$(NEED_DOCKER)
+	docker compose --profile '*' down --remove-orphans $(ARGS)
+
+compose-restart:  ## restart the replicas one after another: no request fails
+	$(NEED_DOCKER)
+	for replica in $$(docker compose ps --quiet goals); do \
+	  docker restart "$$replica" && docker compose up --detach --wait --no-deps --no-recreate goals; done
+
+compose-test: $(VENV)/.dev image  ## the images and compose.yaml, run in a project of their own: 5 minutes
+	$(BIN)/python -m pytest tests/compose $(ARGS)
+
+sbom: image  ## what is installed in each image, as CycloneDX, into out/sbom/
+	for image in $(IMAGES); do \
+	  docker buildx build --quiet --file compose/sbom/Dockerfile --build-arg IMAGE=$$image:$(TAG) --output out/sbom/$$image . ; done
+	@ls out/sbom/*/sbom.json
+
 ##@ Clean
-clean:  ## leave the clone as it was (the embedded server's data in .data/ stays; `make clean-data` removes it)
+clean:  ## leave the clone as it was (.data/ stays: it holds your goals)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
 	find services tests alembic loadtest k8s observability -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -145,4 +201,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo drill drills drills-short drills-readme clean help
+.PHONY: up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help

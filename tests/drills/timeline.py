@@ -114,10 +114,10 @@ def draw(timeline: Timeline) -> str:
 
 def _draw_bars(timeline: Timeline, most: int) -> list[str]:
     height = _BARS_BOTTOM - _BARS_TOP
-    width = (_WIDTH - _LEFT - _RIGHT) * timeline.width / timeline.seconds
     parts = []
     for place, (answered, refused) in enumerate(zip(timeline.answered, timeline.refused, strict=True)):
         x, y = _x(timeline, place * timeline.width), float(_BARS_BOTTOM)
+        width = _x(timeline, (place + 1) * timeline.width) - x
         for kind, count in (("answered", answered), ("refused", refused)):
             if count:
                 y -= height * count / most
@@ -132,7 +132,7 @@ def _legend(timeline: Timeline) -> str:
     entries = [("answered", "done"), ("refused", "error shown"), ("longest", "longest answer"), ("fault", "fault")]
     parts = []
     for place, (kind, text) in enumerate(entries):
-        x = _WIDTH - _RIGHT - 106 * (len(entries) - place)
+        x = _WIDTH - _RIGHT - 116 * (len(entries) - place)
         shape = (
             f'<path class="longest" d="M{x} 14h12"/>'
             if kind == "longest"

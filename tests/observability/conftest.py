@@ -105,7 +105,8 @@ def scraping(operators: str, folder: Path) -> Iterator[str]:
     """Prometheus with the committed configuration and rules, led to `operators`; gives its URL."""
     config = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
     goals, itself = config["scrape_configs"]
-    goals["static_configs"][0]["targets"] = [operators.removeprefix("http://")]
+    del goals["dns_sd_configs"]
+    goals["static_configs"] = [{"targets": [operators.removeprefix("http://")]}]
     goals["scrape_interval"] = f"{SCRAPE_SECONDS}s"
     config["scrape_configs"].remove(itself)
     del config["alerting"]

@@ -1,0 +1,12 @@
+# What create.sh and delete.sh agree on; each value may be given as a variable of the same name.
+# shellcheck shell=bash disable=SC2034  # read by the scripts that source this file
+NAME=${NAME:-goals}
+LOCATION=${LOCATION:-westeurope}
+RESOURCE_GROUP=${RESOURCE_GROUP:-$NAME}
+CLUSTER=${CLUSTER:-$NAME}
+KUBERNETES_VERSION=${KUBERNETES_VERSION:-1.36}
+NODE_SIZE=${NODE_SIZE:-Standard_D4ds_v5}
+DATABASE_NODE_SIZE=${DATABASE_NODE_SIZE:-Standard_D2ds_v5}
+# The mark by which delete.sh knows its own.
+TAG=created-by
+TAG_VALUE=goals-k8s-aks

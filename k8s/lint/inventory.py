@@ -1,0 +1,240 @@
+"""What a set of manifests puts into a cluster, with what operators make of it: one thing is found from another."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lint.manifests import Manifest, read
+from lint.schemas import CLUSTER_WIDE
+
+OPERATORS: Manifest = read(Path(__file__).with_name("operators.yaml").read_text(encoding="utf-8"))[0]
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
+SPACELESS = CLUSTER_WIDE | {"ClusterIssuer", "ClusterSecretStore", "ClusterImageCatalog"}
+CNPG_APP = frozenset(
+    "username user password dbname host port pgpass uri jdbc-uri fqdn-uri fqdn-jdbc-uri".split()  # noqa: SIM905  reads better
+)
+CERTIFICATE = frozenset({"tls.crt", "tls.key", "ca.crt"})
+ANY = None
+"""The keys of a Secret that only the cluster knows."""
+
+
+class Pod(NamedTuple):
+    """What a workload starts, or an operator in its stead: `manifest` asks for it, `spec` is empty for operators'."""
+
+    name: str
+    namespace: str
+    labels: dict[str, str]
+    ports: dict[str, int]
+    manifest: Manifest
+    spec: Manifest
+
+
+def dig(value: Any, path: str) -> Iterator[Any]:
+    """Every value at a path such as `spec.rules[].backendRefs[]`; nothing where a part of it is missing."""
+    head, _, rest = path.partition(".")
+    found = value.get(head.removesuffix("[]")) if isinstance(value, dict) else None
+    for one in (found or ()) if head.endswith("[]") else (() if found is None else (found,)):
+        yield from dig(one, rest) if rest else (one,)
+
+
+def first(value: Any, path: str, default: Any = None) -> Any:
+    """The first value at a path."""
+    return next(dig(value, path), default)
+
+
+def space(manifest: Manifest) -> str:
+    """The namespace it lands in; empty where its kind has none."""
+    return "" if manifest["kind"] in SPACELESS else str(first(manifest, "metadata.namespace", "default"))
+
+
+def annotation(manifest: Manifest, key: str, default: str = "") -> str:
+    return str(first(manifest, "metadata.annotations", {}).get(key, default))
+
+
+def matches(selector: Manifest, labels: dict[str, str]) -> bool:
+    """A label selector, as Kubernetes reads it: an empty one matches everything."""
+    operators: dict[str, Callable[[str, Any], bool]] = {
+        "In": lambda key, values: labels.get(key) in values,
+        "NotIn": lambda key, values: labels.get(key) not in values,
+        "Exists": lambda key, _: key in labels,
+        "DoesNotExist": lambda key, _: key not in labels,
+    }
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        operators[one["operator"]](one["key"], one.get("values", ())) for one in selector.get("matchExpressions", ())
+    )
+
+
+def template(manifest: Manifest) -> Manifest:
+    """The pod template of a workload."""
+    if manifest["kind"] == "Pod":
+        return manifest
+    path = "spec.jobTemplate.spec.template" if manifest["kind"] == "CronJob" else "spec.template"
+    return dict(first(manifest, path, {}))
+
+
+def containers(spec: Manifest) -> list[Manifest]:
+    return [*spec.get("initContainers", ()), *spec.get("containers", ()), *spec.get("ephemeralContainers", ())]
+
+
+def _secrets(one: Manifest, name: str, spec: Manifest) -> Iterator[tuple[str, frozenset[str] | None]]:
+    """The Secrets that an object is, or that an operator makes for it, with their keys."""
+    match one["kind"]:
+        case "Secret":
+            yield name, frozenset({*one.get("data", {}), *one.get("stringData", {})}) or ANY
+        case "Cluster":
+            yield f"{name}-ca", frozenset({"ca.crt", "ca.key"})
+            yield from ((f"{name}-{suffix}", CERTIFICATE) for suffix in ("server", "replication"))
+            if not any(dig(spec, "bootstrap.initdb.secret")):
+                yield f"{name}-app", CNPG_APP
+        case "Certificate":
+            yield spec["secretName"], CERTIFICATE
+        case "Gateway" if any(annotation(one, f"cert-manager.io/{key}") for key in ("cluster-issuer", "issuer")):
+            named = [listener for listener in spec["listeners"] if listener.get("hostname")]
+            references = [each for listener in named for each in dig(listener, "tls.certificateRefs[]")]
+            yield from (
+                (each["name"], CERTIFICATE) for each in references if each.get("namespace", space(one)) == space(one)
+            )
+        case "ExternalSecret" if first(spec, "target.creationPolicy", "Owner") == "Owner":
+            template = first(spec, "target.template.data")
+            keys = frozenset(template or dig(spec, "data[].secretKey"))
+            yield first(spec, "target.name", name), ANY if spec.get("dataFrom") and not template else keys
+
+
+class Inventory:
+    """The objects of some renders, and what exists because of them."""
+
+    def __init__(self, renders: dict[str, list[Manifest]], operators: frozenset[str] | None = None) -> None:
+        """Objects by the name of what they come from; `operators` narrows those that are installed."""
+        # Some kinds may leave their spec out.
+        given: list[tuple[str, Manifest]] = [
+            (where, {"spec": {}, **one}) for where, manifests in renders.items() for one in manifests
+        ]
+        self.objects = [one for _, one in given]
+        self._origins = {id(one): where for where, one in given}
+        self._known = {
+            (one["kind"], space(one), one["metadata"]["name"]): one for one in [*OPERATORS["objects"], *self.objects]
+        }
+        self._policies: dict[tuple[str, str, str], list[Manifest]] = {}
+        self.operators = [one for one in OPERATORS["pods"] if operators is None or one["from"] in operators]
+
+    def origin(self, manifest: Manifest) -> str:
+        """What it was rendered from; empty for what an operator brings."""
+        return self._origins.get(id(manifest), "")
+
+    def of(self, *kinds: str) -> Iterator[Manifest]:
+        return (one for one in self.objects if one["kind"] in kinds)
+
+    def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        return self._known.get((kind, "" if kind in SPACELESS else namespace, name))
+
+    def cluster(self, namespace: str, name: str) -> Manifest | None:
+        """A PostgreSQL cluster."""
+        return self.get("Cluster", namespace, name)
+
+    @functools.cached_property
+    def namespaces(self) -> dict[str, dict[str, str]]:
+        """Labels by name, the name's own label included; a namespace that only its objects mention has no other."""
+        found = {space(one): {} for one in self.objects if space(one)} | {
+            one["namespace"]: {} for one in self.operators
+        }
+        for one in self.of("Namespace"):
+            found[one["metadata"]["name"]] = first(one, "metadata.labels", {})
+        return {name: {"kubernetes.io/metadata.name": name, **labels} for name, labels in found.items()}
+
+    @functools.cached_property
+    def workloads(self) -> list[Pod]:
+        """The pods of the manifests themselves."""
+        return [
+            Pod(
+                one["metadata"]["name"],
+                space(one),
+                first(template(one), "metadata.labels", {}),
+                {
+                    port.get("name", str(port["containerPort"])): port["containerPort"]
+                    for port in dig(template(one), "spec.containers[].ports[]")
+                },
+                one,
+                first(template(one), "spec", {}),
+            )
+            for one in self.of(*WORKLOADS)
+        ]
+
+    @functools.cached_property
+    def pods(self) -> list[Pod]:
+        """All pods: the workloads', PostgreSQL's, the gateways' and the operators'."""
+        found = list(self.workloads)
+        for one in self.of("Cluster", "Pooler"):
+            name, pooler = one["metadata"]["name"], one["kind"] == "Pooler"
+            labels = first(one, "spec.inheritedMetadata.labels", {}) | {
+                "cnpg.io/cluster": first(one, "spec.cluster.name", name),
+                "cnpg.io/podRole": "pooler" if pooler else "instance",
+                "cnpg.io/poolerName" if pooler else "cnpg.io/instanceName": name,
+            }
+            ports = (
+                {"postgresql": 5432, "metrics": 9127}
+                if pooler
+                else {"status": 8000, "postgresql": 5432, "metrics": 9187}
+            )
+            found.append(Pod(name, space(one), labels, ports, one, {}))
+        for one in self.of("Gateway"):
+            name = one["metadata"]["name"]
+            labels = {
+                "gateway.networking.k8s.io/gateway-name": name,
+                "app.kubernetes.io/name": f"{name}-{one['spec']['gatewayClassName']}",
+            }
+            ports = {str(each["port"]): each["port"] for each in one["spec"]["listeners"]} | {"metrics": 9113}
+            found.append(Pod(f"gateway {name}", space(one), labels, ports, one, {}))
+            solver = {"acme.cert-manager.io/http01-solver": "true"}
+            found.append(Pod("ACME solver", space(one), solver, {"http": 8089}, one, {}))
+        found += [Pod(one["name"], one["namespace"], one["labels"], one["ports"], {}, {}) for one in self.operators]
+        return found
+
+    def policies(self, pod: Pod, direction: str) -> list[Manifest]:
+        """The network policies that rule what comes to a pod (Ingress) or goes from it (Egress)."""
+        key = (pod.namespace, pod.name, direction)
+        if key not in self._policies:
+            self._policies[key] = [
+                one
+                for one in self.of("NetworkPolicy")
+                if space(one) == pod.namespace
+                and matches(one["spec"].get("podSelector") or {}, pod.labels)
+                and direction
+                in one["spec"].get("policyTypes", ["Ingress", *(["Egress"] if "egress" in one["spec"] else [])])
+            ]
+        return self._policies[key]
+
+    def select(self, selector: Manifest, namespace: str) -> list[Pod]:
+        return [pod for pod in self.pods if pod.namespace == namespace and matches(selector, pod.labels)]
+
+    @functools.cached_property
+    def _made(self) -> dict[tuple[str, str], tuple[Manifest, frozenset[str] | None]]:
+        return {
+            (space(one), secret): (one, keys)
+            for one in [*OPERATORS["objects"], *self.objects]
+            for secret, keys in _secrets(one, one["metadata"]["name"], one.get("spec") or {})
+        }
+
+    @functools.cached_property
+    def secrets(self) -> dict[tuple[str, str], frozenset[str] | None]:
+        """The keys of each Secret by namespace and name, whoever makes it."""
+        return {key: keys for key, (_, keys) in self._made.items()}
+
+    @functools.cached_property
+    def makers(self) -> dict[tuple[str, str], Manifest]:
+        """The object that each Secret comes from."""
+        return {key: one for key, (one, _) in self._made.items()}
+
+    def port(self, service: Manifest, port: int) -> Manifest | None:
+        """The entry of a Service's port."""
+        return next((one for one in dig(service, "spec.ports[]") if one["port"] == port), None)
+
+    def targets(self, service: Manifest, port: Manifest) -> set[tuple[str, int]]:
+        """The pods, by name, and their ports that one port of a Service leads to."""
+        target = port.get("targetPort", port["port"])
+        return {
+            (pod.name, number)
+            for pod in self.select({"matchLabels": first(service, "spec.selector", {})}, space(service))
+            for name, number in pod.ports.items()
+            if target in (name, number)
+        }

@@ -1,0 +1,1 @@
+"""The images and compose.yaml, run for real; `make compose-test`."""

@@ -1,0 +1,336 @@
+"""What the checks of the manifests must catch, each shown by the smallest object that is wrong in that way."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lint import __main__ as lint, changes, site
+from lint.manifests import ROOT, Manifest, RenderError, kustomizations, name, read, render
+from lint.schemas import Schemas
+
+
+@pytest.fixture(scope="module")
+def schemas() -> Schemas:
+    return Schemas(Path(os.environ.get("CRDS") or lint.CRDS))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the folder k8s, and of what stands beside it, to break."""
+    for source in (ROOT, ROOT.parent / "observability"):
+        shutil.copytree(source, tmp_path / source.name, ignore=site.IGNORED)
+    return tmp_path / ROOT.name
+
+
+def manifest(text: str) -> Manifest:
+    (one,) = read(text)
+    return one
+
+
+def route(**fields: Any) -> Manifest:
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": "a", "namespace": "b"},
+        "spec": {},
+    } | fields
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (route(apiVersion="gateway.networking.k8s.io/v1alpha2"), "is not served"),
+        (route(spec={"hostname": ["a.example"]}), "'hostname' was unexpected"),
+        (route(spec={"rules": [{"backendRefs": [{"name": "a", "prot": 80}]}]}), "'prot' was unexpected"),
+        (route(spec={"hostnames": ["UPPER.example"]}), "does not match"),
+        (route(metadata={"name": "a"}), "metadata.namespace is missing"),
+        (route(kind="HttpRoute"), "no such kind"),
+        ({"kind": "ConfigMap"}, "apiVersion and kind are missing"),
+        (
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a", "namespace": "b"}},
+            "lives in no namespace",
+        ),
+        (
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "b"}, "spec": {"prots": []}},
+            "'prots'",
+        ),
+        ({"apiVersion": "policy/v1beta1", "kind": "PodDisruptionBudget", "metadata": {"name": "a"}}, "no such kind"),
+        (
+            {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "a", "namespace": "b"}, "spec": {}},
+            "required",
+        ),
+        (
+            {
+                "apiVersion": "cert-manager.io/v1",
+                "kind": "ClusterIssuer",
+                "metadata": {"name": "a", "namespace": "b"},
+                "spec": {"selfSigned": {}},
+            },
+            "lives in no namespace",
+        ),
+    ],
+)
+def test_what_the_api_server_would_refuse_is_a_problem(schemas: Schemas, wrong: Manifest, said: str) -> None:
+    assert said in "; ".join(schemas.problems(wrong))
+
+
+def test_fields_that_a_custom_resource_keeps_open_stay_open(schemas: Schemas) -> None:
+    assert schemas.problems(route()) == []
+    (password,) = read((ROOT / "components/secrets/generated/password.yaml").read_text())
+    assert schemas.problems(password) == []
+    proxy = manifest((ROOT / "components/gateway/nginxproxy.yaml").read_text())
+    proxy["spec"]["kubernetes"]["service"]["patches"] = [{"type": "Merge", "value": {"whatever": {"there": "is"}}}]
+    assert schemas.problems(proxy) == []
+
+
+def test_a_folder_without_crds_is_no_clean_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert lint.main(["--crds", str(tmp_path), str(ROOT / "base/service.yaml")]) == 2
+    assert "run `make crds`" in capsys.readouterr().err
+
+
+def test_files_of_anyone_are_checked_and_each_finding_is_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "theirs.yaml"
+    file.write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: b}\nspec: {}\n---\n" * 2)
+    assert lint.main([str(file)]) == 1
+    assert capsys.readouterr().out.startswith(f"{file}: Service b/a: is there twice; the second one wins [duplicate: ")
+    file.write_text("{")
+    assert lint.main([str(file)]) == 2
+    assert lint.main([str(tmp_path / "none.yaml")]) == 2
+
+
+def test_a_kustomization_that_does_not_build_is_named(tree: Path) -> None:
+    (tree / "base/service.yaml").unlink()
+    with pytest.raises(RenderError, match="overlays/local"):
+        render(tree / "overlays/local")
+
+
+def forgotten(tree: Path) -> dict[str, str]:
+    return {finding.what: finding.problem for finding in site.find_forgotten(tree)}
+
+
+def test_the_template_may_be_empty_and_a_site_may_be_full_but_nothing_between(tree: Path) -> None:
+    assert forgotten(tree) == {}
+    file = tree / site.SITE
+    untouched = file.read_text()
+    file.write_text(untouched.replace("goals.fill-me-in.example", "goals.example.org"))
+    assert set(forgotten(tree)) == site.PROBES.keys() - site.HAS_DEFAULT - {"host"}
+    site.fill(tree)
+    assert forgotten(tree) == {}
+    file.write_text(file.read_text().replace(f"goals:1.2.3@sha256:{'1' * 64}", f"goals:1.2.3@sha256:{'0' * 64}"))
+    assert set(forgotten(tree)) == {"image"}
+    file.write_text(untouched + "  unknown: value\n")
+    assert "lint/site.py" in forgotten(tree)["unknown"]
+
+
+def test_a_value_without_a_replacement_is_found_from_both_ends(tree: Path) -> None:
+    assert list(site.find_unplaced(tree)) == []
+    file = tree / site.FOLDER / "kustomization.yaml"
+    text = file.read_text()
+    assert text.count("[spec.provider.azurekv.vaultUrl]") == 1
+    file.write_text(
+        text.replace("[spec.provider.azurekv.vaultUrl]", "[metadata.name]").replace(
+            "{kind: SecretStore}", "{kind: Nothing}"
+        )
+    )
+    found = {(finding.where, finding.what) for finding in site.find_unplaced(tree)}
+    assert ("overlays/aks", "fill-me-in") in found
+    assert (str(site.SITE), "vaultUrl") in found
+
+
+def test_no_immutable_field_follows_the_image() -> None:
+    before = render(ROOT / "overlays/local")
+    after = changes.with_image(before, "goals:dev", "goals:next")
+    assert json.dumps(before) != json.dumps(after)
+    assert list(changes.find_refused("local", before, after)) == []
+
+
+def test_no_immutable_field_follows_any_value_of_the_site(tree: Path) -> None:
+    before = render(tree / "overlays/aks")
+    site.fill(tree)
+    after = render(tree / "overlays/aks")
+    assert site.PROBES["image"] in json.dumps(after)
+    assert list(changes.find_refused("aks", before, after)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "spec"),
+    [
+        ("Deployment", "apps/v1", {"selector": {"matchLabels": {"version": "goals:dev"}}}),
+        ("Job", "batch/v1", {"template": {"spec": {"containers": [{"name": "a", "image": "goals:dev"}]}}}),
+        ("StatefulSet", "apps/v1", {"volumeClaimTemplates": [{"metadata": {"labels": {"image": "goals:dev"}}}]}),
+    ],
+)
+def test_an_immutable_field_that_follows_the_image_is_found(kind: str, version: str, spec: dict[str, Any]) -> None:
+    before: list[Manifest] = [{"apiVersion": version, "kind": kind, "metadata": {"name": "a"}, "spec": spec}]
+    (finding,) = changes.find_refused("here", before, changes.with_image(before, "goals:dev", "goals:next"))
+    assert finding.what == f"{kind} a"
+    hook = {"argocd.argoproj.io/hook-delete-policy": "BeforeHookCreation"}
+    before[0]["metadata"]["annotations"] = hook
+    assert list(changes.find_refused("here", before, changes.with_image(before, "goals:dev", "goals:next"))) == []
+
+
+# What the manifests promise beyond their schemas.
+
+
+@pytest.fixture(scope="module")
+def everything() -> dict[str, list[Manifest]]:
+    wanted = ("overlays/local", "overlays/aks", "argocd/apps", "argocd/goals", "argocd/server", "components/loadtest")
+    return {folder: render(ROOT / folder) for folder in wanted}
+
+
+def walk(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield key, one
+            yield from walk(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from walk(one)
+
+
+def test_nothing_is_beta_floating_or_secret(everything: dict[str, list[Manifest]]) -> None:
+    for where, manifests in everything.items():
+        for one in manifests:
+            assert "beta" not in one["apiVersion"], (where, name(one))
+            assert one["kind"] != "Secret", (where, name(one))
+            for key, value in walk(one):
+                if key == "image" and isinstance(value, str):
+                    assert ":" in value.rpartition("/")[2], (where, name(one), value)
+                    assert not value.endswith(":latest"), (where, name(one), value)
+                assert key != "server.insecure", (where, name(one))
+
+
+def test_argocd_children_have_the_versions_that_are_installed_by_hand(everything: dict[str, list[Manifest]]) -> None:
+    lines = [
+        line.split() for line in (ROOT / "platform/charts.txt").read_text().splitlines() if not line.startswith("#")
+    ]
+    by_hand = {
+        release: (chart.removeprefix("oci://").rpartition("/")[0], version, namespace)
+        for release, namespace, chart, version in lines
+    }
+    by_git = {
+        one["metadata"]["name"]: (
+            one["spec"]["sources"][0]["repoURL"],
+            one["spec"]["sources"][0]["targetRevision"],
+            one["spec"]["destination"]["namespace"],
+        )
+        for one in everything["argocd/apps"]
+        if one["kind"] == "Application" and "sources" in one["spec"]
+    }
+    assert by_hand == by_git
+    assert len(by_git) == 4
+
+
+def test_argocd_may_do_what_the_manifests_need_and_git_brings_no_secret(everything: dict[str, list[Manifest]]) -> None:
+    (project,) = (one["spec"] for one in everything["argocd/apps"] if name(one) == "AppProject argocd/goals")
+    inside = {(rule["group"], rule["kind"]) for rule in project["namespaceResourceWhitelist"]}
+    outside = {(rule["group"], rule["kind"]) for rule in project["clusterResourceWhitelist"]}
+    namespaces = {destination["namespace"] for destination in project["destinations"]}
+    assert ("", "Secret") not in inside | outside
+    for one in [*everything["argocd/goals"], *everything["argocd/server"]]:
+        group = one["apiVersion"].rpartition("/")[0]
+        namespace = one["metadata"].get("namespace")
+        assert (group, one["kind"]) in (inside if namespace else outside), name(one)
+        assert namespace is None or namespace in namespaces, name(one)
+
+
+def test_argocd_paths_exist(everything: dict[str, list[Manifest]]) -> None:
+    sources = [one["spec"]["source"] for one in everything["argocd/apps"] if "source" in one["spec"]]
+    assert sources
+    assert {ROOT.parent / source["path"] for source in sources} <= set(kustomizations())
+
+
+def test_the_migration_comes_after_the_database_and_before_the_service(everything: dict[str, list[Manifest]]) -> None:
+    waves = {
+        name(one): int((one["metadata"].get("annotations") or {}).get("argocd.argoproj.io/sync-wave", 0))
+        for one in everything["argocd/goals"]
+    }
+    order = [
+        "Namespace goals",
+        "ExternalSecret monitoring/grafana-admin",
+        "Cluster goals/goals-db",
+        "Job goals/migrate",
+        "Deployment goals/goals",
+        "HTTPRoute goals/goals",
+    ]
+    assert sorted(order, key=waves.__getitem__) == order
+    assert len({waves[one] for one in order}) == len(order)
+
+
+def test_the_job_and_the_init_container_migrate_alike(everything: dict[str, list[Manifest]]) -> None:
+    objects = {name(one): one for one in everything["argocd/goals"]}
+    (init,) = objects["Deployment goals/goals"]["spec"]["template"]["spec"]["initContainers"]
+    (job,) = objects["Job goals/migrate"]["spec"]["template"]["spec"]["containers"]
+    assert init == job
+
+
+def test_policies_of_the_gateway_never_share_a_path_with_another_route(everything: dict[str, list[Manifest]]) -> None:
+    """NGINX Gateway Fabric compares host and path, whatever the match's type and method, and refuses the policy."""
+    seen: dict[tuple[str, str, str], str] = {}
+    for one in everything["overlays/aks"]:
+        if one["kind"] != "HTTPRoute" or "hostnames" not in one["spec"]:
+            continue
+        for rule in one["spec"]["rules"]:
+            for match in rule["matches"]:
+                key = (one["spec"]["parentRefs"][0]["sectionName"], one["spec"]["hostnames"][0], match["path"]["value"])
+                assert seen.setdefault(key, name(one)) == name(one)
+
+
+def test_every_namespace_of_ours_denies_by_default_and_names_its_pod_security(
+    everything: dict[str, list[Manifest]],
+) -> None:
+    manifests = [*everything["overlays/local"], *render(ROOT / "platform/namespaces")]
+    spaces = {one["metadata"]["name"]: one["metadata"]["labels"] for one in manifests if one["kind"] == "Namespace"}
+    denied = {one["metadata"]["namespace"] for one in manifests if name(one).endswith("/default-deny")}
+    # node-exporter lives in the network of its node, where no policy reaches.
+    assert spaces.keys() - denied == {"node-exporter"}
+    levels = {space: labels["pod-security.kubernetes.io/enforce"] for space, labels in spaces.items()}
+    assert {space for space, level in levels.items() if level != "restricted"} == {"monitoring", "node-exporter"}
+
+
+def test_both_ends_of_each_flow_are_open(everything: dict[str, list[Manifest]]) -> None:
+    """The database takes what the service sends, at the port the operator listens on."""
+    policies = {
+        name(one).split(" ")[1]: one["spec"] for one in everything["overlays/local"] if one["kind"] == "NetworkPolicy"
+    }
+    for sender, receiver in (
+        ("goals/goals-to-database", "goals/database-from-goals"),
+        ("edge/gateway-to-goals", "goals/goals-from-gateway"),
+        ("edge/gateway-to-control-plane", "nginx-gateway/control-plane-from-gateway"),
+        ("edge/gateway-to-argocd", "argocd/server-from-gateway"),
+        ("edge/gateway-to-acme-solver", "edge/acme-solver-from-gateway"),
+        ("cnpg-system/operator-to-database", "goals/database-from-operator"),
+        ("cnpg-system/operator-to-barman", "cnpg-system/barman-from-operator"),
+    ):
+        (out,), (into,) = policies[sender]["egress"], policies[receiver]["ingress"]
+        assert out["ports"] == into["ports"], (sender, receiver)
+        assert out["to"][0].get("podSelector", {}) == policies[receiver]["podSelector"]
+        assert into["from"][0].get("podSelector", {}) == policies[sender]["podSelector"]
+    (local,) = policies["goals/database-to-api-server"]["egress"]
+    assert [port["port"] for port in local["ports"]] == [443, 6443]
+
+
+def test_after_the_switch_nothing_of_the_service_uses_the_old_database(tree: Path) -> None:
+    file = tree / "argocd/goals/kustomization.yaml"
+    text = file.read_text()
+    assert text.count("components:\n") == 1
+    file.write_text(text.replace("components:\n", "components:\n  - ../../overlays/aks/restore/switch\n"))
+    for where in ("argocd/goals", "overlays/aks-restored"):
+        manifests = {name(one): one for one in render(tree / where)}
+        pods = [manifests["Deployment goals/goals"]]
+        if where == "argocd/goals":
+            pods.append(manifests["Job goals/migrate"])
+        used = {
+            value for key, value in walk(pods) if key in {"secretName", "name"} and str(value).startswith("goals-db")
+        }
+        assert used == {"goals-db-restored-app", "goals-db-restored-ca"}
+        restored = manifests["Cluster goals/goals-db-restored"]["spec"]
+        archived = restored["plugins"][0]["parameters"]["serverName"]
+        assert archived != restored["externalClusters"][0]["plugin"]["parameters"]["serverName"]

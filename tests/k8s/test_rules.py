@@ -1,0 +1,326 @@
+"""The rules as a whole: what they say of a tutorial's platform, that each works, and what must stay closed."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lint import __main__ as lint, limits, reachability
+from lint.inventory import Inventory, dig, matches
+from lint.manifests import ROOT, Finding, read
+from lint.rules import RULES, find_broken
+from lint.schemas import Schemas
+from lint.service import problem, service
+from lint.tree import TREE
+from tests.k8s import mutants
+
+SEED = Path(__file__).with_name("seed.yaml")
+
+DEFECTS = {
+    "an unneeded ReferenceGrant": ("unused-grant", "ReferenceGrant argocd/argocd"),
+    "a Gateway sought where the controller is": ("parent", "HTTPRoute argocd/argocd"),
+    "a beta version of HTTPRoute": ("stable-version", "HTTPRoute default/web"),
+    "a beta version of ReferenceGrant": ("stable-version", "ReferenceGrant argocd/argocd"),
+    "a route on plain http as well": ("section-name", "HTTPRoute default/web"),
+    "no redirect": ("redirect", "Gateway default/front"),
+    "Argo CD without TLS": ("argocd-insecure", "ConfigMap argocd/argocd-cmd-params-cm"),
+    "Argo CD's plain port": ("backend-tls", "HTTPRoute argocd/argocd"),
+    "a password in a manifest": ("secret-in-git", "Secret default/app-credentials"),
+    "two passwords that must agree": ("database-credentials", "Deployment default/web"),
+    "a password made after the database that needs it": ("configuration", "Cluster default/pg"),
+    "a table made by hand": ("migration", "Deployment default/web"),
+    "no TLS to the database": ("database-tls", "Deployment default/web"),
+    "no synchronous replication, no anti-affinity, no resources": ("database-quorum", "Cluster default/pg"),
+    "no backups, a disk of 1 GiB": ("database-backup", "Cluster default/pg"),
+    "an image of PostgreSQL that changes": ("image", "Cluster default/pg"),
+    "a chart without a version, from its old address": ("application-version", "Application argocd/gateway"),
+    "no server-side apply": ("application-apply", "Application argocd/gateway"),
+    "production of Let's Encrypt at the first try": ("acme-staging", "ClusterIssuer letsencrypt"),
+    "a solver without sectionName": ("acme-solver", "ClusterIssuer letsencrypt"),
+    "replicas against the autoscaler": ("autoscaler-replicas", "Deployment default/web"),
+    "a hair trigger, a memory target, one replica": ("autoscaler-target", "HorizontalPodAutoscaler default/web"),
+    "public metrics": ("public-metrics", "ServiceMonitor default/web"),
+    "a monitor that Prometheus does not pick up": ("monitor", "ServiceMonitor default/web"),
+    "no security context": ("pod-security", "Deployment default/web"),
+    "a writable container with a token": ("hardening", "Deployment default/web"),
+    "no disruption budget": ("disruption-budget", "Deployment default/web"),
+    "no network policies": ("default-deny", ""),
+    "no quotas": ("quota", "Deployment default/web"),
+    "a pull at each start": ("pull-policy", "Deployment default/web"),
+    "the tag latest": ("image", "Deployment default/web"),
+    "one address for both probes": ("probe", "Deployment default/web"),
+    "one Gateway in two files": ("duplicate", "Gateway default/front"),
+    "everything in default": ("default-namespace", "Deployment default/web"),
+    "too few connections for so many pods": ("connections", "Cluster default/pg"),
+    "idle connections that outlive the service's": ("gateway-limits", "HTTPRoute default/web"),
+}  # fmt: skip
+
+
+BARE = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: a, namespace: b}
+spec: {selector: {}, template: {spec: {containers: [{name: a}, {name: b, image: goals}]}}}
+---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: a, namespace: b}
+spec: {scaleTargetRef: {kind: Deployment, name: a}, maxReplicas: 30}
+---
+apiVersion: postgresql.cnpg.io/v1
+kind: Cluster
+metadata: {name: a, namespace: b}
+spec: {instances: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: b}
+---
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: a, namespace: b}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: a, namespace: b}
+spec: {parentRefs: [{name: c}], rules: [{backendRefs: [{name: a}]}, {backendRefs: [{name: none}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: b, namespace: b}
+spec: {}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: a, namespace: b}
+spec:
+  podSelector: {}
+  ingress: [{from: [{podSelector: {}}], ports: [{protocol: TCP}, {port: http}]}, {}]
+  egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: a, namespace: b}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
+subjects: [{kind: User, name: someone}, {kind: ServiceAccount, name: default, namespace: b}]
+---
+apiVersion: argoproj.io/v1alpha1
+kind: Application
+metadata: {name: a, namespace: b, annotations: {argocd.argoproj.io/sync-wave: soon}}
+spec: {project: default, destination: {}}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: a, namespace: b}
+---
+apiVersion: monitoring.coreos.com/v1
+kind: ServiceMonitor
+metadata: {name: a, namespace: b}
+spec: {selector: {}, endpoints: [{}]}
+"""
+
+
+@pytest.fixture(scope="module")
+def schemas() -> Schemas:
+    return Schemas(Path(os.environ.get("CRDS") or lint.CRDS))
+
+
+@pytest.fixture(scope="module")
+def said(schemas: Schemas) -> list[Finding]:
+    objects = read(SEED.read_text(encoding="utf-8"))
+    inventory = Inventory(lint.sound({"seed": objects}, schemas))
+    return [*lint.check_objects("seed", objects, schemas), *find_broken(inventory)]
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_each_defect_of_a_platform_from_a_tutorial_is_reported(defect: str, said: list[Finding]) -> None:
+    rule, what = DEFECTS[defect]
+    assert [one for one in said if one.rule == rule and what in {one.what, ""}]
+
+
+def test_the_tutorial_passes_the_schemas_so_that_only_rules_can_find_its_defects(said: list[Finding]) -> None:
+    assert [str(one) for one in said if one.rule == "schema"] == []
+
+
+def test_objects_that_say_no_more_than_they_must_are_judged_and_break_nothing(schemas: Schemas) -> None:
+    objects = read(BARE)
+    assert [(one, schemas.problems(one)) for one in objects if not schemas.is_sound(one)] == []
+    rules = {one.rule for one in find_broken(Inventory({"bare": objects}))}
+    assert {"parent", "policy-end", "backend", "connections", "pod-security", "quota", "database-quorum"} <= rules
+
+
+def test_a_finding_is_one_line_with_file_object_problem_rule_and_harm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lint.main([str(SEED)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(set(lines)) > len(DEFECTS)
+    (line,) = [one for one in lines if "argocd-insecure" in one]
+    assert line == (
+        f"{SEED}: ConfigMap argocd/argocd-cmd-params-cm: server.insecure turns off TLS"
+        " [argocd-insecure: Argo CD's sessions and passwords cross the cluster's network in the clear]"
+    )
+
+
+def test_each_rule_says_what_it_prevents_and_a_mutant_shows_that_it_works() -> None:
+    everything = {**RULES, **TREE}
+    assert len(everything) == len(RULES) + len(TREE)
+    assert [name for name, check in everything.items() if not (check.__doc__ or "").strip().endswith(".")] == []
+    assert {one.rule for one in mutants.MUTANTS} == {*everything, *mutants.OTHERS}
+
+
+def test_each_mutant_still_finds_the_text_that_it_breaks() -> None:
+    for mutant in mutants.MUTANTS:
+        if mutant.file == mutants.CODE:
+            assert mutant.old in service()._fields
+        elif mutant.old:
+            beside = mutants.BESIDE.get(mutant.rule, {})
+            text = beside.get(mutant.file) or (ROOT / mutant.file).read_text(encoding="utf-8")
+            assert mutant.old in text, mutant
+            assert text.replace(mutant.old, mutant.new, 1) != text, mutant
+
+
+# The reviewed table.
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[tuple[str, str], str]:
+    return reachability.reviewed((ROOT / reachability.FILE).read_text(encoding="utf-8").splitlines())[0]
+
+
+def senders(table: dict[tuple[str, str], str], target: str, port: str) -> set[str]:
+    return {source for (source, to), ports in table.items() if to == target and {port, "any"} & {*ports.split(", ")}}
+
+
+def test_the_database_is_reached_by_those_who_need_it_and_nobody_else(table: dict[tuple[str, str], str]) -> None:
+    owners = {"goals/goals", "goals/migrate", "goals/goals-db", "cnpg-system/CloudNativePG"}
+    assert senders(table, "goals/goals-db", "5432") == owners
+    assert senders(table, "goals/goals-db", "9187") == {"monitoring/Prometheus"}
+
+
+def test_the_operators_port_is_for_prometheus_and_the_public_one_for_the_gateway(
+    table: dict[tuple[str, str], str],
+) -> None:
+    assert senders(table, "goals/goals", "9464") == {"monitoring/Prometheus"}
+    assert senders(table, "goals/goals", "8080") == {"edge/gateway edge", "goals/loadtest", "goals/loadtest-workers"}
+
+
+def test_from_outside_only_the_gateway_and_the_webhooks_are_reached(table: dict[tuple[str, str], str]) -> None:
+    reached = {
+        to: ports for (source, to), ports in table.items() if source == "outside" and ports != reachability.DENIED
+    }
+    del reached["kube-system/DNS"]  # the cluster's own; no policy of ours rules it
+    assert reached.pop("edge/gateway edge") == "80, 443"
+    assert set(reached.values()) <= {"9443", "10250"}
+
+
+def test_the_service_reaches_the_database_and_names_and_nothing_else(table: dict[tuple[str, str], str]) -> None:
+    reached = {to for (source, to), ports in table.items() if source == "goals/goals" and ports != reachability.DENIED}
+    assert reached == {"goals/goals-db", "kube-system/DNS"}
+
+
+# What the rules stand on.
+
+
+def test_limits_are_read_from_the_code() -> None:
+    from goals import app, database, middleware  # noqa: PLC0415  on the path once the rules have asked for it
+
+    code = service()
+    assert code.keep_alive == app.KEEP_ALIVE_SECONDS
+    assert code.request_deadline == middleware.REQUEST_DEADLINE
+    assert code.retry_budget == database.RETRY_BUDGET
+    assert code.settings["GOALS_DRAIN_SECONDS"] == 6.0
+    assert "/metrics" in code.routes[9464]
+    assert "/metrics" not in code.routes[8080]
+
+
+def test_the_service_itself_says_what_is_wrong_with_a_value_and_this_machine_has_no_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GOALS_PORT", "nonsense")
+    assert problem({"SSL": "verify-full", "DB_CA_FILE": "/not/here"}) == ""
+    assert "GOALS_POOL_SIZE" in problem({"GOALS_POOL_SIZE": "1000"})
+    assert os.environ["GOALS_PORT"] == "nonsense"
+
+
+@pytest.mark.parametrize(("text", "value"), [("4s", 4), ("1m30s", 90), ("500ms", 0.5), (6, 6), ("1.5", 1.5)])
+def test_durations_are_read_as_nginx_compose_and_kubernetes_write_them(text: object, value: float) -> None:
+    assert limits.seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "soon", "4x", "s"])
+def test_what_is_no_duration_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="is no duration"):
+        limits.seconds(text)
+
+
+def test_selectors_are_read_as_kubernetes_reads_them() -> None:
+    labels = {"app": "web", "tier": "front"}
+    assert matches({}, labels)
+    assert matches({"matchLabels": {"app": "web"}}, labels)
+    assert not matches({"matchLabels": {"app": "web", "tier": "back"}}, labels)
+    for operator, key, values, expected in (
+        ("In", "app", ["web", "api"], True),
+        ("NotIn", "app", ["web"], False),
+        ("NotIn", "absent", ["web"], True),
+        ("Exists", "tier", [], True),
+        ("DoesNotExist", "tier", [], False),
+    ):
+        one = {"matchExpressions": [{"key": key, "operator": operator, "values": values}]}
+        assert matches(one, labels) is expected, operator
+
+
+def test_paths_lead_through_lists_and_stop_where_something_is_missing() -> None:
+    one = {"spec": {"rules": [{"refs": [{"name": "a"}]}, {}, {"refs": [{"name": "b"}]}], "none": None}}
+    assert list(dig(one, "spec.rules[].refs[].name")) == ["a", "b"]
+    assert list(dig(one, "spec.none.deeper")) == list(dig(None, "spec")) == []
+
+
+@pytest.fixture
+def compose(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "compose.yaml").write_text(mutants.GOOD_COMPOSE)
+    (tmp_path / "nginx.conf").write_text(mutants.GOOD_NGINX)
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def test_a_consistent_compose_is_silent_and_so_is_none(compose: Path) -> None:
+    assert list(limits.find_in_compose(compose)) == []
+    (compose / "compose.yaml").unlink()
+    assert list(limits.find_in_compose(compose)) == []
+
+
+def test_compose_may_give_the_gateways_configuration_in_a_folder_or_inline(compose: Path) -> None:
+    (compose / "conf.d").mkdir()
+    (compose / "conf.d/site.conf").write_text(mutants.GOOD_NGINX.replace("4s", "5s"))
+    file = compose / "compose.yaml"
+    file.write_text(mutants.GOOD_COMPOSE.replace("./nginx.conf:/etc/nginx/nginx.conf:ro", "./conf.d:/etc/nginx/conf.d"))
+    (finding,) = limits.find_in_compose(compose)
+    assert "keepalive_timeout (5 s) must be below keep alive (5 s)" in finding.problem
+    file.write_text(
+        mutants.GOOD_COMPOSE.replace("volumes: ['./nginx.conf:/etc/nginx/nginx.conf:ro']", "configs: [site]")
+        + "configs:\n  site:\n    content: 'upstream goals { server goals:8080; }'\n"
+    )
+    (finding,) = limits.find_in_compose(compose)
+    assert "keepalive_timeout (60 s)" in finding.problem
+
+
+def test_a_drain_that_compose_changes_must_fit_its_grace_period(compose: Path) -> None:
+    file = compose / "compose.yaml"
+    file.write_text(
+        mutants.GOOD_COMPOSE.replace(
+            "grace_period: 30s", "grace_period: 30s, environment: ['GOALS_DRAIN_SECONDS=${DRAIN:-60}']"
+        )
+    )
+    (finding,) = limits.find_in_compose(compose)
+    assert finding.what == "goals"
+    assert "must be below stop_grace_period (30 s)" in finding.problem
+
+
+def test_a_finding_names_the_file_that_says_it_and_all_renders_it_came_out_in() -> None:
+    wrong = [
+        Finding(where, "Service goals/goals", "is wrong", "rule", "harm")
+        for where in ("overlays/local", "overlays/aks")
+    ]
+    (one,) = lint.merge(wrong)
+    assert one.where == "base/service.yaml (in overlays/local, overlays/aks)"
