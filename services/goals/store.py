@@ -5,6 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    CompoundSelect,
     Float,
     Row,
     Select,
@@ -13,14 +14,17 @@ from sqlalchemy import (
     cast,
     column,
     delete,
+    exists,
     func,
     literal,
+    null,
     select,
     table,
     true,
     update,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS, insert
+from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from goals.database import Database
 from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
@@ -87,14 +91,32 @@ _INSERT_ONCE = _INSERT.on_conflict_do_update(
     # Changes nothing: DO NOTHING would return no row, and a second statement could find it gone.
     set_={"idempotency_key": _INSERT.excluded.idempotency_key},
 ).returning(*_COLUMNS, goals.c.original_name)
-_RENAME = (
+
+
+def _confirmed(change: ReturningUpdate[Any] | ReturningDelete[Any]) -> CompoundSelect[Any]:
+    """The rows of `change`; where there are none, something else is written, so that a standby has to confirm that too.
+
+    A former primary that nobody follows any more, or one that has just lost its standbys, knows goals that are gone and
+    lacks others. Synchronous replication keeps it from acknowledging what it writes, but "there is no such goal" writes
+    nothing and would be told at once, for a removal that is then undone by the next failover.
+    """
+    changed = change.cte("changed")
+    written = func.pg_logical_emit_message(true(), "goals", "").column_valued("written")
+    nothing = select(*(cast(null(), part.type) for part in changed.c)).where(
+        ~exists(select(literal(1)).select_from(changed)), written.is_(None)
+    )
+    return select(changed).union_all(nothing)
+
+
+_CHANGE = (
     update(goals)
     .where(goals.c.id == _ID)
     .values(goal_name=bindparam("name"), original_name=func.coalesce(goals.c.original_name, goals.c.goal_name))
     .returning(*_COLUMNS)
 )
-_RENAME_UNCHANGED = _RENAME.where(goals.c.goal_name == bindparam("seen"))
-_DELETE = delete(goals).where(goals.c.id == _ID).returning(goals.c.id)
+_RENAME = _confirmed(_CHANGE)
+_RENAME_UNCHANGED = _confirmed(_CHANGE.where(goals.c.goal_name == bindparam("seen")))
+_DELETE = _confirmed(delete(goals).where(goals.c.id == _ID).returning(goals.c.id))
 _REVISION = select(column("version_num", String)).select_from(table("alembic_version"))
 
 

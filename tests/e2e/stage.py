@@ -51,7 +51,7 @@ class Service(NamedTuple):
 
     @property
     def _psql(self) -> list[str]:
-        program = str(embedded._find_programs() / "psql")
+        program = str(embedded.find_programs() / "psql")
         where = ["-h", str(self.socket), "-U", "goals_user", "-d", "goals_database"]
         return [program, "-XqAt", "-v", "ON_ERROR_STOP=1", *where]
 

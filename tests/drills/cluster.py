@@ -1,0 +1,347 @@
+"""Three PostgreSQL instances with quorum synchronous replication, and what may happen to them."""
+
+import asyncio
+import contextlib
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import asyncpg
+import psutil
+
+from goals import embedded
+
+NAMES = ("pg1", "pg2", "pg3")
+QUORUM = "ANY 1 (pg1,pg2,pg3)"
+"""Each commit waits for one standby, whichever is first: what CloudNativePG makes of `method: any, number: 1`."""
+
+_CONFIGURATION = """
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 100
+shared_buffers = 32MB
+jit = off
+# pg_rewind and standbys that were away find here what they missed; replication slots would have to move along.
+wal_keep_size = 512MB
+wal_log_hints = on
+wal_receiver_status_interval = 1s
+wal_retrieve_retry_interval = 100ms
+wal_receiver_timeout = 5s
+wal_sender_timeout = 5s
+log_line_prefix = '%m [%p] '
+include 'node.conf'
+"""
+_ACCESS = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
+
+
+class DrillError(Exception):
+    """A drill could not be held as planned; nothing is known about what it was to show."""
+
+
+async def until(holds: Callable[[], Awaitable[object]], what: str, seconds: float = 30.0) -> None:
+    """Ask every 20 ms until it holds; a `DrillError` names `what` has not come about in time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while not await holds():
+                await asyncio.sleep(0.02)
+            return
+    raise DrillError(f"{what}: not within {seconds:g} s")
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on, below those that the kernel gives to outgoing connections."""
+    found: list[int] = []
+    while len(found) < number:
+        port = random.randrange(20_000, 32_000)  # noqa: S311  no secret
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+    return found
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Cluster:
+    """A primary and two standbys on 127.0.0.1, all three able to change places. An asynchronous context manager.
+
+    As with CloudNativePG, a promotion first waits until no standby receives any more, then takes the one that has
+    received most: with a quorum of one, it alone may hold the last commit that was acknowledged.
+    """
+
+    def __init__(self) -> None:
+        # Not a test framework's folder: PostgreSQL refuses to run as root, so another account has to reach it.
+        self.folder = Path(tempfile.mkdtemp(prefix="goals-drill-"))
+        self.ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
+        self.primary = NAMES[0]
+        self._programs = embedded.find_programs()
+        self._synchronous = QUORUM
+        self._leader: dict[str, str | None] = dict.fromkeys(NAMES)
+
+    @property
+    def standbys(self) -> list[str]:
+        return [name for name in NAMES if name != self.primary]
+
+    @property
+    def port(self) -> int:
+        """The primary's port."""
+        return self.ports[self.primary]
+
+    async def __aenter__(self) -> Self:
+        if os.geteuid() == 0:
+            embedded.let_pass(self._programs, self.folder)
+            self._give(self.folder)
+        try:
+            await self._build()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for name in NAMES:
+            self._signal(name, signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    async def _build(self) -> None:
+        first = self._data(self.primary)
+        locale = ("--no-locale", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+        await self._run("initdb", "-D", first, "-U", "postgres", "--auth=trust", "--no-sync", *locale)
+        with (first / "postgresql.conf").open("a", encoding="ascii") as file:
+            file.write(_CONFIGURATION)
+        (first / "pg_hba.conf").write_text(_ACCESS, encoding="ascii")
+        self._synchronous = ""  # nothing would be written before there are standbys
+        self._configure(self.primary, leader=None)
+        await self.start(self.primary)
+        await self.execute("CREATE ROLE goals_user LOGIN", database="postgres")
+        await self.execute("CREATE DATABASE goals_database OWNER goals_user", database="postgres")
+        self._synchronous = QUORUM
+        await asyncio.gather(*(self._clone(name) for name in self.standbys))
+        self._configure(self.primary, leader=None)
+        self._signal_main(self.primary, signal.SIGHUP)
+        await self.until_whole()
+
+    async def _clone(self, name: str) -> None:
+        data = self._data(name)
+        source = ("-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres")
+        await self._run("pg_basebackup", *source, "-D", data, "-X", "stream", "-c", "fast", "--no-sync")
+        await self.start_standby(name)
+
+    # Questions.
+
+    async def fetch(
+        self, query: str, *arguments: object, name: str | None = None, database: str = "goals_database"
+    ) -> Any:
+        """One value, asked of the primary or of the instance of this name, by its superuser."""
+        connection = await self.connect(name, database)
+        try:
+            return await connection.fetchval(query, *arguments)
+        finally:
+            connection.terminate()
+
+    async def execute(self, statement: str, *, name: str | None = None, database: str = "goals_database") -> None:
+        connection = await self.connect(name, database)
+        try:
+            await connection.execute(statement)
+        finally:
+            connection.terminate()
+
+    async def connect(self, name: str | None = None, database: str = "goals_database") -> Any:
+        port = self.ports[name or self.primary]
+        return await asyncpg.connect(
+            host="127.0.0.1", port=port, user="postgres", database=database, ssl=False, timeout=5, command_timeout=30
+        )
+
+    async def until_streaming(self, number: int) -> None:
+        async def are_streaming() -> bool:
+            query = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+            return bool(await self.fetch(query, database="postgres") >= number)
+
+        await until(are_streaming, f"{number} standbys follow {self.primary}")
+
+    async def until_whole(self) -> None:
+        await self.until_streaming(len(self.standbys))
+
+    async def until_same(self) -> None:
+        """Wait until each standby has replayed all that the primary has written so far."""
+        end = await self.fetch("SELECT pg_current_wal_lsn()::text", database="postgres")
+        for name in self.standbys:
+
+            async def has_replayed(name: str = name) -> bool:
+                query = "SELECT pg_last_wal_replay_lsn() >= CAST(CAST($1 AS text) AS pg_lsn)"
+                return bool(await self.fetch(query, end, name=name, database="postgres"))
+
+            await until(has_replayed, f"{name} replays what {self.primary} has written")
+
+    # What an operator does.
+
+    async def start(self, name: str) -> None:
+        data = self._data(name)
+        await self._run("pg_ctl", "-D", data, "-l", self.folder / f"{name}.log", "-w", "-t", "60", "start")
+
+    async def start_standby(self, name: str) -> None:
+        self._configure(name, leader=self.primary)
+        signal_file = self._data(name) / "standby.signal"
+        signal_file.touch()
+        self._give(signal_file)
+        await self.start(name)
+
+    async def stop(self, name: str) -> None:
+        """Shut it down in order (mode fast): it sends all it has written to its standbys first."""
+        await self._run("pg_ctl", "-D", self._data(name), "-m", "fast", "-w", "stop")
+
+    async def replicate(self, synchronous: str) -> None:
+        """Set `synchronous_standby_names` on all three: a standby without it would be asynchronous once promoted."""
+        self._synchronous = synchronous
+        for name in NAMES:
+            self._configure(name, self._leader[name])
+            self._signal_main(name, signal.SIGHUP)
+
+        async def is_heeded() -> bool:
+            return bool(await self.fetch("SHOW synchronous_standby_names", database="postgres") == synchronous)
+
+        await until(is_heeded, "the primary heeds synchronous_standby_names")
+
+    async def detach(self, names: Iterable[str]) -> None:
+        """Make standbys stop receiving, and wait until they have."""
+        for name in names:
+            self._configure(name, leader=None)
+            self._signal_main(name, signal.SIGHUP)
+
+            async def receives_nothing(name: str = name) -> bool:
+                query = "SELECT count(*) = 0 AND current_setting('primary_conninfo') = '' FROM pg_stat_wal_receiver"
+                return bool(await self.fetch(query, name=name, database="postgres"))
+
+            await until(receives_nothing, f"{name} stops receiving")
+
+    async def promote(self, candidates: Iterable[str] | None = None) -> str:
+        """Promote the candidate (any standby, if none is named) that has received most; the others follow it."""
+        standbys = list(candidates or self.standbys)
+        await self.detach(standbys)
+        query = "SELECT pg_last_wal_receive_lsn() - '0/0'"
+        received = {name: await self.fetch(query, name=name, database="postgres") or 0 for name in standbys}
+        # Of equals any, so that each instance has its turn.
+        best = max(standbys, key=lambda name: (received[name], random.random()))  # noqa: S311  no secret
+        await self.fetch("SELECT pg_promote()", name=best, database="postgres")
+        self.primary = best
+        for name in standbys:
+            if name != best:
+                self._configure(name, leader=best)
+                self._signal_main(name, signal.SIGHUP)
+        return best
+
+    async def rejoin(self, name: str, *, rewind: bool = True) -> None:
+        """Bring a dead instance back as a standby; `rewind` unless it was shut down in order."""
+        data = self._data(name)
+        if rewind:
+            source = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
+            # What was killed is first recovered by pg_rewind itself, and must find no leader to follow.
+            self._configure(name, leader=None)
+            (data / "postmaster.pid").unlink(missing_ok=True)
+            await self._run("pg_rewind", "-D", data, "--source-server", source, "--no-sync")
+        await self.start_standby(name)
+
+    # What befalls it.
+
+    async def kill(self, name: str) -> None:
+        """End the instance and all its children by SIGKILL, as when a pod is lost."""
+        killed = self._signal(name, signal.SIGKILL)
+
+        async def are_dead() -> bool:
+            return not any(_lives(process) for process in killed)
+
+        await until(are_dead, f"{name} dies")
+        (self._data(name) / "postmaster.pid").unlink(missing_ok=True)
+
+    def freeze(self, name: str) -> None:
+        """Stop the instance and all its children by SIGSTOP: its connections stay open and say nothing."""
+        self._signal(name, signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        self._signal(name, signal.SIGCONT)
+
+    @property
+    def frozen(self) -> list[str]:
+        mains = {name: self._find_main(name) for name in NAMES}
+        return [name for name, main in mains.items() if main is not None and main.status() == psutil.STATUS_STOPPED]
+
+    def _signal(self, name: str, number: signal.Signals) -> list[psutil.Process]:
+        main = self._find_main(name)
+        if main is None:
+            return []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # The first one first: it would start children anew.
+            processes = [main, *main.children(recursive=True)]
+            for process in processes:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+            return processes
+        return []
+
+    def _signal_main(self, name: str, number: signal.Signals) -> None:
+        main = self._find_main(name)
+        if main is not None:
+            main.send_signal(number)
+
+    def _find_main(self, name: str) -> psutil.Process | None:
+        try:
+            main = psutil.Process(int((self._data(name) / "postmaster.pid").read_text().partition("\n")[0]))
+        except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+            return None
+        return main if main.name().startswith("postgres") else None
+
+    # Files and programs.
+
+    def _data(self, name: str) -> Path:
+        return self.folder / name
+
+    def _configure(self, name: str, leader: str | None) -> None:
+        self._leader[name] = leader
+        source = f"host=127.0.0.1 port={self.ports[leader]} user=postgres application_name={name}" if leader else ""
+        settings = {
+            "port": str(self.ports[name]),
+            "cluster_name": name,
+            "synchronous_standby_names": self._synchronous,
+            "primary_conninfo": source,
+        }
+        text = "".join(f"{setting} = '{value}'\n" for setting, value in settings.items())
+        unfinished = self._data(name) / "node.unfinished"
+        unfinished.write_text(text, encoding="ascii")
+        self._give(unfinished)
+        unfinished.rename(self._data(name) / "node.conf")
+
+    def _give(self, path: Path) -> None:
+        if os.geteuid() == 0:
+            shutil.chown(path, embedded.ACCOUNT, pwd.getpwnam(embedded.ACCOUNT).pw_gid)
+
+    async def _run(self, program: str, *arguments: str | Path) -> None:
+        account: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            entry = pwd.getpwnam(embedded.ACCOUNT)
+            account = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+        process = await asyncio.create_subprocess_exec(
+            self._programs / program,
+            *arguments,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            **account,
+        )
+        _, errors = await process.communicate()
+        if process.returncode:
+            raise DrillError(f"{program} {arguments}: {errors.decode(errors='replace').strip()}")

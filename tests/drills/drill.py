@@ -1,0 +1,176 @@
+"""A drill as it goes on: its cases and controls, what was expected of each, and what was seen."""
+
+import operator
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tests.drills.journal import Attempt, Verdict, longest_gap
+from tests.drills.timeline import Mark, Timeline
+
+LONGEST_ANSWER = 3.5
+"""Seconds: the request deadline of the service, and what it takes to notice it on two busy cores."""
+
+_REFUSED = 503
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
+
+
+class Check(NamedTuple):
+    """A figure, and the limit it was held against."""
+
+    what: str
+    measured: float
+    comparison: str
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        return _COMPARISONS[self.comparison](self.measured, self.limit)
+
+
+class Figures(NamedTuple):
+    """What clients were shown in a span of time."""
+
+    requests: int
+    acknowledged: int
+    errors: int
+    longest_answer_s: float
+    write_gap_s: float
+
+
+def observe(attempts: Sequence[Attempt], began: float, ended: float) -> Figures:
+    """What clients were shown by the attempts that ended between two times."""
+    seen = [a for a in attempts if began <= a.ended < ended and not a.is_cut_off]
+    return Figures(
+        requests=len(seen),
+        acknowledged=sum(a.is_write and a.is_done for a in seen),
+        errors=sum(a.shows_error for a in seen),
+        longest_answer_s=round(max((a.seconds for a in seen), default=0.0), 3),
+        write_gap_s=round(longest_gap(seen, began, ended), 3),
+    )
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The value below which this share of the values lies; 0 for none."""
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+@dataclass
+class Case:
+    """A part of a drill: one kind of fault, from its first moment until the system is whole again."""
+
+    name: str
+    explanation: str
+    began: float = 0.0
+    ended: float = 0.0
+    marks: list[Mark] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    figures: Figures | None = None
+
+    def check(self, what: str, measured: float, comparison: str, limit: float) -> None:
+        self.checks.append(Check(what, round(measured, 4), comparison, limit))
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.holds for check in self.checks)
+
+
+class Control(NamedTuple):
+    """The same drill with one safety taken away: unless the damage shows, the drill could not have seen it."""
+
+    name: str
+    explanation: str
+    damage: str
+    measured: float
+    limit: float
+
+    @property
+    def shown(self) -> bool:
+        return self.measured > self.limit
+
+
+class Drill:
+    """What a drill is given, and what it leaves behind.
+
+    `short` asks for the form that takes seconds. The moments of faults come from `random`, whose seed is recorded.
+    """
+
+    def __init__(self, name: str, *, short: bool, seed: int) -> None:
+        self.name = name
+        self.short = short
+        self.seed = seed
+        self.random = random.Random(f"{name} {seed}")  # noqa: S311  no secret
+        self.started = time.time()
+        self.seconds = 0.0
+        self.cases: list[Case] = []
+        self.controls: list[Control] = []
+        self.timelines: list[Timeline] = []
+        self.verdict = Verdict()
+        self.requests = 0
+        self.failed = 0
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        sys.stderr.write(f"{self.name} {time.time() - self.started:6.1f} s  {text}\n")
+        sys.stderr.flush()
+
+    def begin(self, name: str, explanation: str) -> Case:
+        self.say(f"{name}: {explanation}")
+        case = Case(name, explanation, began=time.time())
+        self.cases.append(case)
+        return case
+
+    def end(self, case: Case) -> None:
+        case.ended = time.time()
+
+    def control(self, name: str, explanation: str, damage: str, measured: float, limit: float = 0) -> None:
+        control = Control(name, explanation, damage, round(measured, 3), limit)
+        self.controls.append(control)
+        self.say(f"control {name}: {measured:g} {damage}" + ("" if control.shown else ": NO DAMAGE SHOWN"))
+
+    def account(self, verdict: Verdict, attempts: Sequence[Attempt]) -> None:
+        """Add a run's verdict to the drill's, as cases share a run."""
+        for name, value in vars(verdict).items():
+            setattr(self.verdict, name, getattr(self.verdict, name) + value)
+        self.requests += sum(not attempt.is_cut_off for attempt in attempts)
+        self.failed += sum(attempt.shows_error and attempt.status != _REFUSED for attempt in attempts)
+
+    def draw(self, case: Case, attempts: Sequence[Attempt]) -> None:
+        self.timelines.append(Timeline.make(case.name, attempts, case.marks, case.began, case.ended))
+
+    @property
+    def whole(self) -> list[Check]:
+        """What must be true of everything that the drill's clients were told."""
+        verdict = self.verdict
+        return [
+            Check("acknowledged writes", verdict.acknowledged, ">", 0),
+            Check("acknowledged writes lost", verdict.lost, "=", 0),
+            Check("writes done twice", verdict.duplicated, "=", 0),
+            Check("writes nobody asked for", verdict.phantom, "=", 0),
+            Check("requests that failed otherwise than by 503", self.failed, "=", 0),
+        ]
+
+    @property
+    def passed(self) -> bool:
+        return (
+            bool(self.cases)
+            and bool(self.controls)
+            and all(case.passed for case in self.cases)
+            and all(check.holds for check in self.whole)
+            and all(control.shown for control in self.controls)
+        )

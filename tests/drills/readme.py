@@ -1,0 +1,75 @@
+"""The README's figures and picture of the drills, made from the reports of the last full run."""
+
+import json
+import sys
+from typing import Any
+
+from tests.conftest import ROOT
+from tests.drills.timeline import Timeline, draw
+
+REPORTS = ROOT / "out" / "drills"
+PICTURE = ROOT / "docs" / "img" / "drill-failover.svg"
+_PICTURED = ("failover", "kill")
+_BEGIN, _END = "<!-- drills: made by `make drills-readme` -->", "<!-- end of drills -->"
+
+
+def main() -> int:
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(REPORTS.glob("*.json"))]
+    names = {report["drill"] for report in reports}
+    if _PICTURED[0] not in names or any(report["short"] or not report["passed"] for report in reports):
+        sys.stderr.write(f"error: {REPORTS} has no full run in which every drill passed: run `make drills` first\n")
+        return 1
+    reports.sort(key=lambda report: report["started"])
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, _, rest = text.partition(_BEGIN)
+    _, found, tail = rest.partition(_END)
+    if not found:
+        sys.stderr.write(f"error: {readme} lacks the lines `{_BEGIN}` and `{_END}`\n")
+        return 1
+    readme.write_text(f"{head}{_BEGIN}\n{write_tables(reports)}\n{_END}{tail}", encoding="utf-8")
+    (timeline,) = (
+        Timeline.load(data)
+        for report in reports
+        for data in report["timelines"]
+        if (report["drill"], data["title"]) == _PICTURED
+    )
+    title = f"{len(timeline.marks)} times the primary is killed while 32 users write"
+    PICTURE.write_text(draw(timeline._replace(title=title)) + "\n", encoding="utf-8")
+    return 0
+
+
+def write_tables(reports: list[dict[str, Any]]) -> str:
+    first = reports[0]
+    acknowledged = sum(report["acknowledged"] for report in reports)
+    broken = {name: sum(report[name] for report in reports) for name in ("lost", "duplicated", "phantom", "failed")}
+    machine = first["machine"]
+    told = (
+        f"{first['started'][:10]}, {machine['cores']} cores for everything, Python {machine['python']}: "
+        f"{sum(report['requests'] for report in reports):,} requests, {acknowledged:,} acknowledged writes, of which "
+        f"{broken['lost']} lost, {broken['duplicated']} done twice; {broken['phantom']} writes that nobody asked for; "
+        f"{broken['failed']} requests failed otherwise than by `503`."
+    )
+    lines = [
+        told,
+        "",
+        "| drill | what happens | requests | errors shown | longest answer, s | longest pause between writes, s |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {report['drill']} | **{case['name']}**: {case['explanation']} | {case['requests']:,} | {case['errors']:,} "
+        f"| {case['longest_answer_s']:.2f} | {case['write_gap_s']:.2f} |"
+        for report in reports
+        for case in report["cases"]
+    ]
+    lines += ["", "| control: the same without a safety | damage it shows |", "|---|---|"]
+    lines += [
+        f"| **{control['name']}**: {control['explanation']} | {control['measured']:,g} {control['damage']} |"
+        for report in reports
+        for control in report["controls"]
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""What a drill leaves behind: a summary in the terminal, JSON, and one HTML page with its timelines as pictures."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from tests.drills.drill import Check, Drill
+from tests.drills.timeline import draw
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem }
+td { padding: .2rem .6rem .2rem 0; border-bottom: 1px solid #8884; vertical-align: top }
+td:nth-child(2) { text-align: right; white-space: nowrap }
+.bad { color: #c23b4b; font-weight: 600 }
+svg { max-width: 100%; height: auto }
+"""
+
+
+def summarize(drill: Drill) -> dict[str, Any]:
+    """The whole drill as plain data; `docs` makes the README's figures from it."""
+    figures = [case.figures for case in drill.cases if case.figures is not None]
+    return {
+        "drill": drill.name,
+        "passed": drill.passed,
+        "short": drill.short,
+        "seed": drill.seed,
+        "started": datetime.fromtimestamp(drill.started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(drill.seconds, 1),
+        "machine": {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        **vars(drill.verdict),
+        "errors_shown": sum(case.errors for case in figures),
+        "longest_answer_s": max((case.longest_answer_s for case in figures), default=0.0),
+        "write_gap_s": max((case.write_gap_s for case in figures), default=0.0),
+        "requests": drill.requests,
+        "failed": drill.failed,
+        "checks": [_dump(check) for check in drill.whole],
+        "cases": [
+            {
+                "name": case.name,
+                "explanation": case.explanation,
+                "passed": case.passed,
+                **(case.figures._asdict() if case.figures else {}),
+                "checks": [_dump(check) for check in case.checks],
+            }
+            for case in drill.cases
+        ],
+        "controls": [{**control._asdict(), "shown": control.shown} for control in drill.controls],
+        "timelines": [timeline.dump() for timeline in drill.timelines],
+    }
+
+
+def _dump(check: Check) -> dict[str, Any]:
+    return {**check._asdict(), "holds": check.holds}
+
+
+def write_text(drill: Drill) -> str:
+    """The summary for a terminal."""
+    lines = ["", f"{drill.name}: {'passed' if drill.passed else 'FAILED'} in {drill.seconds:.0f} s (seed {drill.seed})"]
+    for case in drill.cases:
+        lines.append(f"  {case.name}")
+        lines += [_tell(check) for check in case.checks]
+    lines.append("  altogether")
+    lines += [_tell(check) for check in drill.whole]
+    lines.append("  controls, which must show damage")
+    for control in drill.controls:
+        lines.append(f"    {'ok ' if control.shown else 'BAD'} {control.name}: {control.measured:g} {control.damage}")
+    return "\n".join([*lines, "", ""])
+
+
+def _tell(check: Check) -> str:
+    mark = "ok " if check.holds else "BAD"
+    return f"    {mark} {check.what}: {check.measured:,g} (must be {check.comparison} {check.limit:,g})"
+
+
+def write_html(drill: Drill) -> str:
+    """One page that needs no other file."""
+    result = "passed" if drill.passed else '<span class="bad">failed</span>'
+    parts = [f"<h1>{escape(drill.name)}: {result}</h1>"]
+    parts.append(
+        f"<p>{datetime.fromtimestamp(drill.started, UTC):%Y-%m-%d %H:%M} UTC, {drill.seconds:.0f} seconds, "
+        f"{drill.requests:,} requests, {drill.verdict.acknowledged:,} acknowledged writes, seed {drill.seed}"
+        f"{', short form' if drill.short else ''}.</p>"
+    )
+    drawn = {timeline.title: draw(timeline) for timeline in drill.timelines}
+    for case in drill.cases:
+        parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
+        parts.append(_table(case.checks))
+    parts += ["<h2>Altogether</h2>", _table(drill.whole), "<h2>Controls</h2>"]
+    parts.append("<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>")
+    rows = [
+        f"<tr{'' if control.shown else ' class=bad'}><td>{escape(control.name)}: {escape(control.explanation)}</td>"
+        f"<td>{control.measured:,g}</td><td>{escape(control.damage)}, must be &gt; {control.limit:g}</td></tr>"
+        for control in drill.controls
+    ]
+    parts.append(f"<table>{''.join(rows)}</table>")
+    body = "\n".join(parts)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Drill: {escape(drill.name)}</title>"
+        f'<meta name=viewport content="width=device-width"><style>{_STYLE}</style>\n{body}\n</html>\n'
+    )
+
+
+def _table(checks: list[Check]) -> str:
+    rows = [
+        f"<tr{'' if check.holds else ' class=bad'}><td>{escape(check.what)}</td><td>{check.measured:,g}</td>"
+        f"<td>must be {escape(check.comparison)} {check.limit:,g}</td></tr>"
+        for check in checks
+    ]
+    return f"<table>{''.join(rows)}</table>"
+
+
+def write_files(drill: Drill, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{drill.name}.json").write_text(json.dumps(summarize(drill), indent=1) + "\n", encoding="utf-8")
+    (folder / f"{drill.name}.html").write_text(write_html(drill), encoding="utf-8")

@@ -1,0 +1,122 @@
+"""The oracle of the drills must see every kind of damage, or what they say is worth nothing."""
+
+from uuid import uuid4
+
+import pytest
+
+from tests.drills.drill import Case, Control, Drill, observe
+from tests.drills.journal import Attempt, Verdict, longest_gap, reconcile
+from tests.drills.report import summarize, write_html, write_text
+from tests.drills.timeline import Mark, Timeline, draw
+
+UUID = str(uuid4())
+NAME = f"drill {UUID}"
+
+
+def attempt(
+    step: str = "add by the form", status: int = 303, *, ended: float = 1.0, error: str | None = None
+) -> Attempt:
+    return Attempt(ended=ended, seconds=0.5, step=step, uuid=UUID, status=status, error=error)
+
+
+ADDED, RENAMED, REMOVED = attempt(), attempt("rename by the API", 200), attempt("remove by the form")
+UNKNOWN = attempt(status=0, error="connection reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "names", "expected"),
+    [
+        ([ADDED], [NAME], Verdict(acknowledged=1)),
+        ([ADDED], [], Verdict(acknowledged=1, lost=1)),
+        ([ADDED, ADDED], [NAME], Verdict(acknowledged=1)),
+        ([ADDED], [NAME, NAME], Verdict(acknowledged=1, duplicated=1)),
+        ([], [NAME], Verdict(phantom=1)),
+        ([ADDED], [NAME, "somebody else's"], Verdict(acknowledged=1, phantom=1)),
+        ([UNKNOWN], [NAME], Verdict()),
+        ([UNKNOWN], [], Verdict()),
+        ([attempt(status=503), ADDED], [NAME], Verdict(acknowledged=1)),
+        ([attempt(status=422)], [NAME], Verdict(phantom=1)),
+        ([ADDED, RENAMED], [f"{NAME} renamed"], Verdict(acknowledged=2)),
+        ([ADDED, RENAMED], [NAME], Verdict(acknowledged=2, lost=1)),
+        ([ADDED], [f"{NAME} renamed"], Verdict(acknowledged=1, phantom=1)),
+        ([ADDED, attempt("rename by the API", 503)], [NAME], Verdict(acknowledged=1)),
+        ([ADDED, REMOVED], [], Verdict(acknowledged=2)),
+        ([ADDED, REMOVED], [NAME], Verdict(acknowledged=2, lost=1)),
+        ([ADDED, attempt("remove by the form", 503)], [], Verdict(acknowledged=1)),
+        ([ADDED, attempt("remove by the form", 503)], [NAME], Verdict(acknowledged=1)),
+        ([attempt("page", 200)], [], Verdict()),
+    ],
+)
+def test_what_was_acknowledged_is_held_against_what_is_stored(
+    attempts: list[Attempt], names: list[str], expected: Verdict
+) -> None:
+    assert reconcile(attempts, names) == expected
+
+
+def test_the_longest_gap_counts_the_borders_and_only_what_was_acknowledged() -> None:
+    attempts = [attempt(ended=11), attempt(ended=12, status=503), attempt(ended=15), attempt("page", 200, ended=18)]
+    assert longest_gap(attempts, 10, 20) == 5
+    assert longest_gap(attempts, 10, 16) == 4
+
+
+def test_what_clients_were_shown_leaves_out_what_the_end_of_the_load_cut_off() -> None:
+    attempts = [attempt(ended=11), attempt(ended=12, status=503), attempt(ended=13, status=0, error="interrupted")]
+    figures = observe(attempts, 10, 20)
+    assert (figures.requests, figures.acknowledged, figures.errors, figures.longest_answer_s) == (2, 1, 1, 0.5)
+
+
+def drill_with(*, lost: int = 0, damage: float = 1, limit: float = 5) -> Drill:
+    drill = Drill("example", short=True, seed=1)
+    case = drill.begin("case", "something happens")
+    case.marks.append(Mark(case.began, "fault", case.began + 1))
+    case.check("a figure", 4, "<", limit)
+    attempts = [attempt(ended=case.began + 0.5), attempt(ended=case.began + 1.5, status=503)]
+    case.ended = case.began + 2
+    case.figures = observe(attempts, case.began, case.ended)
+    drill.account(Verdict(acknowledged=1, lost=lost), attempts)
+    drill.draw(case, attempts)
+    drill.control("broken", "a safety is gone", "writes lost", damage)
+    return drill
+
+
+def test_a_drill_passes_when_everything_holds_and_every_control_shows_damage() -> None:
+    assert drill_with().passed
+
+
+@pytest.mark.parametrize(
+    "drill", [drill_with(lost=1), drill_with(damage=0), drill_with(limit=4), Drill("x", short=True, seed=1)]
+)
+def test_a_drill_fails_by_a_lost_write_a_broken_limit_a_silent_control_or_nothing_at_all(drill: Drill) -> None:
+    assert not drill.passed
+
+
+def test_a_case_without_a_check_has_not_passed() -> None:
+    assert not Case("empty", "nothing was looked at").passed
+
+
+def test_a_control_at_its_limit_shows_nothing() -> None:
+    assert not Control("control", "", "damage", measured=1, limit=1).shown
+
+
+def test_the_reports_say_what_was_seen() -> None:
+    drill = drill_with(damage=0)
+    summary = summarize(drill)
+    assert (summary["passed"], summary["acknowledged"], summary["requests"], summary["failed"]) == (False, 1, 2, 0)
+    assert summary["errors_shown"] == 1
+    assert Timeline.load(summary["timelines"][0]) == drill.timelines[0]
+    assert "BAD broken: 0 writes lost" in write_text(drill)
+    page = write_html(drill)
+    assert "<svg" in page
+    assert 'class="bad"' in page
+
+
+def test_a_timeline_counts_every_attempt_once() -> None:
+    attempts = [attempt(ended=10 + 0.037 * number, status=303 if number % 3 else 503) for number in range(100)]
+    timeline = Timeline.make("example", attempts, [Mark(10.5, "fault", 11)], 10, 14)
+    assert (sum(timeline.answered), sum(timeline.refused)) == (66, 34)
+    assert timeline.marks == [Mark(0.5, "fault", 1)]
+    assert draw(timeline).count('class="refused"') == 1 + sum(count > 0 for count in timeline.refused)
+
+
+def test_an_empty_timeline_can_be_drawn() -> None:
+    assert draw(Timeline.make("nothing", [], [], 10, 11)).startswith("<svg")

@@ -1,0 +1,67 @@
+"""What is told while no standby confirms anything: no write is acknowledged, not even one that finds nothing."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from goals import store
+from goals.database import Database
+from goals.errors import DatabaseUnavailableError, GoalNotFoundError
+from goals.schemas import new_key
+from goals.settings import Settings
+from tests.conftest import until
+
+_WRITE = "SELECT pg_logical_emit_message(true, 'test', '')"
+
+
+@pytest.fixture
+async def administrator(settings: Settings, schema: None) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(host=settings.db_host, user="postgres", database=settings.db_name)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def followers_gone(administrator: asyncpg.Connection, database: Database) -> AsyncIterator[None]:
+    """The server waits for a standby that does not come."""
+
+    async def waits() -> bool:
+        try:
+            await administrator.execute(_WRITE, timeout=0.1)
+        except TimeoutError:
+            return True
+        return False
+
+    await administrator.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+    await administrator.execute("SELECT pg_reload_conf()")
+    await until(waits)
+    yield
+    await administrator.execute("ALTER SYSTEM RESET synchronous_standby_names")
+    await administrator.execute("SELECT pg_reload_conf()")
+    while await waits():
+        pass
+
+
+async def test_a_removal_that_finds_nothing_is_not_acknowledged(database: Database, followers_gone: None) -> None:
+    with pytest.raises(DatabaseUnavailableError):
+        await store.delete_goal(database, 4711)
+
+
+async def test_a_rename_that_finds_nothing_is_not_acknowledged(database: Database, followers_gone: None) -> None:
+    with pytest.raises(DatabaseUnavailableError):
+        await store.update_goal(database, 4711, "renamed")
+
+
+async def test_what_finds_nothing_says_so(database: Database) -> None:
+    with pytest.raises(GoalNotFoundError):
+        await store.delete_goal(database, 4711)
+    with pytest.raises(GoalNotFoundError):
+        await store.update_goal(database, 4711, "renamed")
+
+
+async def test_what_finds_its_goal_changes_it(database: Database, administrator: asyncpg.Connection) -> None:
+    goal = await store.insert_goal(database, "a goal", new_key())
+    assert (await store.update_goal(database, goal.id, "renamed")).goal_name == "renamed"
+    await store.delete_goal(database, goal.id)
+    assert await administrator.fetchval("SELECT count(*) FROM goals") == 0
