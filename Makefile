@@ -174,7 +174,7 @@ sbom: image  ## what is installed in each image, as CycloneDX, into out/sbom/
 
 ##@ Clean
 clean:  ## leave the clone as it was (.data/ stays: it holds your goals)
-	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
+	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache alembic/.mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
 	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-data:  ## remove the embedded server's data, your goals with them; not while it runs
