@@ -1,5 +1,6 @@
 """Logs as events: JSON lines for machines, one readable line for people; everything to standard output."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -29,13 +30,21 @@ def _is_readable(log_format: LogFormat) -> bool:
 def request_writer(log_format: LogFormat) -> Callable[[dict[str, object]], None]:
     """Give the function that writes the line of one request.
 
-    As JSON it goes around structlog, whose processors would cost as much as the rest of a request's record together.
+    As JSON it goes around structlog, whose processors would cost as much as the rest of a request's record together,
+    and the lines of one turn of the event loop are written by one call of the system.
     """
     if _is_readable(log_format):
         return lambda fields: structlog.get_logger("goals.request").info("request", **fields)
     stream = sys.stdout.buffer
+    is_due = False
+
+    def flush() -> None:
+        nonlocal is_due
+        is_due = False
+        stream.flush()
 
     def write(fields: dict[str, object]) -> None:
+        nonlocal is_due
         line = {
             "event": "request",
             "level": "info",
@@ -44,7 +53,9 @@ def request_writer(log_format: LogFormat) -> Callable[[dict[str, object]], None]
             **fields,
         }
         stream.write(orjson.dumps(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
-        stream.flush()
+        if not is_due:
+            is_due = True
+            asyncio.get_running_loop().call_soon(flush)
 
     return write
 

@@ -19,7 +19,17 @@ from goals.errors import (
 )
 from goals.requests import read_form
 from goals.responses import STATIC, answer, render, show
-from goals.schemas import NAME_LENGTH, Goal, GoalForm, PageQuery, RemovalForm, new_key, parse_fields, validate
+from goals.schemas import (
+    NAME_LENGTH,
+    Goal,
+    GoalForm,
+    PageQuery,
+    RemovalForm,
+    new_form_key,
+    new_key,
+    parse_fields,
+    validate,
+)
 from goals.state import Listing, State
 
 _HOLE = "\0"
@@ -35,7 +45,7 @@ async def get_page(request: Request[State]) -> Response:
     if query.after is not None and not listing.page.more:
         # Nothing newer is left: the first page, whole, is what the reader is after.
         listing = await listings.get((None, None))
-    return show(b"%b%b%b" % (listing.head, str(new_key()).encode(), listing.tail))
+    return show(b"%b%b%b" % (listing.head, new_form_key().encode(), listing.tail))
 
 
 def draw_page(before: int | None, after: int | None, page: store.Page, total: store.Total) -> Listing:
@@ -107,7 +117,7 @@ def _render(
         total_text=_describe(total),
         older=older,
         newer=newer,
-        form_key=form_key or str(new_key()),
+        form_key=form_key or new_form_key(),
         goal_name=goal_name,
         error=error,
         max_length=NAME_LENGTH,

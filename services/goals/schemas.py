@@ -214,6 +214,11 @@ def new_key() -> UUID:
     return UUID(bytes=uuid_utils.uuid7().bytes)
 
 
+def new_form_key() -> str:
+    """A fresh key as a form's hidden field carries it; every page has one, so it takes no detour."""
+    return str(uuid_utils.uuid7())
+
+
 def _message(kind: str, text: str) -> str:
     match kind:
         case "missing":
