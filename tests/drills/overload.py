@@ -117,7 +117,7 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
             high = rate
         else:
             low, knee = rate, Knee(rate, p99)
-            case.figures = observe(attempts, case.began, time.time())
+            case.figures = observe(attempts, attempts[0].ended, attempts[-1].ended)
     if not knee.rate:
         raise DrillError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
     drill.end(case)
@@ -128,7 +128,7 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
 
 async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
     case = drill.begin("overload", f"{TIMES} times the capacity, and back to half of it")
-    before, peak, after = (1, 4, 2) if drill.short else (5, 20, 10)
+    before, peak, after = (0.5, 4, 1.5) if drill.short else (5, 20, 10)
     steps = [(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)]
     load = await stage.load(arrivals(steps), stage.replicas[0].port)
     prober = Prober(stage.replicas[0])
@@ -157,7 +157,7 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
 
 async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     case = drill.begin("slow database", f"every statement takes {_SLOW} times as long for a while")
-    before, slow, after = (1, 2, 2) if drill.short else (5, 10, 10)
+    before, slow, after = (0.5, 2, 1.5) if drill.short else (5, 10, 10)
     load = await stage.load(arrivals([(before + slow + after, knee.rate * 0.6)]), stage.replicas[0].port)
     prober = Prober(stage.replicas[0])
     case.began = time.time()
@@ -189,7 +189,7 @@ def _time_to_recover(attempts: Sequence[Attempt], until: float, knee: Knee) -> f
 async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
     case = drill.begin("slow clients", "clients that stall or drip in head and body, beside normal ones")
     replica = stage.replicas[0]
-    alone, beside = (1.5, 5) if drill.short else (5, 10)
+    alone, beside = (1, 5) if drill.short else (5, 10)
     load = await stage.load(arrivals([(alone + beside, knee.rate / 2)]), replica.port)
     case.began = time.time()
     await asyncio.sleep(alone)
@@ -249,7 +249,7 @@ async def _send_slowly(replica: Replica, kind: str, delay: float) -> End:
 
 async def _control(drill: Drill, stage: Stage, knee: Knee) -> None:
     await stage.serve(1, (MODULE, wait_without_a_gate.__name__))
-    before, peak, after = 1, 2, 2
+    before, peak, after = 0.5, 1, 2
     load = await stage.load(
         arrivals([(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)]), stage.replicas[0].port
     )
