@@ -104,8 +104,8 @@ class Gate:
     is the database that is away, perhaps only for a failover. Once it is back, the wait counts anew.
 
     A queue is there for bursts. Where it stands, because more comes than can be done, everybody in it waits for
-    nothing: then only `size` may wait, until it has emptied (after Nichols and Jacobson: Controlling Queue Delay,
-    2012).
+    nothing: then only half of `size` may wait, until it has emptied (after Nichols and Jacobson: Controlling Queue
+    Delay, 2012).
     """
 
     def __init__(self, size: int) -> None:
@@ -171,7 +171,7 @@ class Gate:
         is_answering = now - self._answered_at <= SILENCE
         if is_answering and now - max(self._quick_at, self._answering_since) > GATE_TIMEOUT:
             self._stands = True
-        return self._size if self._stands else GATE_QUEUE
+        return self._size // 2 if self._stands else GATE_QUEUE
 
 
 class Database:
