@@ -2,7 +2,6 @@
 
 import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import accumulate, count
@@ -339,7 +338,7 @@ class ScenarioUser(User):
         assert isinstance(run.scenario.load, Open)  # noqa: S101  `work` has looked
         limit = -(-run.scenario.load.max_vus // run.parts)
         users: list[VirtualUser] = []
-        free: deque[VirtualUser] = deque()
+        free: list[VirtualUser] = []
         busy = Group()
         begun = perf_counter()
         run.recorder.shift(0)  # the run begins, although nobody is at work yet
@@ -354,7 +353,9 @@ class ScenarioUser(User):
                     users.append(VirtualUser(run))
                     free.append(users[-1])
                 if free:
-                    busy.spawn(partial(self._serve, free), free.popleft(), due)
+                    # The one used last: the others' connections idle until the server closes them, and nobody sends
+                    # a request at that very moment.
+                    busy.spawn(partial(self._serve, free), free.pop(), due)
                 else:
                     run.recorder.dropped += 1
             busy.join()
@@ -363,7 +364,7 @@ class ScenarioUser(User):
             for user in users:
                 user.close()
 
-    def _serve(self, free: deque[VirtualUser], user: VirtualUser, due: float) -> None:
+    def _serve(self, free: list[VirtualUser], user: VirtualUser, due: float) -> None:
         recorder = self.current.recorder
         recorder.shift(1)
         try:

@@ -274,8 +274,10 @@ async def test_a_wait_counts_anew_when_the_database_is_back() -> None:
 
 async def test_a_queue_that_stands_has_room_for_few() -> None:
     visitors = Visitors()
+    visitors.gate = Gate(2)
     loop = asyncio.get_running_loop()
-    await visitors.come("first")
+    for name in ("first", "beside the first"):
+        await visitors.come(name)
     waiting = [await visitors.come(name) for name in ("second", "third")]
     end = loop.time() + module.GATE_TIMEOUT - module.QUICK / 2
     while loop.time() < end:

@@ -26,7 +26,6 @@ from goals.schemas import (
     PageQuery,
     RemovalForm,
     new_form_key,
-    new_key,
     parse_fields,
     validate,
 )
@@ -61,19 +60,22 @@ async def post_goal(request: Request[State]) -> Response:
     again: nobody types a goal twice.
     """
     fields = await read_form(request)
-    try:
-        form = validate(GoalForm, fields)
-        await store.insert_goal(request.state["database"], form.goal_name, form.idempotency_key or new_key())
-    except InvalidInputError as error:
-        message = error.fields.get("goal_name") or str(error)
-    except IdempotencyKeyReusedError:
-        message = "This form has already added a goal under another name. Send it again to add this one too."
-    except (DatabaseUnavailableError, OverloadedError) as error:
-        return answer(request.scope, error, again=fields)
-    else:
-        return _see_page()
-    first = await request.state["pages"].get((None, None))
     typed = fields.get("goal_name", "")
+    key = fields.get("idempotency_key") or new_form_key()
+    try:
+        try:
+            form = validate(GoalForm, {**fields, "idempotency_key": key})
+            await store.insert_goal(request.state["database"], form.goal_name, form.idempotency_key)
+        except InvalidInputError as error:
+            message = error.fields.get("goal_name") or str(error)
+        except IdempotencyKeyReusedError:
+            message = "This form has already added a goal under another name. Send it again to add this one too."
+        else:
+            return _see_page()
+        first = await request.state["pages"].get((None, None))
+    except (DatabaseUnavailableError, OverloadedError) as error:
+        # With the key of this try, whoever made it: a repeat of an outcome that is not known adds no second goal.
+        return answer(request.scope, error, again={"goal_name": typed, "idempotency_key": key} if typed else None)
     return show(_render(None, None, first.page, first.total, goal_name=typed, error=message), 422)
 
 

@@ -5,23 +5,12 @@ import asyncio
 import secrets
 import sys
 import time
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from tests.drills import failover, grey, overload, report, rollout
+from tests.drills import report
+from tests.drills.catalogue import ALONE, DRILLS
 from tests.drills.cluster import DrillError
 from tests.drills.drill import Drill
-
-DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
-    "failover": failover.run,
-    "grey": grey.run,
-    "rollout": rollout.run,
-    "overload": overload.run,
-}
-"""All drills there are, in the order in which they are held. A new one is one line here."""
-
-ALONE = frozenset({"overload"})
-"""Those that measure milliseconds, and share the machine with no other drill in the short form either."""
 
 PASSED, FAILED, NOT_HELD = 0, 1, 2
 

@@ -5,10 +5,12 @@ import sys
 from typing import Any
 
 from tests.conftest import ROOT
+from tests.drills.catalogue import DRILLS
 from tests.drills.timeline import Timeline, draw
 
 REPORTS = ROOT / "out" / "drills"
 PICTURE = ROOT / "docs" / "img" / "drill-failover.svg"
+_ORDER = list(DRILLS)
 _PICTURED = ("failover", "kill")
 _BEGIN, _END = "<!-- drills: made by `make drills-readme` -->", "<!-- end of drills -->"
 
@@ -19,7 +21,7 @@ def main() -> int:
     if _PICTURED[0] not in names or any(report["short"] or not report["passed"] for report in reports):
         sys.stderr.write(f"error: {REPORTS} has no full run in which every drill passed: run `make drills` first\n")
         return 1
-    reports.sort(key=lambda report: report["started"])
+    reports.sort(key=lambda report: _ORDER.index(report["drill"]))
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     head, _, rest = text.partition(_BEGIN)

@@ -177,10 +177,13 @@ class Relay:
         loop = asyncio.get_running_loop()
         while True:
             connection, _ = await loop.sock_accept(self._socket)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            link = _Link(self, next(self._turns, None))
-            self.links.add(link)
-            await loop.connect_accepted_socket(lambda link=link: link.client, connection)  # type: ignore[misc]  # a lambda's default
-            task = asyncio.create_task(link.connect())
+            task = loop.create_task(self._serve(connection))
             self._connecting.add(task)
             task.add_done_callback(self._connecting.discard)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link = _Link(self, next(self._turns, None))
+        self.links.add(link)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: link.client, connection)
+        await link.connect()

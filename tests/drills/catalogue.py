@@ -1,0 +1,17 @@
+"""All drills there are: a new one is a module and one line here."""
+
+from collections.abc import Callable, Coroutine
+
+from tests.drills import failover, grey, overload, rollout
+from tests.drills.drill import Drill
+
+DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
+    "failover": failover.run,
+    "grey": grey.run,
+    "rollout": rollout.run,
+    "overload": overload.run,
+}
+"""In the order in which they are held and told of."""
+
+ALONE = frozenset({"overload"})
+"""Those that measure milliseconds, and share the machine with no other drill in the short form either."""
