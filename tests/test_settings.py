@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import trustme
 
 from goals.errors import ConfigurationError
 from goals.settings import Settings, read_settings
@@ -76,12 +77,60 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("GOALS_LOG_FORMAT", "xml"),
         ("DB_CA_FILE", "no-such-file"),
         ("DB_PASSWORD_FILE", "no-such-file"),
+        ("DB_HOST", "a..b"),
+        ("DB_HOST", "x" * 64),
+        ("DB_HOST", "\udcff"),
+        ("GOALS_HOSTS", ","),
+        ("GOALS_HOSTS", "localhost,goals.example.com:443"),
+        ("GOALS_HOSTS", "https://goals.example.com"),
+        ("GOALS_HOSTS", "::1"),
     ],
 )
 def test_what_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match=rf"^{name}: "):
         read_settings()
+
+
+@pytest.mark.parametrize("value", ["127.0.0.1", "::1", "goals-db-rw.goals.svc", "bücher.example", f"/{'x' * 80}/..s"])
+def test_what_can_be_looked_up_is_a_host(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DB_HOST", value)
+    assert read_settings().db_host == value
+
+
+def test_an_ipv6_address_in_brackets_is_a_host_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOALS_HOSTS", "[::1],localhost")
+    assert read_settings().goals_hosts == ("[::1]", "localhost")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("DB_PASSWORD_FILE", "is not UTF-8 text"), ("DB_CA_FILE", "holds no certificate")]
+)
+def test_a_file_that_holds_something_else_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, reason: str
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"\xff\xfe")
+    monkeypatch.setenv(name, str(file))
+    with pytest.raises(ConfigurationError, match=rf"^{name}: .*file {reason}"):
+        read_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("DB_PASSWORD_FILE", "cannot read"), ("DB_CA_FILE", "holds no certificate")]
+)
+def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
+    # A file that not even root may read: the memory of this process, at its address 0.
+    monkeypatch.setenv(name, "/proc/self/mem")
+    with pytest.raises(ConfigurationError, match=rf"^{name}: .*{reason}"):
+        read_settings()
+
+
+def test_a_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    monkeypatch.setenv("DB_CA_FILE", str(file))
+    assert read_settings().db_ca_file == file
 
 
 def test_everything_that_is_wrong_is_named_at_once_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

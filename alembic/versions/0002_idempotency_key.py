@@ -9,6 +9,7 @@ INDEX = "goals_idempotency_key_idx"
 
 
 def upgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '200ms'")
     # Nullable and without a default at first, these change the catalogue only; the default is for rows to come.
     op.execute(
         "ALTER TABLE goals"
@@ -33,6 +34,7 @@ def downgrade() -> None:
         op.execute("SET lock_timeout = 0")
         op.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {INDEX}")
         op.execute("RESET lock_timeout")
+    op.execute("SET LOCAL lock_timeout = '200ms'")
     op.execute(
         "ALTER TABLE goals"
         " DROP COLUMN IF EXISTS original_name,"

@@ -1,10 +1,14 @@
 """The commands of the service: `python -m goals serve`, `migrate`, `openapi`, and `up`, which is all of it at once."""
 
+import signal
+
+# Until there is a server to stop, Ctrl-C may end the program at once; Python's own way would print where it was.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import threading
 import time
@@ -44,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def up() -> None:
     """Start PostgreSQL if none is named by DB_HOST, migrate, and serve until Ctrl-C."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+    embedded.heed_signals()
     threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
     settings = read_settings()
     if "goals_drain_seconds" not in settings.model_fields_set:
@@ -55,8 +58,7 @@ def up() -> None:
         if settings.db_host is None:
             socket = running.enter_context(embedded.run(DATA))
             settings = settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})
-        # The stop of the server is not to be cut short: it would be left behind.
-        running.callback(_ignore_signals)
+        running.callback(embedded.ignore_signals)
         _migrate(settings)
         asyncio.run(app.serve(settings, announce=_welcome(settings)))
 
@@ -70,6 +72,7 @@ def serve() -> None:
 
 def migrate() -> None:
     """Bring the schema to the newest revision; several at once are safe."""
+    embedded.heed_signals()
     settings = read_settings()
     logs.configure(settings.goals_log_format)
     _migrate(settings)
@@ -111,17 +114,6 @@ def _stop_without(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _leave(number: int, _frame: object) -> None:
-    """End the program in order, the embedded server included, whatever it is about to do."""
-    _ignore_signals()
-    raise SystemExit(128 + number)
-
-
-def _ignore_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _welcome(settings: Settings) -> Callable[[int, int], None]:

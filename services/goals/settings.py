@@ -1,5 +1,6 @@
 """Every knob of the service, read once from the environment and refused at start when it makes no sense."""
 
+import ssl
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -55,11 +56,24 @@ class Settings(BaseSettings):
     @field_validator("goals_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            tuple(host.strip().lower() for host in value.split(",") if host.strip())
-            if isinstance(value, str)
-            else value
-        )
+        if not isinstance(value, str):
+            return value
+        hosts = tuple(host.strip().lower() for host in value.split(",") if host.strip())
+        if not hosts:
+            raise ValueError("no host name is in it; unset it to answer to any")
+        if any(":" in host and not (host.startswith("[") and host.endswith("]")) for host in hosts):
+            raise ValueError("write host names alone, without a port or https://, and an IPv6 address in [brackets]")
+        return hosts
+
+    @field_validator("db_host")
+    @classmethod
+    def _can_be_looked_up(cls, value: str | None) -> str | None:
+        try:
+            if value is not None and not value.startswith("/"):
+                value.encode("idna")  # as the look-up does
+        except UnicodeError:
+            raise ValueError("this is no host name; it has an empty, overlong or unreadable part") from None
+        return value
 
     @model_validator(mode="after")
     def _has_readable_files(self) -> Self:
@@ -67,6 +81,19 @@ class Settings(BaseSettings):
             path: Path | None = getattr(self, name)
             if path is not None and not path.is_file():
                 raise ValueError(f"{name.upper()}: {path} is not a file; mount it or unset the variable")
+        try:
+            self.password()
+        except OSError as error:
+            raise ValueError(
+                f"DB_PASSWORD_FILE: cannot read {error.filename} ({error.strerror}); let this account read it"
+            ) from None
+        except UnicodeDecodeError:
+            raise ValueError(f"DB_PASSWORD_FILE: {self.db_password_file} is not UTF-8 text") from None
+        try:
+            if self.db_ca_file is not None:
+                ssl.create_default_context(cafile=self.db_ca_file)
+        except OSError:
+            raise ValueError(f"DB_CA_FILE: {self.db_ca_file} holds no certificate (PEM) that can be read") from None
         return self
 
     def password(self) -> str | None:
