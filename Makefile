@@ -98,7 +98,8 @@ load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soa
 load-ui: $(VENV)/.loadtest  ## Locust's web UI on 127.0.0.1:8089, where the scenario is chosen
 	$(BIN)/locust --scenario $(SCENARIO) --host $(HOST) $(ARGS)
 
-load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, verdicts, stall, soak, processes (6 minutes)
+load-test: export SOAK := $(or $(SOAK),20)
+load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, verdicts, stall, processes, soak (3 minutes; SOAK=60 is the full one)
 	$(BIN)/python -m pytest tests/loadtest/live $(ARGS)
 
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/

@@ -8,37 +8,57 @@ WIDTH, HEIGHT = 860, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 44, 40
 _DECADES_WITH_ROOM = 2
 """A logarithmic axis shorter than this has room for more than the powers of ten."""
-_COLOURS = ("#2f6fde", "#d9822b", "#c23b4b", "#3f9d63")
+_COLOURS = ("var(--first)", "var(--second)", "var(--third)", "var(--fourth)")
+_TOPS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
+_STEPS = (1, 2, 2.5, 5, 10)
 
 STYLE = """
-svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif }
-svg text { fill: #4a4f57 } svg .title { font-weight: 600; font-size: 14px; fill: #1d2026 }
-svg .grid { stroke: #d9dce1 } svg .paper { fill: #fff }
-@media (prefers-color-scheme: dark) {
-  svg text { fill: #aab1bc } svg .title { fill: #e9ebee } svg .grid { stroke: #343a43 } svg .paper { fill: #15171b }
+:root {
+  --paper: #ffffff; --text: #4a4f57; --title: #1d2026; --grid: #d9dce1; --bad: #b42336; --warn: #8a5200;
+  --first: #2f6fde; --second: #b8621b; --third: #c23b4b; --fourth: #2f7d4d;
 }
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #15171b; --text: #aab1bc; --title: #e9ebee; --grid: #343a43; --bad: #ff8b98; --warn: #e8a94e;
+    --first: #6ea0ff; --second: #e8a05a; --third: #f0808d; --fourth: #6cc48e;
+  }
+}
+svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif }
+svg text { fill: var(--text) } svg .title { font-weight: 600; font-size: 14px; fill: var(--title) }
+svg .grid { stroke: var(--grid) } svg .paper { fill: var(--paper) }
+svg .mark { stroke: var(--title); stroke-dasharray: 4 3 }
 """
+"""The colours by what they are for, so that dark mode changes them in one place; the shapes name the variables."""
 
 Points = Sequence[tuple[float, float]]
 
 
-def draw_lines(title: str, lines: Sequence[tuple[str, Points]], *, across: str) -> str:
-    """Lines over a linear x axis that starts at 0; each line has a name. `across` says what x is."""
-    right = max((x for _, points in lines for x, _ in points), default=0) or 1
+def draw_lines(title: str, lines: Sequence[tuple[str, Points]], *, across: str, right: float = 0) -> str:
+    """Lines over a linear x axis that starts at 0; each line has a name. `across` says what x is.
+
+    The axis ends at `right`, or where the lines do if that is farther: pictures of one run share theirs.
+    """
+    right = max([right, *(x for _, points in lines for x, _ in points)]) or 1
     top = _round_up(max((y for _, points in lines for _, y in points), default=0))
     shapes = []
     for colour, (name, points) in zip(_COLOURS, lines, strict=False):
         path = " ".join(f"{_x(x / right):.1f},{_y(y / top):.1f}" for x, y in points)
         shapes.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8">'
+            f'<polyline points="{path}" fill="none" style="stroke: {colour}" stroke-width="1.8">'
             f"<title>{escape(name)}</title></polyline>"
         )
     ticks = [(x / right, f"{x:g}") for x in _ticks(right)]
     return _frame(title, [name for name, _ in lines], top, ticks, across, shapes)
 
 
-def draw_histogram(title: str, buckets: Sequence[tuple[float, float, int]], *, across: str) -> str:
-    """Counts of `(from, to, count)` buckets over a logarithmic x axis."""
+def draw_histogram(
+    title: str,
+    buckets: Sequence[tuple[float, float, int]],
+    *,
+    across: str,
+    marks: Sequence[tuple[str, float]] = (),
+) -> str:
+    """Counts of `(from, to, count)` buckets over a logarithmic x axis, and lines at the `marks`, each with a name."""
     low = log10(min((start for start, _, _ in buckets), default=1))
     high = log10(max((end for _, end, _ in buckets), default=10))
     top = _round_up(max((count for _, _, count in buckets), default=0))
@@ -47,8 +67,17 @@ def draw_histogram(title: str, buckets: Sequence[tuple[float, float, int]], *, a
         left, right = _x((log10(start) - low) / (high - low)), _x((log10(end) - low) / (high - low))
         shapes.append(
             f'<rect x="{left:.1f}" y="{_y(count / top):.1f}" width="{max(right - left - 0.5, 0.5):.1f}" '
-            f'height="{_y(0) - _y(count / top):.1f}" fill="{_COLOURS[0]}">'
+            f'height="{_y(0) - _y(count / top):.1f}" style="fill: {_COLOURS[0]}">'
             f"<title>{start:.3g}-{end:.3g}: {count}</title></rect>"
+        )
+    for row, (name, value) in enumerate(marks):
+        # Each name has a row of its own, as percentiles lie close together; at the right it stands before its line.
+        share = (log10(value) - low) / (high - low)
+        x, y, before = _x(share), _TOP + 10 + 14 * row, share > 1 / 2
+        shapes.append(
+            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_y(0):.1f}"/>'
+            f'<text x="{x - 5 if before else x + 5:.1f}" y="{y}" text-anchor="{"end" if before else "start"}">'
+            f"{escape(name)}</text>"
         )
     factors = (1, 2, 5) if high - low < _DECADES_WITH_ROOM else (1,)
     steps = [factor * 10**power for power in range(floor(low), ceil(high) + 1) for factor in factors]
@@ -65,7 +94,8 @@ def draw_bars(title: str, bars: Sequence[tuple[str, float, str]], *, across: str
         y, width = 40 + 30 * row, 520 * value / longest
         shapes.append(
             f'<text x="190" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="200" y="{y}" width="{max(width, 1):.1f}" height="20" fill="{_COLOURS[row % len(_COLOURS)]}"/>'
+            f'<rect x="200" y="{y}" width="{max(width, 1):.1f}" height="20" '
+            f'style="fill: {_COLOURS[row % len(_COLOURS)]}"/>'
             f'<text x="{206 + width:.1f}" y="{y + 15}">{escape(text)}</text>'
         )
     return _svg(height, title, [*shapes, f'<text x="200" y="{height - 8}">{escape(across)}</text>'])
@@ -79,16 +109,16 @@ def _y(share: float) -> float:
     return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
 
-def _round_up(value: float) -> float:
-    """The next number of the form 1, 2, 2.5 or 5 times a power of ten: a top that divides into even steps."""
+def _round_up(value: float, factors: Sequence[float] = _TOPS) -> float:
+    """The next number that is one of the factors times a power of ten: a top that divides into even steps."""
     if value <= 0:
         return 1.0
     power = 10.0 ** floor(log10(value))
-    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= value)
+    return next(factor * power for factor in factors if factor * power >= value)
 
 
 def _ticks(right: float) -> list[float]:
-    step = _round_up(right / 10)
+    step = _round_up(right / 10, _STEPS)
     return [step * number for number in range(floor(right / step) + 1)]
 
 
@@ -109,7 +139,7 @@ def _frame(
     for place, (colour, name) in enumerate(zip(_COLOURS, names, strict=False)):
         x = WIDTH - _RIGHT - 100 * (len(names) - place)
         parts.append(
-            f'<rect x="{x}" y="14" width="12" height="4" fill="{colour}"/>'
+            f'<rect x="{x}" y="14" width="12" height="4" style="fill: {colour}"/>'
             f'<text x="{x + 18}" y="20">{escape(name)}</text>'
         )
     return _svg(HEIGHT, title, [*parts, *shapes])

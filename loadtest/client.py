@@ -23,19 +23,24 @@ SWEEP_SECONDS = 0.1
 _LONGEST_PAUSE = 1.0
 _FIRST_PAUSE = 0.01
 _CHUNK = 65536
+_LONGEST_HEAD = 65536
 
 
 class Response:
     """An answer, or why there is none (`status` 0 and `error`)."""
 
-    __slots__ = ("content", "error", "head", "seconds", "status")
+    __slots__ = ("content", "error", "head", "received", "seconds", "status")
 
-    def __init__(self, status: int, content: bytes, head: bytes, seconds: float, error: str | None = None) -> None:
+    def __init__(
+        self, status: int, content: bytes, head: bytes, seconds: float, error: str | None = None, *, received: int = 0
+    ) -> None:
+        """`received` counts the bytes that came, heads, chunk sizes and interim answers among them, TLS left out."""
         self.status = status
         self.content = content
         self.head = head
         self.seconds = seconds
         self.error = error
+        self.received = received
 
     def header(self, name: str) -> str | None:
         """The first header of this name."""
@@ -70,7 +75,10 @@ class Connector:
         self.clients: set[Client] = set()
         self._context = gevent_ssl.create_default_context() if target.scheme == "https" else None
         self._addresses: list[Any] = []
-        self._sweeper = gevent.spawn(self._sweep)
+        # A timer of the loop, whose callback runs in the hub: from there a user that is woken comes back, to the rest
+        # of the sweep; from a greenlet of its own it would not.
+        self._sweeper = get_hub().loop.timer(SWEEP_SECONDS, SWEEP_SECONDS, ref=False)
+        self._sweeper.start(self._sweep)
 
     def connect(self) -> Any:
         """A connected gevent socket, TLS done and verified; raises an `OSError`."""
@@ -106,15 +114,15 @@ class Connector:
             raise
 
     def close(self) -> None:
-        self._sweeper.kill()
+        self._sweeper.stop()
+        self._sweeper.close()
 
     def _sweep(self) -> None:
-        while True:
-            gevent.sleep(SWEEP_SECONDS)
-            now = perf_counter()
-            for client in list(self.clients):
-                if client.parked and now - client.begun > self.timeout:
-                    client.fail(f"no answer within {self.timeout:g} s")
+        now = perf_counter()
+        for client in list(self.clients):
+            # Looked at one by one: a user that was woken may have closed others, or sent its next request.
+            if client.parked and now - client.begun > self.timeout:
+                client.fail(f"no answer within {self.timeout:g} s")
 
 
 class Client:
@@ -127,6 +135,7 @@ class Client:
     _in_head: bool
     _chunks: list[bytes]
     _error: str | None
+    _received: int
 
     def __init__(self, connector: Connector) -> None:
         self.pause = 0.0
@@ -172,10 +181,10 @@ class Client:
         seconds = perf_counter() - begun
         if not self._done:
             self._disconnect()
-            return Response(0, b"", b"", seconds, self._error)
+            return Response(0, b"", b"", seconds, self._error, received=self._received)
         if not self._keep:
             self._disconnect()
-        return Response(self._status, b"".join(self._chunks), self._head, seconds)
+        return Response(self._status, b"".join(self._chunks), self._head, seconds, received=self._received)
 
     def close(self) -> None:
         self._connector.clients.discard(self)
@@ -221,6 +230,7 @@ class Client:
         self._head = b""
         self._in_head = True
         self._chunks = []
+        self._received = 0
 
     def _on_readable(self) -> None:
         while True:
@@ -245,6 +255,7 @@ class Client:
         if not self.begun:
             self.fail("data that nobody asked for")
             return
+        self._received += len(data)
         if self._in_head:
             self._head += data
         try:
@@ -254,6 +265,8 @@ class Client:
             return
         if self._done:
             self._finish()
+        elif self._in_head and len(self._head) > _LONGEST_HEAD:
+            self.fail(f"a head of more than {_LONGEST_HEAD // 1024} KiB")
 
     def _end(self) -> None:
         """The server has closed; where nothing announced a length, that is how the body ends (RFC 9112, 6.3)."""

@@ -22,10 +22,9 @@ def parse_duration(value: object) -> float:
 
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=7 * 86400)]
 Users = Annotated[int, Field(ge=1, le=50_000)]
+"""In an open model, those made at most: an arrival that finds none of them free is a dropped iteration."""
 Rate = Annotated[float, Field(gt=0, le=1_000_000)]
 """Iterations a second, over all processes."""
-MaxUsers = Users
-"""Users made at most; an arrival that finds none of them free is a dropped iteration."""
 
 
 class Strict(BaseModel):
@@ -84,7 +83,7 @@ class ConstantArrivalRate(Strict):
     executor: Literal["constant-arrival-rate"]
     rate: Rate
     duration: Duration
-    max_vus: MaxUsers = 1000
+    max_vus: Users = 1000
 
     @property
     def seconds(self) -> float:
@@ -100,7 +99,7 @@ class RampingArrivalRate(Strict):
     executor: Literal["ramping-arrival-rate"]
     start_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
     stages: Annotated[list[RateStage], Field(min_length=1)]
-    max_vus: MaxUsers = 1000
+    max_vus: Users = 1000
 
     @property
     def seconds(self) -> float:

@@ -21,7 +21,7 @@ from recorder import Counter
 from report import draw_progress
 from scenario import ScenarioError, list_scenarios, read_scenario
 from session import AT_ONCE, Session, round_milliseconds
-from thresholds import SLO_FILE, USAGE, evaluate
+from thresholds import USAGE, Threshold, evaluate
 from users import ScenarioUser
 
 __all__ = ["ScenarioShape", "ScenarioUser"]
@@ -69,7 +69,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     for name, default, explanation in (
         ("--out", "", "folder of the reports (default: out/load/<scenario>)"),
         ("--journal", "", "file that gets a line of JSON for each attempt"),
-        ("--slo", str(SLO_FILE), "objectives that give the default thresholds"),
+        ("--slo", "", "objectives that give the default thresholds (default: observability/slo.toml where it exists)"),
     ):
         parser.add_argument(name, default=default, metavar="PATH", help=explanation, include_in_web_ui=False)
     parser.add_argument(
@@ -91,29 +91,29 @@ class ScenarioShape(LoadTestShape):
     def reset_time(self) -> None:
         self.start_time = perf_counter()
         self._shown = Counter(0, 0.0)
-        self._playable = False
         try:
             self.session.prepare()
-            self._playable = True
         except ValueError as error:
             sys.stderr.write(f"error: {error}\n")
 
     def tick(self) -> tuple[int, float] | None:
-        session = self.session
-        if session.scenario is None or not self._playable:
+        session, plan = self.session, self.session.plan
+        if plan is None:
             return None
-        load, at = session.scenario.load, session.recorder.age
+        load, at = plan.scenario.load, session.recorder.age
         if not at:
             if perf_counter() - self.start_time > _LONGEST_START:
                 return None
             session.await_workers(_LONGEST_START)
         if at > TICK_SECONDS / 2:
             self._show(at, load.seconds)
-            if self._must_abort(at) or session.interrupted:
+            session.is_over = self._must_abort(plan.thresholds, at)
+            if session.is_over or session.interrupted:
                 return None
         left = load.seconds - at
         if at and left <= TICK_SECONDS:  # the next tick would come late: wait for the exact end here
             gevent.sleep(max(left, 0))
+            session.is_over = not session.interrupted
             return None
         if isinstance(load, Open):
             return session.parts, AT_ONCE
@@ -126,8 +126,8 @@ class ScenarioShape(LoadTestShape):
         sys.stderr.write(f"\r\033[K{line}" if sys.stderr.isatty() else f"{line}\n")
         sys.stderr.flush()
 
-    def _must_abort(self, at: float) -> bool:
-        asked = [threshold for threshold in self.session.thresholds if threshold.abort_on_fail]
+    def _must_abort(self, thresholds: list[Threshold], at: float) -> bool:
+        asked = [threshold for threshold in thresholds if threshold.abort_on_fail]
         due = [threshold for threshold in asked if at > threshold.delay_abort]
         outcomes = evaluate(due, self.session.recorder)
         crossed = [outcome.threshold for outcome in outcomes if outcome.measured is not None and not outcome.ok]

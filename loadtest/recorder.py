@@ -155,6 +155,8 @@ class Recorder:
     Users at work are counted as an integral over time (user-seconds), so that Little's law can be held against it:
     the seconds that requests took, divided by the seconds that users were at work, is 1 where the load generator adds
     nothing of its own.
+
+    Times are those of this process's `perf_counter`, which nobody sets; only `date` is a time of day, and for display.
     """
 
     def __init__(self) -> None:
@@ -175,12 +177,18 @@ class Recorder:
         self.busy = 0.0
         """The share that it wanted: what it used, and what it waited for while others had the core."""
         self.started = inf
-        self.ended = 0.0
+        """When the first user started."""
+        self.ended = -inf
+        """When a user last started or stopped to work."""
+        self.date: float | None = None
+        """When the first user started, in Unix seconds."""
         self.timeline: dict[int, Slot] = {}
+        """What came in each second, by the number of the second."""
         self.width = 1
         """Seconds that one slot of the timeline spans."""
         self._vus_max_by_source: dict[str, int] = {}
-        self._began: float | None = None
+        self._offsets: dict[str, float] = {}
+        """What to add to the clock of another process for that of this one."""
         self._at_work = 0
         self._changed = time.perf_counter()
         self._slot_user_seconds = 0.0
@@ -197,11 +205,9 @@ class Recorder:
         """Note that a user starts (1) or stops (-1) to work: begins or ends its iterations, or pauses between them."""
         self._advance()
         self._at_work += change
-        if self._began is None:
-            self._began = self._changed
-        now = time.time()
-        self.started = min(self.started, now)
-        self.ended = now
+        if self.date is None:
+            self.started, self.date = self._changed, time.time()
+        self.ended = self._changed
 
     def add_connection(self, seconds: float) -> None:
         """Note a new connection; a method, as a drain replaces the trend."""
@@ -227,7 +233,7 @@ class Recorder:
     def fold(self) -> Iterator[tuple[Series, Trend, int]]:
         """Move what is fresh into the trends and the timeline; yields each series with its fresh trend and failures."""
         self._advance()
-        slot = self._slot(int(time.time()))
+        slot = self._slot(int(self._changed))
         slot.user_seconds += self._slot_user_seconds
         self._slot_user_seconds = 0.0
         for series in self.series.values():
@@ -288,8 +294,8 @@ class Recorder:
 
     @property
     def age(self) -> float:
-        """Seconds since the first user started, by this process's clock; 0 before."""
-        return 0.0 if self._began is None else time.perf_counter() - self._began
+        """Seconds since the first user started; 0 before."""
+        return 0.0 if self.date is None else time.perf_counter() - self.started
 
     @property
     def seconds(self) -> float:
@@ -319,9 +325,8 @@ class Recorder:
             "sums": [getattr(self, name) for name in self._SUMS],
             "vus_max": self.vus_max,
             "usage": [self.cpu, self.busy],
-            "started": self.started if self.started < inf else None,
-            "ended": self.ended,
-            "age": self.age,
+            "span": None if self.date is None else [self.started, self.ended, self.date],
+            "now": time.perf_counter(),
             "width": self.width,
             "timeline": [
                 [second, slot.trend.dump(), slot.failed, slot.user_seconds] for second, slot in self.timeline.items()
@@ -358,13 +363,14 @@ class Recorder:
         self._vus_max_by_source[source] = max(self._vus_max_by_source.get(source, 0), report["vus_max"])
         self.vus_max = sum(self._vus_max_by_source.values())
         self.note_usage(*report["usage"])
-        self.started = min(self.started, report["started"] or inf)
-        self.ended = max(self.ended, report["ended"])
-        if report["age"]:
-            # By ages, not by times of day: the clocks of two machines differ.
-            began = time.perf_counter() - report["age"]
-            self._began = began if self._began is None else min(self._began, began)
+        # By how long ago things were: times of day differ between machines. The quickest report tells best.
+        offset = min(self._offsets.get(source, inf), time.perf_counter() - report["now"])
+        self._offsets[source] = offset
+        if report["span"]:
+            started, ended, date = report["span"]
+            self.started, self.ended = min(self.started, started + offset), max(self.ended, ended + offset)
+            self.date = date if self.date is None else min(self.date, date)
         if report["width"] > self.width:
             self._widen(report["width"])
         for second, trend, failed, user_seconds in report["timeline"]:
-            self._slot(second).merge(Slot(Trend.load(trend), failed, user_seconds))
+            self._slot(round(second + offset)).merge(Slot(Trend.load(trend), failed, user_seconds))

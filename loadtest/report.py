@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ LITTLE = (0.95, 1.05)
 
 _STATISTICS = ("avg", "min", "med", "max", "p(90)", "p(95)", "p(99)")
 _TREND_NAMES = {name for name, aggregates in AGGREGATES.items() if "p(N)" in aggregates}
+_ON_FAILURE = frozenset({"http_req_failed", "checks"})
 _BUCKETS_DRAWN = 80
 
 
@@ -46,8 +46,15 @@ class Verdict:
 def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[str] = ()) -> Verdict:
     """Weigh what was measured; `problems` are those that the run itself has met."""
     found, warnings = list(problems), []
-    if not recorder.metric("http_reqs").count:
-        found.append("no request was answered or even tried: nothing was measured")
+    failed = recorder.metric("http_req_failed")
+    if not failed.count:
+        tried = f"{recorder.interrupted:,} were cut off unanswered" if recorder.interrupted else "none was even tried"
+        found.append(f"no request came to an end, {tried}: nothing was measured")
+    elif failed.aggregate("rate") == 1 and not any(outcome.threshold.metric in _ON_FAILURE for outcome in outcomes):
+        found.append(
+            f"every request failed ({failed.count:,}), and no threshold is about that: "
+            "set one on http_req_failed or checks"
+        )
     if recorder.busy > BUSIEST:
         found.append(
             f"the load generator was busy {recorder.busy:.0%} of the time (limit {BUSIEST:.0%}; it used "
@@ -95,7 +102,7 @@ def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: st
             "scenario": scenario,
             "target": target,
             "engine": engine,
-            "started": _iso(recorder.started),
+            "started": _iso(recorder.date),
             "verdict": verdict.text,
             "exit_code": verdict.exit_code,
             "problems": list(verdict.problems),
@@ -130,9 +137,10 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
     """The summary for a terminal."""
     own, metrics = summary["loadtest"], summary["metrics"]
     lines = ["", f"{own['scenario']} on {own['target']} by the {own['engine']} engine", ""]
-    for check in summary["root_group"]["checks"]:
-        mark = "pass" if not check["fails"] else "FAIL"
-        lines.append(f"  {mark}  {check['name']}: {check['passes']:,} of {check['passes'] + check['fails']:,}")
+    lines += [
+        f"  {_mark(check)}  {check['name']}: {check['passes']:,} of {check['passes'] + check['fails']:,}"
+        for check in summary["root_group"]["checks"]
+    ]
     lines.append("")
     lines += [f"  {name:.<38} {_show(metric)}" for name, metric in metrics.items()]
     steps = own["steps"].items() if len(own["steps"]) > 1 else ()
@@ -168,9 +176,12 @@ def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) ->
     }
     notes = [f'<p class="bad">{escape(problem)}</p>' for problem in verdict.problems]
     notes += [f'<p class="warn">{escape(warning)}</p>' for warning in verdict.warnings]
-    thresholds = [[_tell(outcome), "pass" if outcome.ok else "FAIL"] for outcome in verdict.outcomes]
+    thresholds = [
+        [outcome.threshold.selector, outcome.threshold.expression, _measured(outcome), "pass" if outcome.ok else "FAIL"]
+        for outcome in verdict.outcomes
+    ]
     checks = [
-        [check["name"], f"{check['passes']:,}", f"{check['fails']:,}", "pass" if not check["fails"] else "FAIL"]
+        [check["name"], f"{check['passes']:,}", f"{check['fails']:,}", _mark(check)]
         for check in summary["root_group"]["checks"]
     ]
     steps = [[name, *(f"{values[key]:,.2f}" for key in _STATISTICS)] for name, values in own["steps"].items()]
@@ -180,18 +191,19 @@ def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) ->
 <meta name="color-scheme" content="light dark"><title>{escape(own["scenario"])}: {verdict.text}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem }}
+body {{ color: var(--title); background: var(--paper) }} svg {{ width: 100% }}
 dl {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .5rem 1rem }}
-dt {{ opacity: .7; font-size: 13px }} dd {{ margin: 0; font-weight: 600 }}
+dt {{ color: var(--text); font-size: 13px }} dd {{ margin: 0; font-weight: 600 }}
 table {{ border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }}
-td, th {{ text-align: right; padding: .25rem .5rem; border-bottom: 1px solid #8884 }}
+td, th {{ text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--grid) }}
 td:first-child, th:first-child {{ text-align: left }}
-.bad {{ color: #c23b4b; font-weight: 600 }} .warn {{ color: #b36b00 }}
+.bad {{ color: var(--bad); font-weight: 600 }} .warn {{ color: var(--warn) }}
 {charts.STYLE}</style></head><body>
 <h1>{escape(own["scenario"])}: <span{' class="bad"' if verdict.exit_code else ""}>{verdict.text}</span></h1>
 <p>{escape(own["target"])}, {escape(own["engine"])} engine, {own["started"]}</p>
 {"".join(notes)}
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())}</dl>
-{_table("Thresholds", ["Condition", "Verdict"], thresholds)}
+{_table("Thresholds", ["Metric", "Threshold", "Measured", "Verdict"], thresholds)}
 {_table("Checks", ["Check", "Passed", "Failed", "Verdict"], checks)}
 {_pictures(recorder)}
 {_table("Latency by step (ms)", ["Step", *_STATISTICS], steps)}
@@ -226,6 +238,7 @@ def _pictures(recorder: Recorder) -> str:
     ]
     duration = recorder.metric("http_req_duration")
     assert isinstance(duration, Trend)  # noqa: S101  the metric's kind is fixed
+    marks = [(name, value) for name in ("p(50)", "p(95)", "p(99)") if (value := duration.aggregate(name))]
     half = GROWTH**0.5
     counts = duration.counts
     buckets = (
@@ -238,13 +251,14 @@ def _pictures(recorder: Recorder) -> str:
     )
     return "\n".join(
         [
-            charts.draw_lines("Throughput", throughput, across="seconds"),
-            charts.draw_lines("Latency over time (ms)", latency, across="seconds"),
-            charts.draw_lines("Users", users, across="seconds"),
+            charts.draw_lines("Throughput", throughput, across="seconds", right=last - first),
+            charts.draw_lines("Latency over time (ms)", latency, across="seconds", right=last - first),
+            charts.draw_lines("Users", users, across="seconds", right=last - first),
             charts.draw_histogram(
                 "Latency of all requests",
                 charts.join_buckets(buckets, _BUCKETS_DRAWN),
                 across="milliseconds, logarithmic",
+                marks=[(f"{name} {value:.3g} ms", value) for name, value in marks],
             ),
         ]
     )
@@ -277,6 +291,13 @@ def _show(metric: dict[str, Any]) -> str:
     return f"{values['value']:,}"
 
 
+def _mark(check: dict[str, Any]) -> str:
+    """What a check's line begins with; one that was never made has not passed."""
+    if check["fails"]:
+        return "FAIL"
+    return "pass" if check["passes"] else "none"
+
+
 def _connections(summary: dict[str, Any]) -> str:
     if summary["loadtest"]["engine"] != "fast":
         return "not counted by this engine"
@@ -286,9 +307,15 @@ def _connections(summary: dict[str, Any]) -> str:
 
 def _tell(outcome: Outcome) -> str:
     threshold = outcome.threshold
-    unit = " ms" if threshold.metric in _TREND_NAMES and threshold.aggregate != "count" else ""
-    measured = "nothing was measured" if outcome.measured is None else f"measured {outcome.measured:.6g}{unit}"
+    measured = _measured(outcome) if outcome.measured is None else f"measured {_measured(outcome)}"
     return f"{threshold.selector} {threshold.expression}: {measured}"
+
+
+def _measured(outcome: Outcome) -> str:
+    if outcome.measured is None:
+        return "nothing was measured"
+    is_time = outcome.threshold.metric in _TREND_NAMES and outcome.threshold.aggregate != "count"
+    return f"{outcome.measured:.6g}{' ms' if is_time else ''}"
 
 
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -302,5 +329,5 @@ def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> s
     return f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{body}</table>"
 
 
-def _iso(moment: float) -> str | None:
-    return None if moment == inf else datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
+def _iso(moment: float | None) -> str | None:
+    return None if moment is None else datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")

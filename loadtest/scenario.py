@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import quote, urlencode, urlsplit
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator, model_validator
 
 from checks import parse_check
 from executors import Duration, Load, Open, Strict
@@ -20,6 +20,8 @@ BUILT_IN = frozenset({"uuid", "user", "iteration"})
 """Variables of every iteration: a random UUID (version 4), the number of the user, and of its iteration."""
 
 _SOURCE = re.compile(r"(?P<source>body|header) (?P<what>.+)")
+_ODD = re.compile(r"[^!-~]")
+_FRAMING = frozenset({"content-length", "transfer-encoding"})
 _VARIABLE = re.compile(r"\$\{(\w+)\}", re.ASCII)
 
 
@@ -40,12 +42,19 @@ class Target(NamedTuple):
     def parse(cls, url: str | None) -> Self:
         if not url:
             raise ScenarioError("there is no target; name it with --host, such as --host http://127.0.0.1:8080")
+        # Before anything else looks at it: `urlsplit` drops tabs and line ends in silence.
+        if odd := _ODD.search(url):
+            raise ScenarioError(
+                f"the target {url!r} has {odd[0]!r} in it; a URL is of visible ASCII: write a path percent-encoded, "
+                "and a host as DNS has it (xn--...)"
+            )
         try:
             parts = urlsplit(url)
-            port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
+            usual = {"http": 80, "https": 443}.get(parts.scheme)
+            port = usual if parts.port is None else parts.port
         except ValueError as error:
             raise ScenarioError(f"the target `{url}` is no URL: {error}") from None
-        if not parts.hostname or not port or parts.query or parts.fragment or parts.username:
+        if not parts.hostname or not usual or not port or parts.query or parts.fragment or "@" in parts.netloc:
             raise ScenarioError(f"the target `{url}` is no base URL; write it as http://host:port or https://host/path")
         return cls(parts.scheme, parts.hostname, port, parts.netloc, parts.path)
 
@@ -82,11 +91,28 @@ class Step(Strict):
     path: Annotated[Text, StringConstraints(pattern=r"^(/[!-~]*)?$")]
     headers: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9-]+$")], Text] = Field(default_factory=dict)
     form: dict[str, str] | None = None
-    json_: dict[str, Any] | None = Field(None, alias="json")
+    json_: dict[str, JsonValue] | None = Field(None, alias="json")
     body: str | None = None
     checks: dict[Name, str] = Field(default_factory=dict)
     save: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]+$")], str] = Field(default_factory=dict)
     attempts: Annotated[int, Field(ge=1, le=100)] = 1
+
+    @field_validator("headers")
+    @classmethod
+    def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name in headers:
+            if name.lower() in _FRAMING:
+                raise ValueError(f"`{name}` cannot be chosen: it follows from the body")
+        return headers
+
+    @field_validator("json_", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError("JSON has no dates, times, `nan` or `inf`; write dates and times as text") from None
+        return value
 
     @field_validator("checks")
     @classmethod
@@ -98,7 +124,9 @@ class Step(Strict):
     @field_validator("save")
     @classmethod
     def _sources(cls, save: dict[str, str]) -> dict[str, str]:
-        for text in save.values():
+        for name, text in save.items():
+            if name in BUILT_IN:
+                raise ValueError(f"`{name}` is there in every iteration and cannot be saved; choose another name")
             parse_source(text)
         return save
 
@@ -241,7 +269,7 @@ def read_scenario(name: str, *, users: int | None = None, seconds: float | None 
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         known = ", ".join(list_scenarios())
         raise ScenarioError(

@@ -4,6 +4,7 @@ import gc
 import sys
 import time
 from collections import deque
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,7 +17,7 @@ import report
 from journal import Journal
 from recorder import Recorder, Trend, middle
 from scenario import Scenario, Target, read_scenario
-from thresholds import ERROR, Threshold, complete, evaluate, read_objectives
+from thresholds import ERROR, USAGE, Threshold, complete, evaluate, read_objectives
 from users import Run, ScenarioUser
 
 FOLD_SECONDS = 0.2
@@ -55,6 +56,18 @@ class Usage(NamedTuple):
         return used / elapsed, (used + later.waited - self.waited) / elapsed
 
 
+class Plan(NamedTuple):
+    """What is played, as it was asked for when the run was prepared; the web UI's form may change meanwhile."""
+
+    name: str
+    scenario: Scenario
+    thresholds: list[Threshold]
+    host: str
+    target: Target
+    folder: Path
+    journal: Path | None
+
+
 class Session:
     """The run that is on in this process, if any, and what is known of the last one.
 
@@ -70,14 +83,16 @@ class Session:
         self._seconds: float | None = self.options.run_time
         self.spawn_rate: float = self.options.spawn_rate or AT_ONCE
         self.recorder = Recorder()
-        self.scenario: Scenario | None = None
-        self.thresholds: list[Threshold] = []
+        self.plan: Plan | None = None
+        """What is played, or was last; none where it made no sense."""
         self.parts = 1
         """How many processes make load."""
         self.interrupted = False
         """Set when somebody wants the run to end before its time."""
+        self.is_over = False
+        """Set when the run's time is up, or a threshold has ended it: what ends otherwise was cut off."""
         self.page = "<p>No run has ended yet.</p>"
-        """The last run's report."""
+        """The last run's report, or why there was no run."""
         self._environment = environment
         self._runner = runner
         self._headless = headless
@@ -85,22 +100,39 @@ class Session:
         self._problems: list[str] = []
         self._reported: set[str] = set()
         self._verdict: report.Verdict | None = None
+        self._was_refused = False
 
     def prepare(self) -> None:
         """Forget the run before and read what is to be played; raises a `ValueError` whose message is one line."""
         self.recorder, self._problems, self._reported, self._verdict = Recorder(), [], set(), None
-        Target.parse(self._environment.host)
+        self.plan, self.is_over = None, False
+        try:
+            self.plan = self._read_plan()
+        except ValueError as error:
+            self._was_refused = True
+            self.page = f"<p>There was no run: {escape(str(error))}</p>"
+            raise
+        self._was_refused = False
+
+    def _read_plan(self) -> Plan:
+        host = str(self._environment.host or "")
+        target = Target.parse(host)
         scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
         if self.options.engine:
             scenario = scenario.model_copy(update={"engine": self.options.engine})
-        objectives = read_objectives(Path(self.options.slo)) if scenario.objectives else []
-        if self.options.journal:
+        objectives: list[Threshold] = []
+        if scenario.objectives and not isinstance(self._runner, WorkerRunner):  # a worker does not judge
+            objectives = read_objectives(Path(self.options.slo) if self.options.slo else None)
+        journal = Path(self.options.journal) if self.options.journal else None
+        if journal:
             try:
-                Journal(Path(self.options.journal)).close()
+                Journal(journal).close()
             except OSError as error:
                 raise ValueError(f"the journal cannot be written: {error}") from None
-        self.thresholds = complete(scenario.parse_thresholds(), objectives)
-        self.scenario = scenario
+        name = Path(self.options.scenario).stem
+        folder = Path(self.options.out or f"out/load/{name}")
+        thresholds = complete(scenario.parse_thresholds(), objectives)
+        return Plan(name, scenario, thresholds, host, target, folder, journal)
 
     def await_workers(self, seconds: float) -> None:
         """Wait for the workers that a master expects: after a run it takes them a while to be ready for the next."""
@@ -123,18 +155,24 @@ class Session:
         is_worker = isinstance(self._runner, WorkerRunner)
         if is_worker:
             self._users, self._seconds = self.options.asked
-            self.prepare()
-        assert self.scenario is not None  # noqa: S101  prepared, here or by the shape
+            try:
+                self.prepare()
+            except ValueError as error:
+                sys.stderr.write(f"error: {error}\n")
+        plan = self.plan
+        if plan is None:
+            ScenarioUser.current = None
+            return
         # Locust itself listens to every request; whoever else does wants to be called.
         listeners = len(self._environment.events.request._handlers)  # noqa: SLF001  there is no public count
         fires = self.options.request_events or listeners > 1
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it
         self._run = ScenarioUser.current = Run(
-            self.scenario,
-            Target.parse(self._environment.host),
+            plan.scenario,
+            plan.target,
             self.recorder,
-            journal=Journal(Path(self.options.journal)) if self.options.journal else None,
+            journal=Journal(plan.journal) if plan.journal else None,
             fire=self._environment.events.request.fire if fires else None,
             part=self._runner.worker_index % self.options.parts if is_worker else 0,
             parts=self.options.parts if is_worker else 1,
@@ -143,7 +181,8 @@ class Session:
 
     def on_test_stop(self, **_: Any) -> None:
         if isinstance(self._runner, MasterRunner):
-            self._collect(self._runner)
+            if self.plan is not None:
+                self._collect(self._runner)
         else:
             run, self._run = self._run, None
             self._fold(run)
@@ -154,8 +193,8 @@ class Session:
             # What was measured last must arrive before the news that we stopped.
             self._runner._send_stats()  # noqa: SLF001  there is no public way
             self.recorder = Recorder()  # what is reported from now on, while idle, is nothing
-        else:
-            self._conclude()
+        elif self.plan is not None:
+            self._conclude(self.plan)
 
     def on_report_to_master(self, data: dict[str, Any], **_: Any) -> None:
         self._fold(self._run)
@@ -178,6 +217,8 @@ class Session:
             self.await_workers(self._environment.stop_timeout + _REPORT_WAIT)
         if self._verdict is not None:
             self._environment.process_exit_code = self._verdict.exit_code
+        elif self._was_refused:
+            self._environment.process_exit_code = USAGE
         elif self._headless:
             sys.stderr.write("error: the run ended before it began; nothing was measured\n")
             self._environment.process_exit_code = ERROR
@@ -213,26 +254,20 @@ class Session:
         if missing := self.parts - len(self._reported):
             self._problems.append(f"{missing} of {self.parts} workers did not report what they measured")
 
-    def _conclude(self) -> None:
+    def _conclude(self, plan: Plan) -> None:
         """Judge the run, and write what it says to the terminal and into files."""
-        assert self.scenario is not None  # noqa: S101  what has run was prepared
-        name = Path(self.options.scenario).stem
-        folder = Path(self.options.out or f"out/load/{name}")
-        if self.interrupted:
-            self._problems.append(f"the run was cut off after {self.recorder.seconds:.0f} s")
-        verdict = report.judge(self.recorder, evaluate(self.thresholds, self.recorder), self._problems)
+        if not self.is_over:
+            done, whole = self.recorder.seconds, plan.scenario.load.seconds
+            self._problems.append(f"the run was cut off after {done:.0f} of {whole:.0f} s")
+        verdict = report.judge(self.recorder, evaluate(plan.thresholds, self.recorder), self._problems)
         summary = report.summarize(
-            self.recorder,
-            verdict,
-            scenario=name,
-            target=str(self._environment.host),
-            engine=self.scenario.engine,
+            self.recorder, verdict, scenario=plan.name, target=plan.host, engine=plan.scenario.engine
         )
         self.page = report.write_html(summary, verdict, self.recorder)
         sys.stdout.write(report.write_text(summary, verdict))
         try:
-            report.write_files(folder, summary, self.page)
-            sys.stdout.write(f"  {folder / 'report.html'}  {folder / 'summary.json'}\n")
+            report.write_files(plan.folder, summary, self.page)
+            sys.stdout.write(f"  {plan.folder / 'report.html'}  {plan.folder / 'summary.json'}\n")
         except OSError as error:
             sys.stderr.write(f"error: the reports cannot be written: {error}\n")
             verdict = report.judge(self.recorder, verdict.outcomes, [*self._problems, "the reports cannot be written"])

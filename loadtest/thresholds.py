@@ -5,6 +5,8 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,11 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">": operator.gt,
     ">=": operator.ge,
     "==": operator.eq,
+    "===": operator.eq,
     "!=": operator.ne,
+    "!==": operator.ne,
 }
-_EXPRESSION = re.compile(r"(\w+|p\(\d+(?:\.\d+)?\))\s*(<=|>=|==|!=|<|>)\s*(\d+(?:\.\d+)?)", re.ASCII)
+_EXPRESSION = re.compile(r"(\w+|p\(\d+(?:\.\d+)?\))\s*(<=|>=|===?|!==?|<|>)\s*(\d+(?:\.\d+)?|\.\d+)", re.ASCII)
 _METRIC = re.compile(r"(\w+)(?:\{(name|check):([^{}]+)\})?", re.ASCII)
 
 _TREND, _RATE, _COUNTER = ("avg", "min", "med", "max", "count", "p(N)"), ("rate",), ("count", "rate")
@@ -93,25 +97,42 @@ def parse_threshold(selector: str, expression: str, *, abort: bool = False, dela
     return Threshold(name, tag, expression, aggregate, _COMPARISONS[parsed[2]], float(parsed[3]), abort, delay)
 
 
-def read_objectives(path: Path = SLO_FILE) -> list[Threshold]:
-    """The thresholds that the service level objectives make; none where the file is absent.
+def read_objectives(path: Path | None = None, default: Path = SLO_FILE) -> list[Threshold]:
+    """The thresholds that the service level objectives make.
 
-    Raises a `ValueError` for a file that is there and has not what it should.
+    Only the default file may be absent: then there are none. Raises a `ValueError`, whose message is one line that
+    names the file, for one that cannot be read or has not what it should.
     """
-    if not path.exists():
+    if path is None and not default.exists():
         return []
+    path = path or default
     try:
-        slo: dict[str, Any] = tomllib.loads(path.read_text())
-        failures = 1 - float(slo["availability"]["objective"])
-        share, limit = float(slo["latency"]["objective"]), float(slo["latency"]["threshold_seconds"])
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: {error!r}; it needs `[availability] objective` and `[latency] objective, threshold_seconds`"
-        ) from None
+        slo = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        failures = 1 - _read_number(slo, "availability", "objective", 1)
+        share = _read_number(slo, "latency", "objective", 1)
+        limit = _read_number(slo, "latency", "threshold_seconds", inf)
+    except OSError as error:
+        raise ValueError(f"the objectives in {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return [
-        parse_threshold("http_req_failed", f"rate<={failures:.6g}"),
-        parse_threshold("http_req_duration", f"p({100 * share:.6g})<{1000 * limit:.6g}"),
+        parse_threshold("http_req_failed", f"rate<={_write_number(failures)}"),
+        parse_threshold("http_req_duration", f"p({_write_number(100 * share)})<{_write_number(1000 * limit)}"),
     ]
+
+
+def _read_number(slo: dict[str, Any], table: str, key: str, below: float) -> Decimal:
+    content = slo.get(table)
+    value = content.get(key) if isinstance(content, dict) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < below:
+        bounds = "a number above 0" if below == inf else f"a number between 0 and {below}"
+        raise ValueError(f"`[{table}] {key}` must be {bounds}, and is {'missing' if value is None else repr(value)}")
+    return Decimal(str(value))  # as it is written: 1 - 0.999 shall be 0.001
+
+
+def _write_number(value: Decimal) -> str:
+    """The shortest way to write a number without an exponent, which a threshold's grammar has not."""
+    return f"{value.normalize():f}"
 
 
 def complete(chosen: Iterable[Threshold], defaults: Iterable[Threshold]) -> list[Threshold]:

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import accumulate, count
 from time import perf_counter
@@ -92,8 +92,10 @@ class FastHttp:
         status = answer.status_code or 0
         if not status:
             return Response(0, b"", b"", seconds, str(answer.error))
-        head = "".join(f"\r\n{name}: {value}" for name, value in answer.headers.items())
-        return Response(status, answer.content or b"", f"HTTP/1.1 {status}{head}".encode("latin-1"), seconds)
+        fields = "".join(f"\r\n{name}: {value}" for name, value in answer.headers.items())
+        content, head = answer.content or b"", f"HTTP/1.1 {status}{fields}".encode("latin-1")
+        # It does not tell what came over the wire: the head as it was parsed is near enough.
+        return Response(status, content, head, seconds, received=len(head) + len(b"\r\n\r\n") + len(content))
 
     def close(self) -> None:
         self._session.client.close()
@@ -172,10 +174,11 @@ class Run:
 
 
 class VirtualUser:
-    """One connection and the iterations made on it."""
+    """One connection and the iterations made on it, for as long as `is_stopping` does not say that the run ends."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, is_stopping: Callable[[], bool]) -> None:
         self._run = run
+        self._is_stopping = is_stopping
         self._engine = run.make_engine()
         self._number = next(run.numbers)
         self._iteration = -1
@@ -186,7 +189,10 @@ class VirtualUser:
         self._run.recorder.add_users(-1)
 
     def iterate(self, due: float | None = None) -> None:
-        """Do one task. `due` is when an arrival should have begun: the first answer's latency counts from there."""
+        """Do one task. `due` is when an arrival should have begun: the first answer's latency counts from there.
+
+        A task that waits to try again when the run ends is given up; nothing is checked of what it was waiting for.
+        """
         run = self._run
         run.recorder.iterations += 1
         self._iteration += 1
@@ -195,6 +201,8 @@ class VirtualUser:
             values = {"uuid": str(uuid4()), "user": str(self._number), "iteration": str(self._iteration)}
         for step in run.pick():
             response = self._send(step, values, due)
+            if response is None:
+                return
             due = None
             for rate, check in step.checks:
                 if check(response):
@@ -207,17 +215,18 @@ class VirtualUser:
                     return  # nothing to go on with, such as no goal to remove
                 values[name] = value
 
-    def pause(self, seconds: float, is_stopping: Callable[[], bool] = lambda: False) -> None:
+    def pause(self, seconds: float) -> None:
         """Wait without being at work, for as long as the user does not have to stop."""
         end = perf_counter() + seconds
         self._run.recorder.shift(-1)
         try:
-            while (left := end - perf_counter()) > 0 and not is_stopping():
+            while (left := end - perf_counter()) > 0 and not self._is_stopping():
                 gevent.sleep(min(left, _LOOK_SECONDS))
         finally:
             self._run.recorder.shift(1)
 
-    def _send(self, step: BoundStep, values: Mapping[str, str], due: float | None) -> Response:
+    def _send(self, step: BoundStep, values: Mapping[str, str], due: float | None) -> Response | None:
+        """The step's last answer; `None` where the run has ended before it could be tried again."""
         request, wire = step.render(values)
         journal = self._run.journal
         attempt = 1
@@ -240,6 +249,8 @@ class VirtualUser:
                 return response
             longest = min(_FIRST_RETRY_PAUSE * 2**attempt, _LONGEST_RETRY_PAUSE)
             self.pause(random.uniform(longest / 2, longest))  # noqa: S311  not for secrets
+            if self._is_stopping():
+                return None
             attempt, due = attempt + 1, None
 
     def _record(self, step: BoundStep, response: Response, due: float | None) -> None:
@@ -250,7 +261,7 @@ class VirtualUser:
             recorder.service.add(seconds)
             seconds = perf_counter() - due
         series.fresh.add(seconds)
-        series.received += len(response.content)
+        series.received += response.received
         failure = None
         if response.error or response.status >= 400:  # noqa: PLR2004  as k6's http_req_failed
             failure = response.error or f"status {response.status}"
@@ -305,26 +316,26 @@ def _extract(source: Source, response: Response) -> str | None:
 class ScenarioUser(User):
     """What Locust spawns: one user of a closed loop, or the one source of this process's arrivals."""
 
-    current: ClassVar[Run]
-    """The run that is on, set before users are spawned."""
+    current: ClassVar[Run | None] = None
+    """The run that is on, set before users are spawned; there is none where it could not be prepared."""
 
     @task
     def work(self) -> None:
-        if isinstance(self.current.scenario.load, Open):
-            self._arrive(self.current.scenario.load.arrivals(self.current.part, self.current.parts))
-        else:
-            self._loop()
+        run = self.current
+        if run is not None and isinstance(run.scenario.load, Open):
+            self._arrive(run, run.scenario.load)
+        elif run is not None:
+            self._loop(run)
         raise StopUser
 
-    def _loop(self) -> None:
-        run = self.current
-        user = VirtualUser(run)
+    def _loop(self, run: Run) -> None:
+        user = VirtualUser(run, self._is_stopping)
         run.recorder.shift(1)
         try:
             while not self._is_stopping():
                 user.iterate()
                 if run.scenario.pause:
-                    user.pause(run.scenario.pause * random.uniform(0.5, 1.5), self._is_stopping)  # noqa: S311  not for secrets
+                    user.pause(run.scenario.pause * random.uniform(0.5, 1.5))  # noqa: S311  not for secrets
         finally:
             run.recorder.shift(-1)
             user.close()
@@ -332,30 +343,28 @@ class ScenarioUser(User):
     def _is_stopping(self) -> bool:
         return self._state == LOCUST_STATE_STOPPING
 
-    def _arrive(self, arrivals: Iterator[float]) -> None:
+    def _arrive(self, run: Run, load: Open) -> None:
         """Start iterations when they are due; an arrival that finds no user free, and none to be made, is dropped."""
-        run = self.current
-        assert isinstance(run.scenario.load, Open)  # noqa: S101  `work` has looked
-        limit = -(-run.scenario.load.max_vus // run.parts)
+        limit = -(-load.max_vus // run.parts)
         users: list[VirtualUser] = []
         free: list[VirtualUser] = []
         busy = Group()
         begun = perf_counter()
         run.recorder.shift(0)  # the run begins, although nobody is at work yet
         try:
-            for at in arrivals:
+            for at in load.arrivals(run.part, run.parts):
                 due = begun + at
                 while (left := due - perf_counter()) > 0 and not self._is_stopping():
                     gevent.sleep(min(left, _LOOK_SECONDS))
                 if self._is_stopping():
                     break
                 if not free and len(users) < limit:
-                    users.append(VirtualUser(run))
+                    users.append(VirtualUser(run, self._is_stopping))
                     free.append(users[-1])
                 if free:
                     # The one used last: the others' connections idle until the server closes them, and nobody sends
                     # a request at that very moment.
-                    busy.spawn(partial(self._serve, free), free.pop(), due)
+                    busy.spawn(partial(self._serve, run.recorder, free), free.pop(), due)
                 else:
                     run.recorder.dropped += 1
             busy.join()
@@ -364,8 +373,7 @@ class ScenarioUser(User):
             for user in users:
                 user.close()
 
-    def _serve(self, free: list[VirtualUser], user: VirtualUser, due: float) -> None:
-        recorder = self.current.recorder
+    def _serve(self, recorder: Recorder, free: list[VirtualUser], user: VirtualUser, due: float) -> None:
         recorder.shift(1)
         try:
             user.iterate(due)

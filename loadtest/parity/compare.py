@@ -131,6 +131,7 @@ def play(tool: str, site: Site, seconds: int, folder: Path, k6: str) -> Measurem
         count=count,
         server_count=after - before - 1,
         seconds=document["state"]["testRunDurationMs"] / 1000,
+        exit_code=done.returncode,
     )
 
 
@@ -172,10 +173,16 @@ def measure(rounds: int, seconds: int, folder: Path) -> dict[str, list[Measureme
     return measured
 
 
+def positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=8, help="length of each run")
+    parser.add_argument("--rounds", type=positive, default=3)
+    parser.add_argument("--seconds", type=positive, default=8, help="length of each run")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "parity")
     options = parser.parse_args()
     load, _, _ = os.getloadavg()

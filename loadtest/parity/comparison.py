@@ -19,7 +19,8 @@ class Measurement:
     """One tool's run, or the medians of several.
 
     `cpu_us` is the processor time in microseconds that the tool as a whole used for each request; `checks` the ratio
-    of checks that passed; `count` and `server_count` the requests that the tool and the server counted.
+    of checks that passed; `count` and `server_count` the requests that the tool and the server counted; `exit_code` is
+    the tool's.
     """
 
     rps: float
@@ -31,6 +32,7 @@ class Measurement:
     count: float
     server_count: float
     seconds: float
+    exit_code: float = 0
 
     @property
     def cores(self) -> float:
@@ -71,6 +73,10 @@ def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float
     if {"k6-slow", "fast-slow"} <= medians.keys():
         _agree(medians["k6-slow"], medians["fast-slow"], judge)
     for name, measured in rounds.items():
+        if name.endswith("-slow"):
+            # Where a tool has time to spare it must say itself that all went well. Where it is the limit, ours calls
+            # its own run invalid, as it should: there the exit code is none to ask for.
+            verdicts[f"exit_{name}"] = all(measurement.exit_code == 0 for measurement in measured)
         verdicts[f"count_{name}"] = all(_counts_agree(name, measurement) for measurement in measured)
     return {
         "tools": {name: {**asdict(measured), "rounds": len(rounds[name])} for name, measured in medians.items()},
@@ -136,6 +142,11 @@ def write_markdown(document: Mapping[str, Any]) -> str:
     wrong = [name for name, holds in document["verdicts"].items() if name.startswith("count_") and not holds]
     counts = f"differ for {', '.join(wrong)}" if wrong else "agree for every tool and round"
     lines += ["", f"Counts of requests by tool and by server {counts}.", ""]
+    lines += [
+        f"**{name.removeprefix('exit_')} did not call its own run good (its exit code was not 0).**\n"
+        for name, holds in document["verdicts"].items()
+        if name.startswith("exit_") and not holds
+    ]
     return "\n".join([*lines, *document["notes"], ""])
 
 

@@ -67,6 +67,8 @@ def test_good_figures_hold_everywhere() -> None:
         ("fast", {"count": 511_999}, "count_fast"),
         ("k6", {"count": 144_000 - MOST_USERS - 1}, "count_k6"),
         ("k6", {"count": 144_001}, "count_k6"),
+        ("k6-slow", {"exit_code": 99}, "exit_k6-slow"),
+        ("fast-slow", {"exit_code": 1}, "exit_fast-slow"),
     ],
 )
 def test_each_figure_can_fail(tool: str, change: dict[str, float], verdict: str) -> None:
@@ -74,7 +76,13 @@ def test_each_figure_can_fail(tool: str, change: dict[str, float], verdict: str)
     assert [name for name, holds in document["verdicts"].items() if not holds] == [verdict]
     words = write_markdown(document)
     assert ("differ for" in words) is verdict.startswith("count_")
-    assert ("**no**" in words) is not verdict.startswith("count_")
+    assert ("**no**" in words) is not verdict.startswith(("count_", "exit_"))
+    assert (f"**{tool} did not call its own run good" in words) is verdict.startswith("exit_")
+
+
+def test_a_tool_that_is_the_limit_may_call_its_run_invalid() -> None:
+    document = compare({**ALL, "fast": [replace(FAST, exit_code=1)]}, 2)
+    assert all(document["verdicts"].values())
 
 
 def test_small_differences_at_small_latencies_are_no_disagreement() -> None:

@@ -11,7 +11,7 @@ import pytest
 import charts
 import report
 from journal import Journal
-from recorder import Counter, Recorder
+from recorder import Counter, Recorder, Slot
 from thresholds import evaluate, parse_threshold
 
 
@@ -52,8 +52,46 @@ def test_a_run_passes_fails_or_is_invalid() -> None:
     ]
     assert summary["metrics"]["http_reqs"]["values"] == {"count": 0, "rate": 0}
     assert summary["loadtest"]["started"] is None
+    assert nothing.problems == ["no request came to an end, none was even tried: nothing was measured"]
     assert "Little's law none" in report.write_text(summary, nothing)
     assert "<svg" not in report.write_html(summary, nothing, Recorder())
+
+
+def test_requests_that_were_all_cut_off_were_tried() -> None:
+    recorder = Recorder()
+    recorder.interrupted = 1200
+    verdict, _ = conclude(recorder)
+    assert verdict.exit_code == 1
+    assert verdict.problems == ["no request came to an end, 1,200 were cut off unanswered: nothing was measured"]
+
+
+@pytest.mark.parametrize(
+    ("failed", "threshold", "code"),
+    [
+        (200, ("http_req_duration", "p(95)<1000"), 1),
+        (199, ("http_req_duration", "p(95)<1000"), 0),
+        (200, ("http_req_failed", "rate<=1"), 0),
+        (200, ("http_req_failed", "rate<0.5"), 99),
+        (200, ("checks{check:page answers}", "rate==1"), 0),
+    ],
+)
+def test_a_run_of_failures_alone_passes_only_where_a_threshold_allows_it(
+    failed: int, threshold: tuple[str, str], code: int
+) -> None:
+    verdict, _ = conclude(measured(failed=failed), threshold)
+    assert verdict.exit_code == code
+    assert [problem for problem in verdict.problems if "every request failed (200)" in problem] == list(
+        verdict.problems
+    )
+
+
+def test_a_check_that_was_never_made_has_not_passed() -> None:
+    recorder = measured()
+    recorder.add_check("second step")
+    verdict, summary = conclude(recorder)
+    assert "  none  second step: 0 of 0\n" in report.write_text(summary, verdict)
+    page = report.write_html(summary, verdict, recorder)
+    assert "<td>second step</td><td>0</td><td>0</td><td>none</td>" in page
 
 
 def test_a_busy_generator_is_a_problem_whatever_the_thresholds_say() -> None:
@@ -141,6 +179,7 @@ def test_the_page_is_one_file_with_pictures_and_tables(tmp_path: Path) -> None:
     recorder.note_usage(1, 1)
     for second in range(4):  # so that there are whole seconds between the first and the last
         recorder.timeline[int(recorder.started) + 10 + second] = recorder.timeline[max(recorder.timeline)]
+    recorder.timeline[int(recorder.started) + 60] = Slot()  # nothing came any more: a line ends, the axis does not
     verdict, summary = conclude(recorder, ("http_reqs", "count>1000"))
     page = report.write_html(summary, verdict, recorder)
     report.write_files(tmp_path / "new" / "folder", summary, page)
@@ -154,8 +193,41 @@ def test_the_page_is_one_file_with_pictures_and_tables(tmp_path: Path) -> None:
     pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     titles = [ET.fromstring(picture).attrib["aria-label"] for picture in pictures]  # noqa: S314  our own
     assert titles == ["Throughput", "Latency over time (ms)", "Users", "Latency of all requests"]
-    for part in ("http_reqs count&gt;1000", "<td class=bad>FAIL</td>", "busy 100%", "were dropped"):
+    row = "<td>http_reqs</td><td>count&gt;1000</td><td>200</td><td class=bad>FAIL</td>"
+    assert f"<th>Metric</th><th>Threshold</th><th>Measured</th><th>Verdict</th></tr><tr>{row}" in page
+    for part in ("busy 100%", "were dropped"):
         assert part in page
+    axes = [re.findall(r'text-anchor="middle">([\d.]+)<', picture) for picture in pictures]
+    assert axes[0] == axes[1] == axes[2], "what happened at a moment stands in a column"
+    for name in ("p(50) 14.", "p(95) 19.", "p(99) 19."):
+        assert f">{name}" in pictures[3]
+
+
+def shades(scheme: str) -> dict[str, float]:
+    """The relative luminance of each colour of the page (WCAG 2.2), in the light or the dark scheme."""
+    light, dark = charts.STYLE.split("@media (prefers-color-scheme: dark)")
+    found = {}
+    for name, colour in re.findall(r"--(\w+): #([0-9a-f]{6})", dark if scheme == "dark" else light):
+        parts = [int(colour[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        found[name] = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_and_shapes_stand_out_from_the_paper(scheme: str) -> None:
+    found = shades(scheme)
+    paper = found.pop("paper")
+    assert found.keys() == {"text", "title", "grid", "bad", "warn", "first", "second", "third", "fourth"}
+    for name, shade in found.items():
+        contrast = (max(shade, paper) + 0.05) / (min(shade, paper) + 0.05)
+        least = {"grid": 1.0, "text": 4.5, "title": 4.5, "bad": 4.5, "warn": 4.5}.get(name, 3.0)
+        assert contrast >= least, name
+
+
+@pytest.mark.parametrize(("most", "top"), [(1.2, 1.5), (2.7, 3), (3.1, 4), (5.5, 6), (6.1, 8), (8.5, 10), (140, 150)])
+def test_the_top_of_a_picture_is_close_above_its_lines(most: float, top: float) -> None:
+    assert f">{top:g}</text>" in charts.draw_lines("a", [("a", [(0, 0), (1, most)])], across="x")
 
 
 def test_the_progress_line_says_how_it_goes() -> None:
@@ -174,6 +246,7 @@ def test_pictures_are_drawn_of_much_of_little_and_of_nothing() -> None:
         charts.draw_histogram("none", [], across="x"),
         charts.draw_histogram("narrow", [(1, 1.5, 3), (1.5, 2, 4)], across="x"),
         charts.draw_histogram("wide", [(0.01, 0.02, 3), (900, 1000, 4)], across="x"),
+        charts.draw_histogram("marked", [(1, 10, 3)], across="x", marks=[("left", 2), ("right", 9)]),
         charts.draw_bars("none", [], across="x"),
         charts.draw_bars("bars", [("a", 10, "10"), ("b", 0, "0")], across="x"),
     ]
@@ -183,6 +256,9 @@ def test_pictures_are_drawn_of_much_of_little_and_of_nothing() -> None:
         for shape in svg.iter("{http://www.w3.org/2000/svg}rect"):
             assert float(shape.get("x", "0")) >= 0
             assert float(shape.get("width", "0")) <= charts.WIDTH
+        for text in svg.iter("{http://www.w3.org/2000/svg}text"):
+            if text.text in {"left", "right"}:
+                assert text.get("text-anchor") == ("start" if text.text == "left" else "end")
 
 
 def test_buckets_are_joined_and_none_is_lost() -> None:

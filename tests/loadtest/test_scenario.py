@@ -86,11 +86,30 @@ def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
         ("[[task]]", "[[task]]\n[[task.step]]\npath = '/'\nname = 'GET /'\nmethod = 'POST'\n", "different methods"),
         ("[load]", 'pause = "1s"\n[load]\nrate = 1', "load.constant-vus.rate: unknown key"),
         ("description", "description = 1\nx", "x: unknown key (and 1 more)"),
+        (
+            'path = "/"',
+            'path = "/"\nmethod = "POST"\njson = { at = 2026-01-01 }',
+            "step.0.json: JSON has no dates, times",
+        ),
+        ('path = "/"', 'path = "/"\nmethod = "POST"\njson = { at = [nan] }', "step.0.json: JSON has no dates, times"),
+        (
+            'path = "/"',
+            'path = "/"\nheaders = { content-length = "3" }',
+            "`content-length` cannot be chosen: it follows",
+        ),
+        ('path = "/"', 'path = "/"\nheaders = { Transfer-Encoding = "x" }', "`Transfer-Encoding` cannot be chosen"),
+        ('path = "/"', 'path = "/"\nsave = { uuid = "header x" }', "`uuid` is there in every iteration and cannot be"),
         ("[load]", "[load", "bad.toml: "),
     ],
 )
 def test_what_makes_no_sense_is_one_clear_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert message in refuse(tmp_path, SMALL.replace(old, new, 1))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_scenario(tmp_path: Path) -> None:
+    file = tmp_path / "marked.toml"
+    file.write_text(SMALL, encoding="utf-8-sig")
+    assert read_scenario(str(file)).description == "small"
 
 
 def test_a_pause_belongs_to_closed_loops(tmp_path: Path) -> None:
@@ -141,6 +160,16 @@ def test_a_target_is_taken_apart(url: str, target: tuple[Any, ...]) -> None:
         ("http://me:secret@a", "is no base URL"),
         ("http://a:port", "is no URL"),
         ("http://[::1", "is no URL"),
+        ("http://a:0", "is no base URL"),
+        ("ftp://a:21", "is no base URL"),
+        ("http://@a", "is no base URL"),
+        ("http://a/b c", "has ' ' in it; a URL is of visible ASCII"),
+        ("http://a/\tb", r"has '\\t' in it"),
+        ("http://a\n", r"has '\\n' in it"),
+        (" http://a", "has ' ' in it"),
+        ("http://b\u00fccher", "has 'ü' in it"),
+        ("http://a/\u00fc", "has 'ü' in it"),
+        ("http://a/\x7f", r"has '\\x7f' in it"),
     ],
 )
 def test_other_targets_are_refused(url: str | None, message: str) -> None:

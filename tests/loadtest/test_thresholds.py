@@ -1,5 +1,6 @@
 """Thresholds: their grammar, what they compare, and where their defaults come from."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,10 @@ def measured() -> Recorder:
         ("http_reqs", "count!=200", False),
         ("http_reqs{name:api}", "count==100", True),
         ("dropped_iterations", "count==0", True),
+        ("dropped_iterations", "count === 0", True),
+        ("dropped_iterations", "count!==0", False),
+        ("checks", "rate>.98", True),
+        ("checks", "rate>.999", False),
     ],
 )
 def test_a_threshold_holds_or_not(selector: str, expression: str, ok: bool) -> None:  # noqa: FBT001  a parameter of the test
@@ -65,6 +70,8 @@ def test_what_was_not_measured_fails(selector: str) -> None:
         ("checks", "p(95)<1", "`checks` has no `p\\(95\\)`; it has rate"),
         ("http_reqs", "avg<1", "`http_reqs` has no `avg`; it has count, rate"),
         ("http_req_duration", "p(101)<1", "`p\\(101\\)` is beyond 100 %"),
+        ("http_reqs", "count=1", "is no threshold"),
+        ("http_reqs", "count<1.", "is no threshold"),
     ],
 )
 def test_other_thresholds_are_refused(selector: str, expression: str, message: str) -> None:
@@ -85,12 +92,49 @@ def test_objectives_give_the_default_thresholds(tmp_path: Path) -> None:
 
 
 def test_no_file_of_objectives_means_no_defaults(tmp_path: Path) -> None:
-    assert read_objectives(tmp_path / "slo.toml") == []
+    assert read_objectives(default=tmp_path / "slo.toml") == []
+    (tmp_path / "slo.toml").write_text(SLO.format(0.99, 0.9, 0.1))
+    assert [o.expression for o in read_objectives(default=tmp_path / "slo.toml")] == ["rate<=0.01", "p(90)<100"]
 
 
-@pytest.mark.parametrize("content", ["[", "[availability]\nobjective = 0.999", "availability = 1", "latency = []"])
-def test_a_file_of_objectives_without_them_is_refused(tmp_path: Path, content: str) -> None:
+SLO = "[availability]\nobjective = {}\n[latency]\nobjective = {}\nthreshold_seconds = {}\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[", "slo.toml: "),
+        ("latency = []", "`[availability] objective` must be a number between 0 and 1, and is missing"),
+        ("availability = 1", "`[availability] objective` must be a number between 0 and 1, and is missing"),
+        ("[availability]\nobjective = 0.999", "`[latency] objective` must be a number between 0 and 1, and is missing"),
+        (SLO.format(1, 0.95, 0.25), "`[availability] objective` must be a number between 0 and 1, and is 1"),
+        (SLO.format(0, 0.95, 0.25), "`[availability] objective` must be a number between 0 and 1, and is 0"),
+        (SLO.format(0.999, 95, 0.25), "`[latency] objective` must be a number between 0 and 1, and is 95"),
+        (SLO.format(0.999, "nan", 0.25), "`[latency] objective` must be a number between 0 and 1, and is nan"),
+        (SLO.format("true", 0.95, 0.25), "`[availability] objective` must be a number between 0 and 1, and is True"),
+        (SLO.format(0.999, 0.95, "'1s'"), "`[latency] threshold_seconds` must be a number above 0, and is '1s'"),
+        (SLO.format(0.999, 0.95, "inf"), "`[latency] threshold_seconds` must be a number above 0, and is inf"),
+        (SLO.format(0.999, 0.95, -1), "`[latency] threshold_seconds` must be a number above 0, and is -1"),
+    ],
+)
+def test_a_file_of_objectives_without_them_is_refused(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "slo.toml"
     file.write_text(content)
-    with pytest.raises(ValueError, match="it needs `\\[availability\\] objective`"):
+    with pytest.raises(ValueError, match=re.escape(message)) as refusal:
         read_objectives(file)
+    assert str(file) in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_named_file_of_objectives_must_be_there_and_be_a_file(tmp_path: Path) -> None:
+    for path, why in ((tmp_path / "absent.toml", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(ValueError, match=f"the objectives in {re.escape(str(path))} cannot be read: {why}"):
+            read_objectives(path)
+
+
+def test_objectives_close_to_one_are_written_as_a_threshold_reads_them(tmp_path: Path) -> None:
+    file = tmp_path / "slo.toml"
+    file.write_text("\ufeff" + SLO.format("0.99999999", "0.999999", "2_000_000.5"), encoding="utf-8")
+    failed, duration = read_objectives(file)
+    assert (failed.expression, failed.limit) == ("rate<=0.00000001", 1e-8)
+    assert (duration.expression, duration.limit) == ("p(99.9999)<2000000500", 2_000_000_500)

@@ -161,6 +161,7 @@ SCRIPTS: dict[str, Script] = {
     "/304": _parts(b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\nContent-Length: 99\r\n\r\n'),
     "/switch": _parts(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
     "/garbage": _parts(b"this is not HTTP\r\n\r\n"),
+    "/long-head": _parts(b"HTTP/1.1 200 OK\r\nX-Filler: " + 100_000 * b"x"),
     "/cut-head": _parts(b"HTTP/1.1 200 OK\r\nContent-", keep=False),
     "/cut-body": _parts(b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nOK", keep=False),
     "/cut-chunk": _parts(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab", keep=False),
