@@ -21,19 +21,22 @@ migrate: $(VENV)/.local  ## bring the database to the newest revision (the embed
 	@$(BIN)/python -m goals migrate
 
 ##@ Develop
-check: $(VENV)/.dev  ## ruff, format, mypy strict, hadolint, import-linter
+check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint; actionlint and zizmor for the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/hadolint services/goals/Dockerfile loadtest/Dockerfile compose/*/Dockerfile
 	cd alembic && ../$(BIN)/mypy --config-file ../pyproject.toml env.py versions
 	$(BIN)/lint-imports
+	git grep -lE '^#!.*\bsh$$|^#!.*\bbash$$' | xargs $(BIN)/shellcheck --external-sources
+	git ls-files '*Dockerfile' | xargs --no-run-if-empty $(BIN)/hadolint
+	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
+	$(BIN)/zizmor --offline --pedantic --quiet .github
 
 test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
 lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, no hosts)
 	$(LOCK) --extra otlp -o requirements/goals.txt
@@ -171,8 +174,31 @@ sbom: image  ## what is installed in each image, as CycloneDX, into out/sbom/
 
 ##@ Clean
 clean:  ## leave the clone as it was (.data/ stays: it holds your goals)
-	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
-	find services tests alembic loadtest k8s observability -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache alembic/.mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
+	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-data:  ## remove the embedded server's data, your goals with them; not while it runs
+	@[ ! -e .data ] || $(PYTHON) -c 'import fcntl, shutil; users = open(".data/users.lock", "a"); fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB); shutil.rmtree(".data")' 2>/dev/null \
+	  || { echo "error: something uses the embedded server's data: stop \`make up\` and the tests first" >&2; exit 1; }
+
+##@ Deliver
+docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each program's own help; the runnable blocks run
+	$(BIN)/python -m pytest tests/test_docs.py tests/docs $(ARGS)
+
+audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
+	@$(BIN)/python -m delivery.audit $(ARGS)
+
+licences: $(VENV)/.dev  ## the licence of each package in the images; fails at one that was not considered
+	@$(BIN)/python -m delivery.licences
+
+actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions name now
+	@$(BIN)/python -m delivery.pins
+
+release-notes: $(VENV)/.dev  ## what the changelog says of VERSION
+	@$(BIN)/python -m delivery.release notes "$(VERSION)"
+
+site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/NAME:VERSION@sha256:DIGEST, into the site
+	@$(BIN)/python -m delivery.release images "$(GOALS)" "$(LOADTEST)"
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -201,4 +227,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help
+.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help

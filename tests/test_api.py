@@ -203,3 +203,14 @@ async def test_a_goal_of_unknown_age_has_a_null_for_it(client: httpx2.AsyncClien
     await fill(database, 1)
     await database.fetch(text("UPDATE goals SET created_at = NULL RETURNING id"))
     assert (await client.get(f"{GOALS}/1")).json() == {"id": 1, "goal_name": "goal 1", "created_at": None}
+
+
+async def test_a_removal_with_if_match_needs_the_goal_as_it_was_read(client: httpx2.AsyncClient) -> None:
+    etag = (await add(client, "read")).headers["etag"]
+    for expected in ('"another"', '"another", "one more"'):
+        assert (await client.delete(f"{GOALS}/1", headers={"if-match": expected})).status_code == 412
+    await client.patch(f"{GOALS}/1", json={"goal_name": "changed"})
+    assert (await client.delete(f"{GOALS}/1", headers={"if-match": etag})).status_code == 412
+    etag = (await client.get(f"{GOALS}/1")).headers["etag"]
+    assert (await client.delete(f"{GOALS}/1", headers={"if-match": etag})).status_code == 204
+    assert (await client.delete(f"{GOALS}/1", headers={"if-match": "*"})).status_code == 404

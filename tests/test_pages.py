@@ -5,6 +5,8 @@ import html
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
 
 import httpx2
 import pytest
@@ -13,6 +15,8 @@ from sqlalchemy import text
 from goals.database import Database
 from goals.responses import STATIC, static_url
 from goals.schemas import PAGE_SIZE
+from goals.settings import Settings
+from tests.conftest import serving
 
 KEY = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -248,3 +252,23 @@ async def test_a_head_is_answered_like_its_get_without_the_body(client: httpx2.A
         get, head = await client.get(target), await client.head(target)
         assert (head.status_code, head.content) == (get.status_code, b"")
         assert int(head.headers["content-length"]) == len(get.content)
+
+
+async def test_what_was_typed_is_kept_with_a_key_while_the_database_is_away(settings: Settings, tmp_path: Path) -> None:
+    forms = [
+        {"goal_name": "kept"},
+        {"goal_name": "kept", "idempotency_key": KEY},
+        {"goal_name": "long" * 100},
+        {"goal_name": ""},
+    ]
+    async with (
+        serving(settings.model_copy(update={"db_host": str(tmp_path)})) as service,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client,
+    ):
+        answers = await asyncio.gather(*(client.post("/add_goal", data=form) for form in forms))
+    assert {answer.status_code for answer in answers} == {503}
+    *kept, empty = answers
+    for form, answer in zip(forms, kept, strict=False):
+        assert f'name="goal_name" value="{form["goal_name"]}"' in answer.text
+        assert UUID(key_in(answer)) == UUID(form.get("idempotency_key", key_in(answer)))
+    assert "Try again" not in empty.text

@@ -104,3 +104,25 @@ async def test_what_cannot_be_opened_beforehand_is_opened_when_needed(empty: Set
             await until(has_given_up)
             assert await status(service, "/") == 200
     await administrator.close()
+
+
+async def test_without_a_right_to_read_the_schema_it_waits_for_it(empty: Settings) -> None:
+    await upgrade(empty)
+    administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database=empty.db_name)
+    await administrator.execute("DROP ROLE IF EXISTS stranger")
+    await administrator.execute("CREATE ROLE stranger LOGIN")
+    with structlog.testing.capture_logs() as events:
+        async with serving(empty.model_copy(update={"db_username": "stranger"})) as service:
+            await until_not_ready_because(service, "cannot do this now")
+            await administrator.execute("GRANT SELECT ON alembic_version TO stranger")
+            await until_ready(service)
+    assert "42501" in {event.get("sqlstate") for event in events}
+    await administrator.execute("DROP OWNED BY stranger")
+    await administrator.execute("DROP ROLE stranger")
+    await administrator.close()
+
+
+async def test_an_address_that_cannot_be_spelt_is_told_and_does_not_end_the_wait(settings: Settings) -> None:
+    async with serving(settings.model_copy(update={"db_host": ".nowhere"})) as service:
+        await until_not_ready_because(service, "the schema cannot be read (UnicodeError)")
+        assert await status(service, "/health") == 200

@@ -131,3 +131,14 @@ async def test_the_schemas_revision_is_read(database: Database) -> None:
     assert await store.select_revision(database) == SCHEMA_REVISION
     rows = await database.fetch(text("SELECT version_num FROM alembic_version"))
     assert [row.version_num for row in rows] == [SCHEMA_REVISION]
+
+
+async def test_a_removal_of_what_has_changed_meanwhile_is_refused(database: Database) -> None:
+    await fill(database, 1)
+    seen = await store.select_goal(database, 1)
+    await store.update_goal(database, 1, "changed")
+    with pytest.raises(GoalChangedError):
+        await store.delete_goal(database, 1, seen=seen)
+    await store.delete_goal(database, 1, seen=await store.select_goal(database, 1))
+    with pytest.raises(GoalNotFoundError):
+        await store.select_goal(database, 1)

@@ -1,9 +1,9 @@
 #!/bin/sh
 # setup: random passwords, a private certificate authority, and the certificates it signs, each in the volume of whoever
-# needs it. What is there already stays; a certificate is renewed when it has less than 30 days left.
+# needs it. What is there already stays; a certificate with less than 30 days left is renewed.
 #
-# Runs as PostgreSQL's account, which must own its private key; the others read theirs by their group (the service
-# supplements them, so that chgrp needs no capability).
+# Runs as PostgreSQL's account, which must own its private key; the others read theirs by their group. compose.yaml adds
+# these groups to the process, so that chgrp needs no capability.
 set -eu
 umask 077
 cd /setup
@@ -23,6 +23,11 @@ place() {
   mv "$1.new" "$1"
 }
 
+# quietly COMMAND…: what it says is shown only if it fails.
+quietly() {
+  said=$("$@" 2>&1) || { say "failed: $*" >&2; echo "$said" >&2; exit 1; }
+}
+
 password() { openssl rand -hex 24; }
 
 certify() { # certify FOLDER GROUP MODE NAMES: a key and a certificate for the names, signed by the authority
@@ -30,11 +35,11 @@ certify() { # certify FOLDER GROUP MODE NAMES: a key and a certificate for the n
     openssl verify -CAfile authority/ca.crt "$1/tls.crt" > /dev/null 2>&1; then
     return
   fi
-  openssl req -x509 -new -CA authority/ca.crt -CAkey authority/ca.key -days 365 \
+  quietly openssl req -x509 -new -CA authority/ca.crt -CAkey authority/ca.key -days 365 \
     -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -keyout "$1/tls.key.made" \
     -subj "/CN=${1##*/}" -addext "subjectAltName=$4" -addext basicConstraints=critical,CA:FALSE \
     -addext keyUsage=critical,digitalSignature -addext extendedKeyUsage=serverAuth \
-    -out "$1/tls.crt.made" 2> /dev/null
+    -out "$1/tls.crt.made"
   place "$1/tls.key" "$2" "$3" < "$1/tls.key.made"
   place "$1/tls.crt" "$2" 644 < "$1/tls.crt.made"
   rm "$1/tls.key.made" "$1/tls.crt.made"
@@ -42,9 +47,9 @@ certify() { # certify FOLDER GROUP MODE NAMES: a key and a certificate for the n
 }
 
 if [ ! -s authority/ca.crt ]; then
-  openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -keyout authority/ca.key -days 3650 \
+  quietly openssl req -x509 -new -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -keyout authority/ca.key -days 3650 \
     -subj "/CN=goals private CA" -addext basicConstraints=critical,CA:TRUE,pathlen:0 \
-    -addext keyUsage=critical,keyCertSign,cRLSign -out authority/ca.crt.made 2> /dev/null
+    -addext keyUsage=critical,keyCertSign,cRLSign -out authority/ca.crt.made
   mv authority/ca.crt.made authority/ca.crt
   say 'certificate authority'
 fi

@@ -59,17 +59,14 @@ async def patch_goal(request: Request[State]) -> Response:
     """Rename a goal; with `If-Match` only while it is still what the client has read (RFC 9110, 13.1.1)."""
     goal_id = _read_id(request)
     body = validate(GoalBody, await read_json(request))
-    expected = _field_of(request, "if-match")
-    seen = None
-    if expected not in {None, "*"}:  # "*" asks no more than that there is such a goal
-        seen = await store.select_goal(request.state["database"], goal_id)
-        if not _matches(_represent(seen).headers["etag"], expected):
-            raise GoalChangedError("The goal is not what your If-Match says: read it again.")
+    seen = await _expect(request, goal_id)
     return _represent(await store.update_goal(request.state["database"], goal_id, body.goal_name, seen=seen))
 
 
 async def delete_goal(request: Request[State]) -> Response:
-    await store.delete_goal(request.state["database"], _read_id(request))
+    """Remove a goal; with `If-Match` only while it is still what the client has read."""
+    goal_id = _read_id(request)
+    await store.delete_goal(request.state["database"], goal_id, seen=await _expect(request, goal_id))
     return Response(status_code=204)
 
 
@@ -77,6 +74,17 @@ async def get_openapi(request: Request[State]) -> Response:
     response = JSON(DOCUMENT)
     response.headers["etag"] = _etag(response.body)
     return _validated(request, response)
+
+
+async def _expect(request: Request[State], goal_id: int) -> Goal | None:
+    """The goal that `If-Match` speaks of, None where any will do; one of another state raises a `GoalChangedError`."""
+    expected = _field_of(request, "if-match")
+    if expected is None or expected.strip() == "*":
+        return None
+    seen = await store.select_goal(request.state["database"], goal_id)
+    if not _matches(_represent(seen).headers["etag"], expected):
+        raise GoalChangedError("The goal is not what your If-Match says: read it again.")
+    return seen
 
 
 def _read_id(request: Request[State]) -> int:

@@ -216,8 +216,8 @@ async def serve(
             hurrying.set()
             return
         application.readiness.draining = True
-        log.info("draining", seconds=settings.goals_drain_seconds)
         loop.call_later(settings.goals_drain_seconds, stopping.set)
+        log.info("draining", seconds=settings.goals_drain_seconds)
 
     heed(stop)
     server = asyncio.create_task(serve_hypercorn(application, config, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
@@ -249,11 +249,14 @@ async def _wait(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: a
     await asyncio.wait({server, *impatience}, return_when=asyncio.FIRST_COMPLETED)
     for task in impatience:
         task.cancel()
+    if server.done():
+        return server.result()
     while not server.done():
         server.cancel()  # each time ends one of the waits in Hypercorn's own stop
         await asyncio.sleep(0)
-    if not server.cancelled():
-        server.result()
+    with contextlib.suppress(asyncio.CancelledError):
+        server.exception()  # marks it as seen: however that ended was our doing
+    return None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -52,9 +52,9 @@ _DISCONNECTS = frozenset({"25006", "57P01", "57P02", "57P03"})
 # a rotated password (28P01), deadlocks (40), too many connections (53300), a plan older than a migration (0A000).
 _TRANSIENT = _DISCONNECTS | {"0A000", "08000", "08001", "08003", "08004", "08006", "28P01", "40001", "40P01", "53300"}
 # Classes that blame our statement or the data in it: defects of ours, never an outage. 42P01 and 42703 are the
-# exception within 42: the table or a column is not there yet.
+# exception within 42, with 42501: the table, a column or a right is not there yet.
 _DEFECTS = ("22", "23", "42")
-_MISSING_SCHEMA = frozenset({"42P01", "42703"})
+_NOT_THERE_YET = frozenset({"42501", "42703", "42P01"})
 
 
 def connect_arguments(settings: Settings) -> dict[str, Any]:
@@ -259,8 +259,10 @@ class Database:
                 return attempt.result(), number
             if not _is_transient(error):
                 translated = _translate(error)
+                if isinstance(translated, DatabaseUnavailableError):
+                    self._note_failure(loop.time(), error.__cause__ or error if error is translated else error)
                 # PostgreSQL's own words quote the row, and whatever crashes a request is logged with its causes.
-                raise translated from None if isinstance(translated, StatementRefusedError) else error
+                raise translated from translated.__cause__ if error is translated else None
             self._note_failure(loop.time(), error)
             pause = min(pause * 2, LONGEST_PAUSE)
             if loop.time() + pause >= deadline:
@@ -387,7 +389,7 @@ def _translate(error: BaseException) -> BaseException:
     if not isinstance(error, DBAPIError):
         return error
     state = sqlstate(error) or ""
-    if state in _MISSING_SCHEMA or not state.startswith(_DEFECTS):
+    if state in _NOT_THERE_YET or not state.startswith(_DEFECTS):
         return DatabaseUnavailableError("The database cannot do this now.")
     origin = error.orig.__cause__ if error.orig is not None else None
     constraint = getattr(origin, "constraint_name", None)

@@ -1,17 +1,20 @@
 """Logs as events: JSON lines for machines, one readable line for people; everything to standard output."""
 
+import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Literal
+from typing import IO, BinaryIO, Generic, Literal, TextIO, TypeVar, cast
 
 import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+AnyText = TypeVar("AnyText", str, bytes)
 LogFormat = Literal["auto", "json", "console"]
 
 context: ContextVar[Mapping[str, str]] = ContextVar("context", default=MappingProxyType({}))
@@ -22,6 +25,21 @@ def _add_context(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return {**context.get(), **event}
 
 
+class _Output(Generic[AnyText]):
+    """Standard output that never fails: a log that cannot be written must not change what the service does."""
+
+    def __init__(self, stream: IO[AnyText]) -> None:
+        self._stream: IO[AnyText] = stream
+
+    def write(self, text: AnyText) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def _is_readable(log_format: LogFormat) -> bool:
     return log_format == "console" or (log_format == "auto" and sys.stdout.isatty())
 
@@ -29,13 +47,21 @@ def _is_readable(log_format: LogFormat) -> bool:
 def request_writer(log_format: LogFormat) -> Callable[[dict[str, object]], None]:
     """Give the function that writes the line of one request.
 
-    As JSON it goes around structlog, whose processors would cost as much as the rest of a request's record together.
+    As JSON it goes around structlog, whose processors would cost as much as the rest of a request's record together,
+    and the lines of one turn of the event loop are written by one call of the system.
     """
     if _is_readable(log_format):
         return lambda fields: structlog.get_logger("goals.request").info("request", **fields)
-    stream = sys.stdout.buffer
+    stream = _Output(sys.stdout.buffer)
+    is_due = False
+
+    def flush() -> None:
+        nonlocal is_due
+        is_due = False
+        stream.flush()
 
     def write(fields: dict[str, object]) -> None:
+        nonlocal is_due
         line = {
             "event": "request",
             "level": "info",
@@ -44,7 +70,9 @@ def request_writer(log_format: LogFormat) -> Callable[[dict[str, object]], None]
             **fields,
         }
         stream.write(orjson.dumps(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
-        stream.flush()
+        if not is_due:
+            is_due = True
+            asyncio.get_running_loop().call_soon(flush)
 
     return write
 
@@ -68,10 +96,12 @@ def configure(log_format: LogFormat) -> None:
     structlog.configure(
         processors=[*common, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory() if readable else structlog.BytesLoggerFactory(sys.stdout.buffer),
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Output(sys.stdout)))
+        if readable
+        else structlog.BytesLoggerFactory(cast("BinaryIO", _Output(sys.stdout.buffer))),
     )
     # Libraries log through the standard library; their records take the same way.
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(_Output(sys.stdout))
     decode: list[Callable[..., str]] = [] if readable else [lambda _logger, _method, line: line.decode()]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -256,7 +256,7 @@ def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
     if site is not None:
         return site not in {b"same-origin", b"none"}
     origin = headers.get(b"origin")
-    return origin is not None and origin.decode("latin-1").lower().partition("://")[2] != host
+    return origin is not None and (not host or origin.decode("latin-1").lower().partition("://")[2] != host)
 
 
 def _has_body(scope: Scope, headers: dict[bytes, bytes]) -> bool:

@@ -69,7 +69,7 @@ _BODY_PROBLEMS = (*_ANY_PROBLEMS, 403, 415)
 _UNCHANGED = {"304": {"description": "It is still the representation named by `If-None-Match`."}}
 _ETAG = "Names this representation, for `If-None-Match` and `If-Match`."
 _IF_NONE_MATCH = _header("If-None-Match", "ETags the client has; 304 is answered where one of them still holds.")
-_IF_MATCH = _header("If-Match", "Rename only while the goal has one of these ETags.")
+_IF_MATCH = _header("If-Match", "Change or remove only while the goal has one of these ETags.")
 _GOAL_LINK = {
     operation: {"operationId": operation, "parameters": {"goal_id": "$response.body#/id"}}
     for operation in ("getGoal", "patchGoal", "deleteGoal")
@@ -145,9 +145,10 @@ def _describe() -> dict[str, Any]:
                 "delete": {
                     "operationId": "deleteGoal",
                     "summary": "Remove a goal.",
+                    "parameters": [_IF_MATCH],
                     "responses": {
                         "204": {"description": "It is gone."},
-                        **_problems(403, 404, *_ANY_PROBLEMS),
+                        **_problems(403, 404, 412, *_ANY_PROBLEMS),
                     },
                 },
             },

@@ -19,7 +19,16 @@ from goals.errors import (
 )
 from goals.requests import read_form
 from goals.responses import STATIC, answer, render, show
-from goals.schemas import NAME_LENGTH, Goal, GoalForm, PageQuery, RemovalForm, new_key, parse_fields, validate
+from goals.schemas import (
+    NAME_LENGTH,
+    Goal,
+    GoalForm,
+    PageQuery,
+    RemovalForm,
+    new_form_key,
+    parse_fields,
+    validate,
+)
 from goals.state import Listing, State
 
 _HOLE = "\0"
@@ -35,7 +44,7 @@ async def get_page(request: Request[State]) -> Response:
     if query.after is not None and not listing.page.more:
         # Nothing newer is left: the first page, whole, is what the reader is after.
         listing = await listings.get((None, None))
-    return show(b"%b%b%b" % (listing.head, str(new_key()).encode(), listing.tail))
+    return show(b"%b%b%b" % (listing.head, new_form_key().encode(), listing.tail))
 
 
 def draw_page(before: int | None, after: int | None, page: store.Page, total: store.Total) -> Listing:
@@ -51,19 +60,22 @@ async def post_goal(request: Request[State]) -> Response:
     again: nobody types a goal twice.
     """
     fields = await read_form(request)
-    try:
-        form = validate(GoalForm, fields)
-        await store.insert_goal(request.state["database"], form.goal_name, form.idempotency_key or new_key())
-    except InvalidInputError as error:
-        message = error.fields.get("goal_name") or str(error)
-    except IdempotencyKeyReusedError:
-        message = "This form has already added a goal under another name. Send it again to add this one too."
-    except (DatabaseUnavailableError, OverloadedError) as error:
-        return answer(request.scope, error, again=fields)
-    else:
-        return _see_page()
-    first = await request.state["pages"].get((None, None))
     typed = fields.get("goal_name", "")
+    key = fields.get("idempotency_key") or new_form_key()
+    try:
+        try:
+            form = validate(GoalForm, {**fields, "idempotency_key": key})
+            await store.insert_goal(request.state["database"], form.goal_name, form.idempotency_key)
+        except InvalidInputError as error:
+            message = error.fields.get("goal_name") or str(error)
+        except IdempotencyKeyReusedError:
+            message = "This form has already added a goal under another name. Send it again to add this one too."
+        else:
+            return _see_page()
+        first = await request.state["pages"].get((None, None))
+    except (DatabaseUnavailableError, OverloadedError) as error:
+        # With the key of this try, whoever made it: a repeat of an outcome that is not known adds no second goal.
+        return answer(request.scope, error, again={"goal_name": typed, "idempotency_key": key} if typed else None)
     return show(_render(None, None, first.page, first.total, goal_name=typed, error=message), 422)
 
 
@@ -107,7 +119,7 @@ def _render(
         total_text=_describe(total),
         older=older,
         newer=newer,
-        form_key=form_key or str(new_key()),
+        form_key=form_key or new_form_key(),
         goal_name=goal_name,
         error=error,
         max_length=NAME_LENGTH,

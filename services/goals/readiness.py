@@ -46,6 +46,8 @@ async def _find_obstacle(database: Database) -> str | None:
         revision = await store.select_revision(database)
     except GoalsError as error:
         return f"{error} Is it up, and has the migration run?"
+    except Exception as error:  # noqa: BLE001  whatever it is, whoever waits must hear of it, and it may pass
+        return f"the schema cannot be read ({type(error).__name__})"
     if revision is None or revision < SCHEMA_REVISION:
         return f"the schema is at revision {revision}, this version needs {SCHEMA_REVISION}: run the migration"
     return None

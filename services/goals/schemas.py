@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from datetime import datetime
 from typing import Annotated, NamedTuple, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -115,7 +116,7 @@ class Input(BaseModel):
 
 class GoalForm(Input):
     goal_name: GoalName
-    idempotency_key: IdempotencyKey | None = None
+    idempotency_key: IdempotencyKey
 
 
 class RemovalForm(Input):
@@ -214,6 +215,11 @@ def new_key() -> UUID:
     return UUID(bytes=uuid_utils.uuid7().bytes)
 
 
+def new_form_key() -> str:
+    """A fresh key as a form's hidden field carries it; every page has one, so it takes no detour."""
+    return str(uuid_utils.uuid7())
+
+
 def _message(kind: str, text: str) -> str:
     match kind:
         case "missing":
@@ -238,9 +244,9 @@ def parse_json(body: bytes) -> object:
 
 
 def _refuse_repeated(members: list[tuple[str, object]]) -> None:
-    names = [name for name, _ in members]
-    if len(set(names)) < len(names):
-        raise InvalidInputError(dict.fromkeys((name for name in names if names.count(name) > 1), _REPEATED))
+    repeated = [name for name, count in Counter(name for name, _ in members).items() if count > 1]
+    if repeated:
+        raise InvalidInputError(dict.fromkeys(repeated, _REPEATED))
 
 
 def parse_fields(encoded: bytes) -> dict[str, str]:

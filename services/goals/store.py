@@ -116,7 +116,9 @@ _CHANGE = (
 )
 _RENAME = _confirmed(_CHANGE)
 _RENAME_UNCHANGED = _confirmed(_CHANGE.where(goals.c.goal_name == bindparam("seen")))
-_DELETE = _confirmed(delete(goals).where(goals.c.id == _ID).returning(goals.c.id))
+_REMOVAL = delete(goals).where(goals.c.id == _ID).returning(goals.c.id)
+_DELETE = _confirmed(_REMOVAL)
+_DELETE_UNCHANGED = _confirmed(_REMOVAL.where(goals.c.goal_name == bindparam("seen")))
 _REVISION = select(column("version_num", String)).select_from(table("alembic_version"))
 
 
@@ -189,13 +191,18 @@ async def update_goal(database: Database, goal_id: int, name: str, *, seen: Goal
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 
-async def delete_goal(database: Database, goal_id: int) -> None:
-    """Remove the goal, or raise `GoalNotFoundError`."""
+async def delete_goal(database: Database, goal_id: int, *, seen: Goal | None = None) -> None:
+    """Remove the goal, or raise `GoalNotFoundError`; where `seen` is given, only while it has the name seen then."""
     if goal_id <= BIGGEST_ID:
-        rows, attempts = await database.run(_DELETE, {"goal_id": goal_id})
+        if seen is None:
+            rows, attempts = await database.run(_DELETE, {"goal_id": goal_id})
+        else:
+            rows, attempts = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen.goal_name})
         # A second attempt that finds nothing follows a first one that may have removed it: either way it is gone.
         if rows or attempts > 1:
             return
+        if seen is not None:
+            raise GoalChangedError("The goal has changed since it was read.")
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 

@@ -1,0 +1,1 @@
+"""What stands between a commit and a cluster: vulnerabilities, licences, pinned actions, releases."""

@@ -1,0 +1,115 @@
+"""Every command in the documents against the Makefile, or against the program's own help where it is on the machine."""
+
+import functools
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.docs.documents import Command, commands, documents
+
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+BUILTINS = {"cd", "export", "exit", "true", "echo", "sed", "sudo"}
+"""Words of the shell and tools with a form of their own, whose options are not looked up."""
+
+NESTED = {
+    "docker": {"buildx", "compose", "image", "imagetools", "network", "volume"},
+    "kubectl": {"config", "create", "rollout"},
+    "openssl": set[str](),
+}
+"""Words that lead to another one before the options begin."""
+
+PLUGINS = {"docker": {"buildx", "compose"}, "kubectl": {"cnpg"}}
+"""Words that are there only where a plug-in is."""
+
+FOUND = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+ALL = sorted({command.words: command for document in documents() for command in commands(document)}.values(), key=str)
+
+
+@pytest.mark.parametrize("command", ALL, ids=lambda command: f"{command.place} {' '.join(command.words)}")
+def test_the_command_is_one(command: Command) -> None:
+    program, *arguments = command.words
+    program = program.rpartition(".venv/bin/")[2]
+    if program in BUILTINS:
+        return
+    if program == "make":
+        check_make(arguments)
+        return
+    if "/" in program:
+        assert os.access(ROOT / program, os.X_OK), f"{program} is not a program of this repository"
+    elif shutil.which(program, path=FOUND["PATH"]) is None:
+        pytest.skip(f"not looked up: {program} is not on this machine")
+    subcommand, flags = take_apart(program, arguments)
+    if subcommand and subcommand[0] in PLUGINS.get(program, set()):
+        there = subprocess.run([program, subcommand[0], "version"], capture_output=True, check=False)
+        if there.returncode:
+            pytest.skip(f"not looked up: {program} has no plug-in {subcommand[0]} on this machine")
+    told = told_by(program, tuple(subcommand))
+    for flag in flags:
+        assert names(told, flag), f"{program} {' '.join(subcommand)}: no {flag}"
+
+
+def check_make(arguments: list[str]) -> None:
+    """Targets exist, and each variable is one that the Makefile reads."""
+    targets = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.MULTILINE))
+    for word in arguments:
+        variable, equals, _ = word.partition("=")
+        if equals:
+            assert f"$({variable})" in MAKEFILE, f"the Makefile does not read {variable}"
+        elif not word.startswith("-"):
+            assert word in targets, f"there is no target {word}"
+
+
+def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words of the subcommand, and the options without their values; what follows `--` is another's."""
+    rest = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if program == "kubectl":  # its namespace may stand before the subcommand
+        for flag in {"-n", "--namespace"} & set(rest):
+            where = rest.index(flag)
+            rest = [*rest[:where], *rest[where + 2 :]]
+    subcommand: list[str] = []
+    if program in {"kubectl", "docker", "git", "helm", "kind", "az", "gh", "argocd", "cosign", "alembic", "openssl"}:
+        deeper = True
+        while rest and deeper and re.fullmatch(r"[a-z][a-z-]*", rest[0]):
+            deeper = rest[0] in NESTED.get(program, set())
+            subcommand.append(rest.pop(0))
+    elif program.startswith("python") and rest[:1] == ["-m"]:
+        known = 3 if re.fullmatch(r"[a-z]+", "".join(rest[2:3])) else 2
+        subcommand, rest = rest[:known], rest[known:]
+    return subcommand, [w.partition("=")[0] for w in rest if re.match(r"--?[a-zA-Z]", w) and w != "--help"]
+
+
+def names(told: str, flag: str) -> bool:
+    """Whether a help text has an option: as it is, as letters put together, or as a letter with its value behind it."""
+
+    def named(option: str) -> bool:
+        return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", told) is not None
+
+    letters = [] if flag.startswith("--") else [f"-{letter}" for letter in flag[1:]]
+    return named(flag) or (bool(letters) and (all(map(named, letters)) or named(letters[0])))
+
+
+@functools.cache
+def told_by(program: str, subcommand: tuple[str, ...]) -> str:
+    """Return what a program says of a subcommand; an unknown one fails."""
+    ask = {"git": ["-h"], "curl": ["--help", "all"], "openssl": ["-help"]}.get(program, ["--help"])
+    environment = os.environ | FOUND | {"PYTHONPATH": "services:k8s:loadtest", "GIT_PAGER": "cat"}
+    path = str(ROOT / program) if "/" in program else program
+    done = subprocess.run(
+        [path, *subcommand, *ask], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+    said = done.stdout + done.stderr
+    # git answers -h with 129.
+    assert done.returncode in {0, 129}, f"{program} {' '.join(subcommand)} is not known: {said[:300]}"
+    if program == "locust":  # its own help leaves out what the locustfile adds
+        texts = [path.read_text(encoding="utf-8") for path in (ROOT / "loadtest").glob("*.py")]
+        said += "".join(f" {option} " for text in texts for option in re.findall(r'"(--[\w-]+)"', text))
+    if program == "kubectl":
+        said += subprocess.run(["kubectl", "options"], capture_output=True, text=True, check=True).stdout  # noqa: S607 - the one on the PATH
+    return said
