@@ -45,7 +45,7 @@ async def run(drill: Drill) -> None:
 
 
 async def _load(drill: Drill, stage: Stage) -> Sequence[Load]:
-    dense = visitors(12, pause="20ms" if drill.short else None)
+    dense = visitors(12, pause="60ms" if drill.short else None)
     sparse = visitors(60, pause="2500ms")
     fresh = visitors(6, pause="50ms", close=True)
     return await asyncio.gather(*(stage.load(scenario) for scenario in (dense, sparse, fresh)))
