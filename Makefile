@@ -110,7 +110,7 @@ DRILL ?= failover
 drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload) on purpose under load; reports in out/drills/ (1 to 3 minutes)
 	@$(BIN)/python -m tests.drills $(DRILL) $(ARGS)
 
-drills: $(VENV)/.dev  ## all of them, in full (10 minutes)
+drills: $(VENV)/.dev  ## all of them, in full (7 minutes)
 	@$(BIN)/python -m tests.drills $(ARGS)
 
 drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (90 seconds)

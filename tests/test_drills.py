@@ -110,6 +110,15 @@ def test_the_reports_say_what_was_seen() -> None:
     assert 'class="bad"' in page
 
 
+def test_a_busy_machine_is_told_of() -> None:
+    drill = drill_with()
+    drill.load_before = 0.0
+    assert "warning" not in write_text(drill)
+    drill.load_before = 1000.0
+    assert "the machine was busy before (load 1000.0" in write_text(drill)
+    assert "The machine was busy" in write_html(drill)
+
+
 def test_a_timeline_counts_every_attempt_once() -> None:
     attempts = [attempt(ended=10 + 0.037 * number, status=303 if number % 3 else 503) for number in range(100)]
     timeline = Timeline.make("example", attempts, [Mark(10.5, "fault", 11)], 10, 14)

@@ -1,6 +1,7 @@
 """A drill as it goes on: its cases and controls, what was expected of each, and what was seen."""
 
 import operator
+import os
 import random
 import statistics
 import sys
@@ -116,6 +117,7 @@ class Drill:
         self.seed = seed
         self.random = random.Random(f"{name} {seed}")  # noqa: S311  no secret
         self.started = time.time()
+        self.load_before = os.getloadavg()[0]
         self.seconds = 0.0
         self.cases: list[Case] = []
         self.controls: list[Control] = []
@@ -128,6 +130,14 @@ class Drill:
         """A line of progress."""
         sys.stderr.write(f"{self.name} {time.time() - self.started:6.1f} s  {text}\n")
         sys.stderr.flush()
+
+    @property
+    def warning(self) -> str:
+        """What makes the figures doubtful, or nothing: others who had the cores when the drill began."""
+        cores = os.cpu_count() or 1
+        if self.load_before <= cores / 2:
+            return ""
+        return f"the machine was busy before (load {self.load_before:.1f} on {cores} cores): times may be its, not ours"
 
     def begin(self, name: str, explanation: str) -> Case:
         self.say(f"{name}: {explanation}")

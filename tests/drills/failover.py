@@ -48,7 +48,7 @@ async def _kill_again_and_again(drill: Drill, stage: Stage, load: Load) -> Case:
         await asyncio.sleep(drill.random.uniform(0.3, 1.5))
         lost, killed_at = cluster.primary, time.time()
         await cluster.kill(lost)
-        await asyncio.sleep(drill.random.uniform(0, 1.2))  # until somebody notices
+        await asyncio.sleep(drill.random.uniform(0, 0.7 if drill.short else 1.2))  # until somebody notices
         promoted = await cluster.promote()
         promoted_at = time.time()
         stage.database.lead_to([cluster.port])

@@ -150,7 +150,7 @@ async def _lead_astray(stage: Stage, case: Case, name: str, what: str) -> None:
 
 async def _control_key(drill: Drill, stage: Stage) -> None:
     await stage.clear()
-    await stage.serve(2, (MODULE, retry_without_a_key.__name__))
+    await stage.serve(1, (MODULE, retry_without_a_key.__name__))
     load = await stage.load(writers(short=drill.short))
     for _ in range(2):
         stage.database.replies_to_drop = 10

@@ -250,9 +250,8 @@ async def _send_slowly(replica: Replica, kind: str, delay: float) -> End:
 async def _control(drill: Drill, stage: Stage, knee: Knee) -> None:
     await stage.serve(1, (MODULE, wait_without_a_gate.__name__))
     before, peak, after = 0.5, 1, 2
-    load = await stage.load(
-        arrivals([(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)]), stage.replicas[0].port
-    )
+    steps = [(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)]
+    load = await stage.load(arrivals(steps), stage.replicas[0].port, patience=1)
     attempts = await load.finish()
     until = min(attempt.begun for attempt in attempts) + before + peak
     recovery = _time_to_recover(attempts, until, knee)

@@ -33,6 +33,7 @@ def summarize(drill: Drill) -> dict[str, Any]:
         "started": datetime.fromtimestamp(drill.started, UTC).isoformat(timespec="seconds"),
         "seconds": round(drill.seconds, 1),
         "machine": {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        "load_before": round(drill.load_before, 2),
         **vars(drill.verdict),
         "errors_shown": sum(case.errors for case in figures),
         "longest_answer_s": max((case.longest_answer_s for case in figures), default=0.0),
@@ -62,6 +63,7 @@ def _dump(check: Check) -> dict[str, Any]:
 def write_text(drill: Drill) -> str:
     """The summary for a terminal."""
     lines = ["", f"{drill.name}: {'passed' if drill.passed else 'FAILED'} in {drill.seconds:.0f} s (seed {drill.seed})"]
+    lines += [f"  warning: {drill.warning}"] if drill.warning else []
     for case in drill.cases:
         lines.append(f"  {case.name}")
         lines += [_tell(check) for check in case.checks]
@@ -87,6 +89,7 @@ def write_html(drill: Drill) -> str:
         f"{drill.requests:,} requests, {drill.verdict.acknowledged:,} acknowledged writes, seed {drill.seed}"
         f"{', short form' if drill.short else ''}.</p>"
     )
+    parts += [f"<p>{escape(drill.warning.capitalize())}.</p>"] if drill.warning else []
     drawn = {timeline.title: draw(timeline) for timeline in drill.timelines}
     for case in drill.cases:
         parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]

@@ -9,7 +9,7 @@ def writers(*, short: bool) -> str:
     Every goal is "drill UUID" with that UUID as its key, which is how a row is known to be somebody's. In the short
     form they think for a moment, so that several drills fit on a machine.
     """
-    thinking = 'pause = "50ms"' if short else ""
+    thinking = 'pause = "150ms"' if short else ""
     return f"""
 description = "writers who press again until it is done"
 objectives = false

@@ -199,8 +199,11 @@ class Stage:
 
     # The load.
 
-    async def load(self, scenario: str, port: int | None = None) -> Load:
-        """Begin a run of the harness with a scenario (TOML) against the balancer, or a port; wait until it is on."""
+    async def load(self, scenario: str, port: int | None = None, *, patience: int = 5) -> Load:
+        """Begin a run of the harness with a scenario (TOML) against the balancer, or a port; wait until it is on.
+
+        `patience` is how many seconds after its end its users may still take over what they are doing.
+        """
         name = f"load-{next(self._numbers)}"
         file = self.folder / f"{name}.toml"
         file.write_text(scenario, encoding="utf-8")
@@ -211,6 +214,7 @@ class Stage:
             "--host": f"http://127.0.0.1:{port or self.balancer.port}",
             "--journal": str(journal),
             "--out": str(self.folder / name),
+            "--stop-timeout": str(patience),
         }
         arguments = [part for option in options.items() for part in option]
         with log.open("w") as output:
