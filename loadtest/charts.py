@@ -26,7 +26,8 @@ STYLE = """
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif }
 svg text { fill: var(--text) } svg .title { font-weight: 600; font-size: 14px; fill: var(--title) }
 svg .grid { stroke: var(--grid) } svg .paper { fill: var(--paper) }
-svg .mark { stroke: var(--title); stroke-dasharray: 4 3 }
+svg line.mark { stroke: var(--title); stroke-dasharray: 4 3 }
+svg text.mark { fill: var(--title); paint-order: stroke; stroke: var(--paper); stroke-width: 4px }
 """
 """The colours by what they are for, so that dark mode changes them in one place; the shapes name the variables."""
 
@@ -76,7 +77,8 @@ def draw_histogram(
         x, y, before = _x(share), _TOP + 10 + 14 * row, share > 1 / 2
         shapes.append(
             f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_y(0):.1f}"/>'
-            f'<text x="{x - 5 if before else x + 5:.1f}" y="{y}" text-anchor="{"end" if before else "start"}">'
+            f'<text class="mark" x="{x - 5 if before else x + 5:.1f}" y="{y}" '
+            f'text-anchor="{"end" if before else "start"}">'
             f"{escape(name)}</text>"
         )
     factors = (1, 2, 5) if high - low < _DECADES_WITH_ROOM else (1,)

@@ -69,7 +69,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     for name, default, explanation in (
         ("--out", "", "folder of the reports (default: out/load/<scenario>)"),
         ("--journal", "", "file that gets a line of JSON for each attempt"),
-        ("--slo", "", "objectives that give the default thresholds (default: observability/slo.toml where it exists)"),
+        ("--slo", "", "objectives that give the default thresholds, or none (default: observability/slo.toml)"),
     ):
         parser.add_argument(name, default=default, metavar="PATH", help=explanation, include_in_web_ui=False)
     parser.add_argument(

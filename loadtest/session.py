@@ -121,7 +121,8 @@ class Session:
         if self.options.engine:
             scenario = scenario.model_copy(update={"engine": self.options.engine})
         objectives: list[Threshold] = []
-        if scenario.objectives and not isinstance(self._runner, WorkerRunner):  # a worker does not judge
+        wanted = scenario.objectives and self.options.slo != "none"
+        if wanted and not isinstance(self._runner, WorkerRunner):  # a worker does not judge
             objectives = read_objectives(Path(self.options.slo) if self.options.slo else None)
         journal = Path(self.options.journal) if self.options.journal else None
         if journal:

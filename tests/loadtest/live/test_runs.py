@@ -95,6 +95,9 @@ def test_objectives_are_the_default_thresholds(play: Play, server: Server, tmp_p
     assert played.code == 99
     assert played.summary["metrics"]["http_req_duration"]["thresholds"] == {"p(95)<1": {"ok": False}}
     assert played.summary["metrics"]["http_req_failed"]["thresholds"] == {"rate<=0.001": {"ok": True}}
+    played = play(scenario, server.url, "--slo", "none")
+    assert played.code == 0
+    assert "thresholds" not in played.summary["metrics"]["http_req_duration"]
 
 
 @pytest.mark.parametrize(
