@@ -124,7 +124,7 @@ def test_up_is_stopped_while_it_starts(folder: Path) -> None:
 
 def test_ctrl_c_while_up_still_imports_leaves_no_traceback(tmp_path: Path) -> None:
     # The first of the imports stands still, and says so.
-    (tmp_path / "orjson.py").write_text("print('importing', flush=True)\ninput()\n")
+    (tmp_path / "orjson.py").write_text("import signal\nprint('importing', flush=True)\nsignal.pause()\n")
     variables = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'services'}"}
     with started(*UP, folder=tmp_path, variables=variables) as process:
         read_until(process.stdout, re.compile("importing"))
