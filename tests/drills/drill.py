@@ -82,6 +82,8 @@ class Case:
     marks: list[Mark] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     figures: Figures | None = None
+    healed: float | None = None
+    """When the system was whole again, where that is not the end of the last mark."""
 
     def check(self, what: str, measured: float, comparison: str, limit: float) -> None:
         self.checks.append(Check(what, round(measured, 4), comparison, limit))

@@ -52,7 +52,9 @@ def _judge(case: Case, attempts: Sequence[Attempt]) -> None:
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > mark.until), default=float("inf"))
     # Of a SYN that was dropped in the fault's last moment, the kernel sends another only after a second.
     patience = CONNECT_TIMEOUT if case.name == "black hole" else 0
-    case.check("time from the fault's end to a write, s", flow - mark.until, "<", _FLOW + patience)
+    case.check(
+        "time from the fault's end to a write, s", max(flow - (case.healed or mark.until), 0), "<", _FLOW + patience
+    )
     case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
     if mark.until - mark.at <= _SHORT_OUTAGE:
         case.check("errors shown", figures.errors, "=", 0)
@@ -120,6 +122,8 @@ async def _lose_standbys(drill: Drill, stage: Stage, case: Case) -> None:
     await asyncio.sleep(3.5 if drill.short else 8.0)
     back_at = time.time()  # what is acknowledged later may have been confirmed
     await asyncio.gather(*(cluster.start_standby(name) for name in lost))
+    await cluster.until_streaming(1)
+    case.healed = time.time()
     await cluster.until_whole()
     case.marks.append(Mark(lost_at, "no standby", back_at))
 
