@@ -61,7 +61,7 @@ async def post_goal(request: Request[State]) -> Response:
     """
     fields = await read_form(request)
     typed = fields.get("goal_name", "")
-    key = fields.get("idempotency_key") or new_form_key()
+    key = fields.get("idempotency_key", new_form_key())
     try:
         try:
             form = validate(GoalForm, {**fields, "idempotency_key": key})
