@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from goals.database import CONNECT_TIMEOUT
+from goals.database import COMMAND_TIMEOUT, CONNECT_TIMEOUT
 from tests.drills.broken import MODULE, retry_without_a_key
 from tests.drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from tests.drills.journal import Attempt
@@ -16,6 +16,10 @@ _NOTICE = 1.0
 """Seconds until somebody notices a primary that does not answer, and promotes a standby."""
 _SHORT_OUTAGE = 2.0
 _FLOW = 1.0
+_PATIENCE = {
+    "black hole": CONNECT_TIMEOUT,  # the kernel repeats a SYN that was dropped at the last moment only after a second
+    "half-open": COMMAND_TIMEOUT,  # this fault has no end: each connection is found dead by a statement's time limit
+}
 
 
 async def run(drill: Drill) -> None:
@@ -50,8 +54,7 @@ def _judge(case: Case, attempts: Sequence[Attempt]) -> None:
     case.figures = figures = observe(attempts, case.began, case.ended)
     (mark,) = case.marks
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > mark.until), default=float("inf"))
-    # Of a SYN that was dropped in the fault's last moment, the kernel sends another only after a second.
-    patience = CONNECT_TIMEOUT if case.name == "black hole" else 0
+    patience = _PATIENCE.get(case.name, 0)
     case.check(
         "time from the fault's end to a write, s", max(flow - (case.healed or mark.until), 0), "<", _FLOW + patience
     )
