@@ -1,5 +1,6 @@
 """PostgreSQL from the wheel: shared, taken over, stopped by the last, and clear about what is in its way."""
 
+import contextlib
 import os
 import shutil
 import stat
@@ -21,8 +22,8 @@ def is_running(folder: Path) -> bool:
 
 
 def start_and_stop(folder: Path, options: dict[str, str] | None = None) -> None:
-    with embedded.run(folder, options):
-        assert is_running(folder)
+    with contextlib.ExitStack() as running:
+        running.enter_context(embedded.run(folder, options))
 
 
 def test_the_last_to_leave_stops_the_server(tmp_path: Path) -> None:

@@ -39,8 +39,11 @@ async def followers_gone(administrator: asyncpg.Connection, database: Database) 
     yield
     await administrator.execute("ALTER SYSTEM RESET synchronous_standby_names")
     await administrator.execute("SELECT pg_reload_conf()")
-    while await waits():
-        pass
+
+    async def acknowledges() -> bool:
+        return not await waits()
+
+    await until(acknowledges)
 
 
 async def test_a_removal_that_finds_nothing_is_not_acknowledged(database: Database, followers_gone: None) -> None:
