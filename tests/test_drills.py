@@ -129,3 +129,12 @@ def test_a_timeline_counts_every_attempt_once() -> None:
 
 def test_an_empty_timeline_can_be_drawn() -> None:
     assert draw(Timeline.make("nothing", [], [], 10, 11)).startswith("<svg")
+
+
+def test_a_short_drill_is_patient_with_times_and_not_with_counts() -> None:
+    for patience, holds in ((1.0, [False, False, False]), (2.0, [True, False, False])):
+        case = Case("short", "", patience=patience)
+        case.check("longest answer, s", 3.0, "<", 2.0)
+        case.check("errors shown", 3, "<", 2)
+        case.check("a pause at least, s", 3.0, ">", 4.0)
+        assert [check.holds for check in case.checks] == holds
