@@ -60,7 +60,9 @@ def writing(stack: Stack) -> Iterator[dict[str, int | str]]:
             while not over.wait(0.2):
                 name = f"Written meanwhile {uuid4()}"
                 try:
-                    outcomes[name] = client.post("/api/v1/goals", json={"goal_name": name}).status_code
+                    # With a key, as a client that wants to be sure: the gateway may then send it again.
+                    headers = {"Idempotency-Key": str(uuid4())}
+                    outcomes[name] = client.post("/api/v1/goals", json={"goal_name": name}, headers=headers).status_code
                 except httpx2.HTTPError as error:
                     outcomes[name] = repr(error)
 
