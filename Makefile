@@ -32,9 +32,10 @@ check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter; shellcheck, ha
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --pedantic --quiet .github
 
+WORKERS ?= 2
 test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
