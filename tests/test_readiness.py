@@ -80,7 +80,8 @@ async def test_an_obstacle_that_stays_is_told_once(empty: Settings) -> None:
     await connection.execute("CREATE VIEW alembic_version AS SELECT '0001' AS version_num FROM nextval('asked')")
 
     async def has_asked_three_times() -> bool:
-        return await connection.fetchval("SELECT last_value FROM asked") >= 3  # the third question comes after the second answer
+        # The third question is put after the second answer has been told, or not told.
+        return await connection.fetchval("SELECT last_value FROM asked") >= 3
 
     with structlog.testing.capture_logs() as events:
         async with serving(empty) as service:
