@@ -81,7 +81,7 @@ async def test_an_obstacle_that_stays_is_told_once(empty: Settings) -> None:
 
     async def has_asked_three_times() -> bool:
         # The third question is put after the second answer has been told, or not told.
-        return await connection.fetchval("SELECT last_value FROM asked") >= 3
+        return bool(await connection.fetchval("SELECT last_value FROM asked") >= 3)
 
     with structlog.testing.capture_logs() as events:
         async with serving(empty) as service:
