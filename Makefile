@@ -183,8 +183,20 @@ clean:  ## leave the clone as it was (.data/ stays: it holds your goals)
 	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-data:  ## remove the embedded server's data, your goals with them; not while it runs
-	@[ ! -e .data ] || $(PYTHON) -c 'import fcntl, shutil; users = open(".data/users.lock", "a"); fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB); shutil.rmtree(".data")' 2>/dev/null \
-	  || { echo "error: something uses the embedded server's data: stop \`make up\` and the tests first" >&2; exit 1; }
+	@[ ! -e .data ] || $(PYTHON) -c "$$REMOVE_DATA"
+
+define REMOVE_DATA
+import fcntl, shutil, sys
+try:
+    users = open(".data/users.lock", "a")
+    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    shutil.rmtree(".data")
+except BlockingIOError:
+    sys.exit("error: something uses the embedded server's data: stop `make up` and the tests first")
+except OSError as error:
+    sys.exit(f"error: cannot remove {error.filename} ({error.strerror}): run this as the account that made it")
+endef
+export REMOVE_DATA
 
 ##@ Deliver
 docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each program's own help; the runnable blocks run

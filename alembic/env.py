@@ -5,7 +5,6 @@ import logging
 import random
 import ssl
 import time
-from pathlib import Path
 
 import asyncpg
 from alembic import context
@@ -15,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from goals import embedded
+from goals import embedded, signals
 from goals.database import connect_arguments, sqlstate
 from goals.errors import ConfigurationError
 from goals.models import metadata
@@ -55,12 +54,12 @@ def run() -> None:
         if settings.db_host is not None:
             asyncio.run(_migrate(settings))
         else:
-            embedded.heed_signals()
-            with embedded.run(Path(".data")) as socket:
+            signals.leave_in_order()
+            with embedded.run(embedded.DATA) as socket:
                 try:
                     asyncio.run(_migrate(settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})))
                 finally:
-                    embedded.ignore_signals()
+                    signals.ignore()
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
     except ssl.SSLError as error:
@@ -78,7 +77,13 @@ async def _migrate(settings: Settings) -> None:
     async def connect() -> asyncpg.Connection:
         return await asyncpg.connect(
             **connect_arguments(settings),
-            server_settings={"application_name": "goals-migrate", "lock_timeout": str(int(LOCK_TIMEOUT * 1000))},
+            server_settings={
+                "application_name": "goals-migrate",
+                "lock_timeout": str(int(LOCK_TIMEOUT * 1000)),
+                # Whatever the role was given: an index takes as long as it takes, and the guard is idle meanwhile.
+                "statement_timeout": "0",
+                "idle_session_timeout": "0",
+            },
         )
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)

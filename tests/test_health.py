@@ -1,6 +1,7 @@
 """Probes and the operators' port."""
 
 import httpx2
+import pytest
 
 from goals import __version__
 from goals.models import SCHEMA_REVISION
@@ -41,3 +42,10 @@ async def test_metrics_come_as_text_or_as_openmetrics(operator: httpx2.AsyncClie
     openmetrics = await operator.get("/metrics", headers={"accept": "application/openmetrics-text"})
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
     assert openmetrics.text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("version", ["abc", "1.x.0", "", "999"])
+async def test_an_odd_version_of_openmetrics_breaks_nothing(operator: httpx2.AsyncClient, version: str) -> None:
+    response = await operator.get("/metrics", headers={"accept": f"application/openmetrics-text; version={version}"})
+    assert response.status_code == 200
+    assert "add_goal_requests_total" in response.text

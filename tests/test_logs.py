@@ -119,6 +119,6 @@ def test_an_output_that_nobody_reads_changes_nothing() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with contextlib.suppress(BrokenPipeError), os.fdopen(writer, "wb", buffering=0) as stream:
-        output = logs._Output(stream)
+        output = logs.Output(stream)
         output.write(b"lost")
         output.flush()

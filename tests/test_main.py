@@ -47,13 +47,15 @@ def goals(*arguments: str, folder: Path, **variables: str) -> subprocess.Complet
 
 
 @contextlib.contextmanager
-def started(*command: str, folder: Path, variables: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+def started(
+    *command: str, folder: Path, variables: Mapping[str, str] | None = None, stdout: int = subprocess.PIPE
+) -> Iterator[subprocess.Popen[str]]:
     """A process of the command, ended with the test whatever becomes of it."""
     process = subprocess.Popen(
         command,
         cwd=folder,
         env=environment(**(variables or {})),
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -113,6 +115,34 @@ def test_up_keeps_the_goals_between_runs(folder: Path) -> None:
             process.wait()
 
 
+def test_up_needs_nobody_who_reads_what_it_prints(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with started(*UP, folder=folder, variables={"GOALS_PORT": str(port)}, stdout=writer) as process:
+        while True:
+            with contextlib.suppress(httpx2.TransportError):
+                if httpx2.get(f"http://127.0.0.1:{port}/", trust_env=False).is_success:
+                    break
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait() == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    os.close(writer)
+
+
+def test_the_document_may_be_read_in_part(folder: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with started(sys.executable, "-m", "goals", "openapi", folder=folder, stdout=writer) as process:
+        assert process.wait() == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    os.close(writer)
+
+
 def test_up_is_stopped_while_it_starts(folder: Path) -> None:
     with started(*UP, folder=folder) as process:
         while not (folder / ".data" / "postgres").exists():
@@ -122,14 +152,15 @@ def test_up_is_stopped_while_it_starts(folder: Path) -> None:
     assert not is_running(folder)
 
 
-def test_ctrl_c_while_up_still_imports_leaves_no_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_it_still_imports_ends_it_without_a_word(tmp_path: Path, number: signal.Signals) -> None:
     # The first of the imports stands still, and says so.
     (tmp_path / "orjson.py").write_text("import signal\nprint('importing', flush=True)\nsignal.pause()\n")
     variables = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'services'}"}
     with started(*UP, folder=tmp_path, variables=variables) as process:
         read_until(process.stdout, re.compile("importing"))
-        process.send_signal(signal.SIGINT)
-        assert process.wait() == -signal.SIGINT
+        process.send_signal(number)
+        assert process.wait() == 128 + number  # by a handler, without which the first process of a container goes on
         assert process.stderr is not None
         assert process.stderr.read() == ""
 

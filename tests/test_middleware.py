@@ -83,9 +83,9 @@ class Exchange:
         self._patience = patience
         self.sent: list[Message] = []
 
-    async def run(self, app: ASGIApp, scope: Scope) -> None:
+    async def run(self, app: ASGIApp, scope: Scope, receive: Receive = _receive_nothing) -> None:
         # In a task of its own, as under Hypercorn.
-        await asyncio.ensure_future(app(scope, _receive_nothing, self._send))
+        await asyncio.ensure_future(app(scope, receive, self._send))
 
     async def _send(self, message: Message) -> None:
         if len(self.sent) == self._patience:
@@ -133,6 +133,22 @@ async def test_a_request_that_takes_too_long_is_503_and_gives_its_connection_up(
     await exchange.run(Limits(hang), scope())
     assert exchange.status == 503
     assert {(b"retry-after", b"1"), (b"connection", b"close")} <= set(exchange.headers)
+
+
+async def test_the_time_that_a_body_took_is_not_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "REQUEST_DEADLINE", 0.01)
+
+    async def receive() -> Message:
+        monkeypatch.setattr(middleware, "REQUEST_DEADLINE", 60)
+        return {"type": "http.request", "body": b"a", "more_body": False}
+
+    async def take_longer(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.05)  # longer than the whole request had at first
+        await greet(scope, receive, send)
+
+    exchange = Exchange()
+    await exchange.run(Limits(take_longer), scope(headers=[(b"content-length", b"1")]), receive)
+    assert exchange.status == 200
 
 
 async def test_a_client_that_does_not_read_its_answer_is_left_without_a_fuss(monkeypatch: pytest.MonkeyPatch) -> None:

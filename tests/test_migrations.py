@@ -102,6 +102,13 @@ async def test_five_migrators_race_safely(empty: Settings, connection: asyncpg.C
     assert await connection.fetchval("SELECT version_num FROM alembic_version") == SCHEMA_REVISION
 
 
+async def test_a_limit_that_the_database_sets_stops_no_migration(
+    empty: Settings, connection: asyncpg.Connection
+) -> None:
+    await connection.execute(f'ALTER DATABASE "{empty.db_name}" SET statement_timeout = 1')
+    await upgrade(empty)
+
+
 async def test_a_migration_waits_its_turn(empty: Settings, connection: asyncpg.Connection) -> None:
     key = int.from_bytes(b"goals", "big")
     await connection.execute(f"SELECT pg_advisory_lock({key})")

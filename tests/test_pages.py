@@ -247,6 +247,12 @@ async def test_a_static_file_may_be_kept_for_ever_under_the_address_the_page_nam
     assert response.headers["content-type"].startswith(("text/", "image/svg+xml"))
 
 
+@pytest.mark.parametrize("query", ["", "?v=another", "?v="])
+async def test_a_static_file_asked_for_by_another_version_is_not_kept(client: httpx2.AsyncClient, query: str) -> None:
+    response = await client.get(f"/static/goals.css{query}")
+    assert (response.status_code, response.headers["cache-control"]) == (200, "no-cache")
+
+
 async def test_a_head_is_answered_like_its_get_without_the_body(client: httpx2.AsyncClient) -> None:
     for target in ("/", "/health", static_url("goals.css"), "/nowhere", "/?before=x"):
         get, head = await client.get(target), await client.head(target)

@@ -112,6 +112,7 @@ def test_a_file_that_holds_something_else_is_named(
     file = tmp_path / "file"
     file.write_bytes(b"\xff\xfe")
     monkeypatch.setenv(name, str(file))
+    monkeypatch.setenv("SSL", "verify-full")
     with pytest.raises(ConfigurationError, match=rf"^{name}: .*file {reason}"):
         read_settings()
 
@@ -122,6 +123,7 @@ def test_a_file_that_holds_something_else_is_named(
 def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
     # A file that not even root may read: the memory of this process, at its address 0.
     monkeypatch.setenv(name, "/proc/self/mem")
+    monkeypatch.setenv("SSL", "verify-full")
     with pytest.raises(ConfigurationError, match=rf"^{name}: .*{reason}"):
         read_settings()
 
@@ -130,7 +132,13 @@ def test_a_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     file = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(file))
     monkeypatch.setenv("DB_CA_FILE", str(file))
-    assert read_settings().db_ca_file == file
+    for words in ("verify-ca", "verify-full"):
+        monkeypatch.setenv("SSL", words)
+        assert read_settings().db_ca_file == file
+    for words in ("prefer", "require"):
+        monkeypatch.setenv("SSL", words)
+        with pytest.raises(ConfigurationError, match=f"^DB_CA_FILE: SSL={words} would never look at it"):
+            read_settings()
 
 
 def test_everything_that_is_wrong_is_named_at_once_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from goals import store
 from goals.database import Database
 from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
 from goals.models import SCHEMA_REVISION
-from goals.schemas import BIGGEST_ID
+from goals.schemas import Goal
 from tests.test_pages import alter, fill
 
-BEYOND = [BIGGEST_ID + 1, 10**38]
+BEYOND = [store.BIGGEST_ID + 1, 10**38]
 
 
 async def test_pages_of_goals_are_newest_first_and_say_whether_there_are_more(database: Database) -> None:
@@ -27,7 +27,7 @@ async def test_pages_of_goals_are_newest_first_and_say_whether_there_are_more(da
     assert await ids(before=None, limit=3) == ([5, 4, 2], True)
     assert await ids(before=4, limit=1) == ([2], True)
     assert await ids(before=1, limit=1) == ([], False)
-    for goal_id in (BIGGEST_ID, *BEYOND):
+    for goal_id in (store.BIGGEST_ID, *BEYOND):
         assert await ids(before=goal_id, limit=1) == ([5], True)
 
 
@@ -44,7 +44,7 @@ async def test_a_page_comes_with_the_total_in_both_directions(database: Database
     assert await ids(before=1) == ([], False, four)
     assert await ids(after=1) == ([4, 2], True, four)
     assert await ids(after=2) == ([5, 4], False, four)
-    for goal_id in (BIGGEST_ID, *BEYOND):
+    for goal_id in (store.BIGGEST_ID, *BEYOND):
         assert await ids(after=goal_id) == ([], False, four)
 
 
@@ -69,7 +69,7 @@ async def test_a_total_is_exact_as_long_as_counting_is_cheap_and_then_the_planne
 
 
 async def test_an_id_that_no_goal_has_is_not_found_and_beyond_bigint_not_even_asked_for(database: Database) -> None:
-    for goal_id in (1, BIGGEST_ID, *BEYOND):
+    for goal_id in (1, store.BIGGEST_ID, *BEYOND):
         with pytest.raises(GoalNotFoundError):
             await store.select_goal(database, goal_id)
         with pytest.raises(GoalNotFoundError):
@@ -107,11 +107,11 @@ async def test_a_race_for_a_key_has_one_winner_and_no_loser(database: Database) 
     assert len(set(goals)) == 1
 
 
-async def test_a_removal_whose_first_attempt_was_lost_is_done_and_not_missing(database: Database) -> None:
-    goal = await store.insert_goal(database, "one", uuid4())
+async def remove_while_another(statement: str, database: Database, goal: Goal, *, seen: Goal | None) -> None:
+    """Remove a goal whose row another transaction holds; it commits once the first attempt has lost its connection."""
     async with database.engine.execution_options(isolation_level="READ COMMITTED").begin() as other:
-        await other.execute(text("DELETE FROM goals"))
-        removal = asyncio.create_task(store.delete_goal(database, goal.id))
+        await other.execute(text(statement))
+        removal = asyncio.create_task(store.delete_goal(database, goal.id, seen=seen))
         # It waits for the other one, and loses its connection meanwhile.
         waiting = text(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -123,8 +123,23 @@ async def test_a_removal_whose_first_attempt_was_lost_is_done_and_not_missing(da
                 await asyncio.sleep(0.01)
                 ended = await database.fetch(waiting)
     await removal
+
+
+@pytest.mark.parametrize("careful", [False, True])
+async def test_a_removal_whose_first_attempt_was_lost_is_done_and_not_missing(
+    database: Database, *, careful: bool
+) -> None:
+    goal = await store.insert_goal(database, "one", uuid4())
+    await remove_while_another("DELETE FROM goals", database, goal, seen=goal if careful else None)
     with pytest.raises(GoalNotFoundError):
         await store.delete_goal(database, goal.id)
+
+
+async def test_a_removal_whose_first_attempt_was_lost_spares_what_was_changed(database: Database) -> None:
+    goal = await store.insert_goal(database, "one", uuid4())
+    with pytest.raises(GoalChangedError):
+        await remove_while_another("UPDATE goals SET goal_name = 'two'", database, goal, seen=goal)
+    assert (await store.select_goal(database, goal.id)).goal_name == "two"
 
 
 async def test_the_schemas_revision_is_read(database: Database) -> None:

@@ -1,14 +1,14 @@
 """The commands of the service: `python -m goals serve`, `migrate`, `openapi`, and `up`, which is all of it at once."""
 
-import signal
+from goals import signals
 
-# Until there is a server to stop, Ctrl-C may end the program at once; Python's own way would print where it was.
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+signals.leave_at_once()
 
 import argparse
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -26,9 +26,6 @@ from goals.settings import Settings, read_settings
 
 log = structlog.get_logger(__name__)
 
-DATA = Path(".data")
-"""Where `up` keeps the embedded server's data, and `migrate` finds them."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 1 with one line on standard error that says cause and remedy."""
@@ -43,12 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        return 1  # whoever read what was printed has seen enough
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try, and complain, at its end
     return 0
 
 
 def up() -> None:
     """Start PostgreSQL if none is named by DB_HOST, migrate, and serve until Ctrl-C."""
-    embedded.heed_signals()
+    signals.leave_in_order()
     threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
     settings = read_settings()
     if "goals_drain_seconds" not in settings.model_fields_set:
@@ -56,9 +60,9 @@ def up() -> None:
     logs.configure(settings.goals_log_format)
     with contextlib.ExitStack() as running:
         if settings.db_host is None:
-            socket = running.enter_context(embedded.run(DATA))
+            socket = running.enter_context(embedded.run(embedded.DATA))
             settings = settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})
-        running.callback(embedded.ignore_signals)
+        running.callback(signals.ignore)
         _migrate(settings)
         asyncio.run(app.serve(settings, announce=_welcome(settings)))
 
@@ -72,7 +76,7 @@ def serve() -> None:
 
 def migrate() -> None:
     """Bring the schema to the newest revision; several at once are safe."""
-    embedded.heed_signals()
+    signals.leave_in_order()
     settings = read_settings()
     logs.configure(settings.goals_log_format)
     _migrate(settings)
@@ -120,13 +124,14 @@ def _welcome(settings: Settings) -> Callable[[int, int], None]:
     host = f"[{settings.goals_bind}]" if ":" in settings.goals_bind else settings.goals_bind
 
     def announce(port: int, operators_port: int) -> None:
-        print(
+        output = logs.Output(sys.stdout)
+        output.write(
             f"\n  the page        http://{host}:{port}"
             f"\n  for operators   http://{host}:{operators_port}  (/readyz /livez /version /metrics)"
             "\n  load test       make load-ui, in another terminal"
-            "\n  stop            Ctrl-C\n",
-            flush=True,
+            "\n  stop            Ctrl-C\n\n"
         )
+        output.flush()
 
     return announce
 

@@ -31,12 +31,12 @@ ROOT = "/api/v1/goals"
 async def get_goals(request: Request[State]) -> Response:
     query = validate(ListQuery, parse_fields(request.scope["query_string"]))
     document = await request.state["lists"].get((query.before, query.limit))
-    return _validated(request, Response(document.body, headers=document.headers, media_type="application/json"))
+    return _unless_known(request, Response(document.body, headers=document.headers, media_type="application/json"))
 
 
 def write_list(limit: int, page: store.Page) -> Document:
     """Write a list once for all who share its rows."""
-    body = GoalListOut(goals=[_show(goal) for goal in page.goals]).model_dump_json().encode()
+    body = GoalListOut(goals=[_out(goal) for goal in page.goals]).model_dump_json().encode()
     headers = {"etag": _etag(body)}
     if page.more:
         headers["link"] = f'<{ROOT}?limit={limit}&before={page.goals[-1].id}>; rel="next"'
@@ -52,7 +52,7 @@ async def post_goal(request: Request[State]) -> Response:
 
 
 async def get_goal(request: Request[State]) -> Response:
-    return _validated(request, _represent(await request.state["goals"].get(_read_id(request))))
+    return _unless_known(request, _represent(await request.state["goals"].get(_read_id(request))))
 
 
 async def patch_goal(request: Request[State]) -> Response:
@@ -73,7 +73,7 @@ async def delete_goal(request: Request[State]) -> Response:
 async def get_openapi(request: Request[State]) -> Response:
     response = JSON(DOCUMENT)
     response.headers["etag"] = _etag(response.body)
-    return _validated(request, response)
+    return _unless_known(request, response)
 
 
 async def _expect(request: Request[State], goal_id: int) -> Goal | None:
@@ -106,12 +106,12 @@ def _field_of(request: Request[State], name: str) -> str | None:
     return ", ".join(lines) if lines else None
 
 
-def _show(goal: Goal) -> GoalOut:
+def _out(goal: Goal) -> GoalOut:
     return GoalOut.model_construct(id=goal.id, goal_name=goal.goal_name, created_at=goal.created_at)
 
 
 def _represent(goal: Goal, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    response = JSON(_show(goal), status, headers)
+    response = JSON(_out(goal), status, headers)
     response.headers["etag"] = _etag(response.body)
     return response
 
@@ -120,7 +120,7 @@ def _etag(body: bytes | memoryview) -> str:
     return f'"{blake2b(body, digest_size=12).hexdigest()}"'
 
 
-def _validated(request: Request[State], response: Response) -> Response:
+def _unless_known(request: Request[State], response: Response) -> Response:
     """Answer 304 where the client has this very representation already (RFC 9110, 13.1.2)."""
     etag = response.headers["etag"]
     response.headers["cache-control"] = "no-cache"

@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
@@ -23,12 +21,12 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from goals import __version__, api, health, pages, store
+from goals import __version__, api, health, pages, signals, store
 from goals.api import write_list
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.logs import request_writer
-from goals.middleware import REQUEST_DEADLINE, Headers, Limits, Record, Trace
+from goals.middleware import BODY_DEADLINE, REQUEST_DEADLINE, Headers, Limits, Record, Trace
 from goals.pages import draw_page
 from goals.readiness import Readiness
 from goals.reads import SharedReads
@@ -97,7 +95,7 @@ class Application:
         )
         self.operators = Starlette(routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Limits)])
         for app in (self.public, self.operators):
-            app.router.redirect_slashes = False  # nobody is led anywhere by an address he made up
+            app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         operators = scope["type"] != "lifespan" and scope["server"][1] == self._operators_port
@@ -182,12 +180,6 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return answer(request.scope, error)
 
 
-def heed_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` at each SIGTERM and SIGINT."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
-
-
 def log_ports(port: int, operators_port: int) -> None:
     log.info("listening", port=port, operators_port=operators_port)
 
@@ -196,7 +188,7 @@ async def serve(
     settings: Settings,
     *,
     announce: Callable[[int, int], None] = log_ports,
-    heed: Callable[[Callable[[], None]], None] = heed_signals,
+    heed: Callable[[Callable[[], None]], None] = signals.call,
 ) -> None:
     """Serve until told to stop; then drain, and stop listeners, requests, pool and telemetry, in this order.
 
@@ -222,7 +214,7 @@ async def serve(
     heed(stop)
     server = asyncio.create_task(serve_hypercorn(application, config, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
     announce(public_port, operators_port)
-    await _wait(server, stopping, hurrying)
+    await _wait_for_stop(server, stopping, hurrying)
     log.info("stopped")
 
 
@@ -230,20 +222,21 @@ def hypercorn_config(listeners: Iterable[socket.socket]) -> Config:
     """How Hypercorn is run, whatever it serves on `listeners`; it takes them over."""
     config = Config()
     config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    config.backlog = 1024  # of each port, before a connection is refused
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
-    config.graceful_timeout = REQUEST_DEADLINE
+    config.graceful_timeout = BODY_DEADLINE + REQUEST_DEADLINE
     config.errorlog = logging.getLogger("hypercorn.error")
     return config
 
 
-async def _wait(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event) -> None:
+async def _wait_for_stop(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event) -> None:
     """Wait for Hypercorn, but not for a client that neither reads nor leaves once the requests' deadline is over."""
 
     async def lose_patience() -> None:
         await stopping.wait()
-        await asyncio.sleep(REQUEST_DEADLINE + 1)
+        await asyncio.sleep(BODY_DEADLINE + REQUEST_DEADLINE + 1)
 
     impatience = [asyncio.create_task(hurrying.wait()), asyncio.create_task(lose_patience())]
     await asyncio.wait({server, *impatience}, return_when=asyncio.FIRST_COMPLETED)
@@ -262,12 +255,8 @@ async def _wait(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: a
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, port), family=family, backlog=1024)
+        return socket.create_server((host, port), family=family)
     except OSError as error:
-        reason = (
-            os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
-        )  # getaddrinfo counts below zero
+        reason = (error.strerror or "").partition(" (while")[0]  # the rest names the address once more
         remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
         raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener

@@ -7,7 +7,6 @@ import os
 import pwd
 import shlex
 import shutil
-import signal
 import stat
 import subprocess
 import tempfile
@@ -23,6 +22,8 @@ from goals.errors import ConfigurationError
 log = structlog.get_logger(__name__)
 
 VERSION = "18"
+DATA = Path(".data")
+"""Where the server of `up` and of the migrations keeps its data, below the folder they run in."""
 SETTINGS: dict[str, Any] = {
     "db_port": 5432,
     "db_name": "goals_database",
@@ -93,23 +94,6 @@ def find_programs() -> Path:
             "or set DB_HOST to a server"
         )
     return programs
-
-
-def heed_signals() -> None:
-    """Let Ctrl-C and SIGTERM end the program in order, the server included, whatever it is about to do."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
-
-
-def ignore_signals() -> None:
-    """Let neither cut short the stop of the server, which would be left behind."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _leave(number: int, _frame: object) -> None:
-    ignore_signals()
-    raise SystemExit(128 + number)
 
 
 def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:

@@ -25,7 +25,7 @@ def _add_context(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     return {**context.get(), **event}
 
 
-class _Output(Generic[AnyText]):
+class Output(Generic[AnyText]):
     """Standard output that never fails: a log that cannot be written must not change what the service does."""
 
     def __init__(self, stream: IO[AnyText]) -> None:
@@ -52,7 +52,7 @@ def request_writer(log_format: LogFormat) -> Callable[[dict[str, object]], None]
     """
     if _is_readable(log_format):
         return lambda fields: structlog.get_logger("goals.request").info("request", **fields)
-    stream = _Output(sys.stdout.buffer)
+    stream = Output(sys.stdout.buffer)
     is_due = False
 
     def flush() -> None:
@@ -96,12 +96,12 @@ def configure(log_format: LogFormat) -> None:
     structlog.configure(
         processors=[*common, *last],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", _Output(sys.stdout)))
+        logger_factory=structlog.WriteLoggerFactory(cast("TextIO", Output(sys.stdout)))
         if readable
-        else structlog.BytesLoggerFactory(cast("BinaryIO", _Output(sys.stdout.buffer))),
+        else structlog.BytesLoggerFactory(cast("BinaryIO", Output(sys.stdout.buffer))),
     )
     # Libraries log through the standard library; their records take the same way.
-    handler = logging.StreamHandler(_Output(sys.stdout))
+    handler = logging.StreamHandler(Output(sys.stdout))
     decode: list[Callable[..., str]] = [] if readable else [lambda _logger, _method, line: line.decode()]
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

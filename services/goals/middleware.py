@@ -21,7 +21,7 @@ from goals.telemetry import RequestMetrics
 log = structlog.get_logger(__name__)
 
 REQUEST_DEADLINE = 3.3
-"""Seconds for a whole request: more than the database's retry budget, less than any proxy's patience."""
+"""Seconds for a request once its body is there: more than the database's retry budget, less than a proxy's patience."""
 BODY_DEADLINE = 2.0
 """Seconds for a request's body to arrive, whatever trickles in."""
 LONGEST_BODY = 16 * 1024
@@ -204,7 +204,11 @@ class Limits:
             async with deadline:
                 try:
                     self._check(scope, headers)
-                    body = await _receive_all(receive, headers) if _has_body(scope, headers) else receive
+                    body = receive
+                    if _has_body(scope, headers):
+                        body = await _receive_all(receive, headers)
+                        # Its time is its own: the database's retry budget must fit into what is left.
+                        deadline.reschedule(asyncio.get_running_loop().time() + REQUEST_DEADLINE)
                     await self.app(scope, body, send_noted)
                 except HTTPException as refusal:
                     # Hypercorn waits for ever to hand over what nobody takes (its queue holds ten pieces of a body).

@@ -18,7 +18,7 @@ from goals.errors import (
     OverloadedError,
 )
 from goals.requests import read_form
-from goals.responses import STATIC, answer, render, show
+from goals.responses import STATIC, answer, render, show, static_url
 from goals.schemas import (
     NAME_LENGTH,
     Goal,
@@ -92,9 +92,10 @@ async def get_static(request: Request[State]) -> Response:
     if name not in STATIC:
         raise HTTPException(404)
     media_type, _ = mimetypes.guess_type(name)
-    return Response(
-        STATIC[name], headers={"cache-control": "public, max-age=31536000, immutable"}, media_type=media_type
-    )
+    # During a rollout a page of another version asks for its own: ours must not stay in browsers under that address.
+    is_ours = request.url.query == static_url(name).partition("?")[2]
+    cache_control = "public, max-age=31536000, immutable" if is_ours else "no-cache"
+    return Response(STATIC[name], headers={"cache-control": cache_control}, media_type=media_type)
 
 
 def _see_page() -> Response:

@@ -96,7 +96,7 @@ def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = 
             headers = dict(_RETRY_LATER if status == HTTPStatus.SERVICE_UNAVAILABLE else {})
         case _:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            detail = "The service failed. The failure has been logged; nothing is known about what you sent."
+            detail = "The service failed, and its log says how. What you sent may have been done, or not."
     if not scope["path"].startswith("/api/"):
         page = render("error.html", title=status.phrase, status=status.value, detail=detail, again=again)
         return show(page, status, headers)

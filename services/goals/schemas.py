@@ -25,7 +25,6 @@ from goals.errors import InvalidInputError, MalformedRequestError
 
 NAME_LENGTH = 255
 PAGE_SIZE = 50
-BIGGEST_ID = 2**63 - 1
 
 # Characters that show nothing at the edge of a name: Unicode white space, zero-width characters, blank fillers.
 _BLANK = (

@@ -1,4 +1,4 @@
-"""Every SQL statement of the service, each a single one that may safely be sent twice."""
+"""Every SQL statement of the service, each a single one; what may not be sent twice says so."""
 
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -29,8 +29,10 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 from goals.database import Database
 from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
 from goals.models import goals
-from goals.schemas import BIGGEST_ID, Goal
+from goals.schemas import Goal
 
+BIGGEST_ID = 2**63 - 1
+"""PostgreSQL's bigint: no goal has an id beyond it."""
 EXACT_COUNT = 10_000
 """Up to here goals are counted; counting further would cost more with every goal."""
 
@@ -159,8 +161,9 @@ def _total(row: Row[Any]) -> Total:
 
 async def select_goal(database: Database, goal_id: int) -> Goal:
     if goal_id <= BIGGEST_ID:
-        for row in await database.fetch(_GOAL, {"goal_id": goal_id}):
-            return _goal(row)
+        rows = await database.fetch(_GOAL, {"goal_id": goal_id})
+        if rows:
+            return _goal(rows[0])
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 
@@ -186,8 +189,8 @@ async def update_goal(database: Database, goal_id: int, name: str, *, seen: Goal
             rows = await database.fetch(_RENAME_UNCHANGED, parameters, repeatable=False)
             if not rows:
                 raise GoalChangedError("The goal has changed since it was read.")
-        for row in rows:
-            return _goal(row)
+        if rows:
+            return _goal(rows[0])
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 
@@ -198,11 +201,13 @@ async def delete_goal(database: Database, goal_id: int, *, seen: Goal | None = N
             rows, attempts = await database.run(_DELETE, {"goal_id": goal_id})
         else:
             rows, attempts = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen.goal_name})
-        # A second attempt that finds nothing follows a first one that may have removed it: either way it is gone.
-        if rows or attempts > 1:
+        if rows:
             return
-        if seen is not None:
+        if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id})):
             raise GoalChangedError("The goal has changed since it was read.")
+        # A second attempt that finds nothing follows a first one that may have removed it: either way it is gone.
+        if attempts > 1:
+            return
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 

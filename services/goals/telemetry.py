@@ -254,7 +254,10 @@ class Telemetry:
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that `Accept` asks for (text or OpenMetrics), and its content type."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is no number
+            encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 if __name__ == "__main__":
-    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=1024)
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
     # The service does so too; here it is about what this file's imports have left.
     gc.collect()
     gc.freeze()
