@@ -24,7 +24,7 @@ def hook(one: Manifest) -> str:
 
 def needed(inventory: Inventory, one: Manifest) -> Iterator[Manifest]:
     """What must be there before an object works, as far as manifests bring it."""
-    targets = [("Namespace", "", space(one)), *(reference[:3] for reference in references(one))]
+    targets = [("Namespace", "", space(one)), *(link.target for link in references(one))]
     found = (inventory.get(*target) for target in targets)
     return (each for each in found if each and inventory.origin(each))
 

@@ -1,16 +1,17 @@
 """Routes, listeners, grants, policies and certificates: who is let in where, and what answers there."""
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from lint.inventory import Inventory, dig, first, matches, space
 from lint.manifests import Manifest, name
-from lint.references import Reference, references
+from lint.references import Reference, links, references
 from lint.rules import Wrong, every, of, rule
 
 ROUTES = ("HTTPRoute", "GRPCRoute", "TLSRoute")
 STAGING = "acme-staging"
-TLS_PORTS = frozenset({443, 8443})
+TLS_PORTS = frozenset({"443", "8443"})
 
 
 class Attachment(NamedTuple):
@@ -41,12 +42,9 @@ def attach(inventory: Inventory, route: Manifest, reference: Manifest, namespace
 
 def _admits(inventory: Inventory, gateway: Manifest, listener: Manifest, namespace: str) -> bool:
     admitted = first(listener, "allowedRoutes.namespaces", {})
-    match admitted.get("from", "Same"):
-        case "All":
-            return True
-        case "Selector":
-            return matches(admitted["selector"], inventory.namespaces.get(namespace, {}))
-    return namespace == space(gateway)
+    if admitted.get("from", "Same") == "Selector":
+        return matches(admitted["selector"], inventory.namespaces.get(namespace, {}))
+    return admitted.get("from", "Same") == "All" or namespace == space(gateway)
 
 
 def attachments(inventory: Inventory) -> Iterator[tuple[Manifest, str, Attachment]]:
@@ -55,37 +53,10 @@ def attachments(inventory: Inventory) -> Iterator[tuple[Manifest, str, Attachmen
             yield route, "", attach(inventory, route, reference, space(route))
 
 
-class Backend(NamedTuple):
-    """A backendRef of a route, with its Service and the entry of that Service's port, if they are there."""
-
-    route: Manifest
-    reference: Reference
-    service: Manifest | None
-    port: Manifest | None
-
-
-def backends(inventory: Inventory) -> Iterator[tuple[Manifest, str, Backend]]:
-    for route in inventory.of(*ROUTES):
-        for reference in references(route, "backend"):
-            service = inventory.get("Service", reference.namespace, reference.name)
-            port = next((one for one in dig(service, "spec.ports[]") if one["port"] == reference.port), None)
-            yield route, "", Backend(route, reference, service, port)
-
-
-@every(attachments)
-def parent(_: Inventory, one: Attachment) -> Iterator[str]:
-    """The route belongs to no gateway, and its address answers 404."""
-    where = f"{one.reference.get('namespace', space(one.route))}/{one.reference['name']}"
-    if one.gateway is None:
-        yield f"there is no Gateway {where}"
-    elif not one.meant:
-        yield f"Gateway {where} has no listener {one.reference.get('sectionName', one.reference.get('port'))}"
-
-
 @every(attachments)
 def admission(_: Inventory, one: Attachment) -> Iterator[str]:
     """The listener refuses routes of that namespace; only its allowedRoutes consents, not a ReferenceGrant."""
-    if one.gateway and one.meant and not one.admitting:
+    if one.gateway and not one.admitting:
         yield f"{name(one.gateway)}: no listener it means admits routes of namespace {space(one.route)}"
 
 
@@ -108,12 +79,8 @@ def plain_route(_: Inventory, one: Attachment) -> Iterator[str]:
 def hostname(_: Inventory, one: Attachment) -> Iterator[str]:
     """A host outside the listener's is dropped from the route in silence, and answers 404."""
     for host in dig(one.route, "spec.hostnames[]"):
-        if one.admitting and not any(_covers(listener.get("hostname", host), host) for listener in one.admitting):
+        if one.admitting and not any(fnmatchcase(host, each.get("hostname", host)) for each in one.admitting):
             yield f"no listener it is attached to has the host {host}"
-
-
-def _covers(pattern: str, host: str) -> bool:
-    return pattern == host or (pattern.startswith("*.") and host.endswith(pattern[1:]))
 
 
 @every(of("Gateway"))
@@ -131,64 +98,51 @@ def redirect(inventory: Inventory, gateway: Manifest) -> Iterator[str]:
             yield f"listener {listener['name']}: no route there redirects to https"
 
 
-@every(backends)
-def backend(_: Inventory, one: Backend) -> Iterator[str]:
-    """The gateway answers 500: it has nowhere to send the request."""
-    if one.service is None:
-        yield f"there is no {one.reference}"
-    elif one.port is None:
-        yield f"{one.reference} has no port {one.reference.port}"
-
-
-@every(backends)
-def backend_tls(inventory: Inventory, one: Backend) -> Iterator[str]:
+@every(links("backend"))
+def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The service answers http with a redirect to https, round and round, or https is spoken to by http and refused."""
-    offered = TLS_PORTS & set(dig(one.service, "spec.ports[].port")) if one.route["kind"] == "HTTPRoute" else set()
-    policies = (target[:3] for policy in inventory.of("BackendTLSPolicy") for target in references(policy, "reference"))
-    if offered and one.reference.port not in offered:
-        yield f"goes to port {one.reference.port} of {one.reference}, which has TLS on {min(offered)}"
-    elif offered and one.reference[:3] not in policies:
-        yield f"no BackendTLSPolicy makes the gateway speak TLS to {one.reference}"
+    offered = TLS_PORTS & (inventory.keys(*link.target) or frozenset()) if link.source["kind"] == "HTTPRoute" else set()
+    policies = (target for one in inventory.of("BackendTLSPolicy") for _, target, _ in references(one, "reference"))
+    if offered and not offered & {*link.keys}:
+        yield f"goes to port {', '.join(link.keys)} of {link}, which has TLS on {min(offered)}"
+    elif offered and link.target not in policies:
+        yield f"no BackendTLSPolicy makes the gateway speak TLS to {link}"
 
 
-@every(of("BackendTLSPolicy"))
-def backend_name(inventory: Inventory, policy: Manifest) -> Iterator[str]:
+@every(links("configuration"))
+def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The gateway refuses the backend's certificate and answers 502."""
-    host = policy["spec"]["validation"]["hostname"]
-    for reference in references(policy, "configuration"):
-        maker = inventory.get(reference.kind, reference.namespace, reference.name)
-        if maker and maker["kind"] == "Certificate" and host not in dig(maker, "spec.dnsNames[]"):
-            yield f"expects the name {host}, which {name(maker)} does not have"
+    host, maker = first(link.source, "spec.validation.hostname"), inventory.get(*link.target)
+    if host and maker and maker["kind"] == "Certificate" and host not in dig(maker, "spec.dnsNames[]"):
+        yield f"expects the name {host}, which {name(maker)} does not have"
 
 
-def crossings(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[Manifest, Reference]]]:
-    """References from one namespace into another, which must have consented."""
-    for one in inventory.of("Gateway", *ROUTES):
-        for reference in references(one, "backend", "listener-certificate"):
-            if reference.namespace != space(one):
-                yield one, "", (one, reference)
+crossings = links("backend", "listener-certificate")
+"""What a namespace must have consented to where another refers to it."""
 
 
-def _grants(inventory: Inventory, source: Manifest, target: Reference) -> Iterator[Manifest]:
-    for one in inventory.of("ReferenceGrant"):
-        given = [(each["kind"], each.get("name", target.name)) for each in dig(one, "spec.to[]")]
+def grants(inventory: Inventory, link: Reference) -> Iterator[Manifest]:
+    """The ReferenceGrants that allow it to cross namespaces."""
+    kind, namespace, named = link.target
+    source = (link.source["kind"], space(link.source))
+    for one in inventory.of("ReferenceGrant") if namespace != space(link.source) else ():
+        given = [(each["kind"], each.get("name", named)) for each in dig(one, "spec.to[]")]
         taken = [(each["kind"], each["namespace"]) for each in dig(one, "spec.from[]")]
-        consents = (target.kind, target.name) in given and (source["kind"], space(source)) in taken
-        if consents and space(one) == target.namespace:
+        if space(one) == namespace and (kind, named) in given and source in taken:
             yield one
 
 
 @every(crossings)
-def grant(inventory: Inventory, crossing: tuple[Manifest, Reference]) -> Iterator[str]:
+def grant(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The gateway refuses to follow a reference into a namespace that has not consented, and answers 500."""
-    if not any(_grants(inventory, *crossing)):
-        yield f"refers to {crossing[1]}, and no ReferenceGrant there allows it"
+    if link.target[1] != space(link.source) and not any(grants(inventory, link)):
+        yield f"refers to {link}, and no ReferenceGrant there allows it"
 
 
 @every(of("ReferenceGrant"))
 def unused_grant(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """A door that nobody uses stays open for whoever finds it."""
-    if not any(one is used for _, _, crossing in crossings(inventory) for used in _grants(inventory, *crossing)):
+    if not any(one is used for _, _, link in crossings(inventory) for used in grants(inventory, link)):
         yield "no object of the namespaces it lets in refers to anything here"
 
 
@@ -222,9 +176,9 @@ def policy_overlap(inventory: Inventory) -> Wrong:
     ruled = set()
     for policy in inventory.objects:
         if policy["apiVersion"].startswith("gateway.nginx.org/") and "Policy" in policy["kind"]:
-            for target in references(policy, "reference"):
-                ruled.add(target[:3])
-                other = targets.setdefault((policy["kind"], *target[:3]), policy)
+            for _, target, _ in references(policy, "reference"):
+                ruled.add(target)
+                other = targets.setdefault((policy["kind"], *target), policy)
                 if other is not policy:
                     yield policy, f"{name(other)} of the same kind has the same target"
     for route, _, one in attachments(inventory):

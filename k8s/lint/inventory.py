@@ -17,8 +17,9 @@ CNPG_APP = frozenset(
     "username user password dbname host port pgpass uri jdbc-uri fqdn-uri fqdn-jdbc-uri".split()  # noqa: SIM905  reads better
 )
 CERTIFICATE = frozenset({"tls.crt", "tls.key", "ca.crt"})
+PARTS = ("spec.listeners[].name", "spec.listeners[].port", "spec.ports[].name", "spec.ports[].port")
 ANY = None
-"""The keys of a Secret that only the cluster knows."""
+"""Keys that only the cluster knows."""
 
 
 class Pod(NamedTuple):
@@ -162,10 +163,16 @@ class Inventory:
         return self.known.get((kind, "" if kind in SPACELESS else namespace, name))
 
     def keys(self, kind: str, namespace: str, name: str) -> frozenset[str] | None:
-        """The keys of a Secret or a ConfigMap, whoever makes it."""
-        if kind == "Secret":
-            return self._secrets.get((namespace, name), (None, ANY))[1]
-        return frozenset(first(self.get(kind, namespace, name), "data", {}))
+        """What can be asked for: a Secret's or ConfigMap's keys, a Gateway's listeners, a Service's ports."""
+        found = self.get(kind, namespace, name)
+        match kind:
+            case "Secret":
+                return self._secrets.get((namespace, name), (None, ANY))[1]
+            case "ConfigMap":
+                return frozenset(first(found, "data", {}))
+            case "Gateway" | "Service":
+                return frozenset(map(str, dig(found, *PARTS)))
+        return ANY
 
     @functools.cached_property
     def namespaces(self) -> dict[str, dict[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lint.inventory import Container, Inventory, first
 from lint.manifests import Finding, Manifest, read
-from lint.references import Reference, references
+from lint.references import Reference, links, references
 from lint.rules import Wrong, every, name_and_harm, of_the_service, rule
 from lint.service import is_service, service
 
@@ -104,12 +104,13 @@ def shutdown(_: Inventory, one: tuple[str, dict[str, float]]) -> Iterator[str]:
     yield from find_unordered(where, limits)
 
 
-def _leads_to_service(inventory: Inventory, target: Reference) -> bool:
+def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
     """Tell whether a Service, or a route, leads to pods of the service."""
-    found = inventory.get(*target[:3])
-    if target.kind == "HTTPRoute" and found:
-        return any(_leads_to_service(inventory, each) for each in references(found, "backend"))
-    chosen = inventory.select({"matchLabels": first(found, "spec.selector", {})}, target.namespace) if found else []
+    kind, namespace, _ = link.target
+    found = inventory.get(*link.target) or {}
+    if kind == "HTTPRoute":
+        return any(_leads_to_service(inventory, each) for each in references(found, "backend")) if found else False
+    chosen = inventory.select({"matchLabels": first(found, "spec.selector", {})}, namespace) if found else []
     return any(one.pod in chosen for one in inventory.containers if one.is_ours and one.serves)
 
 
@@ -119,18 +120,14 @@ def gateway_limits(inventory: Inventory) -> Wrong:
     ruled = set()
     for policy in inventory.of(*POLICIES):
         targets = list(references(policy, "reference"))
-        ruled |= {target[:3] for target in targets if policy["kind"] == "UpstreamSettingsPolicy"}
-        if any(_leads_to_service(inventory, target) for target in targets):
+        ruled |= {link.target for link in targets if policy["kind"] == "UpstreamSettingsPolicy"}
+        if any(_leads_to_service(inventory, link) for link in targets):
             spec = policy["spec"]
             limits = {path: seconds(first(spec, path, GATEWAYS_DEFAULT)) for path in POLICIES[policy["kind"]]}
             yield from ((policy, problem) for problem in find_unordered(policy["kind"], limits))
-    for route in inventory.of("HTTPRoute"):
-        for target in references(route, "backend"):
-            if target[:3] not in ruled and _leads_to_service(inventory, target):
-                yield (
-                    route,
-                    f"no UpstreamSettingsPolicy keeps idle connections to {target} below the service's keep-alive",
-                )
+    for route, _, link in links("backend")(inventory):
+        if link.target not in ruled and _leads_to_service(inventory, link):
+            yield route, f"no UpstreamSettingsPolicy keeps idle connections to {link} below the service's keep-alive"
 
 
 def find_in_compose(root: Path) -> Iterator[Finding]:
@@ -159,7 +156,7 @@ def _proxied(root: Path, compose: Manifest) -> Iterator[tuple[str, str]]:
     for key, one in compose.get("services", {}).items():
         image = str(one.get("image", "")) + str(one.get("build", ""))
         if "nginx" in image and "exporter" not in image:
-            text = "\n".join(_mounted(root, compose, one))
+            text = "\n".join(_mounted(root, one))
             if "upstream" not in text:
                 yield key, "no file it mounts has an upstream, so its limits cannot be checked"
                 continue
@@ -170,18 +167,9 @@ def _proxied(root: Path, compose: Manifest) -> Iterator[tuple[str, str]]:
                         yield from ((key, problem) for problem in find_unordered(directive, limit))
 
 
-def _mounted(root: Path, compose: Manifest, one: Manifest) -> Iterator[str]:
-    """The texts that a service of compose is given as volumes or configs."""
-    configs = [
-        compose["configs"][each["source"] if isinstance(each, dict) else each] for each in one.get("configs", ())
-    ]
-    yield from (str(config.get("content", "")) for config in configs)
-    paths = [config["file"] for config in configs if "file" in config]
-    paths += [
-        each.get("source", "nowhere") if isinstance(each, dict) else each.partition(":")[0]
-        for each in one.get("volumes", ())
-    ]
-    for path in (root / path for path in paths):
+def _mounted(root: Path, one: Manifest) -> Iterator[str]:
+    """The texts of the files and folders that a service of compose mounts."""
+    for path in (root / str(each).partition(":")[0] for each in one.get("volumes", ())):
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file():
                 yield file.read_text(encoding="utf-8", errors="replace")

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lint.gateway import backends
 from lint.inventory import Inventory, Pod, dig, first, matches, space
 from lint.manifests import Manifest
+from lint.references import links
 from lint.rules import every
 from lint.service import service
 
@@ -53,8 +53,13 @@ def monitor(inventory: Inventory, one: Scrape) -> Iterator[str]:
 @every(scrapes)
 def public_metrics(inventory: Inventory, one: Scrape) -> Iterator[str]:
     """The whole world reads the service's metrics, and can make it draw them as often as it likes."""
-    reached = ((to.service, to.port) for _, _, to in backends(inventory))
-    public = [end for service, port in reached if service and port for end in inventory.targets(service, port)]
+    public = [
+        end
+        for _, _, link in links("backend")(inventory)
+        for port in dig(inventory.get(*link.target), "spec.ports[]")
+        if str(port["port"]) in link.keys
+        for end in inventory.targets(inventory.get(*link.target) or {}, port)
+    ]
     for pod, number in one.ends:
         if (pod, number) in public:
             yield f"scrapes port {number} of {pod.name}, to which a route leads"

@@ -1,12 +1,11 @@
 """One object names another: is it there, does it hold what is asked for, and who else says it is theirs."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
-from lint.inventory import Inventory, Pod, containers, dig, first, space, template
+from lint.inventory import ANY, Inventory, containers, dig, first, space, template
 from lint.manifests import Manifest, name
-from lint.rules import enter, every, of, pods
+from lint.rules import Things, enter, every, of
 
 WORKLOADS = "DaemonSet Deployment StatefulSet Job CronJob Pod"
 REFERENCES = {
@@ -61,8 +60,9 @@ HARM = {
     "configuration": "The pod stays in CreateContainerConfigError: what it is configured by does not exist",
     "listener-certificate": "The listener never comes up: it has no certificate",
     "gateway-issuer": "cert-manager makes no certificate, and https never answers",
+    "parent": "The route belongs to no gateway, and its address answers 404",
+    "backend": "The gateway answers 500: it has nowhere to send the request",
 }
-"""The rules made of these tables alone; gateway.py asks more of parents and backends."""
 
 BUILT_IN = {("ClusterRole", each) for each in ("cluster-admin", "edit", "view", "system:auth-delegator")}
 BUILT_IN |= {("ServiceAccount", "default")}
@@ -71,46 +71,48 @@ ISSUERS_NAMESPACE = "cert-manager"
 
 
 class Reference(NamedTuple):
-    """What an object asks for; no keys where it takes all of them or there are none."""
+    """Who asks for what, by kind, namespace and name, and for which of its keys, listeners or ports; none means all."""
 
-    kind: str
-    namespace: str
-    name: str
+    source: Manifest
+    target: tuple[str, str, str]
     keys: list[str]
-    port: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.namespace}/{self.name}"
+        kind, namespace, named = self.target
+        return f"{kind} {namespace}/{named}"
 
 
 def references(one: Manifest, *rules: str) -> Iterator[Reference]:
     """What an object refers to: by these rules, or by all of them."""
     spec = first(template(one), "spec", {})
     whole = one | {"pod": spec | {"containers": containers(spec)}}
-    for kinds, path, kind in [row for rule in rules or REFERENCES for row in REFERENCES[rule]]:
+    for rule, kinds, path, kind in ((key, *row) for key in rules or REFERENCES for row in REFERENCES[key]):
         for found in dig(whole, path) if one["kind"] in kinds.split() else ():
             given = {"kind": kind} | (found if isinstance(found, dict) else {"name": found})
             named = given.get("secretName") or given["name"]
             if not (given.get("optional") or given["kind"] in PEOPLE or (given["kind"], named) in BUILT_IN):
-                keys = [given["key"]] if "key" in given else list(dig(given, "items[].key"))
+                keys = [*dig(given, "key", "sectionName", "port", "items[].key")] or ["no port"] * (rule == "backend")
                 namespace = given.get("namespace", space(one) or ISSUERS_NAMESPACE)
-                yield Reference(given["kind"], namespace, named, keys, given.get("port"))
+                yield Reference(one, (given["kind"], namespace, named), [str(key) for key in keys])
 
 
-def find_missing(rule: str, inventory: Inventory, one: Manifest) -> Iterator[str]:
-    for wanted in references(one, rule):
-        kind, namespace, target, keys, _ = wanted
-        if inventory.get(kind, namespace, target) is None:
-            elsewhere = [name(other) for other in inventory.of(kind) if other["metadata"]["name"] == target]
-            yield f"there is no {wanted}, " + (f"only {elsewhere[0]}" if elsewhere else "and nothing makes it")
-        elif keys and (known := inventory.keys(kind, namespace, target)):
-            yield from (
-                f"{wanted} has no key {key}, but {', '.join(sorted(known))}" for key in keys if key not in known
-            )
+def links(*rules: str) -> Things[Reference]:
+    """All references by these rules."""
+    return lambda inventory: ((one, "", link) for one in inventory.objects for link in references(one, *rules))
+
+
+def find_missing(inventory: Inventory, link: Reference) -> Iterator[str]:
+    (kind, _, named), known = link.target, inventory.keys(*link.target)
+    if inventory.get(*link.target) is None:
+        elsewhere = [name(other) for other in inventory.of(kind) if other["metadata"]["name"] == named]
+        yield f"there is no {link}, " + (f"only {elsewhere[0]}" if elsewhere else "and nothing makes it")
+    elif known is not ANY:
+        has = ", ".join(sorted(known)) or "nothing"
+        yield from (f"{link} has no {key}, but {has}" for key in link.keys if key not in known)
 
 
 for _rule, _harm in HARM.items():
-    enter(_rule, _harm, of(), partial(find_missing, _rule))
+    enter(_rule, _harm, links(_rule), find_missing)
 
 
 @every(of())
@@ -121,12 +123,11 @@ def conflict(inventory: Inventory, one: Manifest) -> Iterator[str]:
         yield f"is another in {inventory.origin(last)}"
 
 
-@every(pods)
-def private_key(inventory: Inventory, pod: Pod) -> Iterator[str]:
+@every(links("configuration"))
+def private_key(inventory: Inventory, link: Reference) -> Iterator[str]:
     """Whoever takes over the pod holds the key of the CA and can be any server."""
-    for one in references(pod.manifest, "configuration"):
-        if "ca.key" in (inventory.keys(*one[:3]) or ()) and ("ca.key" in one.keys or not one.keys):
-            yield f"takes all of the {one}, the CA's private key too"
+    if "ca.key" in (inventory.keys(*link.target) or ()) and ("ca.key" in link.keys or not link.keys):
+        yield f"takes all of the {link}, the CA's private key too"
 
 
 @every(of())

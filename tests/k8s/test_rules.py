@@ -290,19 +290,25 @@ def test_a_consistent_compose_is_silent_and_so_is_none(compose: Path) -> None:
     assert list(limits.find_in_compose(compose)) == []
 
 
-def test_compose_may_give_the_gateways_configuration_in_a_folder_or_inline(compose: Path) -> None:
+def test_compose_may_give_the_gateways_configuration_in_a_folder(compose: Path) -> None:
     (compose / "conf.d").mkdir()
     (compose / "conf.d/site.conf").write_text(mutants.GOOD_NGINX.replace("4s", "5s"))
     file = compose / "compose.yaml"
     file.write_text(mutants.GOOD_COMPOSE.replace("./nginx.conf:/etc/nginx/nginx.conf:ro", "./conf.d:/etc/nginx/conf.d"))
     (finding,) = limits.find_in_compose(compose)
     assert "keepalive_timeout (5 s) must be below keep_alive (5 s)" in finding.problem
-    file.write_text(
-        mutants.GOOD_COMPOSE.replace("volumes: ['./nginx.conf:/etc/nginx/nginx.conf:ro']", "configs: [site]")
-        + "configs:\n  site:\n    content: 'upstream goals { server goals:8080; }'\n"
-    )
-    (finding,) = limits.find_in_compose(compose)
-    assert "keepalive_timeout (60 s)" in finding.problem
+
+
+def test_a_configuration_that_cannot_be_read_is_said(compose: Path) -> None:
+    file = compose / "compose.yaml"
+    for volumes in (
+        "[{type: bind, source: ./nginx.conf, target: /etc/nginx/nginx.conf}]",
+        "['data:/var/cache/nginx']",
+        "[]",
+    ):
+        file.write_text(mutants.GOOD_COMPOSE.replace("['./nginx.conf:/etc/nginx/nginx.conf:ro']", volumes))
+        (finding,) = limits.find_in_compose(compose)
+        assert "no file it mounts has an upstream, so its limits cannot be checked" in finding.problem
 
 
 def test_a_drain_that_compose_changes_must_fit_its_grace_period(compose: Path) -> None:
