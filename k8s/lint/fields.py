@@ -61,13 +61,13 @@ HARM = {
     "pod-security": "The namespace refuses the pod; where it does not, whoever breaks into it holds the node",
     "hardening": "Whoever breaks in writes programs into the container and asks the API server with its token",
     "pull-policy": "A registry that is down stops pods from starting whose image is already there",
-    "resources": "The scheduler packs a node until the kernel kills; the autoscaler has no number to start from",
+    "resources": "A node is packed until the kernel kills what it likes; the autoscaler has no number to start from",
     "secret-in-git": "Whoever reads the repository has the password, and a second place must be changed with it",
     "argocd-insecure": "Argo CD's sessions and passwords cross the cluster's network in the clear",
     "database-quorum": "A commit that was answered is lost with its node, or the whole database with one node",
     "database-plain": "Whoever asks for no TLS is served, and the password is read on the way",
     "monitor-label": "Prometheus does not see the monitor or rule and says nothing; its alerts never fire",
-    "application-apply": "A large CRD does not fit into the annotation of a client-side apply, and the sync fails",
+    "application-apply": "The sync fails: a large CRD or dashboard is too long for a client-side apply's annotation",
 }
 
 ISOLATED = ("RuntimeDefault", "Localhost")

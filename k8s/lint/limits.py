@@ -32,13 +32,8 @@ ORDER = {
     "keepalive_timeout": ["keepalive_timeout < keep_alive"],
     "proxy_read_timeout": ["request_deadline < proxy_read_timeout"],
 }
-"""What must be less than what, by where it is said: limits in the service's code by their names there, and others."""
+"""What must be less than what, by where it is said: limits of the service's code, fields of policies, and others."""
 
-POLICIES = {
-    "ClientSettingsPolicy": ["body.timeout"],
-    "ProxySettingsPolicy": ["timeout.read", "timeout.send"],
-    "UpstreamSettingsPolicy": ["keepAlive.timeout"],
-}
 NGINX = {"keepalive_timeout": r"upstream\s+\S+\s*\{([^}]*)\}", "proxy_read_timeout": r"((?s:.*))"}
 """Directives of nginx, and the blocks in which they count."""
 
@@ -118,12 +113,12 @@ def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
 def gateway_limits(inventory: Inventory) -> Wrong:
     """The gateway uses a connection that is just being closed, or answers 504 in the service's place."""
     ruled = set()
-    for policy in inventory.of(*POLICIES):
+    for policy in inventory.of(*(kind for kind in ORDER if kind.endswith("Policy"))):
         targets = list(references(policy, "reference"))
         ruled |= {link.target for link in targets if policy["kind"] == "UpstreamSettingsPolicy"}
         if any(_leads_to_service(inventory, link) for link in targets):
-            spec = policy["spec"]
-            limits = {path: seconds(first(spec, path, GATEWAYS_DEFAULT)) for path in POLICIES[policy["kind"]]}
+            paths = re.findall(r"\w+\.\w+", " ".join(ORDER[policy["kind"]]))
+            limits = {path: seconds(first(policy["spec"], path, GATEWAYS_DEFAULT)) for path in paths}
             yield from ((policy, problem) for problem in find_unordered(policy["kind"], limits))
     for route, _, link in links("backend")(inventory):
         if link.target not in ruled and _leads_to_service(inventory, link):

@@ -1,5 +1,6 @@
 """The rules as a whole: what they say of a tutorial's platform, that each works, and what must stay closed."""
 
+import ast
 import os
 import shutil
 from collections.abc import Iterator
@@ -57,6 +58,9 @@ DEFECTS = {
     "idle connections that outlive the service's": ("gateway-limits", "HTTPRoute default/web"),
 }  # fmt: skip
 
+
+RULE = {"every", "rule", "tree_rule"}
+"""What makes a function a rule."""
 
 BARE = """
 apiVersion: apps/v1
@@ -180,6 +184,25 @@ def test_each_mutant_still_finds_the_text_that_it_breaks() -> None:
             assert text.replace(mutant.old, mutant.new, 1) != text, mutant
 
 
+def test_the_rules_are_tables_and_short_functions() -> None:
+    """What they stand on (reading, rendering, what operators make, evaluating policies) is not counted."""
+    functions, tables = list[int](), list[int]()
+    for file in sorted((ROOT / "lint").glob("*.py")):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        rules = [one for one in body if isinstance(one, ast.FunctionDef) and RULE.intersection(decorators(one))]
+        functions += [(one.end_lineno or 0) - one.decorator_list[0].lineno + 1 for one in rules]
+        if rules or file.name == "fields.py":
+            values = [one for one in body if isinstance(one, ast.Assign | ast.AnnAssign)]
+            tables += [(one.end_lineno or 0) - one.lineno + 1 for one in values]
+    print(f"{sum(functions)} lines in {len(functions)} functions, {sum(tables)} in tables")  # noqa: T201  `-rP` shows it
+    assert sum(functions) + sum(tables) <= 800
+    assert max(functions) <= 25
+
+
+def decorators(function: ast.FunctionDef) -> list[str]:
+    return [ast.unparse(one).partition("(")[0] for one in function.decorator_list]
+
+
 # The reviewed table.
 
 
@@ -219,7 +242,47 @@ def test_the_service_reaches_the_database_and_names_and_nothing_else(table: dict
     assert reached == {"goals/goals-db", "kube-system/DNS"}
 
 
-# What the rules stand on.
+# What the rules stand on, and where ours give them nothing to find.
+
+
+def broken(objects: str, *rules: str) -> dict[str, list[str]]:
+    inventory = Inventory({"theirs": read(objects)})
+    return {rule: [str(one.problem) for one in find_broken(inventory, rule)] for rule in rules}
+
+
+CROSSING = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: b}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: a}
+spec: {rules: [{backendRefs: [{name: web, namespace: b, port: 80}]}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: ReferenceGrant
+metadata: {name: web, namespace: b}
+spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: a}], to: [{group: "", kind: Service}]}
+"""
+
+
+def test_a_grant_is_for_who_asks_and_what_is_asked_for() -> None:
+    rules = ("backend", "grant", "unused-grant")
+    assert broken(CROSSING, *rules) == {rule: [] for rule in rules}
+    for old, new in (
+        ("kind: Service}]}", "kind: Service, name: api}]}"),
+        ("HTTPRoute, namespace: a", "HTTPRoute, namespace: c"),
+    ):
+        found = broken(CROSSING.replace(old, new), *rules)
+        assert {rule: len(problems) for rule, problems in found.items()} == {
+            "backend": 0,
+            "grant": 1,
+            "unused-grant": 1,
+        }
+    (problem,) = broken(CROSSING.replace("port: 80}]}]", "port: 8080}]}]"), "backend")["backend"]
+    assert problem == "Service b/web has no 8080, but 80, http"
 
 
 def test_limits_are_read_from_the_code() -> None:
