@@ -52,13 +52,13 @@ def seconds(text: Any) -> float:
 def find_unordered(where: str, limits: dict[str, float]) -> Iterator[str]:
     """Each sum of a line must be below the next; limits are the service's own and these."""
     known = service()._asdict() | limits
-    for line in ORDER[where]:
-        sums = [
-            (terms, sum(float(known.get(term, term)) for term in terms.split(" + "))) for terms in line.split(" < ")
-        ]
-        for (less, low), (more, high) in itertools.pairwise(sums):
-            if not low < high:
-                yield f"{less} ({low:g} s) must be below {more} ({high:g} s)"
+
+    def total(terms: str) -> float:
+        return sum(float(known.get(term, term)) for term in terms.split(" + "))
+
+    for less, more in (pair for line in ORDER[where] for pair in itertools.pairwise(line.split(" < "))):
+        if not total(less) < total(more):
+            yield f"{less} ({total(less):g} s) must be below {more} ({total(more):g} s)"
 
 
 def drain(variables: dict[str, Any]) -> float:

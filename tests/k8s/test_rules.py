@@ -73,6 +73,16 @@ kind: HorizontalPodAutoscaler
 metadata: {name: a, namespace: b}
 spec: {scaleTargetRef: {kind: Deployment, name: a}, maxReplicas: 30}
 ---
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: none, namespace: b}
+spec: {scaleTargetRef: {kind: Deployment, name: none}, maxReplicas: 3}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: c, namespace: b}
+spec: {containers: [{name: c}]}
+---
 apiVersion: postgresql.cnpg.io/v1
 kind: Cluster
 metadata: {name: a, namespace: b}
@@ -285,6 +295,66 @@ def test_a_grant_is_for_who_asks_and_what_is_asked_for() -> None:
     assert problem == "Service b/web has no 8080, but 80, http"
 
 
+TWICE = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: a}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, image: web}]}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: a}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: one, namespace: a}
+spec: {selector: {matchLabels: {app: web}}}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {name: other, namespace: a}
+spec: {selector: {matchLabels: {app: web}}}
+"""
+
+
+def test_a_port_that_a_policy_names_is_the_one_that_the_pod_calls_so() -> None:
+    policy = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: a}
+spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: http}]}]}
+"""
+    named = TWICE.replace(
+        "{name: web, image: web}", "{name: web, image: web, ports: [{name: http, containerPort: 80}]}"
+    )
+    inventory = Inventory({"theirs": read(f"{named}---{policy}")})
+    (pod,) = inventory.workloads
+    assert reachability.is_open(inventory, pod, pod, 80)
+    assert not reachability.is_open(inventory, pod, pod._replace(ports={"web": 80}), 80)
+
+
+def test_two_budgets_for_one_pod_are_one_too_many() -> None:
+    (problem,) = broken(TWICE, "disruption-budget")["disruption-budget"]
+    assert problem == "2 PodDisruptionBudgets cover its pods, and every eviction is refused"
+
+
+def test_a_policy_of_the_gateway_for_another_service_is_not_held_against_ours() -> None:
+    theirs = """
+apiVersion: gateway.nginx.org/v1alpha1
+kind: UpstreamSettingsPolicy
+metadata: {name: web, namespace: a}
+spec: {targetRefs: [{group: "", kind: Service, name: web}], keepAlive: {timeout: 60s}}
+"""
+    assert broken(f"{TWICE}---{theirs}", "gateway-limits") == {"gateway-limits": []}
+    ours = f"{TWICE}---{theirs}".replace("image: web", "image: goals")
+    (problem,) = broken(ours, "gateway-limits")["gateway-limits"]
+    assert problem == "keepAlive.timeout (60 s) must be below keep_alive (5 s)"
+
+
 def test_limits_are_read_from_the_code() -> None:
     from goals import app, database, middleware  # noqa: PLC0415  on the path once the rules have asked for it
 
@@ -354,7 +424,7 @@ def test_a_consistent_compose_is_silent_and_so_is_none(compose: Path) -> None:
 
 
 def test_compose_may_give_the_gateways_configuration_in_a_folder(compose: Path) -> None:
-    (compose / "conf.d").mkdir()
+    (compose / "conf.d/empty").mkdir(parents=True)
     (compose / "conf.d/site.conf").write_text(mutants.GOOD_NGINX.replace("4s", "5s"))
     file = compose / "compose.yaml"
     file.write_text(mutants.GOOD_COMPOSE.replace("./nginx.conf:/etc/nginx/nginx.conf:ro", "./conf.d:/etc/nginx/conf.d"))
