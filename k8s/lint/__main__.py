@@ -1,35 +1,25 @@
 """`python -m lint`: renders everything under k8s and checks it; `python -m lint FILE…` checks anyone's manifests."""
 
 import argparse
+import importlib
 import os
+import pkgutil
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
 
-from lint import (
-    argocd,
-    changes,
-    database,
-    environment,
-    gateway,
-    limits,
-    monitors,
-    reachability,
-    references,
-    scaling,
-    security,
-    site,
-    tree,
-    workloads,
-)
+from lint import changes, limits, reachability, site, tree
 from lint.inventory import Inventory
-from lint.manifests import ROOT, Finding, Manifest, RenderError, is_remote, kustomizations, name, read, render
+from lint.manifests import ROOT, Finding, Manifest, RenderError, name, read, render_all
 from lint.rules import RULES, find_broken
 from lint.schemas import Schemas
+
+for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    if _module.name != "__main__":
+        importlib.import_module(f"lint.{_module.name}")  # its rules enter the list
 
 CRDS = ROOT.parent / ".cache" / "crds"
 APPLIED_OVER = ("overlays/local", "overlays/aks", "argocd/goals")
@@ -46,21 +36,6 @@ TOGETHER = (
     ("argocd/goals", "platform/namespaces", "argocd/server", "argocd", "argocd/apps", "platform/argocd"),
 )
 """What is in a cluster at one time: in kind, with a load test, on AKS by hand, after a restore, and by Argo CD."""
-
-MODULES = (
-    argocd,
-    database,
-    environment,
-    gateway,
-    limits,
-    monitors,
-    reachability,
-    references,
-    scaling,
-    security,
-    workloads,
-)
-"""Where the rules are; importing them fills the list."""
 
 
 def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> Iterator[Finding]:
@@ -84,21 +59,6 @@ def sound(renders: dict[str, list[Manifest]], schemas: Schemas) -> dict[str, lis
     return {where: [one for one in manifests if schemas.is_sound(one)] for where, manifests in renders.items()}
 
 
-def render_local(folder: Path) -> list[Manifest]:
-    """What a folder makes; where it patches something from elsewhere, the patches."""
-    if not is_remote(folder):
-        return render(folder)
-    return [one for file in sorted(folder.glob("configmap-*.yaml")) for one in read(file.read_text(encoding="utf-8"))]
-
-
-def render_tree(root: Path) -> dict[str, list[Manifest]]:
-    """Every kustomization by its folder."""
-    folders = list(kustomizations(root))
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        made = pool.map(render_local, folders)
-        return dict(zip((str(folder.relative_to(root)) for folder in folders), made, strict=True))
-
-
 def tree_of(root: Path, renders: dict[str, list[Manifest]]) -> tree.Tree:
     """The files, with the Applications that lead to them."""
     applications = [
@@ -109,7 +69,7 @@ def tree_of(root: Path, renders: dict[str, list[Manifest]]) -> tree.Tree:
 
 def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
     """Every kustomization, the site filled in and not, a new image over the old one, and the files themselves."""
-    renders = render_tree(root)
+    renders = render_all(root)
     for where, manifests in renders.items():
         if Path(where).name not in PARTS:
             yield from check_objects(where, manifests, schemas)

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
+from lint.inventory import annotation, first
 from lint.manifests import Finding, Manifest, name
 
+HARM = "The next version stops in the middle of its rollout"
 IMMUTABLE = {
     "Cluster": ("spec.bootstrap.initdb", "spec.storage.storageClass", "spec.walStorage.storageClass"),
     "ClusterRoleBinding": ("roleRef",),
@@ -26,30 +27,15 @@ def find_refused(where: str, before: list[Manifest], after: list[Manifest]) -> I
     old = {(manifest["apiVersion"], name(manifest)): manifest for manifest in before}
     for manifest in after:
         previous = old.get((manifest["apiVersion"], name(manifest)))
-        if previous is None or _is_replaced(manifest):
-            continue
-        for path in IMMUTABLE.get(manifest["kind"], ()):
-            if _value(previous, path) != _value(manifest, path):
+        # Argo CD deletes such a one before it makes it again, so that all of it may change.
+        is_replaced = "BeforeHookCreation" in annotation(manifest, "argocd.argoproj.io/hook-delete-policy")
+        for path in IMMUTABLE.get(manifest["kind"], ()) if previous and not is_replaced else ():
+            if first(previous, path) != first(manifest, path):
                 problem = f"{path} changes, and the API server refuses to change it"
-                yield Finding(
-                    where, name(manifest), problem, "immutable", "The next version stops in the middle of its rollout"
-                )
+                yield Finding(where, name(manifest), problem, "immutable", HARM)
 
 
 def with_image(manifests: list[Manifest], old: str, new: str) -> list[Manifest]:
     """The same objects with another image, wherever it is named: in a name or a label made from it too."""
     changed: list[Manifest] = json.loads(json.dumps(manifests).replace(old, new))
     return changed
-
-
-def _value(manifest: Manifest, path: str) -> Any:
-    value: Any = manifest
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
-
-
-def _is_replaced(manifest: Manifest) -> bool:
-    """Tell whether Argo CD deletes it before it makes it again, so that all of it may change."""
-    annotations = (manifest.get("metadata") or {}).get("annotations") or {}
-    return "BeforeHookCreation" in annotations.get("argocd.argoproj.io/hook-delete-policy", "")

@@ -1,12 +1,14 @@
 """What a set of manifests puts into a cluster, with what operators make of it: one thing is found from another."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lint.manifests import Manifest, read
 from lint.schemas import CLUSTER_WIDE
+from lint.service import is_service
 
 OPERATORS: Manifest = read(Path(__file__).with_name("operators.yaml").read_text(encoding="utf-8"))[0]
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
@@ -15,8 +17,9 @@ CNPG_APP = frozenset(
     "username user password dbname host port pgpass uri jdbc-uri fqdn-uri fqdn-jdbc-uri".split()  # noqa: SIM905  reads better
 )
 CERTIFICATE = frozenset({"tls.crt", "tls.key", "ca.crt"})
+PARTS = ("spec.listeners[].name", "spec.listeners[].port", "spec.ports[].name", "spec.ports[].port")
 ANY = None
-"""The keys of a Secret that only the cluster knows."""
+"""Keys that only the cluster knows."""
 
 
 class Pod(NamedTuple):
@@ -30,12 +33,40 @@ class Pod(NamedTuple):
     spec: Manifest
 
 
-def dig(value: Any, path: str) -> Iterator[Any]:
-    """Every value at a path such as `spec.rules[].backendRefs[]`; nothing where a part of it is missing."""
-    head, _, rest = path.partition(".")
-    found = value.get(head.removesuffix("[]")) if isinstance(value, dict) else None
-    for one in (found or ()) if head.endswith("[]") else (() if found is None else (found,)):
-        yield from dig(one, rest) if rest else (one,)
+class Container(NamedTuple):
+    """A container of a workload's pod with its environment; no value for what only the cluster knows."""
+
+    pod: Pod
+    spec: Manifest
+    variables: dict[str, str | None]
+
+    @property
+    def is_ours(self) -> bool:
+        """Tell whether it runs the service."""
+        return is_service(self.spec.get("image", ""))
+
+    @property
+    def serves(self) -> bool:
+        """Tell whether it runs as long as its pod, and not before."""
+        return self.spec in self.pod.spec["containers"]
+
+
+@functools.cache
+def _steps(path: str) -> list[str]:
+    return re.findall(r"[^.\[\]]+|\[[^\]]*\]", path)
+
+
+def dig(value: Any, *paths: str) -> Iterator[Any]:
+    """Every value at paths such as `spec.rules[].backendRefs[]` or `data[a.key]`; nothing where a part is missing."""
+    for path in paths:
+        found = [value]
+        for step in _steps(path):
+            if step == "[]":
+                found = [each for one in found for each in one]
+            else:
+                values = (one.get(step.strip("[]")) for one in found if isinstance(one, dict))
+                found = [one for one in values if one is not None]
+        yield from found
 
 
 def first(value: Any, path: str, default: Any = None) -> Any:
@@ -48,8 +79,8 @@ def space(manifest: Manifest) -> str:
     return "" if manifest["kind"] in SPACELESS else str(first(manifest, "metadata.namespace", "default"))
 
 
-def annotation(manifest: Manifest, key: str, default: str = "") -> str:
-    return str(first(manifest, "metadata.annotations", {}).get(key, default))
+def annotation(manifest: Manifest, key: str) -> str:
+    return str(first(manifest, f"metadata.annotations[{key}]", ""))
 
 
 def matches(selector: Manifest, labels: dict[str, str]) -> bool:
@@ -112,7 +143,7 @@ class Inventory:
         ]
         self.objects = [one for _, one in given]
         self._origins = {id(one): where for where, one in given}
-        self._known = {
+        self.known = {
             (one["kind"], space(one), one["metadata"]["name"]): one for one in [*OPERATORS["objects"], *self.objects]
         }
         self._policies: dict[tuple[str, str, str], list[Manifest]] = {}
@@ -126,11 +157,22 @@ class Inventory:
         return (one for one in self.objects if one["kind"] in kinds)
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        return self._known.get((kind, "" if kind in SPACELESS else namespace, name))
+        """The object itself; for a Secret the one that it comes from."""
+        if kind == "Secret":
+            return self._secrets.get((namespace, name), (None, ANY))[0]
+        return self.known.get((kind, "" if kind in SPACELESS else namespace, name))
 
-    def cluster(self, namespace: str, name: str) -> Manifest | None:
-        """A PostgreSQL cluster."""
-        return self.get("Cluster", namespace, name)
+    def keys(self, kind: str, namespace: str, name: str) -> frozenset[str] | None:
+        """What can be asked for: a Secret's or ConfigMap's keys, a Gateway's listeners, a Service's ports."""
+        found = self.get(kind, namespace, name)
+        match kind:
+            case "Secret":
+                return self._secrets.get((namespace, name), (None, ANY))[1]
+            case "ConfigMap":
+                return frozenset(first(found, "data", {}))
+            case "Gateway" | "Service":
+                return frozenset(map(str, dig(found, *PARTS)))
+        return ANY
 
     @functools.cached_property
     def namespaces(self) -> dict[str, dict[str, str]]:
@@ -159,6 +201,18 @@ class Inventory:
             )
             for one in self.of(*WORKLOADS)
         ]
+
+    @functools.cached_property
+    def containers(self) -> list[Container]:
+        """The containers of those."""
+        found = []
+        for pod in self.workloads:
+            for one in containers(pod.spec):
+                maps = (self.get("ConfigMap", pod.namespace, each) for each in dig(one, "envFrom[].configMapRef.name"))
+                given = {key: value for each in maps for key, value in first(each, "data", {}).items()}
+                own = {each["name"]: each.get("value") for each in one.get("env", ())}
+                found.append(Container(pod, one, {**given, **own}))
+        return found
 
     @functools.cached_property
     def pods(self) -> list[Pod]:
@@ -191,7 +245,7 @@ class Inventory:
         return found
 
     def policies(self, pod: Pod, direction: str) -> list[Manifest]:
-        """The network policies that rule what comes to a pod (Ingress) or goes from it (Egress)."""
+        """The network policies that rule what comes to a pod (ingress) or goes from it (egress)."""
         key = (pod.namespace, pod.name, direction)
         if key not in self._policies:
             self._policies[key] = [
@@ -199,7 +253,7 @@ class Inventory:
                 for one in self.of("NetworkPolicy")
                 if space(one) == pod.namespace
                 and matches(one["spec"].get("podSelector") or {}, pod.labels)
-                and direction
+                and direction.title()
                 in one["spec"].get("policyTypes", ["Ingress", *(["Egress"] if "egress" in one["spec"] else [])])
             ]
         return self._policies[key]
@@ -208,33 +262,20 @@ class Inventory:
         return [pod for pod in self.pods if pod.namespace == namespace and matches(selector, pod.labels)]
 
     @functools.cached_property
-    def _made(self) -> dict[tuple[str, str], tuple[Manifest, frozenset[str] | None]]:
+    def _secrets(self) -> dict[tuple[str, str], tuple[Manifest, frozenset[str] | None]]:
+        """What each Secret comes from, and its keys."""
         return {
             (space(one), secret): (one, keys)
             for one in [*OPERATORS["objects"], *self.objects]
             for secret, keys in _secrets(one, one["metadata"]["name"], one.get("spec") or {})
         }
 
-    @functools.cached_property
-    def secrets(self) -> dict[tuple[str, str], frozenset[str] | None]:
-        """The keys of each Secret by namespace and name, whoever makes it."""
-        return {key: keys for key, (_, keys) in self._made.items()}
-
-    @functools.cached_property
-    def makers(self) -> dict[tuple[str, str], Manifest]:
-        """The object that each Secret comes from."""
-        return {key: one for key, (one, _) in self._made.items()}
-
-    def port(self, service: Manifest, port: int) -> Manifest | None:
-        """The entry of a Service's port."""
-        return next((one for one in dig(service, "spec.ports[]") if one["port"] == port), None)
-
-    def targets(self, service: Manifest, port: Manifest) -> set[tuple[str, int]]:
-        """The pods, by name, and their ports that one port of a Service leads to."""
+    def targets(self, service: Manifest, port: Manifest) -> list[tuple[Pod, int]]:
+        """The pods and their ports that one port of a Service leads to."""
         target = port.get("targetPort", port["port"])
-        return {
-            (pod.name, number)
+        return [
+            (pod, number)
             for pod in self.select({"matchLabels": first(service, "spec.selector", {})}, space(service))
             for name, number in pod.ports.items()
             if target in (name, number)
-        }
+        ]

@@ -6,11 +6,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lint.environment import of_the_service
-from lint.inventory import Inventory, dig, first, space
+from lint.inventory import Container, Inventory, first
 from lint.manifests import Finding, Manifest, read
-from lint.rules import Wrong, rule, why
+from lint.references import Reference, links, references
+from lint.rules import Wrong, every, name_and_harm, of_the_service, rule
 from lint.service import is_service, service
+
+ORDER = {
+    "service": [
+        "gate_timeout < command_timeout < retry_budget",
+        "statement_timeout < command_timeout",
+        "connect_timeout + command_timeout < retry_budget",
+        "body_deadline < retry_budget < request_deadline",
+    ],
+    "pod": [
+        "keep_alive < drain < grace period",
+        "readiness period times failures < drain",
+        "pause + drain + request_deadline + 1 < grace period",
+    ],
+    "gateway": ["pause + request_deadline < grace period"],
+    "compose": ["drain + request_deadline + 1 < stop_grace_period"],
+    "ClientSettingsPolicy": ["body.timeout < request_deadline"],
+    "ProxySettingsPolicy": ["request_deadline < timeout.read", "request_deadline < timeout.send"],
+    "UpstreamSettingsPolicy": ["keepAlive.timeout < keep_alive"],
+    "keepalive_timeout": ["keepalive_timeout < keep_alive"],
+    "proxy_read_timeout": ["request_deadline < proxy_read_timeout"],
+}
+"""What must be less than what, by where it is said: limits of the service's code, fields of policies, and others."""
+
+NGINX = {"keepalive_timeout": r"upstream\s+\S+\s*\{([^}]*)\}", "proxy_read_timeout": r"((?s:.*))"}
+"""Directives of nginx, and the blocks in which they count."""
 
 GATEWAYS_DEFAULT = 60.0
 """What nginx waits where nothing is said."""
@@ -24,119 +49,80 @@ def seconds(text: Any) -> float:
     return sum(float(number) * {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
 
 
-def find_unordered(*limits: tuple[str, float]) -> Iterator[str]:
-    """Each limit must be below the next; the last two of a sentence that says so."""
-    for (name, value), (next_name, next_value) in itertools.pairwise(limits):
-        if not value < next_value:
-            yield f"{name} ({value:g} s) must be below {next_name} ({next_value:g} s)"
+def find_unordered(where: str, limits: dict[str, float]) -> Iterator[str]:
+    """Each sum of a line must be below the next; limits are the service's own and these."""
+    known = service()._asdict() | limits
+
+    def total(terms: str) -> float:
+        return sum(float(known.get(term, term)) for term in terms.split(" + "))
+
+    for less, more in (pair for line in ORDER[where] for pair in itertools.pairwise(line.split(" < "))):
+        if not total(less) < total(more):
+            yield f"{less} ({total(less):g} s) must be below {more} ({total(more):g} s)"
 
 
-@rule
-def service_limits(inventory: Inventory) -> Wrong:
+def drain(variables: dict[str, Any]) -> float:
+    """How long the service drains; of a variable of compose its default counts."""
+    stated = str(variables.get("GOALS_DRAIN_SECONDS") or service().settings["GOALS_DRAIN_SECONDS"])
+    return seconds(re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", stated))
+
+
+@every(of_the_service)
+def service_limits(_: Inventory, one: Container) -> Iterator[str]:
     """A try that nobody waits for any more holds a connection, and the answer comes from the wrong layer."""
-    code = service()
-    for pod, container, _ in of_the_service(inventory):
-        if container.get("ports"):
-            for limits in (
-                (("gate", code.gate_timeout), ("command", code.command_timeout), ("retry budget", code.retry_budget)),
-                (("statement", code.statement_timeout), ("command", code.command_timeout)),
-                (
-                    ("connect and command", code.connect_timeout + code.command_timeout),
-                    ("retry budget", code.retry_budget),
-                ),
-                (
-                    ("body", code.body_deadline),
-                    ("retry budget", code.retry_budget),
-                    ("request deadline", code.request_deadline),
-                ),
-            ):
-                for problem in find_unordered(*limits):
-                    yield pod.manifest, problem
+    if one.spec.get("ports"):
+        yield from find_unordered("service", {})
 
 
-@rule
-def shutdown(inventory: Inventory) -> Wrong:
-    """Requests are cut off at each rollout: the pod is killed before the last of them is answered."""
-    code = service()
-    for pod, container, values in of_the_service(inventory):
-        if container.get("ports"):
-            drain = seconds(values.get("GOALS_DRAIN_SECONDS") or code.settings["GOALS_DRAIN_SECONDS"])
-            pause = first(container, "lifecycle.preStop.sleep.seconds", 0)
-            grace = pod.spec.get("terminationGracePeriodSeconds", 30)
-            stop = pause + drain + code.request_deadline + 1
-            probe = first(container, "readinessProbe", {})
-            unready = probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3)
-            for limits in (
-                (("keep-alive", code.keep_alive), ("drain", drain), ("grace period", grace)),
-                (("readiness period times failures", unready), ("drain", drain)),
-                (("pause, drain and the last request", stop), ("grace period", grace)),
-            ):
-                for problem in find_unordered(*limits):
-                    yield pod.manifest, problem
+def stops(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[str, dict[str, float]]]]:
+    """What serves requests, and how it is stopped."""
+    for manifest, where, (pod, spec, variables) in of_the_service(inventory):
+        probe = first(spec, "readinessProbe", {})
+        limits = {
+            "drain": drain(variables),
+            "pause": first(spec, "lifecycle.preStop.sleep.seconds", 0),
+            "grace period": pod.spec.get("terminationGracePeriodSeconds", 30),
+            "readiness period times failures": probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3),
+        }
+        if spec.get("ports"):
+            yield manifest, where, ("pod", limits)
     for proxy in inventory.of("NginxProxy"):
-        pod_of = first(proxy, "spec.kubernetes.deployment", {})
-        pause = first(pod_of, "container.lifecycle.preStop.sleep.seconds", 0) + code.request_deadline
-        for problem in find_unordered(
-            ("pause and the last request", pause),
-            ("grace period", first(pod_of, "pod.terminationGracePeriodSeconds", 30)),
-        ):
-            yield proxy, problem
+        pause = first(proxy, "spec.kubernetes.deployment.container.lifecycle.preStop.sleep.seconds", 0)
+        grace = first(proxy, "spec.kubernetes.deployment.pod.terminationGracePeriodSeconds", 30)
+        yield proxy, "", ("gateway", {"pause": pause, "grace period": grace})
 
 
-def _leads_to_service(inventory: Inventory, namespace: str, names: set[str]) -> bool:
-    """Tell whether one of these Services or routes leads to pods of the service."""
-    for route in inventory.of("HTTPRoute"):
-        if space(route) == namespace and route["metadata"]["name"] in names:
-            names = names | set(dig(route, "spec.rules[].backendRefs[].name"))
-    chosen = [
-        {"matchLabels": first(one, "spec.selector", {})}
-        for one in inventory.of("Service")
-        if space(one) == namespace and one["metadata"]["name"] in names
-    ]
-    serving = [pod for pod, container, _ in of_the_service(inventory) if container in pod.spec["containers"]]
-    return any(pod in serving for one in chosen for pod in inventory.select(one, namespace))
+@every(stops)
+def shutdown(_: Inventory, one: tuple[str, dict[str, float]]) -> Iterator[str]:
+    """Requests are cut off at each rollout: the pod is killed before the last of them is answered."""
+    where, limits = one
+    yield from find_unordered(where, limits)
 
 
-POLICIES = {
-    "ClientSettingsPolicy": [("spec.body.timeout", False, "request_deadline")],
-    "ProxySettingsPolicy": [
-        ("spec.timeout.read", True, "request_deadline"),
-        ("spec.timeout.send", True, "request_deadline"),
-    ],
-    "UpstreamSettingsPolicy": [("spec.keepAlive.timeout", False, "keep_alive")],
-}
-"""What a policy of the gateway limits, whether that must be above the service's own limit, and which one that is."""
-
-NGINX = [
-    (r"upstream\s+\S+\s*\{([^}]*)\}", r"keepalive_timeout\s+([^;\s]+)", False, "keep_alive"),
-    (r"((?s:.*))", r"proxy_read_timeout\s+([^;\s]+)", True, "request_deadline"),
-]
-"""The same for nginx's own configuration: the block, the directive in it, above or below, and the service's limit."""
-
-
-def _compare(what: str, value: float, above: bool, limit: str) -> Iterator[str]:  # noqa: FBT001  a column of the tables
-    pair = [(what, value), (limit.replace("_", " "), float(getattr(service(), limit)))]
-    return find_unordered(*(reversed(pair) if above else pair))
+def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
+    """Tell whether a Service, or a route, leads to pods of the service."""
+    kind, namespace, _ = link.target
+    found = inventory.get(*link.target) or {}
+    if kind == "HTTPRoute":
+        return any(_leads_to_service(inventory, each) for each in references(found, "backend")) if found else False
+    chosen = inventory.select({"matchLabels": first(found, "spec.selector", {})}, namespace) if found else []
+    return any(one.pod in chosen for one in inventory.containers if one.is_ours and one.serves)
 
 
 @rule
 def gateway_limits(inventory: Inventory) -> Wrong:
     """The gateway uses a connection that is just being closed, or answers 504 in the service's place."""
-    for policy in inventory.of(*POLICIES):
-        targets = {*dig(policy, "spec.targetRefs[].name"), *dig(policy, "spec.targetRef.name")}
-        for path, above, limit in (
-            POLICIES[policy["kind"]] if _leads_to_service(inventory, space(policy), targets) else ()
-        ):
-            for problem in _compare(path, seconds(first(policy, path, GATEWAYS_DEFAULT)), above, limit):
-                yield policy, problem
-    ruled = {one for policy in inventory.of("UpstreamSettingsPolicy") for one in dig(policy, "spec.targetRefs[].name")}
-    for route in inventory.of("HTTPRoute"):
-        for name in set(dig(route, "spec.rules[].backendRefs[].name")) - ruled:
-            if _leads_to_service(inventory, space(route), {name}):
-                yield (
-                    route,
-                    f"no UpstreamSettingsPolicy keeps idle connections to {name} below the service's keep-alive",
-                )
+    ruled = set()
+    for policy in inventory.of(*(kind for kind in ORDER if kind.endswith("Policy"))):
+        targets = list(references(policy, "reference"))
+        ruled |= {link.target for link in targets if policy["kind"] == "UpstreamSettingsPolicy"}
+        if any(_leads_to_service(inventory, link) for link in targets):
+            paths = re.findall(r"\w+\.\w+", " ".join(ORDER[policy["kind"]]))
+            limits = {path: seconds(first(policy["spec"], path, GATEWAYS_DEFAULT)) for path in paths}
+            yield from ((policy, problem) for problem in find_unordered(policy["kind"], limits))
+    for route, _, link in links("backend")(inventory):
+        if link.target not in ruled and _leads_to_service(inventory, link):
+            yield route, f"no UpstreamSettingsPolicy keeps idle connections to {link} below the service's keep-alive"
 
 
 def find_in_compose(root: Path) -> Iterator[Finding]:
@@ -145,54 +131,40 @@ def find_in_compose(root: Path) -> Iterator[Finding]:
     if file.is_file():
         (compose,) = read(file.read_text(encoding="utf-8")) or [{}]
         for what, problem in [*_stopped_early(compose), *_proxied(root, compose)]:
-            yield Finding(file.name, what, problem, *why("compose", find_in_compose))
+            yield Finding(file.name, what, problem, "compose", name_and_harm(find_in_compose)[1])
 
 
 def _stopped_early(compose: Manifest) -> Iterator[tuple[str, str]]:
-    ours = {key: one for key, one in compose.get("services", {}).items() if is_service(str(one.get("image", key)))}
+    services = compose.get("services", {})
+    ours = {key: one for key, one in services.items() if is_service(str(one.get("image", key)))}
     serving = {key: one for key, one in ours.items() if "migrate" not in str(one.get("command"))}
     if not serving:
         yield "services", "none runs the image goals, so its limits cannot be checked"
     for key, one in serving.items():
         given = one.get("environment", {})
         given = dict(item.split("=", 1) for item in given) if isinstance(given, list) else given
-        stated = str(given.get("GOALS_DRAIN_SECONDS") or service().settings["GOALS_DRAIN_SECONDS"])
-        stop = seconds(re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", stated)) + service().request_deadline + 1
-        grace = seconds(one.get("stop_grace_period", 10))
-        for problem in find_unordered(("drain and the last request", stop), ("stop_grace_period", grace)):
-            yield key, problem
+        limits = {"drain": drain(given), "stop_grace_period": seconds(one.get("stop_grace_period", 10))}
+        yield from ((key, problem) for problem in find_unordered("compose", limits))
 
 
 def _proxied(root: Path, compose: Manifest) -> Iterator[tuple[str, str]]:
     for key, one in compose.get("services", {}).items():
         image = str(one.get("image", "")) + str(one.get("build", ""))
-        if "nginx" not in image or "exporter" in image:
-            continue
-        text = "\n".join(_mounted(root, compose, one))
-        if "upstream" not in text:
-            yield key, "no file it mounts has an upstream, so its limits cannot be checked"
-            continue
-        for block, directive, above, limit in NGINX:
-            for each in re.findall(block, text):
-                found = re.findall(directive, each) or [str(GATEWAYS_DEFAULT)]
-                for problem in (
-                    said
-                    for value in found
-                    for said in _compare(directive.partition("\\")[0], seconds(value), above, limit)
-                ):
-                    yield key, problem
+        if "nginx" in image and "exporter" not in image:
+            text = "\n".join(_mounted(root, one))
+            if "upstream" not in text:
+                yield key, "no file it mounts has an upstream, so its limits cannot be checked"
+                continue
+            for directive, block in NGINX.items():
+                for each in re.findall(block, text):
+                    for value in re.findall(rf"{directive}\s+([^;\s]+)", each) or [GATEWAYS_DEFAULT]:
+                        limit = {directive: seconds(value)}
+                        yield from ((key, problem) for problem in find_unordered(directive, limit))
 
 
-def _mounted(root: Path, compose: Manifest, one: Manifest) -> Iterator[str]:
-    """The texts that a service of compose is given as volumes or configs."""
-    for each in one.get("configs", ()):
-        config = compose["configs"][each["source"] if isinstance(each, dict) else each]
-        yield str(config.get("content", ""))
-        yield from _texts(root / config.get("file", "nowhere"))
-    for each in one.get("volumes", ()):
-        yield from _texts(root / (each.get("source", "nowhere") if isinstance(each, dict) else each.partition(":")[0]))
-
-
-def _texts(path: Path) -> list[str]:
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
-    return [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
+def _mounted(root: Path, one: Manifest) -> Iterator[str]:
+    """The texts of the files and folders that a service of compose mounts."""
+    for path in (root / str(each).partition(":")[0] for each in one.get("volumes", ())):
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file():
+                yield file.read_text(encoding="utf-8", errors="replace")

@@ -53,9 +53,7 @@ def read(text: str) -> list[Manifest]:
 def name(manifest: Manifest) -> str:
     """`Kind namespace/name`, as people call it."""
     metadata = manifest.get("metadata") or {}
-    return (
-        f"{manifest.get('kind', '?')} {'/'.join(filter(None, (metadata.get('namespace'), metadata.get('name', '?'))))}"
-    )
+    return f"{manifest.get('kind', '?')} {metadata.get('namespace', '')}/{metadata.get('name', '?')}".replace(" /", " ")
 
 
 def kustomizations(root: Path = ROOT) -> Iterator[Path]:
@@ -76,7 +74,12 @@ def is_remote(folder: Path) -> bool:
 
 
 def render(folder: Path) -> list[Manifest]:
-    """The objects of a kustomization; raises `RenderError` and, without kubectl, `FileNotFoundError`."""
+    """The objects of a kustomization; where it patches something from elsewhere, the patches.
+
+    Raises `RenderError` and, without kubectl, `FileNotFoundError`.
+    """
+    if is_remote(folder):
+        return [one for file in sorted(folder.glob("configmap-*.yaml")) for one in read(file.read_text("utf-8"))]
     command = ["kubectl", "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  a constant and our own folder
     if done.returncode:
@@ -84,8 +87,8 @@ def render(folder: Path) -> list[Manifest]:
     return read(done.stdout)
 
 
-def render_all(root: Path, folders: Iterable[Path]) -> dict[str, list[Manifest]]:
-    """Render many at once; by their path under `root`."""
-    folders = list(folders)
+def render_all(root: Path, folders: Iterable[Path] = ()) -> dict[str, list[Manifest]]:
+    """Render all kustomizations under `root`, or some of them, at once; by their path."""
+    folders = list(folders or kustomizations(root))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return dict(zip((str(folder.relative_to(root)) for folder in folders), pool.map(render, folders), strict=True))

@@ -1,68 +1,65 @@
 """What Prometheus watches, and who else can see it."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from lint.inventory import Inventory, Pod, dig, first, matches, space
 from lint.manifests import Manifest
-from lint.rules import Wrong, rule
-from lint.service import is_service, service
+from lint.references import links
+from lint.rules import every
+from lint.service import service
 
 
-def scraped(inventory: Inventory) -> Iterator[tuple[Manifest, Manifest, list[tuple[Pod, int]]]]:
-    """Each endpoint of a monitor with the pods' ports that it leads to."""
+class Scrape(NamedTuple):
+    """An endpoint of a monitor with the pods' ports that it leads to."""
+
+    endpoint: Manifest
+    ends: list[tuple[Pod, int]]
+
+
+def scrapes(inventory: Inventory) -> Iterator[tuple[Manifest, str, Scrape]]:
     for one in inventory.of("ServiceMonitor", "PodMonitor"):
-        chosen = first(one, "spec.namespaceSelector", {})
+        wanted, chosen = one["spec"]["selector"], first(one, "spec.namespaceSelector", {})
         spaces = list(inventory.namespaces) if chosen.get("any") else chosen.get("matchNames", [space(one)])
-        pods = [pod for each in spaces for pod in inventory.select(one["spec"]["selector"], each)]
-        for endpoint in [*dig(one, "spec.podMetricsEndpoints[]"), *dig(one, "spec.endpoints[]")]:
-            ends: list[tuple[str, str, int]] = []
-            if one["kind"] == "PodMonitor":
-                wanted = (endpoint.get("port"), endpoint.get("portNumber"))
-                yield (
-                    one,
-                    endpoint,
-                    [(pod, number) for pod in pods for key, number in pod.ports.items() if {key, number} & set(wanted)],
-                )
-                continue
-            for each in inventory.of("Service"):
-                if space(each) in spaces and matches(one["spec"]["selector"], first(each, "metadata.labels", {})):
-                    named = [port for port in dig(each, "spec.ports[]") if port.get("name") == endpoint.get("port")]
-                    ends += [(space(each), *end) for port in named for end in inventory.targets(each, port)]
-            yield (
-                one,
-                endpoint,
-                [(pod, end[2]) for end in ends for pod in inventory.pods if (pod.namespace, pod.name) == end[:2]],
-            )
+        for endpoint in dig(one, "spec.podMetricsEndpoints[]"):
+            pods = [pod for each in spaces for pod in inventory.select(wanted, each)]
+            port = {endpoint.get("port"), endpoint.get("portNumber")}
+            ends = [(pod, number) for pod in pods for key, number in pod.ports.items() if {key, number} & port]
+            yield one, "", Scrape(endpoint, ends)
+        for endpoint in dig(one, "spec.endpoints[]"):
+            ends = [
+                end
+                for each in inventory.of("Service")
+                if space(each) in spaces and matches(wanted, first(each, "metadata.labels", {}))
+                for port in dig(each, "spec.ports[]")
+                if port.get("name") == endpoint.get("port")
+                for end in inventory.targets(each, port)
+            ]
+            yield one, "", Scrape(endpoint, ends)
 
 
-@rule
-def monitor(inventory: Inventory) -> Wrong:
+@every(scrapes)
+def monitor(inventory: Inventory, one: Scrape) -> Iterator[str]:
     """Prometheus finds no target and says nothing; alerts on what it would have seen never fire."""
-    for one, endpoint, ends in scraped(inventory):
-        if "release" not in first(one, "metadata.labels", {}):
-            yield one, "has no label release, by which kube-prometheus-stack picks up monitors"
-        path = endpoint.get("path", "/metrics")
-        if not ends:
-            yield one, f"selects nothing that has the port {endpoint.get('port', endpoint.get('portNumber'))}"
-        for pod, number in ends:
-            for container in dig(pod.spec, "containers[]"):
-                if is_service(container.get("image", "")) and path not in service().routes.get(number, ()):
-                    yield one, f"asks {path} on {number}, where the service has no such route"
-    for one in inventory.of("PrometheusRule"):
-        if "release" not in first(one, "metadata.labels", {}):
-            yield one, "has no label release, by which kube-prometheus-stack picks up rules"
+    path = one.endpoint.get("path", "/metrics")
+    if not one.ends:
+        yield f"selects nothing that has the port {one.endpoint.get('port', one.endpoint.get('portNumber'))}"
+    ours = [container.pod for container in inventory.containers if container.is_ours and container.serves]
+    for pod, number in one.ends:
+        if pod in ours and path not in service().routes.get(number, ()):
+            yield f"asks {path} on {number}, where the service has no such route"
 
 
-@rule
-def public_metrics(inventory: Inventory) -> Wrong:
+@every(scrapes)
+def public_metrics(inventory: Inventory, one: Scrape) -> Iterator[str]:
     """The whole world reads the service's metrics, and can make it draw them as often as it likes."""
-    public = set()
-    for route in inventory.of("HTTPRoute"):
-        for each in dig(route, "spec.rules[].backendRefs[]"):
-            target = inventory.get("Service", each.get("namespace", space(route)), each["name"]) or {}
-            entry = inventory.port(target, each.get("port", 0))
-            public |= {(space(target), *end) for end in inventory.targets(target, entry)} if entry else set()
-    for one, _, ends in scraped(inventory):
-        for pod, number in ends:
-            if (pod.namespace, pod.name, number) in public:
-                yield one, f"scrapes port {number} of {pod.name}, to which a route leads"
+    public = [
+        end
+        for _, _, link in links("backend")(inventory)
+        for port in dig(inventory.get(*link.target), "spec.ports[]")
+        if str(port["port"]) in link.keys
+        for end in inventory.targets(inventory.get(*link.target) or {}, port)
+    ]
+    for pod, number in one.ends:
+        if (pod, number) in public:
+            yield f"scrapes port {number} of {pod.name}, to which a route leads"

@@ -1,156 +1,137 @@
 """One object names another: is it there, does it hold what is asked for, and who else says it is theirs."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lint.inventory import ANY, Inventory, containers, dig, first, space, template
 from lint.manifests import Manifest, name
-from lint.rules import Wrong, rule
+from lint.rules import Things, enter, every, of
 
-OBJECTS = {
-    "Certificate": [("spec.issuerRef", "Issuer")],
-    "ClientSettingsPolicy": [("spec.targetRef", "")],
-    "Cluster": [
-        ("spec.imageCatalogRef", ""),
-        ("spec.storage.storageClass", "StorageClass"),
-        ("spec.walStorage.storageClass", "StorageClass"),
-        ("spec.plugins[].parameters.barmanObjectName", "ObjectStore"),
-        ("spec.externalClusters[].plugin.parameters.barmanObjectName", "ObjectStore"),
+WORKLOADS = "DaemonSet Deployment StatefulSet Job CronJob Pod"
+REFERENCES = {
+    "reference": [
+        ("Certificate", "spec.issuerRef", "Issuer"),
+        ("BackendTLSPolicy ProxySettingsPolicy RateLimitPolicy UpstreamSettingsPolicy", "spec.targetRefs[]", ""),
+        ("ClientSettingsPolicy", "spec.targetRef", ""),
+        ("HorizontalPodAutoscaler", "spec.scaleTargetRef", ""),
+        ("Cluster", "spec.imageCatalogRef", ""),
+        ("Cluster", "spec.storage.storageClass", "StorageClass"),
+        ("Cluster", "spec.walStorage.storageClass", "StorageClass"),
+        ("Cluster", "spec.plugins[].parameters.barmanObjectName", "ObjectStore"),
+        ("Cluster", "spec.externalClusters[].plugin.parameters.barmanObjectName", "ObjectStore"),
+        ("ExternalSecret", "spec.secretStoreRef", "SecretStore"),
+        ("ExternalSecret", "spec.dataFrom[].sourceRef.generatorRef", ""),
+        ("Gateway", "spec.gatewayClassName", "GatewayClass"),
+        ("Gateway", "spec.infrastructure.parametersRef", ""),
+        ("Pooler ScheduledBackup", "spec.cluster.name", "Cluster"),
+        ("RoleBinding", "roleRef", ""),
+        ("RoleBinding", "subjects[]", ""),
+        ("SecretStore", "spec.provider.azurekv.serviceAccountRef.name", "ServiceAccount"),
+        (WORKLOADS, "pod.serviceAccountName", "ServiceAccount"),
     ],
-    "ExternalSecret": [("spec.secretStoreRef", "SecretStore"), ("spec.dataFrom[].sourceRef.generatorRef", "")],
-    "Gateway": [("spec.gatewayClassName", "GatewayClass"), ("spec.infrastructure.parametersRef", "")],
-    "HorizontalPodAutoscaler": [("spec.scaleTargetRef", "")],
-    "Pooler": [("spec.cluster.name", "Cluster")],
-    "RoleBinding": [("roleRef", ""), ("subjects[]", "")],
-    "ScheduledBackup": [("spec.cluster.name", "Cluster")],
-    "SecretStore": [("spec.provider.azurekv.serviceAccountRef.name", "ServiceAccount")],
-    "BackendTLSPolicy": [("spec.targetRefs[]", "")],
-    "ProxySettingsPolicy": [("spec.targetRefs[]", "")],
-    "RateLimitPolicy": [("spec.targetRefs[]", "")],
-    "UpstreamSettingsPolicy": [("spec.targetRefs[]", "")],
-    "DaemonSet": [("spec.template.spec.serviceAccountName", "ServiceAccount")],
-    "Deployment": [("spec.template.spec.serviceAccountName", "ServiceAccount")],
-    "Job": [("spec.template.spec.serviceAccountName", "ServiceAccount")],
-    "StatefulSet": [("spec.template.spec.serviceAccountName", "ServiceAccount")],
+    "configuration": [
+        ("AlertmanagerConfig", "spec.receivers[].webhookConfigs[].urlSecret", "Secret"),
+        ("BackendTLSPolicy", "spec.validation.caCertificateRefs[]", "Secret"),
+        ("Cluster", "spec.bootstrap.initdb.secret", "Secret"),
+        ("Cluster", "spec.superuserSecret", "Secret"),
+        ("ClusterIssuer Issuer", "spec.ca", "Secret"),
+        (WORKLOADS, "pod.imagePullSecrets[]", "Secret"),
+        (WORKLOADS, "pod.containers[].envFrom[].secretRef", "Secret"),
+        (WORKLOADS, "pod.containers[].envFrom[].configMapRef", "ConfigMap"),
+        (WORKLOADS, "pod.containers[].env[].valueFrom.secretKeyRef", "Secret"),
+        (WORKLOADS, "pod.containers[].env[].valueFrom.configMapKeyRef", "ConfigMap"),
+        (WORKLOADS, "pod.volumes[].secret", "Secret"),
+        (WORKLOADS, "pod.volumes[].configMap", "ConfigMap"),
+        (WORKLOADS, "pod.volumes[].projected.sources[].secret", "Secret"),
+        (WORKLOADS, "pod.volumes[].projected.sources[].configMap", "ConfigMap"),
+    ],
+    "listener-certificate": [("Gateway", "spec.listeners[].tls.certificateRefs[]", "Secret")],
+    "gateway-issuer": [
+        ("Gateway", "metadata.annotations[cert-manager.io/cluster-issuer]", "ClusterIssuer"),
+        ("Gateway", "metadata.annotations[cert-manager.io/issuer]", "Issuer"),
+    ],
+    "parent": [("GRPCRoute HTTPRoute TLSRoute", "spec.parentRefs[]", "Gateway")],
+    "backend": [("GRPCRoute HTTPRoute TLSRoute", "spec.rules[].backendRefs[]", "Service")],
 }
-"""Where an object names another: the path, and the kind where the reference does not say it."""
+"""Where an object names another, by the rule that asks for it: whose field, and the kind where it does not say one."""
 
-BUILT_IN = frozenset({"cluster-admin", "edit", "view", "system:auth-delegator", "default"})
-"""What is in every cluster: roles, and the ServiceAccount of each namespace."""
+HARM = {
+    "reference": "What depends on the missing object waits for it for ever, or is refused",
+    "configuration": "The pod stays in CreateContainerConfigError: what it is configured by does not exist",
+    "listener-certificate": "The listener never comes up: it has no certificate",
+    "gateway-issuer": "cert-manager makes no certificate, and https never answers",
+    "parent": "The route belongs to no gateway, and its address answers 404",
+    "backend": "The gateway answers 500: it has nowhere to send the request",
+}
 
+BUILT_IN = {("ClusterRole", each) for each in ("cluster-admin", "edit", "view", "system:auth-delegator")}
+BUILT_IN |= {("ServiceAccount", "default")}
 PEOPLE = frozenset({"User", "Group"})
-SECRETS = {
-    "AlertmanagerConfig": ["spec.receivers[].webhookConfigs[].urlSecret"],
-    "Cluster": ["spec.bootstrap.initdb.secret", "spec.superuserSecret"],
-    "BackendTLSPolicy": ["spec.validation.caCertificateRefs[]"],
-    "ClusterIssuer": ["spec.ca"],
-    "Issuer": ["spec.ca"],
-}
-"""Where an object other than a workload names a Secret."""
-
 ISSUERS_NAMESPACE = "cert-manager"
 
 
-class Use(NamedTuple):
-    """A Secret or ConfigMap that an object needs; no keys where all of them are taken."""
+class Reference(NamedTuple):
+    """Who asks for what, by kind, namespace and name, and for which of its keys, listeners or ports; none means all."""
 
-    kind: str
-    namespace: str
-    name: str
+    source: Manifest
+    target: tuple[str, str, str]
     keys: list[str]
 
-
-def objects_named(one: Manifest) -> Iterator[tuple[str, str, str]]:
-    """Kind, namespace and name of each object that this one refers to."""
-    for path, kind in OBJECTS.get(one["kind"], ()):
-        for target in dig(one, path):
-            reference = target if isinstance(target, dict) else {"name": target}
-            if reference["name"] not in BUILT_IN and reference.get("kind") not in PEOPLE:
-                yield reference.get("kind", kind), reference.get("namespace", space(one)), reference["name"]
+    def __str__(self) -> str:
+        kind, namespace, named = self.target
+        return f"{kind} {namespace}/{named}"
 
 
-def uses(one: Manifest) -> Iterator[Use]:
-    """Every Secret and ConfigMap that an object or its pods need."""
-    namespace = space(one) or ISSUERS_NAMESPACE
-    for path in SECRETS.get(one["kind"], ()):
-        for reference in dig(one, path):
-            keys = [reference["key"]] if "key" in reference else []
-            yield Use(
-                reference.get("kind", "Secret"), namespace, reference.get("secretName") or reference["name"], keys
-            )
+def references(one: Manifest, *rules: str) -> Iterator[Reference]:
+    """What an object refers to: by these rules, or by all of them."""
     spec = first(template(one), "spec", {})
-    needed: list[tuple[str, Any, list[str]]] = [("Secret", each, []) for each in dig(spec, "imagePullSecrets[]")]
-    for container in containers(spec):
-        for kind, short in (("Secret", "secret"), ("ConfigMap", "configMap")):
-            needed += [(kind, each, []) for each in dig(container, f"envFrom[].{short}Ref")]
-            needed += [(kind, each, [each["key"]]) for each in dig(container, f"env[].valueFrom.{short}KeyRef")]
-    for volume in [*dig(spec, "volumes[]"), *dig(spec, "volumes[].projected.sources[]")]:
-        for kind, short in (("Secret", "secret"), ("ConfigMap", "configMap")):
-            needed += [(kind, each, list(dig(each, "items[].key"))) for each in dig(volume, short)]
-    for kind, each, keys in needed:
-        if not each.get("optional"):
-            yield Use(kind, namespace, each.get("secretName") or each["name"], keys)
+    whole = one | {"pod": spec | {"containers": containers(spec)}}
+    for rule, kinds, path, kind in ((key, *row) for key in rules or REFERENCES for row in REFERENCES[key]):
+        for found in dig(whole, path) if one["kind"] in kinds.split() else ():
+            given = {"kind": kind} | (found if isinstance(found, dict) else {"name": found})
+            named = given.get("secretName") or given["name"]
+            if not (given.get("optional") or given["kind"] in PEOPLE or (given["kind"], named) in BUILT_IN):
+                keys = [*dig(given, "key", "sectionName", "port", "items[].key")] or ["no port"] * (rule == "backend")
+                namespace = given.get("namespace", space(one) or ISSUERS_NAMESPACE)
+                yield Reference(one, (given["kind"], namespace, named), [str(key) for key in keys])
 
 
-@rule
-def conflict(inventory: Inventory) -> Wrong:
+def links(*rules: str) -> Things[Reference]:
+    """All references by these rules."""
+    return lambda inventory: ((one, "", link) for one in inventory.objects for link in references(one, *rules))
+
+
+def find_missing(inventory: Inventory, link: Reference) -> Iterator[str]:
+    (kind, _, named), known = link.target, inventory.keys(*link.target)
+    if inventory.get(*link.target) is None:
+        elsewhere = [name(other) for other in inventory.of(kind) if other["metadata"]["name"] == named]
+        yield f"there is no {link}, " + (f"only {elsewhere[0]}" if elsewhere else "and nothing makes it")
+    elif known is not ANY:
+        has = ", ".join(sorted(known)) or "nothing"
+        yield from (f"{link} has no {key}, but {has}" for key in link.keys if key not in known)
+
+
+for _rule, _harm in HARM.items():
+    enter(_rule, _harm, links(_rule), find_missing)
+
+
+@every(of())
+def conflict(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Two who apply one object in two ways undo each other's work for ever."""
-    seen: dict[tuple[str, str, str], Manifest] = {}
-    for one in inventory.objects:
-        other = seen.setdefault((one["kind"], space(one), one["metadata"]["name"]), one)
-        if other != one:
-            yield one, f"is another in {inventory.origin(other)}"
+    last = inventory.known[one["kind"], space(one), one["metadata"]["name"]]
+    if last != one:
+        yield f"is another in {inventory.origin(last)}"
 
 
-@rule
-def reference(inventory: Inventory) -> Wrong:
-    """What depends on the missing object waits for it for ever, or is refused."""
-    for one in inventory.objects:
-        for kind, namespace, target in objects_named(one):
-            if inventory.get(kind, namespace, target) is None:
-                elsewhere = [name(other) for other in inventory.of(kind) if other["metadata"]["name"] == target]
-                yield one, f"there is no {kind} {namespace}/{target}" + (f", only {elsewhere[0]}" if elsewhere else "")
-
-
-@rule
-def configuration(inventory: Inventory) -> Wrong:
-    """The pod stays in CreateContainerConfigError: what it is configured by does not exist."""
-    for one in inventory.objects:
-        for kind, namespace, target, keys in uses(one):
-            found = inventory.get("ConfigMap", namespace, target)
-            known = (
-                inventory.secrets.get((namespace, target), frozenset())
-                if kind == "Secret"
-                else frozenset(first(found, "data", {}))
-            )
-            if (namespace, target) not in inventory.secrets if kind == "Secret" else found is None:
-                yield one, f"nothing makes the {kind} {namespace}/{target}"
-            for key in keys:
-                if known is not ANY and known and key not in known:
-                    yield one, f"{kind} {namespace}/{target} has no key {key}, but {', '.join(sorted(known))}"
-
-
-@rule
-def private_key(inventory: Inventory) -> Wrong:
+@every(links("configuration"))
+def private_key(inventory: Inventory, link: Reference) -> Iterator[str]:
     """Whoever takes over the pod holds the key of the CA and can be any server."""
-    for pod in inventory.workloads:
-        for kind, namespace, target, keys in uses(pod.manifest):
-            held = inventory.secrets.get((namespace, target)) or frozenset()
-            if kind == "Secret" and "ca.key" in held and ("ca.key" in keys or not keys):
-                yield pod.manifest, f"takes all of the Secret {target}, the CA's private key too"
+    if "ca.key" in (inventory.keys(*link.target) or ()) and ("ca.key" in link.keys or not link.keys):
+        yield f"takes all of the {link}, the CA's private key too"
 
 
-@rule
-def secret_in_git(inventory: Inventory) -> Wrong:
-    """Whoever reads the repository has the password, and a second place must be changed with it."""
-    for one in inventory.of("Secret"):
-        if one.get("data") or one.get("stringData"):
-            yield one, "holds its values in the manifest; let an operator make them"
-
-
-@rule
-def default_namespace(inventory: Inventory) -> Wrong:
+@every(of())
+def default_namespace(_: Inventory, one: Manifest) -> Iterator[str]:
     """Everything shares one namespace: no policy, quota or right can tell one part from another."""
-    for one in inventory.objects:
-        if space(one) == "default":
-            yield one, "lands in the namespace default"
+    if space(one) == "default":
+        yield "lands in the namespace default"

@@ -73,12 +73,11 @@ class Schemas:
             if definition is None:
                 yield f"no such kind in Kubernetes {KUBERNETES} or the CRDs: {version} {kind}"
                 return
-            served = {one["name"]: one for one in definition["versions"] if one["served"]}
-            name = version.rpartition("/")[2]
-            if name not in served:
+            served = [one["name"] for one in definition["versions"] if one["served"]]
+            if version.rpartition("/")[2] not in served:
                 yield f"{version} is not served; use {group}/{' or '.join(served)}"
                 return
-            for mistake in _validator(self, group, kind, name).iter_errors(manifest):
+            for mistake in self._validator(version, kind).iter_errors(manifest):
                 yield f"{_path(mistake.absolute_path)}{mistake.message[:300]}"
             cluster_wide = definition["scope"] == "Cluster"
         namespace = (manifest.get("metadata") or {}).get("namespace")
@@ -88,29 +87,23 @@ class Schemas:
             yield "metadata.namespace is missing: it would land wherever the one who applies it happens to be"
 
     @functools.cache  # noqa: B019  one instance for each run
+    def _validator(self, version: str, kind: str) -> jsonschema.Draft202012Validator:
+        group, _, name = version.rpartition("/")
+        versions = (self._definition(group, kind) or {})["versions"]
+        strict = _strict(next(one["schema"]["openAPIV3Schema"] for one in versions if one["name"] == name))
+        return jsonschema.Draft202012Validator({**strict, "properties": {**strict["properties"], **_OBJECT}})
+
+    @functools.cache  # noqa: B019  one instance for each run
     def _definition(self, group: str, kind: str) -> dict[str, Any] | None:
         """The `spec` of a CRD; the search in the text spares parsing 13 MB of others."""
         wanted = re.compile(rf"^\s+kind: {re.escape(kind)}$", re.MULTILINE)
         for text in self._texts.values():
             if f"group: {group}\n" not in text or not wanted.search(text):
                 continue
-            for document in read(text):
-                spec = document.get("spec", {})
-                if document.get("kind") == "CustomResourceDefinition" and (spec["group"], spec["names"]["kind"]) == (
-                    group,
-                    kind,
-                ):
+            for spec in (one["spec"] for one in read(text) if one.get("kind") == "CustomResourceDefinition"):
+                if (spec["group"], spec["names"]["kind"]) == (group, kind):
                     return dict(spec)
         return None
-
-
-@functools.cache
-def _validator(schemas: Schemas, group: str, kind: str, version: str) -> jsonschema.Draft202012Validator:
-    definition = schemas._definition(group, kind)  # noqa: SLF001  the cache's other half
-    assert definition is not None  # noqa: S101  asked for before
-    (schema,) = (one["schema"]["openAPIV3Schema"] for one in definition["versions"] if one["name"] == version)
-    strict = _strict(schema)
-    return jsonschema.Draft202012Validator({**strict, "properties": {**strict["properties"], **_OBJECT}})
 
 
 def _strict(schema: dict[str, Any], *, closed: bool = True) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from typing import Any
 from lint.crds import SOURCES
 from lint.inventory import OPERATORS, dig
 from lint.manifests import Finding, Manifest, kustomizations, read
-from lint.rules import why
+from lint.rules import name_and_harm
 from lint.schemas import KUBERNETES
 
 Found = Iterator[tuple[str, str, str]]
 """File, thing in it, what is wrong."""
 
 TREE: dict[str, Callable[["Tree"], Found]] = {}
+PATHS = ("spec.source.path", "spec.sources[].helm.valueFiles[]")
 COMMAND = re.compile(r"\b(?:kubectl|kustomize|kind|helm|k8s/\S+\.sh)\b.*")
 
 
@@ -22,13 +23,15 @@ class Tree:
     """The folder k8s with its texts, and the Applications it renders."""
 
     def __init__(self, root: Path, applications: list[Manifest]) -> None:
-        self.root = root
+        self.root = root.resolve()
         self.applications = applications
-        skipped = {"lint", "__pycache__"}
+        self.folders = list(kustomizations(self.root))
         self.files = [
-            one for one in sorted(root.rglob("*")) if one.is_file() and not skipped & set(one.relative_to(root).parts)
+            one
+            for one in sorted(self.root.rglob("*"))
+            if one.is_file() and not {"lint", "__pycache__"} & set(one.relative_to(self.root).parts)
         ]
-        self.texts = {str(one.relative_to(root)): one.read_text(encoding="utf-8") for one in self.files}
+        self.texts = {str(one.relative_to(self.root)): one.read_text(encoding="utf-8") for one in self.files}
         documents = [root.parent / "README.md", root.parent / "Makefile", *(root.parent / "docs").rglob("*.md")]
         self.documents = {
             str(one.relative_to(root.parent)): one.read_text(encoding="utf-8") for one in documents if one.is_file()
@@ -42,6 +45,10 @@ class Tree:
                 if told and (found := COMMAND.search(line)):
                     yield path, found[0].partition("`")[0]
 
+    def paths(self) -> list[str]:
+        """Where the Applications lead to in this repository."""
+        return [path for one in self.applications for path in dig(one, *PATHS)]
+
     def steps(self) -> list[str]:
         """The steps of install.sh, in their order."""
         found = re.search(r"ORDER=\(([^)]*)\)", self.texts.get("platform/install.sh", ""))
@@ -49,89 +56,74 @@ class Tree:
 
 
 def tree_rule(check: Callable[[Tree], Found]) -> Callable[[Tree], Found]:
-    TREE[check.__name__.replace("_", "-")] = check
+    TREE[name_and_harm(check)[0]] = check
     return check
 
 
 def find_misplaced(tree: Tree, only: str = "") -> Iterator[Finding]:
     """Run all rules, or one, over the files."""
-    for identity, check in TREE.items() if not only else ((only, TREE[only]),):
+    for check in [TREE[only]] if only else TREE.values():
         for where, what, problem in check(tree):
-            yield Finding(where, what, problem, *why(identity, check))
+            yield Finding(where, what, problem, *name_and_harm(check))
 
 
-def _named_in(kustomization: Any) -> Iterator[str]:
-    """Every string in a kustomization: the files it names are among them."""
-    values = (
-        kustomization.values()
-        if isinstance(kustomization, dict)
-        else kustomization
-        if isinstance(kustomization, list)
-        else ()
-    )
-    for value in values:
-        if isinstance(value, str):
-            yield value.rpartition("=")[2]
-        else:
-            yield from _named_in(value)
+def applied(tree: Tree) -> Iterator[Path]:
+    """What somebody applies: overlays, the steps of the scripts, and where a command or an Application leads."""
+    yield from (folder for folder in tree.folders if folder.parent.name == "overlays")
+    applying = re.findall(r"^\s*apply (\S+)$", "\n".join(tree.texts.values()), re.MULTILINE)
+    yield from (tree.root / "platform" / step for step in [*tree.steps(), *applying])
+    told = " ".join([*tree.paths(), *(command for _, command in tree.commands())])
+    for folder in tree.folders:
+        if re.search(rf"k8s/{re.escape(str(folder.relative_to(tree.root)))}(?![\w/-])", told):
+            yield folder
+
+
+def used(tree: Tree) -> set[Path]:
+    """What is applied, with all that it includes."""
+    found, waiting = set[Path](), list(applied(tree))
+    while waiting:
+        one = waiting.pop()
+        if one not in found and one.exists():
+            found.add(one)
+            file = one / "kustomization.yaml"
+            if file.is_file():
+                named = _named_in(read(file.read_text(encoding="utf-8")))
+                waiting += [file, *((one / entry).resolve() for entry in named)]
+    return found
+
+
+def _named_in(value: Any) -> Iterator[str]:
+    """Every string in a kustomization that can be a path: the files it names are among them."""
+    for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _named_in(one)
+        if isinstance(one, str) and "://" not in one and "\n" not in one:
+            yield one.rpartition("=")[2]
 
 
 @tree_rule
 def orphan(tree: Tree) -> Found:
     """Nobody applies it: what it says is true of no cluster."""
-    root = tree.root.resolve()
-    told = " ".join(command for _, command in tree.commands())
-    told += " ".join(
-        str(path)
-        for one in tree.applications
-        for path in [*dig(one, "spec.source.path"), *dig(one, "spec.sources[].helm.valueFiles[]")]
-    )
-    used = {one.resolve() for one in kustomizations(root) if one.parent.name == "overlays"}
-    used |= {
-        root / "platform" / step
-        for step in [*tree.steps(), *re.findall(r"^\s*apply (\S+)$", "\n".join(tree.texts.values()), re.MULTILINE)]
-    }
-    used |= {
-        one
-        for one in (folder.resolve() for folder in kustomizations(root))
-        if re.search(rf"k8s/{re.escape(str(one.relative_to(root)))}(?![\w/-])", told)
-    }
-    waiting = [one for one in used if (one / "kustomization.yaml").is_file()]
-    while waiting:
-        folder = waiting.pop()
-        used.add(folder / "kustomization.yaml")
-        for document in read((folder / "kustomization.yaml").read_text(encoding="utf-8")):
-            for entry in _named_in(document):
-                found = (folder / entry).resolve() if "://" not in entry and "\n" not in entry else folder
-                if found not in used and found.exists():
-                    used.add(found)
-                    waiting += [found] if (found / "kustomization.yaml").is_file() else []
-    scripts = (
-        "\n".join(text for path, text in tree.texts.items() if path.endswith(".sh"))
-        + "\n".join(tree.documents.values())
-        + told
-    )
+    included = used(tree)
+    told = "\n".join([*tree.documents.values(), *tree.paths(), *(command for _, command in tree.commands())])
+    scripts = {path: text for path, text in tree.texts.items() if path.endswith(".sh")}
     for file in tree.files:
-        path = file.relative_to(tree.root)
-        others = scripts.replace(tree.texts[str(path)], "") + told
-        named = file.suffix in {".sh", ".txt"} or file.name == "kind.yaml"
-        if named and not re.search(rf"(?<![\w.-]){re.escape(file.name)}", others):
-            yield str(path), file.name, "no script, Makefile or documented command uses it"
-        is_used = (
-            file.resolve() in used
-            or file.suffix == ".md"
-            or (file.name == "values.yaml" and file.parent.resolve() in used)
-        )
-        if not named and not is_used:
-            yield str(path), file.name, "no overlay, Application, script or documented command uses it"
+        path = str(file.relative_to(tree.root))
+        if file.suffix in {".sh", ".txt"} or file.name == "kind.yaml":
+            others = "\n".join([told, *(text for other, text in scripts.items() if other != path)])
+            is_used = bool(re.search(rf"(?<![\w.-]){re.escape(file.name)}", others))
+        else:
+            is_values = file.name == "values.yaml" and file.parent in included
+            is_used = file in included or file.suffix == ".md" or is_values
+        if not is_used:
+            yield path, file.name, "no overlay, Application, script or documented command uses it"
 
 
 @tree_rule
 def application_path(tree: Tree) -> Found:
     """Argo CD finds nothing at the path, and the Application stays unknown."""
     for one in tree.applications:
-        for path in [*dig(one, "spec.source.path"), *dig(one, "spec.sources[].helm.valueFiles[]")]:
-            if not (tree.root.parent / path.removeprefix("$values/").replace("k8s/", f"{tree.root.name}/", 1)).exists():
+        for path in dig(one, *PATHS):
+            if not (tree.root.parent / path.removeprefix("$values/")).exists():
                 yield "argocd/apps", one["metadata"]["name"], f"there is no {path}"
 
 
@@ -140,20 +132,16 @@ def checked_version(tree: Tree) -> Found:
     """The manifests were checked against other CRDs than those that are installed."""
     checked = {"/".join(source.split("/")[:2]): source.split("/")[2].lstrip("v") for source in SOURCES.values()}
     for path, text in tree.texts.items():
-        for line in text.splitlines() if path.endswith("kustomization.yaml") or path == "platform/charts.txt" else ():
-            if line.startswith("#") or "://" not in line:
-                continue
-            versions = re.findall(r"(?<![\d.])v?(\d+\.\d+\.\d+)(?![\d.])", line)
+        lines = text.splitlines() if path.endswith("kustomization.yaml") or path == "platform/charts.txt" else []
+        for line in (line for line in lines if "://" in line and not line.startswith("#")):
+            versions = set(re.findall(r"(?<![\d.])v?(\d+\.\d+\.\d+)(?![\d.])", line))
             if not versions:
                 yield path, line.strip(" -"), "is no fixed version"
             for project, version in checked.items():
                 named = f"/{project}/" in line or line.split()[0] == project.rpartition("/")[2]
-                if versions and named and set(versions) != {version}:
-                    yield (
-                        path,
-                        project,
-                        f"{', '.join(sorted(set(versions)))} is installed, {version} was checked (lint/crds.py)",
-                    )
+                if versions - {version} and named:
+                    found = ", ".join(sorted(versions))
+                    yield path, project, f"{found} is installed, {version} was checked (lint/crds.py)"
 
 
 @tree_rule

@@ -16,7 +16,7 @@ from unittest import mock
 
 from lint import __main__ as lint, site
 from lint.inventory import Inventory
-from lint.manifests import ROOT, Finding, Manifest, RenderError, includes, is_remote, read
+from lint.manifests import ROOT, Finding, Manifest, RenderError, includes, is_remote, read, render, render_all
 from lint.reachability import find_unreviewed
 from lint.rules import RULES, find_broken
 from lint.schemas import Schemas
@@ -167,10 +167,10 @@ MUTANTS = (
     # Monitors.
     Mutant("monitor", "components/monitoring/servicemonitor-goals.yaml", "port: ops", "port: metrics"),
     Mutant("monitor", "components/monitoring/servicemonitor-goals.yaml", "path: /metrics", "path: /prometheus"),
-    Mutant("monitor", "components/monitoring/servicemonitor-goals.yaml", "    release: kube-prometheus-stack\n", "    team: goals\n"),
+    Mutant("monitor-label", "components/monitoring/servicemonitor-goals.yaml", "    release: kube-prometheus-stack\n", "    team: goals\n"),
     Mutant("monitor", "components/database/podmonitor.yaml", "cnpg.io/podRole: instance", "cnpg.io/podRole: primary"),
     Mutant("monitor", "components/monitoring/podmonitor-cert-manager.yaml", "portNumber: 9402", "portNumber: 9400"),
-    Mutant("monitor", "../observability/prometheusrule.yaml", "release: kube-prometheus-stack", "team: goals"),
+    Mutant("monitor-label", "../observability/prometheusrule.yaml", "release: kube-prometheus-stack", "team: goals"),
     Mutant("public-metrics", ROUTE, "name: goals, port: 8080", "name: goals, port: 9464", "metrics behind a public route"),
     # PostgreSQL.
     Mutant("database-quorum", CLUSTER, "instances: 3", "instances: 1"),
@@ -183,7 +183,7 @@ MUTANTS = (
     Mutant("database-archive", "overlays/aks/restore/template/patch-cluster.yaml", "serverName, value: goals-db-restored", "serverName, value: goals-db"),
     Mutant("database-credentials", DEPLOYMENT, "            secretName: goals-db-app\n", "            secretName: other-db-app\n", "two passwords that must agree"),
     Mutant("database-tls", "base/goals.env", "SSL=verify-full\n", "", "no SSL setting"),
-    Mutant("database-tls", CLUSTER, "      - host all all all reject\n", ""),
+    Mutant("database-plain", CLUSTER, "      - host all all all reject\n", ""),
     Mutant("connections", HPA, "maxReplicas: 10", "maxReplicas: 20"),
     Mutant("connections", CLUSTER, 'max_connections: "200"', 'max_connections: "100"'),
     # Time.
@@ -385,7 +385,7 @@ class Copy:
         if not self._changed & affected(self.root, self.root / where):
             return False
         if self._renders[where] is self._baseline[where]:
-            self._renders[where] = lint.render_local(self.root / where)
+            self._renders[where] = render(self.root / where)
         return True
 
     def broken(self, together: tuple[str, ...], schemas: Schemas) -> list[Finding]:
@@ -422,7 +422,7 @@ def main() -> int:
     """Break, look, count; 1 where a mutant lives or a rule has none."""
     started = time.monotonic()
     _SCHEMAS.append(Schemas(Path(os.environ.get("CRDS") or lint.CRDS)))
-    _BASELINE.update(lint.render_tree(ROOT))
+    _BASELINE.update(render_all(ROOT))
     without = sorted({*RULES, *TREE, *OTHERS} - {one.rule for one in MUTANTS})
     alive = 0
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:

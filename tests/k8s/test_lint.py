@@ -12,6 +12,7 @@ import pytest
 from lint import __main__ as lint, changes, site
 from lint.manifests import ROOT, Manifest, RenderError, kustomizations, name, read, render
 from lint.schemas import Schemas
+from lint.tree import Tree, find_misplaced
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,18 @@ def test_a_kustomization_that_does_not_build_is_named(tree: Path) -> None:
     (tree / "base/service.yaml").unlink()
     with pytest.raises(RenderError, match="overlays/local"):
         render(tree / "overlays/local")
+
+
+def test_a_step_that_the_installer_forgets_is_found(tree: Path) -> None:
+    assert list(find_misplaced(Tree(tree, []), "install-order")) == []
+    script = tree / "platform/install.sh"
+    script.write_text(script.read_text().replace("ORDER=(namespaces gateway-api ", "ORDER=(namespaces "))
+    (finding,) = find_misplaced(Tree(tree, []), "install-order")
+    assert (finding.where, finding.what) == ("platform/install.sh", "gateway-api")
+
+
+def test_where_no_gateway_asks_for_certificates_none_need_be_made(tmp_path: Path) -> None:
+    assert list(find_misplaced(Tree(tmp_path, []), "gateway-certificates")) == []
 
 
 def forgotten(tree: Path) -> dict[str, str]:
