@@ -6,7 +6,7 @@ import pytest
 
 from tests.drills.drill import Case, Control, Drill, observe
 from tests.drills.journal import Attempt, Verdict, longest_gap, reconcile
-from tests.drills.report import summarize, write_html, write_text
+from tests.drills.report import summarize, write_html, write_text, write_total
 from tests.drills.timeline import Mark, Timeline, draw
 
 UUID = str(uuid4())
@@ -108,6 +108,23 @@ def test_the_reports_say_what_was_seen() -> None:
     page = write_html(drill)
     assert "<svg" in page
     assert 'class="bad"' in page
+
+
+def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
+    drill = drill_with()
+    drill.leave_out("history", "a former version", "there is no git history")
+    assert drill.passed
+    assert (drill.outcome, summarize(drill)["not_run"]) == ("passed, 1 of 2 cases NOT RUN", 1)
+    assert "history: not run: there is no git history" in write_text(drill)
+    assert "Not run: there is no git history." in write_html(drill)
+    empty = Drill("empty", short=True, seed=1)
+    empty.leave_out("history", "a former version", "there is no git history")
+    empty.control("broken", "a safety is gone", "writes lost", 1)
+    assert not empty.passed
+    assert empty.outcome == "NOT RUN"
+    total = write_total([drill_with(), drill, drill_with(lost=1), empty])
+    assert total.startswith("4 drills: 2 passed, 1 failed, 1 not run\n")
+    assert "  not run: example/history (there is no git history)\n  not run: empty/history (" in total
 
 
 def test_a_busy_machine_is_told_of() -> None:

@@ -32,6 +32,8 @@ def main() -> int:
     groups = [together] if together else []
     groups += [[drill] for drill in drills if drill not in together]
     results = [result for group in groups for result in asyncio.run(_hold(group, options.out))]
+    if len(drills) > 1:
+        sys.stdout.write(report.write_total(drills))
     return max(results)
 
 
@@ -50,7 +52,7 @@ async def _hold_one(drill: Drill, folder: Path) -> int:
     report.write_files(drill, folder)
     sys.stdout.write(report.write_text(drill))
     sys.stdout.flush()
-    return PASSED if drill.passed else FAILED
+    return NOT_HELD if not drill.held else PASSED if drill.passed else FAILED
 
 
 sys.exit(main())

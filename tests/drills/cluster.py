@@ -187,6 +187,10 @@ class Cluster:
 
             await until(has_replayed, f"{name} replays what {self.primary} has written")
 
+    def read_log(self) -> str:
+        """All that the primary has logged."""
+        return (self.folder / f"{self.primary}.log").read_text(encoding="utf-8", errors="replace")
+
     # What an operator does.
 
     async def start(self, name: str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -28,6 +29,7 @@ def summarize(drill: Drill) -> dict[str, Any]:
     return {
         "drill": drill.name,
         "passed": drill.passed,
+        "not_run": drill.not_run,
         "short": drill.short,
         "seed": drill.seed,
         "started": datetime.fromtimestamp(drill.started, UTC).isoformat(timespec="seconds"),
@@ -46,6 +48,7 @@ def summarize(drill: Drill) -> dict[str, Any]:
                 "name": case.name,
                 "explanation": case.explanation,
                 "passed": case.passed,
+                "not_run": case.not_run,
                 **(case.figures._asdict() if case.figures else {}),
                 "checks": [_dump(check) for check in case.checks],
             }
@@ -62,10 +65,10 @@ def _dump(check: Check) -> dict[str, Any]:
 
 def write_text(drill: Drill) -> str:
     """The summary for a terminal."""
-    lines = ["", f"{drill.name}: {'passed' if drill.passed else 'FAILED'} in {drill.seconds:.0f} s (seed {drill.seed})"]
+    lines = ["", f"{drill.name}: {drill.outcome} in {drill.seconds:.0f} s (seed {drill.seed})"]
     lines += [f"  warning: {drill.warning}"] if drill.warning else []
     for case in drill.cases:
-        lines.append(f"  {case.name}")
+        lines.append(f"  {case.name}" + (f": not run: {case.not_run}" if case.not_run else ""))
         lines += [_tell(check) for check in case.checks]
     lines.append("  altogether")
     lines += [_tell(check) for check in drill.whole]
@@ -75,6 +78,17 @@ def write_text(drill: Drill) -> str:
     return "\n".join([*lines, "", ""])
 
 
+def write_total(drills: Sequence[Drill]) -> str:
+    """One line that counts the drills, and names what was not run: none of that has passed."""
+    passed = sum(drill.passed for drill in drills)
+    not_run = sum(not drill.held for drill in drills)
+    left_out = [
+        f"{drill.name}/{case.name} ({case.not_run})" for drill in drills for case in drill.cases if case.not_run
+    ]
+    told = "".join(f"\n  not run: {what}" for what in left_out)
+    return f"{len(drills)} drills: {passed} passed, {len(drills) - passed - not_run} failed, {not_run} not run{told}\n"
+
+
 def _tell(check: Check) -> str:
     mark = "ok " if check.holds else "BAD"
     return f"    {mark} {check.what}: {check.measured:,g} (must be {check.comparison} {check.limit:,g})"
@@ -82,7 +96,7 @@ def _tell(check: Check) -> str:
 
 def write_html(drill: Drill) -> str:
     """One page that needs no other file."""
-    result = "passed" if drill.passed else '<span class="bad">failed</span>'
+    result = "passed" if drill.passed and not drill.not_run else f'<span class="bad">{escape(drill.outcome)}</span>'
     parts = [f"<h1>{escape(drill.name)}: {result}</h1>"]
     parts.append(
         f"<p>{datetime.fromtimestamp(drill.started, UTC):%Y-%m-%d %H:%M} UTC, {drill.seconds:.0f} seconds, "
@@ -93,6 +107,7 @@ def write_html(drill: Drill) -> str:
     drawn = {timeline.title: draw(timeline) for timeline in drill.timelines}
     for case in drill.cases:
         parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
+        parts += [f'<p class="bad">Not run: {escape(case.not_run)}.</p>'] if case.not_run else []
         parts.append(_table(case.checks))
     parts += ["<h2>Altogether</h2>", _table(drill.whole), "<h2>Controls</h2>"]
     parts.append("<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>")
