@@ -5,7 +5,7 @@ from uuid import uuid4
 import pytest
 
 from tests.drills.drill import Case, Control, Drill, observe
-from tests.drills.journal import Attempt, Verdict, longest_gap, reconcile
+from tests.drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
 from tests.drills.report import summarize, write_html, write_text, write_total
 from tests.drills.timeline import Mark, Timeline, draw
 
@@ -51,6 +51,20 @@ def test_what_was_acknowledged_is_held_against_what_is_stored(
     attempts: list[Attempt], names: list[str], expected: Verdict
 ) -> None:
     assert reconcile(attempts, names) == expected
+
+
+def test_a_journal_that_is_cut_at_a_moment_tells_what_a_restore_to_it_must_hold() -> None:
+    before, under_way, after = (attempt(ended=ended)._replace(uuid=str(uuid4())) for ended in (10.0, 10.6, 12.0))
+    known = cut([before, under_way, after], 10.2, 10.3)
+    assert [(a.uuid, a.is_done) for a in known] == [(before.uuid, True), (under_way.uuid, False)]
+    names = [f"drill {a.uuid}" for a in (before, under_way, after)]
+    assert reconcile(known, names[:1]) == Verdict(acknowledged=1)
+    assert reconcile(known, names[:2]) == Verdict(acknowledged=1)
+    assert reconcile(known, names[1:2]) == Verdict(acknowledged=1, lost=1)
+    assert reconcile(known, names) == Verdict(acknowledged=1, phantom=1)
+    # A change of an older goal that came later shows as well.
+    renamed = attempt("rename by the API", 200, ended=13.0)._replace(uuid=before.uuid)
+    assert reconcile(cut([before, renamed], 10.2, 10.3), [f"{names[0]} renamed"]) == Verdict(acknowledged=1, phantom=1)
 
 
 def test_the_longest_gap_counts_the_borders_and_only_what_was_acknowledged() -> None:
