@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 
-from tests.drills import failover, grey, overload, restore, rollout
+from tests.drills import failover, grey, migration, overload, restore, rollout
 from tests.drills.drill import Drill
 
 DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
@@ -10,6 +10,7 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "grey": grey.run,
     "rollout": rollout.run,
     "overload": overload.run,
+    "migration": migration.run,
     "restore": restore.run,
 }
 """In the order in which they are held and told of."""
