@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from tests.drills.scenarios import visitors, writers
 from tests.drills.stage import Load, Stage
 from tests.drills.timeline import Mark
 
+NEXT = "next revision"
 REQUESTS = 20_000
 ROWS = 1_000_000
 MIGRATORS = 5
@@ -36,7 +36,7 @@ _LOGGING = {
     "deadlock_timeout": "20ms",  # the server tells how long a lock was waited for only beyond that
     "log_line_prefix": "%m [%p] %a ",
 }
-_REVISION = '''"""{what}."""
+_REVISION = '''"""A column and an index, as most revisions bring."""
 
 from alembic import op
 
@@ -46,10 +46,10 @@ down_revision = "{former}"
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '{timeout}'")
-    op.execute("ALTER TABLE goals ADD COLUMN IF NOT EXISTS {column} TEXT")
+    op.execute("ALTER TABLE goals ADD COLUMN IF NOT EXISTS drill_{revision} TEXT")
     with op.get_context().autocommit_block():
         op.execute("SET lock_timeout = 0")
-        op.execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS {column}_idx ON goals ({column})")
+        op.execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS drill_{revision}_idx ON goals (drill_{revision})")
         op.execute("RESET lock_timeout")
 '''
 
@@ -77,35 +77,46 @@ TREE = Version("this tree", ROOT)
 
 async def run(drill: Drill) -> None:
     async with Stage() as stage:
-        for setting, value in _LOGGING.items():
-            await stage.cluster.execute(f"ALTER SYSTEM SET {setting} = '{value}'", database="postgres")
-        await stage.cluster.fetch("SELECT pg_reload_conf()", database="postgres")
-        history, rows = History(ROOT), 20_000 if drill.short else ROWS
-        attempts: list[Attempt] = []
-        try:
-            history.check(whole=True)
-            hops = _find_hops(history, stage.folder)
-            await _begin_with_seed(stage, rows)
-        except HistoryError as error:
-            _leave_out(drill, list_revisions(ROOT), error)
-            await stage.fill(rows)
-            hops = []
-        for hop in hops:
-            attempts += await _make_hop(drill, stage, hop)
-        try:
-            history.check(whole=False)
-            hop = _make_next(history, stage.folder)
-        except HistoryError as error:
-            drill.leave_out("next revision", "a revision that is still to come", str(error))
+        await _log_waits(stage)
+        hops = await _plan(drill, stage)
+        attempts = list(chain.from_iterable([await _make_hop(drill, stage, hop) for hop in hops]))
+        if not hops:
             return
-        attempts += await _make_hop(drill, stage, hop)
         attempts.sort(key=lambda attempt: attempt.ended)
         drill.account(await stage.reconcile(attempts), attempts)
-        last = drill.cases[-1]
+        last = drill.held[-1]
         last.check("of the goals that were there before, missing", await stage.count_missing(), "=", 0)
         if not drill.short:
             last.check("requests in all", drill.requests, ">=", REQUESTS)
-        await _control(drill, stage, hop)
+        await _control(drill, stage, hops[-1])
+
+
+async def _log_waits(stage: Stage) -> None:
+    for setting, value in _LOGGING.items():
+        await stage.cluster.execute(f"ALTER SYSTEM SET {setting} = '{value}'", database="postgres")
+    await stage.cluster.fetch("SELECT pg_reload_conf()", database="postgres")
+
+
+async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
+    """Find the versions of each hop, leave out those that cannot be had, and put the table where the first begins."""
+    history = History(ROOT)
+    hops = []
+    try:
+        history.check(whole=True)
+        hops += _find_hops(history, stage.folder)
+        await stage.cluster.execute(
+            f"DROP TABLE goals, alembic_version; {seed.TABLE}; ALTER TABLE goals OWNER TO goals_user"
+        )
+    except HistoryError as error:
+        for revision in list_revisions(ROOT):
+            drill.leave_out(f"revision {revision}", "the version before it at work, under load", str(error))
+    await stage.fill(20_000 if drill.short else ROWS)
+    try:
+        history.check(whole=False)
+        hops.append(_make_next(history, stage.folder))
+    except HistoryError as error:
+        drill.leave_out(NEXT, "a revision that is still to come", str(error))
+    return hops
 
 
 # Versions.
@@ -133,31 +144,24 @@ def _unpack(history: History, commit: str, folder: Path) -> Version:
     return Version(f"commit {commit}", root)
 
 
-def _leave_out(drill: Drill, revisions: Sequence[str], error: HistoryError) -> None:
-    for revision in revisions:
-        drill.leave_out(f"revision {revision}", "the version before it at work on it, under load", str(error))
-
-
 def _make_next(history: History, folder: Path) -> Hop:
     """A revision that is still to come, of the usual kind: today's version, from its commit, must bear it."""
     head = list_revisions(ROOT)[-1]
     commit = history.find_last(head, None)
     if commit is None:
         raise HistoryError(f"revision {head} is not committed yet, so no commit has what runs with it")
-    root = folder / "next"
-    copy_tree(ROOT, root)
-    revision = _add_revision(root, "next", f"{_LOCK_TIMEOUT * 1000:.0f}ms")
-    return Hop(_unpack(history, commit, folder), [revision], Version("its successor", root))
+    new = Version("its successor", folder / "next")
+    revision = _add_revision(ROOT, new.root, f"{_LOCK_TIMEOUT * 1000:.0f}ms")
+    return Hop(_unpack(history, commit, folder), [revision], new)
 
 
-def _add_revision(root: Path, column: str, timeout: str) -> str:
-    """Add a revision to a copy of the tree, and make its service need it."""
+def _add_revision(tree: Path, root: Path, timeout: str) -> str:
+    """Copy a tree to the folder `root`, add a revision there, and make its service need it."""
+    copy_tree(tree, root)
     former = list_revisions(root)[-1]
     revision = f"{int(former) + 1:04}"
-    text = _REVISION.format(
-        what="A drill's", revision=revision, former=former, timeout=timeout, column=f"drill_{column}"
-    )
-    (root / VERSIONS / f"{revision}_{column}.py").write_text(text, encoding="utf-8")
+    text = _REVISION.format(revision=revision, former=former, timeout=timeout)
+    (root / VERSIONS / f"{revision}_drill.py").write_text(text, encoding="utf-8")
     models = root / "services" / "goals" / "models.py"
     source = models.read_text(encoding="utf-8")
     if f'SCHEMA_REVISION = "{former}"' not in source:
@@ -171,36 +175,27 @@ def _add_revision(root: Path, column: str, timeout: str) -> str:
 # What happens.
 
 
-async def _begin_with_seed(stage: Stage, rows: int) -> None:
-    await stage.cluster.execute(
-        f"DROP TABLE goals, alembic_version; {seed.TABLE}; ALTER TABLE goals OWNER TO goals_user"
-    )
-    await stage.fill(rows)
-
-
 async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
     """Migrate under the former version's load, revision by revision, then let the new version work beside it."""
     _lead_to(stage, hop.former)
     await stage.serve(1 if drill.short else 2, hop.former.module)
     load = await stage.load(_scenario(drill, hop.former))
-    beside = None
-    cases = []
+    loads, cases = [load], []
     # In the short form as pods do it: to the last one at once.
     for revision in hop.revisions[-1:] if drill.short else hop.revisions:
         what = f"{MIGRATORS} migrators race, a long transaction holds the table, {hop.former.name} is at work"
-        case = drill.begin("next revision" if hop.new.root.name == "next" else f"revision {revision}", what)
+        case = drill.begin(f"revision {revision}" if revision in list_revisions(ROOT) else NEXT, what)
         cases.append(case)
         waits_from = len(stage.cluster.read_log())
         await _migrate(drill, stage, case, hop.new, revision)
         if revision == hop.revisions[-1]:
             case.explanation += f", then {hop.new.name} beside it"
-            beside = await _work_beside(drill, stage, case, hop.new)
+            loads.append(await _work_beside(drill, stage, case, hop.new))
         else:
             await asyncio.sleep(1)
         drill.end(case)
         _check_waits(case, stage.cluster.read_log()[waits_from:])
-    former = await load.stop()
-    new = await beside.stop() if beside else []
+    former, new = await asyncio.gather(*(load.stop() for load in loads))
     everything = sorted(chain(former, new), key=lambda attempt: attempt.ended)
     for case in cases:
         case.figures = observe(everything, case.began, case.ended)
@@ -227,7 +222,7 @@ async def _work_beside(drill: Drill, stage: Stage, case: Case, new: Version) -> 
     replica = await stage.start_replica(new.module)
     load = await stage.load(_scenario(drill, new), replica.port)
     at = time.time()
-    await asyncio.sleep(1.5 if drill.short else 10)
+    await asyncio.sleep(1 if drill.short else 10)
     case.marks.append(Mark(at, "side by side", time.time()))
     return load
 
@@ -317,11 +312,12 @@ def _check_waits(case: Case, log: str) -> None:
 
 
 async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
-    revision = _add_revision(hop.new.root, "control", "0")
+    new = Version("the control", stage.folder / "control")
+    revision = _add_revision(hop.new.root, new.root, "0")
     load = await stage.load(_scenario(drill, hop.former))
     connection = await stage.cluster.connect()
     await connection.execute("BEGIN; SELECT FROM goals LIMIT 1")
-    migrators = Migrators(stage, hop.new, revision, number=1)
+    migrators = Migrators(stage, new, revision, number=1)
     try:
         await migrators.start()
 
