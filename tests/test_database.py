@@ -84,6 +84,21 @@ async def test_a_statement_cut_off_is_sent_again(database: Database, administrat
     assert [event["event"] for event in events] == ["database does not answer", "database answers again"]
 
 
+async def test_a_statement_whose_plan_a_migration_has_outdated_is_sent_again(
+    database: Database, administrator: asyncpg.Connection
+) -> None:
+    await administrator.execute("CREATE TABLE outdated AS SELECT CAST('a name' AS varchar(9)) AS name")
+    await administrator.execute("GRANT SELECT ON outdated TO goals_user")
+    try:
+        statement = text("SELECT name FROM outdated")
+        await database.fetch(statement)
+        await administrator.execute("ALTER TABLE outdated ALTER COLUMN name TYPE text")
+        rows, attempts = await database.run(statement)
+    finally:
+        await administrator.execute("DROP TABLE outdated")
+    assert (rows[0].name, attempts) == ("a name", 2)
+
+
 async def test_a_statement_that_may_not_be_repeated_is_sent_once(
     database: Database, administrator: asyncpg.Connection
 ) -> None:

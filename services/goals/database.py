@@ -82,8 +82,10 @@ def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
 
 def sqlstate(error: BaseException) -> str | None:
     """Give the SQLSTATE (PostgreSQL, appendix A) behind an error of SQLAlchemy or asyncpg, where there is one."""
-    origin = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(origin, "sqlstate", None)
+    if not isinstance(error, DBAPIError):
+        return getattr(error, "sqlstate", None)
+    # For a plan that is older than a migration (0A000) SQLAlchemy leaves the code with the driver's error.
+    return getattr(error.orig, "sqlstate", None) or getattr(getattr(error.orig, "__cause__", None), "sqlstate", None)
 
 
 Statement = Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
