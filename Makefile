@@ -107,7 +107,7 @@ parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs ng
 
 ##@ Drills
 DRILL ?= failover
-drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload) on purpose under load; reports in out/drills/ (1 to 3 minutes)
+drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload, migration, restore) on purpose under load; reports in out/drills/ (1 to 3 minutes)
 	@$(BIN)/python -m tests.drills $(DRILL) $(ARGS)
 
 drills: $(VENV)/.dev  ## all of them, in full (7 minutes)

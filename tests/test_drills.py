@@ -1,10 +1,13 @@
-"""The oracle of the drills must see every kind of damage, or what they say is worth nothing."""
+"""The oracle of the drills must see every kind of damage, and what was not run must show, or all is worth nothing."""
 
+import subprocess
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from tests.drills.drill import Case, Control, Drill, observe
+from tests.drills.history import History, HistoryError, copy_tree, list_revisions
 from tests.drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
 from tests.drills.report import summarize, write_html, write_text, write_total
 from tests.drills.timeline import Mark, Timeline, draw
@@ -169,3 +172,89 @@ def test_a_short_drill_is_patient_with_times_and_not_with_counts() -> None:
         case.check("errors shown", 3, "<", 2)
         case.check("a pause at least, s", 3.0, ">", 4.0)
         assert [check.holds for check in case.checks] == holds
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=Test", "-c", "user.email=test@example.com", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit(folder: Path, *files: str) -> str:
+    """Write these files, commit them, and give the commit's short name."""
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name}\n")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "Change")
+    return git(folder, "rev-parse", "--short", "HEAD")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project whose two first revisions came together, and a third one with the version after."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    together = [f"alembic/versions/{name}" for name in ("0001_first.py", "0002_second.py")]
+    commit(folder, "alembic.ini", "alembic/env.py", "services/goals/__main__.py", "services/.cache/file", *together)
+    return folder
+
+
+def test_the_former_version_is_the_last_commit_before_the_next_revision_came(project: Path, tmp_path: Path) -> None:
+    former = commit(project, "services/goals/app.py")
+    commit(project, "alembic/versions/0003_third.py", "services/goals/later.py")
+    head = commit(project, "README.md")
+    history = History(project)
+    history.check(whole=True)
+    assert history.find_last("0001", "0002") is None
+    assert history.find_last("0002", "0003") == former
+    # A revision that is being written is in no commit yet: what runs before it is the newest one.
+    assert history.find_last("0003", "0004") == history.find_last("0003", None) == head
+    assert history.find_last("0004", None) is None
+    history.unpack(former, tmp_path / "former")
+    assert list_revisions(tmp_path / "former") == ["0001", "0002"]
+    assert (tmp_path / "former" / "services" / "goals" / "app.py").is_file()
+    assert list_revisions(project) == ["0001", "0002", "0003"]
+    with pytest.raises(HistoryError, match="commit 0123456"):
+        history.unpack("0123456", tmp_path / "nothing")
+
+
+def test_a_renamed_revision_came_when_it_first_did(project: Path) -> None:
+    former = git(project, "rev-parse", "--short", "HEAD")
+    commit(project, "alembic/versions/0003_third.py")
+    git(project, "mv", "alembic/versions/0003_third.py", "alembic/versions/0003_better_name.py")
+    commit(project)
+    assert History(project).find_last("0002", "0003") == former
+
+
+def test_a_history_that_cannot_tell_says_what_to_do(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(project, "README.md")
+    git(tmp_path, "clone", "--quiet", "--depth", "1", project.as_uri(), "shallow")
+    shallow = History(tmp_path / "shallow")
+    shallow.check(whole=False)
+    with pytest.raises(HistoryError, match="git fetch --unshallow"):
+        shallow.check(whole=True)
+    inside = project / "unpacked"
+    inside.mkdir()
+    for folder in (inside, tmp_path):
+        with pytest.raises(HistoryError, match="no git history here"):
+            History(folder).check(whole=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(HistoryError, match="no git on the PATH"):
+        History(project).check(whole=False)
+
+
+def test_a_copy_of_the_tree_is_what_runs_of_it(project: Path, tmp_path: Path) -> None:
+    copy_tree(project, tmp_path / "copy")
+    files = sorted(
+        str(file.relative_to(tmp_path / "copy")) for file in (tmp_path / "copy").rglob("*") if file.is_file()
+    )
+    assert files == [
+        "alembic.ini",
+        "alembic/env.py",
+        "alembic/versions/0001_first.py",
+        "alembic/versions/0002_second.py",
+        "services/goals/__main__.py",
+    ]

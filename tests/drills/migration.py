@@ -1,6 +1,7 @@
 """The schema changes while people write: each revision under load, with the version before it still at work."""
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -71,7 +72,7 @@ class Hop(NamedTuple):
     new: Version
 
 
-SEED = Version("the seed's statements", ROOT, (seed.MODULE,), has_api=False)
+SEED = Version("the seed", ROOT, (seed.MODULE,), has_api=False)
 TREE = Version("this tree", ROOT)
 
 
@@ -177,7 +178,7 @@ def _add_revision(tree: Path, root: Path, timeout: str) -> str:
 
 async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
     """Migrate under the former version's load, revision by revision, then let the new version work beside it."""
-    _lead_to(stage, hop.former)
+    stage.variables = _find_modules(hop.former)
     await stage.serve(1 if drill.short else 2, hop.former.module)
     load = await stage.load(_scenario(drill, hop.former))
     loads, cases = [load], []
@@ -207,8 +208,9 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
     return everything
 
 
-def _lead_to(stage: Stage, version: Version) -> None:
-    stage.variables = {"PYTHONPATH": f"{version.root / 'services'}:{ROOT}"}
+def _find_modules(version: Version) -> dict[str, str]:
+    """What makes Python take a version's modules; the drills' own come from this tree."""
+    return {"PYTHONPATH": f"{version.root / 'services'}{os.pathsep}{ROOT}"}
 
 
 def _scenario(drill: Drill, version: Version) -> str:
@@ -218,7 +220,7 @@ def _scenario(drill: Drill, version: Version) -> str:
 
 
 async def _work_beside(drill: Drill, stage: Stage, case: Case, new: Version) -> Load:
-    _lead_to(stage, new)
+    stage.variables = _find_modules(new)
     replica = await stage.start_replica(new.module)
     load = await stage.load(_scenario(drill, new), replica.port)
     at = time.time()
@@ -258,8 +260,7 @@ class Migrators:
     """Several processes that bring the schema to the same revision at the same time."""
 
     def __init__(self, stage: Stage, version: Version, revision: str, number: int = MIGRATORS) -> None:
-        _lead_to(stage, version)
-        self._variables = stage._variables
+        self._variables = stage._variables | _find_modules(version)
         self._root = version.root
         # As pods do it; only a revision that is not the newest one needs alembic's own command.
         is_newest = revision == list_revisions(version.root)[-1]
