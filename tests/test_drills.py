@@ -139,6 +139,9 @@ def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
     empty.control("broken", "a safety is gone", "writes lost", 1)
     assert not empty.passed
     assert empty.outcome == "NOT RUN"
+    for text in (write_text(empty), write_html(empty)):
+        assert "not run: there is no git history" in text.replace("Not", "not")
+        assert "ltogether" not in text
     total = write_total([drill_with(), drill, drill_with(lost=1), empty])
     assert total.startswith("4 drills: 2 passed, 1 failed, 1 not run\n")
     assert "  not run: example/history (there is no git history)\n  not run: empty/history (" in total

@@ -72,6 +72,8 @@ def _write_row(drill: str, case: dict[str, Any]) -> str:
     what = f"| {drill} | **{case['name']}**: {case['explanation']} "
     if case.get("not_run"):
         return f"{what}| not run: {case['not_run']} | | | |"
+    if "requests" not in case:
+        return f"{what}| | | | |"  # nobody asked for anything meanwhile
     figures = (
         f"| {case['requests']:,} | {case['errors']:,} | {case['longest_answer_s']:.2f} | {case['write_gap_s']:.2f} |"
     )

@@ -70,6 +70,8 @@ def write_text(drill: Drill) -> str:
     for case in drill.cases:
         lines.append(f"  {case.name}" + (f": not run: {case.not_run}" if case.not_run else ""))
         lines += [_tell(check) for check in case.checks]
+    if not drill.held:
+        return "\n".join([*lines, "", ""])
     lines.append("  altogether")
     lines += [_tell(check) for check in drill.whole]
     lines.append("  controls, which must show damage")
@@ -109,19 +111,27 @@ def write_html(drill: Drill) -> str:
         parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
         parts += [f'<p class="bad">Not run: {escape(case.not_run)}.</p>'] if case.not_run else []
         parts.append(_table(case.checks))
-    parts += ["<h2>Altogether</h2>", _table(drill.whole), "<h2>Controls</h2>"]
-    parts.append("<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>")
-    rows = [
-        f"<tr{'' if control.shown else ' class=bad'}><td>{escape(control.name)}: {escape(control.explanation)}</td>"
-        f"<td>{control.measured:,g}</td><td>{escape(control.damage)}, must be &gt; {control.limit:g}</td></tr>"
-        for control in drill.controls
-    ]
-    parts.append(f"<table>{''.join(rows)}</table>")
+    parts += _write_whole(drill) if drill.held else []
     body = "\n".join(parts)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Drill: {escape(drill.name)}</title>"
         f'<meta name=viewport content="width=device-width"><style>{_STYLE}</style>\n{body}\n</html>\n'
     )
+
+
+def _write_whole(drill: Drill) -> list[str]:
+    rows = [
+        f"<tr{'' if control.shown else ' class=bad'}><td>{escape(control.name)}: {escape(control.explanation)}</td>"
+        f"<td>{control.measured:,g}</td><td>{escape(control.damage)}, must be &gt; {control.limit:g}</td></tr>"
+        for control in drill.controls
+    ]
+    return [
+        "<h2>Altogether</h2>",
+        _table(drill.whole),
+        "<h2>Controls</h2>",
+        "<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>",
+        f"<table>{''.join(rows)}</table>",
+    ]
 
 
 def _table(checks: list[Check]) -> str:
