@@ -193,6 +193,7 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
             case.explanation += f", then {hop.new.name} beside it"
             loads.append(await _work_beside(drill, stage, case, hop.new))
         else:
+            case.explanation += " and goes on: no version was ever served at it"
             await asyncio.sleep(1)
         drill.end(case)
         _check_waits(case, stage.cluster.read_log()[waits_from:])
@@ -224,8 +225,8 @@ async def _work_beside(drill: Drill, stage: Stage, case: Case, new: Version) -> 
     replica = await stage.start_replica(new.module)
     load = await stage.load(_scenario(drill, new), replica.port)
     at = time.time()
+    case.marks.append(Mark(at, "side by side", at))
     await asyncio.sleep(1 if drill.short else 10)
-    case.marks.append(Mark(at, "side by side", time.time()))
     return load
 
 

@@ -157,7 +157,7 @@ async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt
     attempts = await load.stop()
     drill.end(case)
     drill.account(await stage.reconcile(attempts), attempts)
-    case.marks += [Mark(marker.asked, marker.name, marker.answered) for marker in (*points, *times)]
+    case.marks += sorted(Mark(marker.asked, marker.name, marker.answered) for marker in (*points, *times))
     case.figures = observe(attempts, case.began, case.ended)
     case.check("errors shown", case.figures.errors, "=", 0)
     case.check("segments that could not be archived at once", await store.count_failures(), "=", 0)
@@ -231,6 +231,7 @@ async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> No
     stage.database.lead_to([stage.cluster.ports[RESTORED]])
     stage.database.sever()
     load = await stage.load(writers(short=drill.short))
+    case.began = time.time()
     await asyncio.sleep(1 if drill.short else 5)
     attempts = await load.stop()
     drill.end(case)
