@@ -347,7 +347,7 @@ async def remote(guarded: Path, settings: Settings, tmp_path: Path) -> AsyncIter
     (tmp_path / "password").write_text("first\n")
     administrator = await asyncpg.connect(host=str(guarded), user="postgres", database="postgres")
     await administrator.execute("ALTER ROLE goals_user PASSWORD 'first'")
-    async with tls.entrance(guarded, context) as port:
+    async with tls.entrance(lambda: asyncio.open_unix_connection(str(guarded / ".s.PGSQL.5432")), context) as port:
         yield Remote(
             settings.model_copy(
                 update={
@@ -406,4 +406,23 @@ async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote
             await asyncio.sleep(0)
         remote.password_file.write_text("second\n")
         assert len(await statement) == 1
+    await database.close()
+
+
+async def test_the_former_password_serves_until_the_server_has_the_new_one(remote: Remote) -> None:
+    database = Database(remote.settings)
+    await database.fetch(ONE)
+    remote.password_file.write_text("second\n")
+    await terminate(remote.administrator)
+    rows, attempts = await database.run(ONE)
+    assert len(rows) == 1
+    # The connection that was lost, and no second refusal: the former password is tried at once.
+    assert attempts <= 2
+    await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
+    await terminate(remote.administrator)
+    await database.fetch(ONE)
+    await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'third'")
+    await terminate(remote.administrator)
+    with pytest.raises(DatabaseUnavailableError):
+        await database.fetch(ONE)  # neither the file's nor the one before
     await database.close()

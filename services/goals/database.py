@@ -97,6 +97,43 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
         self.terminate()
 
 
+class _Door:
+    """Opens connections with the password that the file holds now, and else with the one that was accepted last.
+
+    A rotation changes the server and the file one after the other. Where the file comes first, every connection that
+    is lost between them can be replaced only by the former password.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.accepted: str | None = None
+
+    async def open(self) -> asyncpg.Connection:
+        arguments = connect_arguments(self._settings)
+        password = arguments["password"]
+        try:
+            connection = await _connect(arguments)
+        except asyncpg.InvalidPasswordError:
+            if self.accepted in {None, password}:
+                raise
+            return await _connect({**arguments, "password": self.accepted})
+        self.accepted = password
+        return connection
+
+
+async def _connect(arguments: Mapping[str, Any]) -> asyncpg.Connection:
+    return await asyncpg.connect(
+        **arguments,
+        command_timeout=COMMAND_TIMEOUT,
+        connection_class=_Connection,
+        server_settings={
+            "application_name": "goals",
+            "jit": "off",
+            "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+        },
+    )
+
+
 class Gate:
     """Lets `size` callers in at once, the others in the order they came (a pool of connections is not fair by itself).
 
@@ -186,18 +223,11 @@ class Database:
     ) -> None:
         metrics = DatabaseMetrics(NoOpMeter("goals")) if metrics is None else metrics
 
+        door = _Door(settings)
+
         async def connect() -> asyncpg.Connection:
             began = time.perf_counter()
-            connection = await asyncpg.connect(
-                **connect_arguments(settings),
-                command_timeout=COMMAND_TIMEOUT,
-                connection_class=_Connection,
-                server_settings={
-                    "application_name": "goals",
-                    "jit": "off",
-                    "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
-                },
-            )
+            connection = await door.open()
             metrics.record_creation(time.perf_counter() - began)
             return connection
 

@@ -4,6 +4,7 @@
 done to the modules, here, before they serve.
 """
 
+import functools
 import os
 import runpy
 import sys
@@ -15,6 +16,7 @@ from goals import database as module, middleware, store
 from goals.database import Database
 from goals.models import goals
 from goals.schemas import Goal
+from goals.settings import Settings
 
 MODULE = "tests.drills.broken"
 
@@ -44,7 +46,26 @@ def wait_without_a_gate() -> None:
     middleware.REQUEST_DEADLINE = 60.0
 
 
-WAYS = {way.__name__: way for way in (retry_without_a_key, stop_without_a_drain, wait_without_a_gate)}
+def read_the_password_once() -> None:
+    """Whatever the mounted file says later, the password is the one of the start."""
+    Settings.password = functools.cache(Settings.password)  # type: ignore[method-assign]  # that is the damage
+
+
+def forget_the_former_password() -> None:
+    """Only what the file says now is tried."""
+    module._Door.accepted = property(lambda _: None, lambda _, password: None)  # type: ignore[assignment]  # likewise
+
+
+WAYS = {
+    way.__name__: way
+    for way in (
+        retry_without_a_key,
+        stop_without_a_drain,
+        wait_without_a_gate,
+        read_the_password_once,
+        forget_the_former_password,
+    )
+}
 
 
 if __name__ == "__main__":

@@ -187,7 +187,17 @@ class Cluster:
 
             await until(has_replayed, f"{name} replays what {self.primary} has written")
 
+    def read_log(self) -> str:
+        """All that the primary has logged."""
+        return (self.folder / f"{self.primary}.log").read_text(encoding="utf-8", errors="replace")
+
     # What an operator does.
+
+    async def ask_for_passwords(self) -> None:
+        """Let the primary ask the service for a password at each new connection, as CloudNativePG's does."""
+        rules = self._data(self.primary) / "pg_hba.conf"
+        rules.write_text(f"host all goals_user 127.0.0.1/32 scram-sha-256\n{_ACCESS}", encoding="ascii")
+        await self.fetch("SELECT pg_reload_conf()", database="postgres")
 
     async def start(self, name: str) -> None:
         data = self._data(name)

@@ -121,6 +121,8 @@ class Stage:
         self.balancer = Relay()
         """Plays the Service of the replicas."""
         self.replicas: list[Replica] = []
+        self.variables: dict[str, str] = {}
+        """What replicas find in their environment, instead of what leads them to the database by itself."""
         self._started: list[Replica | Load] = []
         self._numbers = itertools.count(1)
         self._exits = contextlib.AsyncExitStack()
@@ -163,7 +165,7 @@ class Stage:
             GOALS_PORT="0",
             GOALS_OPS_PORT="0",
             GOALS_LOG_FORMAT="json",
-        )
+        ) | self.variables
 
     async def _migrate(self) -> None:
         command = [sys.executable, "-m", "goals", "migrate"]
