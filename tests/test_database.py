@@ -74,13 +74,31 @@ async def test_connections_that_died_while_idle_are_not_noticed(
     assert [row.one for row in await database.fetch(ONE)] == [1]
 
 
+async def test_a_connection_that_is_lost_takes_no_other_with_it(
+    database: Database, administrator: asyncpg.Connection
+) -> None:
+    await database.fill()
+    before = set(await backends(administrator))
+    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.5), 'lost alone'")))
+    await until_running(administrator, "lost alone")
+    lost = await administrator.fetchval(
+        "SELECT pid FROM pg_stat_activity WHERE query LIKE '%lost alone%' AND pid <> pg_backend_pid()"
+    )
+    await administrator.execute("SELECT pg_terminate_backend($1, 5000)", lost)
+    await statement
+    await asyncio.gather(*(database.fetch(ONE) for _ in range(database.size)))
+    assert before - set(await backends(administrator)) == {lost}
+
+
 async def test_a_statement_cut_off_is_sent_again(database: Database, administrator: asyncpg.Connection) -> None:
     with structlog.testing.capture_logs() as events:
         statement = asyncio.create_task(database.run(text("SELECT pg_sleep(0.5), 'cut off' AS what")))
         await until_running(administrator, "cut off")
         await terminate(administrator)
         rows, attempts = await statement
-    assert (rows[0].what, attempts) == ("cut off", 2)
+        assert (rows[0].what, attempts) == ("cut off", 2)
+        while len(events) < 2:
+            await database.fetch(ONE)  # the outage is over once they have succeeded for a while
     assert [event["event"] for event in events] == ["database does not answer", "database answers again"]
 
 
@@ -406,6 +424,18 @@ async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote
             await asyncio.sleep(0)
         remote.password_file.write_text("second\n")
         assert len(await statement) == 1
+    await database.close()
+
+
+async def test_connections_that_work_are_found_among_those_that_cannot_be_replaced(remote: Remote) -> None:
+    database = Database(remote.settings)
+    await database.fill()
+    await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
+    lost = "SELECT pid FROM pg_stat_activity WHERE application_name = 'goals' AND usename = 'goals_user' LIMIT $1"
+    await remote.administrator.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM ({lost})", database.size - 2)
+    for _ in range(10):
+        answers = await asyncio.gather(*(database.fetch(ONE) for _ in range(3 * database.size)))
+        assert all(len(rows) == 1 for rows in answers)
     await database.close()
 
 

@@ -19,8 +19,12 @@ from tests.drills.timeline import Mark
 
 _HOST = "localhost"
 """What the certificates are for: the service verifies the name as well."""
-_LAG, _SHORT_LAG = 60.0, 1.5
+_LAG, _SHORT_LAG = 60.0, 2.0
 """Seconds between the two halves of a rotation; a kubelet takes up to a minute to bring a changed Secret into a pod."""
+_LOSSES = 4
+"""How many times connections are lost in such a time."""
+_FEW = 2
+"""How many of the twenty are lost at once where they cannot be replaced: after all losses, each replica has some."""
 _BUDGET = 3.0
 """Seconds after which a request that cannot be served is answered."""
 
@@ -62,11 +66,6 @@ class Play(NamedTuple):
     def lag(self) -> float:
         return _SHORT_LAG if self.drill.short else _LAG
 
-    @property
-    def losses(self) -> int:
-        """How many times connections are lost in such a time."""
-        return 2 if self.drill.short else 4
-
     def mount(self, password: str) -> None:
         _swap(self.keys.password_file, f"{password}\n".encode())
 
@@ -83,8 +82,8 @@ class Play(NamedTuple):
 
     async def lose_again_and_again(self, began: float, seconds: float, most: int = 1000) -> None:
         """Lose connections several times until so many seconds after `began`."""
-        for number in range(self.losses):
-            share = (number + self.drill.random.uniform(0.1, 0.6)) / self.losses
+        for number in range(_LOSSES):
+            share = (number + self.drill.random.uniform(0.1, 0.6)) / _LOSSES
             await asyncio.sleep(max(began + share * seconds - time.time(), 0))
             await self.lose(most)
         await asyncio.sleep(max(began + seconds - time.time(), 0))
@@ -136,7 +135,7 @@ async def _play(play: Play) -> None:
     await asyncio.sleep(1)
     cases: dict[str, tuple[str, Callable[[Play, Case], Awaitable[None]]]] = {
         "password, server first": (
-            f"changed in PostgreSQL, in the file {play.lag:g} s later; single connections lost meanwhile, all afterwards",
+            f"changed in PostgreSQL, in the file {play.lag:g} s later; two in five connections lost meanwhile, all afterwards",
             _change_server_first,
         ),
         "password, file first": (
@@ -146,7 +145,7 @@ async def _play(play: Play) -> None:
         "certificate": ("a new one of the same authority, and every connection lost", _renew_certificate),
         "authority": ("trusted beside the former, then used, then trusted alone; every connection lost", _change_authority),
         "authority, unannounced": (
-            "used a while before the file has it; single connections lost meanwhile, all afterwards",
+            "used a while before the file has it; two in five connections lost meanwhile, all afterwards",
             _use_authority_first,
         ),
     }
@@ -180,7 +179,7 @@ async def _lose_all(play: Play, case: Case, what: str) -> None:
 async def _change_server_first(play: Play, case: Case) -> None:
     began = time.time()
     await play.alter("second")
-    await play.lose_again_and_again(began, play.lag, most=1)
+    await play.lose_again_and_again(began, play.lag, most=_FEW)
     play.mount("second")
     case.marks.append(Mark(began, "server first", time.time()))
     case.check("log-ins refused while the two differed", play.count_refusals(), ">", 0)
@@ -222,7 +221,7 @@ async def _use_authority_first(play: Play, case: Case) -> None:
     began = time.time()
     play.keys.authority = trustme.CA()
     play.keys.certify()
-    await play.lose_again_and_again(began, play.lag / 6 if play.lag == _LAG else play.lag, most=1)
+    await play.lose_again_and_again(began, min(play.lag, _LAG / 6), most=_FEW)
     play.keys.trust(play.keys.authority)
     case.marks.append(Mark(began, "unknown", time.time()))
     case.check("times the service told of a certificate that it does not trust", play.count_distrust(), ">", 0)
