@@ -122,11 +122,15 @@ class _Door:
         if self._refusal is not None and loop.time() < self._shut_until:
             raise self._refusal.with_traceback(None)
         try:
-            return await self._log_in()
+            connection = await self._log_in()
         except (asyncpg.PostgresError, OSError) as error:
             if _is_refusal(error):
+                if self._refusal is None:
+                    log.warning("database refuses a connection", error=type(error).__name__, sqlstate=sqlstate(error))
                 self._refusal, self._shut_until = error, loop.time() + REFUSAL
             raise
+        self._refusal = None
+        return connection
 
     async def _log_in(self) -> asyncpg.Connection:
         arguments = connect_arguments(self._settings)
