@@ -59,8 +59,7 @@ def write_tables(reports: list[dict[str, Any]]) -> str:
         "|---|---|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {report['drill']} | **{case['name']}**: {case['explanation']} | {case['requests']:,} | {case['errors']:,} "
-        f"| {case['longest_answer_s']:.2f} | {case['write_gap_s']:.2f} |"
+        f"| {report['drill']} | **{case['name']}**: {case['explanation']} | {_write_figures(case)} |"
         for report in reports
         for case in report["cases"]
     ]
@@ -71,6 +70,14 @@ def write_tables(reports: list[dict[str, Any]]) -> str:
         for control in report["controls"]
     ]
     return "\n".join(lines)
+
+
+def _write_figures(case: dict[str, Any]) -> str:
+    if "not_run" in case:
+        return "not run | | | "
+    return (
+        f"{case['requests']:,} | {case['errors']:,} | {case['longest_answer_s']:.2f} | {case['write_gap_s']:.2f}"
+    )
 
 
 if __name__ == "__main__":

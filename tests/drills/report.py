@@ -28,6 +28,7 @@ def summarize(drill: Drill) -> dict[str, Any]:
     return {
         "drill": drill.name,
         "passed": drill.passed,
+        "not_run": drill.left_out,
         "short": drill.short,
         "seed": drill.seed,
         "started": datetime.fromtimestamp(drill.started, UTC).isoformat(timespec="seconds"),
@@ -46,6 +47,7 @@ def summarize(drill: Drill) -> dict[str, Any]:
                 "name": case.name,
                 "explanation": case.explanation,
                 "passed": case.passed,
+                **({"not_run": case.not_run} if case.not_run else {}),
                 **(case.figures._asdict() if case.figures else {}),
                 "checks": [_dump(check) for check in case.checks],
             }
@@ -62,10 +64,12 @@ def _dump(check: Check) -> dict[str, Any]:
 
 def write_text(drill: Drill) -> str:
     """The summary for a terminal."""
-    lines = ["", f"{drill.name}: {'passed' if drill.passed else 'FAILED'} in {drill.seconds:.0f} s (seed {drill.seed})"]
+    left_out = f", {drill.left_out} NOT RUN" if drill.left_out else ""
+    result = f"{'passed' if drill.passed else 'FAILED'}{left_out}"
+    lines = ["", f"{drill.name}: {result} in {drill.seconds:.0f} s (seed {drill.seed})"]
     lines += [f"  warning: {drill.warning}"] if drill.warning else []
     for case in drill.cases:
-        lines.append(f"  {case.name}")
+        lines.append(f"  {case.name}" + (f": NOT RUN: {case.not_run}" if case.not_run else ""))
         lines += [_tell(check) for check in case.checks]
     lines.append("  altogether")
     lines += [_tell(check) for check in drill.whole]
@@ -83,6 +87,7 @@ def _tell(check: Check) -> str:
 def write_html(drill: Drill) -> str:
     """One page that needs no other file."""
     result = "passed" if drill.passed else '<span class="bad">failed</span>'
+    result += f", {drill.left_out} not run" if drill.left_out else ""
     parts = [f"<h1>{escape(drill.name)}: {result}</h1>"]
     parts.append(
         f"<p>{datetime.fromtimestamp(drill.started, UTC):%Y-%m-%d %H:%M} UTC, {drill.seconds:.0f} seconds, "
@@ -93,7 +98,7 @@ def write_html(drill: Drill) -> str:
     drawn = {timeline.title: draw(timeline) for timeline in drill.timelines}
     for case in drill.cases:
         parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
-        parts.append(_table(case.checks))
+        parts += [f"<p class=bad>Not run: {escape(case.not_run)}.</p>"] if case.not_run else [_table(case.checks)]
     parts += ["<h2>Altogether</h2>", _table(drill.whole), "<h2>Controls</h2>"]
     parts.append("<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>")
     rows = [
