@@ -431,8 +431,11 @@ async def test_connections_that_work_are_found_among_those_that_cannot_be_replac
     database = Database(remote.settings)
     await database.fill()
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
-    lost = "SELECT pid FROM pg_stat_activity WHERE application_name = 'goals' AND usename = 'goals_user' LIMIT $1"
-    await remote.administrator.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM ({lost})", database.size - 2)
+    await remote.administrator.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM "
+        "(SELECT pid FROM pg_stat_activity WHERE application_name = 'goals' LIMIT $1)",
+        database.size - 2,
+    )
     with structlog.testing.capture_logs() as events:
         for _ in range(10):
             answers = await asyncio.gather(*(database.fetch(ONE) for _ in range(3 * database.size)))

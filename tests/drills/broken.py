@@ -20,6 +20,7 @@ from sqlalchemy import DateTime, bindparam, insert
 
 from goals import database as module, logs, middleware, store
 from goals.database import Database
+from goals.errors import DatabaseUnavailableError
 from goals.models import goals
 from goals.schemas import Goal
 from goals.settings import Settings
@@ -59,7 +60,7 @@ def read_the_password_once() -> None:
 
 def forget_the_former_password() -> None:
     """Only what the file says now is tried."""
-    module._Door.accepted = property(lambda _: None, lambda _, password: None)  # type: ignore[assignment]  # likewise
+    module._Door.accepted = property(lambda _: None, lambda _, _password: None)  # type: ignore[assignment]  # likewise
 
 
 def wait_without_time_limits() -> None:
@@ -71,12 +72,12 @@ def wait_without_time_limits() -> None:
 
 def send_nothing_again() -> None:
     """A statement that was cut off is told as an error at once."""
-    module._is_transient = lambda _error: False
+    module._is_transient = lambda error: False  # noqa: ARG005  by the name it has
     translate = module._translate
 
     def give_up(error: BaseException) -> BaseException:
         translated = translate(error)
-        return module.DatabaseUnavailableError("It failed.") if isinstance(translated, OSError) else translated
+        return DatabaseUnavailableError("It failed.") if isinstance(translated, OSError) else translated
 
     module._translate = give_up
 
@@ -97,9 +98,9 @@ def jump_by_an_hour() -> None:
 
     time.time = lambda: clock() + ahead
     time.time_ns = lambda: clock_ns() + ahead * 1_000_000_000
-    uuid_utils.uuid7 = lambda: make_uuid(nanoseconds=time.time_ns())  # type: ignore[assignment]  # as it is called
-    logs.datetime = Shifted  # type: ignore[attr-defined, misc]  # what it imported
-    structlog.processors.datetime = SimpleNamespace(datetime=Shifted, timezone=timezone)  # type: ignore[attr-defined]  # likewise
+    uuid_utils.uuid7 = lambda: make_uuid(nanoseconds=time.time_ns())  # type: ignore[assignment, misc]  # as it is called
+    logs.datetime = Shifted  # type: ignore[attr-defined]  # what it imported
+    structlog.processors.datetime = SimpleNamespace(datetime=Shifted, timezone=timezone)  # type: ignore[assignment, attr-defined]  # likewise
     signal.signal(signal.SIGUSR1, jump)
 
 

@@ -135,17 +135,20 @@ async def _play(play: Play) -> None:
     await asyncio.sleep(1)
     cases: dict[str, tuple[str, Callable[[Play, Case], Awaitable[None]]]] = {
         "password, server first": (
-            f"changed in PostgreSQL, in the file {play.lag:g} s later; two in five connections lost meanwhile, all afterwards",
+            f"PostgreSQL changed, the file {play.lag:g} s later; two in five connections lost meanwhile, later all",
             _change_server_first,
         ),
         "password, file first": (
-            f"the file swapped, PostgreSQL changed {play.lag:g} s later; every connection lost again and again",
+            f"the file changed, PostgreSQL {play.lag:g} s later; every connection lost again and again",
             _change_file_first,
         ),
         "certificate": ("a new one of the same authority, and every connection lost", _renew_certificate),
-        "authority": ("trusted beside the former, then used, then trusted alone; every connection lost", _change_authority),
+        "authority": (
+            "trusted beside the former, then used, then trusted alone; every connection lost",
+            _change_authority,
+        ),
         "authority, unannounced": (
-            "used a while before the file has it; two in five connections lost meanwhile, all afterwards",
+            "used a while before the file has it; two in five connections lost meanwhile, later all",
             _use_authority_first,
         ),
     }
@@ -229,7 +232,7 @@ async def _use_authority_first(play: Play, case: Case) -> None:
 
 
 async def _control(play: Play) -> None:
-    """Both at the same time: the file changes, which one of them cannot bear, then PostgreSQL, which the other cannot."""
+    """Both at the same time: the file changes, which one cannot bear, then PostgreSQL, which the other cannot."""
     drill, stage, _ = play
     await stage.clear()
     names = (forget_the_former_password.__name__, read_the_password_once.__name__)
@@ -243,5 +246,15 @@ async def _control(play: Play) -> None:
     await play.lose()
     await asyncio.sleep(0.3)
     failed = [sum(attempt.shows_error for attempt in await load.stop()) for load in loads]
-    drill.control("forget the former password", "the file is changed first, and every connection lost", "requests failed", failed[0])
-    drill.control("read the password once", "the file and PostgreSQL are changed, and every connection lost", "requests failed", failed[1])
+    drill.control(
+        "forget the former password",
+        "the file is changed first, and every connection lost",
+        "requests failed",
+        failed[0],
+    )
+    drill.control(
+        "read the password once",
+        "the file and PostgreSQL are changed, and every connection lost",
+        "requests failed",
+        failed[1],
+    )

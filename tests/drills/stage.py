@@ -158,14 +158,17 @@ class Stage:
 
     @property
     def _variables(self) -> dict[str, str]:
-        return clean_environment(
-            DB_HOST="127.0.0.1",
-            DB_PORT=str(self.database.port),
-            SSL="disable",
-            GOALS_PORT="0",
-            GOALS_OPS_PORT="0",
-            GOALS_LOG_FORMAT="json",
-        ) | self.variables
+        return (
+            clean_environment(
+                DB_HOST="127.0.0.1",
+                DB_PORT=str(self.database.port),
+                SSL="disable",
+                GOALS_PORT="0",
+                GOALS_OPS_PORT="0",
+                GOALS_LOG_FORMAT="json",
+            )
+            | self.variables
+        )
 
     async def _migrate(self) -> None:
         command = [sys.executable, "-m", "goals", "migrate"]

@@ -6,16 +6,15 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 from uuid import uuid4
 
 import asyncpg
 import httpx2
 
-from goals.database import RETRY_BUDGET
 from tests.drills.broken import (
     MODULE,
     jump_by_an_hour,
@@ -83,22 +82,36 @@ class Probe:
 
 
 class Fault(NamedTuple):
-    """What befalls the database; `shows_errors` is None where that depends on how long it lasts."""
+    """What befalls the database, and what the service tells of it.
+
+    `sqlstate` is what its log names, if anything.
+    """
 
     explanation: str
     befall: Callable[[Drill, Stage, Case], Awaitable[None]]
-    shows_errors: bool | None
+    sqlstate: str | None
+    errors: Literal["never", "always", "if long"]
 
 
 async def run(drill: Drill) -> None:
     faults = {
-        "terminated": Fault("every connection terminated by pg_terminate_backend, again and again", _terminate, False),
-        "table lock": Fault("somebody holds an ACCESS EXCLUSIVE lock on the table", _lock, True),
-        "too many clients": Fault("others hold every connection that PostgreSQL has (53300)", _take_connections, None),
-        "starting up": Fault("killed, and replaying its log when it comes back (57P03)", _start_slowly, None),
-        "slow statements": Fault("every INSERT takes longer than a statement may (57014)", _slow_down, True),
-        "disk full": Fault("the disk of the primary's data is full, not that of its log (53100)", _fill_disk, True),
-        "clock": Fault("the clock of one of two replicas jumps an hour ahead, and later back", _jump, False),
+        "terminated": Fault(
+            "every connection terminated by pg_terminate_backend, again and again", _terminate, None, "never"
+        ),
+        "table lock": Fault("somebody holds an ACCESS EXCLUSIVE lock on the table (57014)", _lock, "57014", "always"),
+        "too many clients": Fault(
+            "others hold every connection that PostgreSQL has (53300)", _take_connections, "53300", "if long"
+        ),
+        "starting up": Fault(
+            "killed, and replaying its log when it comes back (57P03)", _start_slowly, "57P03", "if long"
+        ),
+        "slow statements": Fault(
+            "every INSERT takes longer than a statement may (57014)", _slow_down, "57014", "always"
+        ),
+        "disk full": Fault(
+            "the disk of the primary's data is full, not that of its log (53100)", _fill_disk, "53100", "always"
+        ),
+        "clock": Fault("the clock of one of two replicas jumps an hour ahead, and later back", _jump, None, "never"),
     }
     async with Stage(disk=_DISK) as stage:
         await stage.cluster.execute(PACE)
@@ -112,13 +125,23 @@ async def run(drill: Drill) -> None:
                 drill.leave_out(name, fault.explanation, stage.cluster.no_disk)
                 continue
             case = drill.begin(name, fault.explanation)
+            told = _count_told(stage, fault)
             async with Probe(stage) as probe:
                 await fault.befall(drill, stage, case)
                 # Long enough for every answer that was under way.
                 await asyncio.sleep(0.6 if drill.short else 2.5)
             drill.end(case)
+            if fault.sqlstate is not None:
+                case.check(
+                    f"log lines of the service that name {fault.sqlstate}", _count_told(stage, fault) - told, ">", 0
+                )
             case.check("answers 503 without Retry-After: 1", probe.without_retry_after, "=", 0)
-            case.check("answers that are neither 201 nor 503", probe.statuses.total() - probe.statuses[201] - probe.statuses[503], "=", 0)
+            case.check(
+                "answers that are neither 201 nor 503",
+                probe.statuses.total() - probe.statuses[201] - probe.statuses[503],
+                "=",
+                0,
+            )
             case.check("times that a replica was not ready", probe.unready, "=", 0)
         attempts = await load.stop()
         stray = await stage.cluster.fetch(_STRAY)
@@ -131,6 +154,10 @@ async def run(drill: Drill) -> None:
         await _control(drill, stage)
 
 
+def _count_told(stage: Stage, fault: Fault) -> int:
+    return sum(replica.log.read_text().count(f'"sqlstate":"{fault.sqlstate}"') for replica in stage.replicas)
+
+
 def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt], fault: Fault) -> None:
     case.figures = figures = observe(attempts, case.began, case.ended)
     end = case.healed or case.marks[-1].until
@@ -139,12 +166,11 @@ def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt], fault: Fault) 
     case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY)
     case.check("time from the fault's end to the last error, s", max([end, *errors]) - end, "<", _RECOVERY)
     case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
-    shows_errors = fault.shows_errors
-    if shows_errors is None:
-        lasted = end - case.marks[0].at
-        shows_errors = True if lasted > LONGEST_ANSWER else False if lasted <= _SHORT_OUTAGE else None
-    if shows_errors is not None:
-        case.check("errors shown", figures.errors, ">" if shows_errors else "=", 0)
+    lasted = end - case.marks[0].at
+    if fault.errors == "always" or (fault.errors == "if long" and lasted > LONGEST_ANSWER):
+        case.check("errors shown", figures.errors, ">", 0)
+    elif fault.errors == "never" or lasted <= _SHORT_OUTAGE:
+        case.check("errors shown", figures.errors, "=", 0)
     drill.draw(case, attempts)
 
 
@@ -157,14 +183,19 @@ async def _terminate(drill: Drill, stage: Stage, case: Case) -> None:
 
 
 async def _lock(drill: Drill, stage: Stage, case: Case) -> None:
-    connection = await stage.cluster.connect()
-    await connection.execute("BEGIN")
-    await connection.execute("LOCK TABLE goals IN ACCESS EXCLUSIVE MODE")
-    at = time.time()
-    await asyncio.sleep(2 if drill.short else 8)
-    await connection.execute("ROLLBACK")
+    async with _locked(stage):
+        at = time.time()
+        await asyncio.sleep(2 if drill.short else 8)
     case.marks.append(Mark(at, "locked", time.time()))
-    await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def _locked(stage: Stage) -> AsyncIterator[None]:
+    connection = await stage.cluster.connect()
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE goals IN ACCESS EXCLUSIVE MODE")
+        yield
+    connection.terminate()
 
 
 async def _take_connections(drill: Drill, stage: Stage, case: Case) -> None:
@@ -258,31 +289,30 @@ async def _control(drill: Drill, stage: Stage) -> None:
     ways = (send_nothing_again, wait_without_time_limits, stamp_goals_itself)
     await stage.serve(0)
     hasty, patient, vain = await asyncio.gather(*(stage.start_replica((MODULE, way.__name__)) for way in ways))
-    loads = await asyncio.gather(*(stage.load(visitors(6), replica.port) for replica in (hasty, patient, vain)))
+    loads = await asyncio.gather(*(stage.load(visitors(6), replica.port) for replica in (hasty, patient)))
     vain.process.send_signal(signal.SIGUSR1)
+    async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
+        await client.post(f"http://127.0.0.1:{vain.port}/api/v1/goals", json={"goal_name": "late"})
     for _ in range(3):
         await stage.cluster.fetch(_TERMINATE)
         await asyncio.sleep(0.2)
     hurried = await loads[0].stop()
-    connection = await stage.cluster.connect()
-    await connection.execute("BEGIN")
-    await connection.execute("LOCK TABLE goals IN ACCESS EXCLUSIVE MODE")
-    await asyncio.sleep(RETRY_BUDGET + 2)
-    await connection.close()
+    seconds = LONGEST_ANSWER + 1
+    async with _locked(stage):
+        await asyncio.sleep(seconds)
     waited = await loads[1].stop()
-    await loads[2].stop()
-    stray = await stage.cluster.fetch(_STRAY)
     drill.control(
         "send nothing again",
-        "every connection terminated three times",
+        "every connection terminated, three times",
         "errors shown",
         sum(attempt.shows_error for attempt in hurried),
     )
     drill.control(
         "wait without time limits",
-        f"the table locked for {RETRY_BUDGET + 2:g} s",
+        f"the table locked for {seconds:g} s",
         "s for the longest answer",
         max(attempt.seconds for attempt in waited),
         LONGEST_ANSWER,
     )
-    drill.control("stamp goals by its own clock", "a replica an hour ahead", "goals with another hour", stray)
+    stray = await stage.cluster.fetch(_STRAY)
+    drill.control("stamp goals by its own clock", "a replica is an hour ahead", "goals with another hour", stray)
