@@ -74,7 +74,7 @@ def write_tables(reports: list[dict[str, Any]]) -> str:
 
 def _write_figures(case: dict[str, Any]) -> str:
     if "not_run" in case:
-        return "not run | | | "
+        return "not run | | |"
     return f"{case['requests']:,} | {case['errors']:,} | {case['longest_answer_s']:.2f} | {case['write_gap_s']:.2f}"
 
 
