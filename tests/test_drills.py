@@ -9,6 +9,7 @@ import pytest
 from tests.drills.drill import Case, Control, Drill, observe
 from tests.drills.history import History, HistoryError, copy_tree, list_revisions
 from tests.drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
+from tests.drills.readme import write_tables
 from tests.drills.report import summarize, write_html, write_text, write_total
 from tests.drills.timeline import Mark, Timeline, draw
 
@@ -109,6 +110,28 @@ def test_a_drill_fails_by_a_lost_write_a_broken_limit_a_silent_control_or_nothin
 
 def test_a_case_without_a_check_has_not_passed() -> None:
     assert not Case("empty", "nothing was looked at").passed
+
+
+def test_a_case_that_could_not_be_held_is_counted_and_never_passes_for_one() -> None:
+    drill = drill_with()
+    drill.leave_out("disk full", "a disk is full", "only root may mount one")
+    assert drill.passed
+    assert summarize(drill)["not_run"] == 1
+    text = write_text(drill)
+    assert "example: passed, 1 of 2 cases NOT RUN in" in text
+    assert "disk full: not run: only root may mount one" in text
+    assert "Not run: only root may mount one." in write_html(drill)
+    assert "| **disk full**: a disk is full | not run: only root may mount one | | | |" in write_tables(
+        [summarize(drill)]
+    )
+
+
+def test_a_drill_of_which_nothing_was_run_has_not_passed() -> None:
+    drill = Drill("example", short=True, seed=1)
+    drill.leave_out("disk full", "a disk is full", "only root may mount one")
+    drill.account(Verdict(acknowledged=1), [])
+    drill.control("broken", "a safety is gone", "writes lost", 1)
+    assert not drill.passed
 
 
 def test_a_control_at_its_limit_shows_nothing() -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 
-from tests.drills import failover, grey, migration, overload, restore, rollout
+from tests.drills import failover, grey, migration, overload, restore, rollout, rotation, stuck
 from tests.drills.drill import Drill
 
 DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
@@ -11,6 +11,8 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "rollout": rollout.run,
     "overload": overload.run,
     "migration": migration.run,
+    "rotation": rotation.run,
+    "stuck": stuck.run,
     "restore": restore.run,
 }
 """In the order in which they are held and told of."""

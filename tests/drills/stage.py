@@ -114,8 +114,8 @@ class Stage:
     An asynchronous context manager; leaving it ends every process that it has started.
     """
 
-    def __init__(self) -> None:
-        self.cluster = Cluster()
+    def __init__(self, *, disk: int | None = None) -> None:
+        self.cluster = Cluster(disk=disk)
         self.database = Relay()
         """Plays the Service of the primary: `goals-db-rw`."""
         self.balancer = Relay()
