@@ -17,5 +17,6 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
 }
 """In the order in which they are held and told of."""
 
-ALONE = frozenset({"overload"})
-"""Those that measure milliseconds, and share the machine with no other drill in the short form either."""
+ALONE = frozenset({"migration", "overload"})
+"""Those that share the machine with no other drill in the short form either: they measure milliseconds, or their
+processes take all cores from the others, as five migrators do."""
