@@ -32,9 +32,10 @@ check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter; shellcheck, ha
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --pedantic --quiet .github
 
+WORKERS ?= 2
 test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
@@ -104,6 +105,9 @@ load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, v
 
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
+
+parity-readme: $(VENV)/.parity  ## put the last comparison's tables into README.md
+	@PYTHONPATH=loadtest $(BIN)/python -m parity.compare --write README.md
 
 ##@ Drills
 DRILL ?= failover
@@ -237,4 +241,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity observability panels slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help
+.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity parity-readme observability panels slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help

@@ -74,6 +74,23 @@ async def test_a_schema_without_a_revision_is_none(empty: Settings) -> None:
         await until_not_ready_because(service, "revision None")
 
 
+async def test_an_obstacle_that_stays_is_told_once(empty: Settings) -> None:
+    connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
+    await connection.execute("CREATE SEQUENCE asked")
+    await connection.execute("CREATE VIEW alembic_version AS SELECT '0001' AS version_num FROM nextval('asked')")
+
+    async def has_asked_three_times() -> bool:
+        # The third question is put after the second answer has been told, or not told.
+        return bool(await connection.fetchval("SELECT last_value FROM asked") >= 3)
+
+    with structlog.testing.capture_logs() as events:
+        async with serving(empty) as service:
+            await until(has_asked_three_times)
+            await until_not_ready_because(service, "at revision 0001")
+    assert [event["event"] for event in events].count("not ready") == 1
+    await connection.close()
+
+
 async def test_a_later_outage_is_no_obstacle(empty: Settings) -> None:
     await upgrade(empty)
     administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database="postgres")
