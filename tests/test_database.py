@@ -455,6 +455,9 @@ async def test_connections_that_work_are_found_among_those_that_cannot_be_replac
         for _ in range(10):
             answers = await asyncio.gather(*(database.fetch(ONE) for _ in range(3 * database.size)))
             assert all(len(rows) == 1 for rows in answers)
+        remote.password_file.write_text("second\n")
+        while events[-1]["event"] != "database accepts connections again":
+            await asyncio.gather(*(database.fetch(ONE) for _ in range(database.size)))
     told = [event for event in events if event["event"] == "database refuses a connection"]
     assert [event["sqlstate"] for event in told] == ["28P01"]
     await database.close()

@@ -131,7 +131,9 @@ class _Door:
                     log.warning("database refuses a connection", error=type(error).__name__, sqlstate=sqlstate(error))
                 self._refusal, self._shut_until = error, loop.time() + REFUSAL
             raise
-        self._refusal = None
+        if self._refusal is not None:
+            self._refusal = None
+            log.info("database accepts connections again")
         return connection
 
     async def _log_in(self) -> asyncpg.Connection:
