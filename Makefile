@@ -111,13 +111,13 @@ parity-readme: $(VENV)/.parity  ## put the last comparison's tables into README.
 
 ##@ Drills
 DRILL ?= failover
-drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload) on purpose under load; reports in out/drills/ (1 to 3 minutes)
+drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload, migration, rotation, stuck, restore) on purpose under load; reports in out/drills/ (1 to 3 minutes)
 	@$(BIN)/python -m tests.drills $(DRILL) $(ARGS)
 
-drills: $(VENV)/.dev  ## all of them, in full (7 minutes)
+drills: $(VENV)/.dev  ## all of them, in full (under 20 minutes)
 	@$(BIN)/python -m tests.drills $(ARGS)
 
-drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (90 seconds)
+drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (under 3 minutes)
 	@$(BIN)/python -m tests.drills --short --seed 1 --out out/drills/short $(ARGS)
 
 drills-readme: $(VENV)/.dev  ## the README's table and picture of the drills anew, from the last full run

@@ -74,14 +74,47 @@ async def test_connections_that_died_while_idle_are_not_noticed(
     assert [row.one for row in await database.fetch(ONE)] == [1]
 
 
+async def test_a_connection_that_is_lost_takes_no_other_with_it(
+    database: Database, administrator: asyncpg.Connection
+) -> None:
+    await database.fill()
+    before = set(await backends(administrator))
+    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.5), 'lost alone'")))
+    await until_running(administrator, "lost alone")
+    lost = await administrator.fetchval(
+        "SELECT pid FROM pg_stat_activity WHERE query LIKE '%lost alone%' AND pid <> pg_backend_pid()"
+    )
+    await administrator.execute("SELECT pg_terminate_backend($1, 5000)", lost)
+    await statement
+    await asyncio.gather(*(database.fetch(ONE) for _ in range(database.size)))
+    assert before - set(await backends(administrator)) == {lost}
+
+
 async def test_a_statement_cut_off_is_sent_again(database: Database, administrator: asyncpg.Connection) -> None:
     with structlog.testing.capture_logs() as events:
         statement = asyncio.create_task(database.run(text("SELECT pg_sleep(0.5), 'cut off' AS what")))
         await until_running(administrator, "cut off")
         await terminate(administrator)
         rows, attempts = await statement
-    assert (rows[0].what, attempts) == ("cut off", 2)
+        assert (rows[0].what, attempts) == ("cut off", 2)
+        while len(events) < 2:
+            await database.fetch(ONE)  # the outage is over once they have succeeded for a while
     assert [event["event"] for event in events] == ["database does not answer", "database answers again"]
+
+
+async def test_a_statement_whose_plan_a_migration_has_outdated_is_sent_again(
+    database: Database, administrator: asyncpg.Connection
+) -> None:
+    await administrator.execute("CREATE TABLE outdated AS SELECT CAST('a name' AS varchar(9)) AS name")
+    await administrator.execute("GRANT SELECT ON outdated TO goals_user")
+    try:
+        statement = text("SELECT name FROM outdated")
+        await database.fetch(statement)
+        await administrator.execute("ALTER TABLE outdated ALTER COLUMN name TYPE text")
+        rows, attempts = await database.run(statement)
+    finally:
+        await administrator.execute("DROP TABLE outdated")
+    assert (rows[0].name, attempts) == ("a name", 2)
 
 
 async def test_a_statement_that_may_not_be_repeated_is_sent_once(
@@ -347,7 +380,7 @@ async def remote(guarded: Path, settings: Settings, tmp_path: Path) -> AsyncIter
     (tmp_path / "password").write_text("first\n")
     administrator = await asyncpg.connect(host=str(guarded), user="postgres", database="postgres")
     await administrator.execute("ALTER ROLE goals_user PASSWORD 'first'")
-    async with tls.entrance(guarded, context) as port:
+    async with tls.entrance(lambda: asyncio.open_unix_connection(str(guarded / ".s.PGSQL.5432")), context) as port:
         yield Remote(
             settings.model_copy(
                 update={
@@ -406,4 +439,44 @@ async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote
             await asyncio.sleep(0)
         remote.password_file.write_text("second\n")
         assert len(await statement) == 1
+    await database.close()
+
+
+async def test_connections_that_work_are_found_among_those_that_cannot_be_replaced(remote: Remote) -> None:
+    database = Database(remote.settings)
+    await database.fill()
+    await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
+    await remote.administrator.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM "
+        "(SELECT pid FROM pg_stat_activity WHERE application_name = 'goals' LIMIT $1)",
+        database.size - 2,
+    )
+    with structlog.testing.capture_logs() as events:
+        for _ in range(10):
+            answers = await asyncio.gather(*(database.fetch(ONE) for _ in range(3 * database.size)))
+            assert all(len(rows) == 1 for rows in answers)
+        remote.password_file.write_text("second\n")
+        while events[-1]["event"] != "database accepts connections again":
+            await asyncio.gather(*(database.fetch(ONE) for _ in range(database.size)))
+    told = [event for event in events if event["event"] == "database refuses a connection"]
+    assert [event["sqlstate"] for event in told] == ["28P01"]
+    await database.close()
+
+
+async def test_the_former_password_serves_until_the_server_has_the_new_one(remote: Remote) -> None:
+    database = Database(remote.settings)
+    await database.fetch(ONE)
+    remote.password_file.write_text("second\n")
+    await terminate(remote.administrator)
+    rows, attempts = await database.run(ONE)
+    assert len(rows) == 1
+    # The connection that was lost, and no second refusal: the former password is tried at once.
+    assert attempts <= 2
+    await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
+    await terminate(remote.administrator)
+    await database.fetch(ONE)
+    await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'third'")
+    await terminate(remote.administrator)
+    with pytest.raises(DatabaseUnavailableError):
+        await database.fetch(ONE)  # neither the file's nor the one before
     await database.close()

@@ -1,12 +1,16 @@
-"""The oracle of the drills must see every kind of damage, or what they say is worth nothing."""
+"""The oracle of the drills must see every kind of damage, and what was not run must show, or all is worth nothing."""
 
+import subprocess
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from tests.drills.drill import Case, Control, Drill, observe
-from tests.drills.journal import Attempt, Verdict, longest_gap, reconcile
-from tests.drills.report import summarize, write_html, write_text
+from tests.drills.history import History, HistoryError, copy_tree, list_revisions
+from tests.drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
+from tests.drills.readme import write_tables
+from tests.drills.report import summarize, write_html, write_text, write_total
 from tests.drills.timeline import Mark, Timeline, draw
 
 UUID = str(uuid4())
@@ -53,6 +57,20 @@ def test_what_was_acknowledged_is_held_against_what_is_stored(
     assert reconcile(attempts, names) == expected
 
 
+def test_a_journal_that_is_cut_at_a_moment_tells_what_a_restore_to_it_must_hold() -> None:
+    before, under_way, after = (attempt(ended=ended)._replace(uuid=str(uuid4())) for ended in (10.0, 10.6, 12.0))
+    known = cut([before, under_way, after], 10.2, 10.3)
+    assert [(a.uuid, a.is_done) for a in known] == [(before.uuid, True), (under_way.uuid, False)]
+    names = [f"drill {a.uuid}" for a in (before, under_way, after)]
+    assert reconcile(known, names[:1]) == Verdict(acknowledged=1)
+    assert reconcile(known, names[:2]) == Verdict(acknowledged=1)
+    assert reconcile(known, names[1:2]) == Verdict(acknowledged=1, lost=1)
+    assert reconcile(known, names) == Verdict(acknowledged=1, phantom=1)
+    # A change of an older goal that came later shows as well.
+    renamed = attempt("rename by the API", 200, ended=13.0)._replace(uuid=before.uuid)
+    assert reconcile(cut([before, renamed], 10.2, 10.3), [f"{names[0]} renamed"]) == Verdict(acknowledged=1, phantom=1)
+
+
 def test_the_longest_gap_counts_the_borders_and_only_what_was_acknowledged() -> None:
     attempts = [attempt(ended=11), attempt(ended=12, status=503), attempt(ended=15), attempt("page", 200, ended=18)]
     assert longest_gap(attempts, 10, 20) == 5
@@ -94,6 +112,28 @@ def test_a_case_without_a_check_has_not_passed() -> None:
     assert not Case("empty", "nothing was looked at").passed
 
 
+def test_a_case_that_could_not_be_held_is_counted_and_never_passes_for_one() -> None:
+    drill = drill_with()
+    drill.leave_out("disk full", "a disk is full", "only root may mount one")
+    assert drill.passed
+    assert summarize(drill)["not_run"] == 1
+    text = write_text(drill)
+    assert "example: passed, 1 of 2 cases NOT RUN in" in text
+    assert "disk full: not run: only root may mount one" in text
+    assert "Not run: only root may mount one." in write_html(drill)
+    assert "| **disk full**: a disk is full | not run: only root may mount one | | | |" in write_tables(
+        [summarize(drill)]
+    )
+
+
+def test_a_drill_of_which_nothing_was_run_has_not_passed() -> None:
+    drill = Drill("example", short=True, seed=1)
+    drill.leave_out("disk full", "a disk is full", "only root may mount one")
+    drill.account(Verdict(acknowledged=1), [])
+    drill.control("broken", "a safety is gone", "writes lost", 1)
+    assert not drill.passed
+
+
 def test_a_control_at_its_limit_shows_nothing() -> None:
     assert not Control("control", "", "damage", measured=1, limit=1).shown
 
@@ -108,6 +148,26 @@ def test_the_reports_say_what_was_seen() -> None:
     page = write_html(drill)
     assert "<svg" in page
     assert 'class="bad"' in page
+
+
+def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
+    drill = drill_with()
+    drill.leave_out("history", "a former version", "there is no git history")
+    assert drill.passed
+    assert (drill.outcome, summarize(drill)["not_run"]) == ("passed, 1 of 2 cases NOT RUN", 1)
+    assert "history: not run: there is no git history" in write_text(drill)
+    assert "Not run: there is no git history." in write_html(drill)
+    empty = Drill("empty", short=True, seed=1)
+    empty.leave_out("history", "a former version", "there is no git history")
+    empty.control("broken", "a safety is gone", "writes lost", 1)
+    assert not empty.passed
+    assert empty.outcome == "NOT RUN"
+    for text in (write_text(empty), write_html(empty)):
+        assert "not run: there is no git history" in text.replace("Not", "not")
+        assert "ltogether" not in text
+    total = write_total([drill_with(), drill, drill_with(lost=1), empty])
+    assert total.startswith("4 drills: 2 passed, 1 failed, 1 not run\n")
+    assert "  not run: example/history (there is no git history)\n  not run: empty/history (" in total
 
 
 def test_a_busy_machine_is_told_of() -> None:
@@ -138,3 +198,89 @@ def test_a_short_drill_is_patient_with_times_and_not_with_counts() -> None:
         case.check("errors shown", 3, "<", 2)
         case.check("a pause at least, s", 3.0, ">", 4.0)
         assert [check.holds for check in case.checks] == holds
+
+
+def git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=Test", "-c", "user.email=test@example.com", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def commit(folder: Path, *files: str) -> str:
+    """Write these files, commit them, and give the commit's short name."""
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{name}\n")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "Change")
+    return git(folder, "rev-parse", "--short", "HEAD")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project whose two first revisions came together, and a third one with the version after."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    together = [f"alembic/versions/{name}" for name in ("0001_first.py", "0002_second.py")]
+    commit(folder, "alembic.ini", "alembic/env.py", "services/goals/__main__.py", "services/.cache/file", *together)
+    return folder
+
+
+def test_the_former_version_is_the_last_commit_before_the_next_revision_came(project: Path, tmp_path: Path) -> None:
+    former = commit(project, "services/goals/app.py")
+    commit(project, "alembic/versions/0003_third.py", "services/goals/later.py")
+    head = commit(project, "README.md")
+    history = History(project)
+    history.check(whole=True)
+    assert history.find_last("0001", "0002") is None
+    assert history.find_last("0002", "0003") == former
+    # A revision that is being written is in no commit yet: what runs before it is the newest one.
+    assert history.find_last("0003", "0004") == history.find_last("0003", None) == head
+    assert history.find_last("0004", None) is None
+    history.unpack(former, tmp_path / "former")
+    assert list_revisions(tmp_path / "former") == ["0001", "0002"]
+    assert (tmp_path / "former" / "services" / "goals" / "app.py").is_file()
+    assert list_revisions(project) == ["0001", "0002", "0003"]
+    with pytest.raises(HistoryError, match="commit 0123456"):
+        history.unpack("0123456", tmp_path / "nothing")
+
+
+def test_a_renamed_revision_came_when_it_first_did(project: Path) -> None:
+    former = git(project, "rev-parse", "--short", "HEAD")
+    commit(project, "alembic/versions/0003_third.py")
+    git(project, "mv", "alembic/versions/0003_third.py", "alembic/versions/0003_better_name.py")
+    commit(project)
+    assert History(project).find_last("0002", "0003") == former
+
+
+def test_a_history_that_cannot_tell_says_what_to_do(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(project, "README.md")
+    git(tmp_path, "clone", "--quiet", "--depth", "1", project.as_uri(), "shallow")
+    shallow = History(tmp_path / "shallow")
+    shallow.check(whole=False)
+    with pytest.raises(HistoryError, match="git fetch --unshallow"):
+        shallow.check(whole=True)
+    inside = project / "unpacked"
+    inside.mkdir()
+    for folder in (inside, tmp_path):
+        with pytest.raises(HistoryError, match="no git history here"):
+            History(folder).check(whole=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(HistoryError, match="no git on the PATH"):
+        History(project).check(whole=False)
+
+
+def test_a_copy_of_the_tree_is_what_runs_of_it(project: Path, tmp_path: Path) -> None:
+    copy_tree(project, tmp_path / "copy")
+    files = sorted(
+        str(file.relative_to(tmp_path / "copy")) for file in (tmp_path / "copy").rglob("*") if file.is_file()
+    )
+    assert files == [
+        "alembic.ini",
+        "alembic/env.py",
+        "alembic/versions/0001_first.py",
+        "alembic/versions/0002_second.py",
+        "services/goals/__main__.py",
+    ]

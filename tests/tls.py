@@ -1,25 +1,27 @@
-"""An entrance with TLS before the embedded server, whose build has none; it negotiates as PostgreSQL does."""
+"""An entrance with TLS before a server of the wheel, whose build has none; it negotiates as PostgreSQL does."""
 
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 # The protocol's documentation, "SSL Session Encryption": length 8 and the request's code.
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 
 
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
 @contextlib.asynccontextmanager
-async def entrance(socket: Path, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """Yield the port on 127.0.0.1 behind which the server at `socket` is; who does not ask for TLS is sent away."""
+async def entrance(connect: Connect, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """Yield the port on 127.0.0.1 that leads to where `connect` does; who does not ask for TLS is sent away."""
 
     async def enter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             if await reader.readexactly(8) == SSL_REQUEST:
                 writer.write(b"S")
                 await writer.start_tls(context)
-                inner_reader, inner_writer = await asyncio.open_unix_connection(str(socket / ".s.PGSQL.5432"))
+                inner_reader, inner_writer = await connect()
                 await asyncio.gather(pump(reader, inner_writer), pump(inner_reader, writer))
         writer.close()
 

@@ -40,8 +40,12 @@ RETRY_BUDGET = 3.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 0.5
 SILENCE = 0.25
 """Without an answer for so long, while statements are under way, the database counts as away."""
+REFUSAL = 0.25
+"""How long no other connection is asked for after the server has refused one."""
 QUICK = 0.25
 """A wait up to here is no sign of overload; after `GATE_TIMEOUT` without a shorter one, the queue is mere delay."""
+CALM = 1.0
+"""An outage is over when no statement has failed for so long: in some, only part of the connections is lost."""
 GATE_QUEUE = 128
 """How many statements may wait for a connection; the next one is refused at once."""
 
@@ -51,6 +55,8 @@ _DISCONNECTS = frozenset({"25006", "57P01", "57P02", "57P03"})
 # SQLSTATEs that pass by themselves, so that the same statement may be sent again: those, lost connections (08),
 # a rotated password (28P01), deadlocks (40), too many connections (53300), a plan older than a migration (0A000).
 _TRANSIENT = _DISCONNECTS | {"0A000", "08000", "08001", "08003", "08004", "08006", "28P01", "40001", "40P01", "53300"}
+# What a new connection may be told while those that exist go on: another password, too many connections.
+_REFUSALS = frozenset({"28P01", "53300"})
 # Classes that blame our statement or the data in it: defects of ours, never an outage. 42P01 and 42703 are the
 # exception within 42, with 42501: the table, a column or a right is not there yet.
 _DEFECTS = ("22", "23", "42")
@@ -82,8 +88,10 @@ def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
 
 def sqlstate(error: BaseException) -> str | None:
     """Give the SQLSTATE (PostgreSQL, appendix A) behind an error of SQLAlchemy or asyncpg, where there is one."""
-    origin = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(origin, "sqlstate", None)
+    if not isinstance(error, DBAPIError):
+        return getattr(error, "sqlstate", None)
+    # For a plan that is older than a migration (0A000) SQLAlchemy leaves the code with the driver's error.
+    return getattr(error.orig, "sqlstate", None) or getattr(getattr(error.orig, "__cause__", None), "sqlstate", None)
 
 
 Statement = Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
@@ -95,6 +103,63 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  asyncpg's own signature
         self.terminate()
+
+
+class _Door:
+    """Opens connections with the password that the file holds now, and else with the one that was accepted last.
+
+    A rotation changes the server and the file one after the other. Where the file comes first, every connection that
+    is lost between them can be replaced only by the former password. After a refusal the door stays shut for a moment:
+    each place in the pool whose connection was lost would ask again for every statement.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.accepted: str | None = None
+        self._refusal: Exception | None = None
+        self._shut_until = 0.0
+
+    async def open(self) -> asyncpg.Connection:
+        loop = asyncio.get_running_loop()
+        if self._refusal is not None and loop.time() < self._shut_until:
+            raise self._refusal.with_traceback(None)
+        try:
+            connection = await self._log_in()
+        except (asyncpg.PostgresError, OSError) as error:
+            if _is_refusal(error):
+                if self._refusal is None:
+                    log.warning("database refuses a connection", error=type(error).__name__, sqlstate=sqlstate(error))
+                self._refusal, self._shut_until = error, loop.time() + REFUSAL
+            raise
+        if self._refusal is not None:
+            self._refusal = None
+            log.info("database accepts connections again")
+        return connection
+
+    async def _log_in(self) -> asyncpg.Connection:
+        arguments = connect_arguments(self._settings)
+        password = arguments["password"]
+        try:
+            connection = await _connect(arguments)
+        except asyncpg.InvalidPasswordError:
+            if self.accepted in {None, password}:
+                raise
+            return await _connect({**arguments, "password": self.accepted})
+        self.accepted = password
+        return connection
+
+
+async def _connect(arguments: Mapping[str, Any]) -> asyncpg.Connection:
+    return await asyncpg.connect(
+        **arguments,
+        command_timeout=COMMAND_TIMEOUT,
+        connection_class=_Connection,
+        server_settings={
+            "application_name": "goals",
+            "jit": "off",
+            "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
+        },
+    )
 
 
 class Gate:
@@ -186,18 +251,11 @@ class Database:
     ) -> None:
         metrics = DatabaseMetrics(NoOpMeter("goals")) if metrics is None else metrics
 
+        door = _Door(settings)
+
         async def connect() -> asyncpg.Connection:
             began = time.perf_counter()
-            connection = await asyncpg.connect(
-                **connect_arguments(settings),
-                command_timeout=COMMAND_TIMEOUT,
-                connection_class=_Connection,
-                server_settings={
-                    "application_name": "goals",
-                    "jit": "off",
-                    "statement_timeout": str(int(STATEMENT_TIMEOUT * 1000)),
-                },
-            )
+            connection = await door.open()
             metrics.record_creation(time.perf_counter() - began)
             return connection
 
@@ -222,6 +280,7 @@ class Database:
         metrics.observe_gate(self.gate.rejections)
         self._attempts: set[asyncio.Task[Sequence[Row[Any]]]] = set()
         self._failures: dict[tuple[str, str | None], float] = {}
+        self._failed_at = 0.0
 
     async def fetch(
         self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
@@ -286,11 +345,9 @@ class Database:
     def _execute(
         self, statement: Statement, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
     ) -> Sequence[Row[Any]]:
-        with self.engine.sync_engine.connect() as connection:
+        with self._borrow() as connection:
             borrowed = time.perf_counter()
             self._metrics.record_wait(borrowed - asked)
-            if not repeatable:
-                _replace_dead(connection)
             try:
                 return connection.execute(statement, parameters).all()
             except Exception as error:
@@ -299,6 +356,21 @@ class Database:
                 raise DatabaseUnavailableError("The database did not say whether it was done.") from error
             finally:
                 self._metrics.record_use(time.perf_counter() - borrowed)
+
+    def _borrow(self) -> Connection:
+        """Take a connection that the driver does not know to be closed, past places that cannot be filled now."""
+        places = self.size
+        while True:
+            try:
+                connection = self.engine.sync_engine.connect()
+                while connection.connection.driver_connection.is_closed():  # type: ignore[union-attr]  # it has one
+                    connection.invalidate()  # as those of a former primary are; the next in the pool comes instead
+            except (DBAPIError, OSError) as error:
+                places -= 1
+                if not places or not _is_refusal(error):
+                    raise
+            else:
+                return connection
 
     def _record(self, statement: Statement, failure: str | None, seconds: float) -> None:
         description = self._descriptions.get(statement)
@@ -322,13 +394,14 @@ class Database:
 
     def _note_answer(self, now: float) -> None:
         self.gate.note_answer(now)
-        if self._failures:
-            log.info("database answers again", after_seconds=round(now - min(self._failures.values()), 3))
+        if self._failures and now - self._failed_at > CALM:
+            log.info("database answers again", after_seconds=round(self._failed_at - min(self._failures.values()), 3))
             self._failures.clear()
 
     def _note_failure(self, now: float, error: BaseException) -> None:
         """Log each kind of failure once in an outage: what it begins with is seldom what it goes on with."""
         kind = (type(error).__name__, sqlstate(error))
+        self._failed_at = now
         if kind not in self._failures:
             self._failures[kind] = now
             log.warning("database does not answer", error=kind[0], sqlstate=kind[1])
@@ -364,16 +437,18 @@ def _error_type(error: BaseException) -> str:
     return sqlstate(origin) or type(origin).__qualname__
 
 
-def _replace_dead(connection: Connection) -> None:
-    """Make sure of a connection that the driver does not yet know to be closed, as those of a former primary are."""
-    while connection.connection.driver_connection.is_closed():  # type: ignore[union-attr]  # it has one
-        connection.invalidate()
+def _is_refusal(error: BaseException) -> bool:
+    # The certificate says that the server is not the one we trust.
+    return sqlstate(error) in _REFUSALS or isinstance(error, ssl.SSLCertVerificationError)
 
 
 def _drop_useless_connections(context: ExceptionContext) -> None:
     error = context.original_exception
     if isinstance(error, OSError) or sqlstate(error) in _DISCONNECTS:
-        context.is_disconnect = True
+        context.is_disconnect = True  # and the others of the pool with it: what is silent or a standby is so for all
+    else:
+        # The driver knows of each connection that was closed; the others work, and perhaps cannot be replaced now.
+        context.invalidate_pool_on_disconnect = False
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 
-from tests.drills import failover, grey, overload, rollout
+from tests.drills import failover, grey, migration, overload, restore, rollout, rotation, stuck
 from tests.drills.drill import Drill
 
 DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
@@ -10,8 +10,13 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "grey": grey.run,
     "rollout": rollout.run,
     "overload": overload.run,
+    "migration": migration.run,
+    "rotation": rotation.run,
+    "stuck": stuck.run,
+    "restore": restore.run,
 }
 """In the order in which they are held and told of."""
 
-ALONE = frozenset({"overload"})
-"""Those that measure milliseconds, and share the machine with no other drill in the short form either."""
+ALONE = frozenset({"migration", "overload"})
+"""Those that share the machine with no other drill in the short form either: they measure milliseconds, or their
+processes take all cores from the others, as five migrators do."""

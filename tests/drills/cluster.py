@@ -79,15 +79,22 @@ class Cluster:
 
     As with CloudNativePG, a promotion first waits until no standby receives any more, then takes the one that has
     received most: with a quorum of one, it alone may hold the last commit that was acknowledged.
+
+    With `disk`, the first primary has its data on a disk of so many megabytes and its log on another, as CloudNativePG
+    does with `walStorage`. Where none can be mounted, `no_disk` says why, and its data are beside the others'.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, disk: int | None = None) -> None:
         # Not a test framework's folder: PostgreSQL refuses to run as root, so another account has to reach it.
         self.folder = Path(tempfile.mkdtemp(prefix="goals-drill-"))
         self.ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
         self.primary = NAMES[0]
+        self.no_disk = "none was asked for"
+        self._disk = disk
+        self._mounted = False
         self._programs = embedded.find_programs()
         self._synchronous = QUORUM
+        self._restore = ""
         self._leader: dict[str, str | None] = dict.fromkeys(NAMES)
 
     @property
@@ -115,12 +122,18 @@ class Cluster:
     ) -> None:
         for name in NAMES:
             self._signal(name, signal.SIGKILL)
+        if self._mounted:
+            # Lazy: the last of the processes may have a file open for a moment yet.
+            await _call("umount", "--lazy", self._data(NAMES[0]))
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _build(self) -> None:
         first = self._data(self.primary)
+        if self._disk is not None:
+            await self._mount(first)
+        log = ("-X", self.folder / f"{self.primary}-wal") if self._mounted else ()
         locale = ("--no-locale", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-        await self._run("initdb", "-D", first, "-U", "postgres", "--auth=trust", "--no-sync", *locale)
+        await self._run("initdb", "-D", first, "-U", "postgres", "--auth=trust", "--no-sync", *log, *locale)
         with (first / "postgresql.conf").open("a", encoding="ascii") as file:
             file.write(_CONFIGURATION)
         (first / "pg_hba.conf").write_text(_ACCESS, encoding="ascii")
@@ -134,6 +147,21 @@ class Cluster:
         self._configure(self.primary, leader=None)
         self._signal_main(self.primary, signal.SIGHUP)
         await self.until_whole()
+
+    async def _mount(self, data: Path) -> None:
+        """Put a disk of its own where the first primary's data will be, if one can be had."""
+        if os.geteuid() != 0:
+            self.no_disk = "only root may mount a small disk"
+            return
+        os.mkdir(data, mode=0o700)  # noqa: PTH102  ruff takes the method for a slow one in a coroutine
+        try:
+            await _call("mount", "-t", "tmpfs", "-o", f"size={self._disk}m,mode=0700", "tmpfs", data)
+        except DrillError as error:
+            self.no_disk = str(error)
+        else:
+            self.no_disk = ""
+            self._mounted = True
+        self._give(data)
 
     async def _clone(self, name: str) -> None:
         data = self._data(name)
@@ -187,11 +215,43 @@ class Cluster:
 
             await until(has_replayed, f"{name} replays what {self.primary} has written")
 
+    def read_log(self) -> str:
+        """All that the primary has logged."""
+        return (self.folder / f"{self.primary}.log").read_text(encoding="utf-8", errors="replace")
+
     # What an operator does.
+
+    async def ask_for_passwords(self) -> None:
+        """Let the primary ask the service for a password at each new connection, as CloudNativePG's does."""
+        rules = self._data(self.primary) / "pg_hba.conf"
+        rules.write_text(f"host all goals_user 127.0.0.1/32 scram-sha-256\n{_ACCESS}", encoding="ascii")
+        await self.fetch("SELECT pg_reload_conf()", database="postgres")
 
     async def start(self, name: str) -> None:
         data = self._data(name)
         await self._run("pg_ctl", "-D", data, "-l", self.folder / f"{name}.log", "-w", "-t", "60", "start")
+
+    async def start_slowly(self, name: str) -> None:
+        """Start what crashed, and let it replay its log until `finish_start`: it tells who comes that it starts up."""
+        # PostgreSQL asks for the first piece of its log by this command, and waits for its answer: there is none.
+        self._restore = f"until [ -e {self._data(name)}.go ]; do sleep 0.02; done; false"
+        self._configure(name, leader=None)
+        (self._data(name) / "recovery.signal").touch()
+        self._give(self._data(name) / "recovery.signal")
+        await self._run("pg_ctl", "-D", self._data(name), "-l", self.folder / f"{name}.log", "-W", "start")
+
+    async def finish_start(self, name: str) -> None:
+        """Return once it accepts connections."""
+        self._data(name).with_suffix(".go").touch()
+
+        async def accepts() -> bool:
+            with contextlib.suppress(asyncpg.CannotConnectNowError):
+                return not await self.fetch("SELECT pg_is_in_recovery()", name=name, database="postgres")
+            return False
+
+        await until(accepts, f"{name} starts up")
+        self._restore = ""
+        self._configure(name, leader=None)
 
     async def start_standby(self, name: str) -> None:
         self._configure(name, leader=self.primary)
@@ -279,6 +339,22 @@ class Cluster:
         mains = {name: self._find_main(name) for name in NAMES}
         return [name for name, main in mains.items() if main is not None and main.status() == psutil.STATUS_STOPPED]
 
+    def fill_disk(self) -> None:
+        """Use up the disk that the first primary's data are on."""
+        with self._filler.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(1 << 16))
+        with self._filler.open("ab", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(1 << 12))
+
+    def free_disk(self) -> None:
+        self._filler.unlink()
+
+    @property
+    def _filler(self) -> Path:
+        return self._data(NAMES[0]) / "filler"
+
     def _signal(self, name: str, number: signal.Signals) -> list[psutil.Process]:
         main = self._find_main(name)
         if main is None:
@@ -317,6 +393,7 @@ class Cluster:
             "cluster_name": name,
             "synchronous_standby_names": self._synchronous,
             "primary_conninfo": source,
+            "restore_command": self._restore if name == self.primary else "",
         }
         text = "".join(f"{setting} = '{value}'\n" for setting, value in settings.items())
         unfinished = self._data(name) / "node.unfinished"
@@ -329,19 +406,24 @@ class Cluster:
             shutil.chown(path, embedded.ACCOUNT, pwd.getpwnam(embedded.ACCOUNT).pw_gid)
 
     async def _run(self, program: str, *arguments: str | Path) -> None:
+        """Run one of PostgreSQL's programs, which refuse to run as root."""
         account: dict[str, Any] = {}
         if os.geteuid() == 0:
             entry = pwd.getpwnam(embedded.ACCOUNT)
             account = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        process = await asyncio.create_subprocess_exec(
-            self._programs / program,
-            *arguments,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            **account,
-        )
-        _, errors = await process.communicate()
-        if process.returncode:
-            raise DrillError(f"{program} {arguments}: {errors.decode(errors='replace').strip()}")
+        await _call(self._programs / program, *arguments, **account)
+
+
+async def _call(program: str | Path, *arguments: str | Path, **account: Any) -> None:
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *arguments,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        **account,
+    )
+    _, errors = await process.communicate()
+    if process.returncode:
+        raise DrillError(f"{Path(program).name} {arguments}: {errors.decode(errors='replace').strip()}")

@@ -91,6 +91,8 @@ class Case:
     """When the system was whole again, where that is not the end of the last mark."""
     patience: float = 1.0
     """How many times wider an upper limit in seconds is than it is named."""
+    not_run: str = ""
+    """Why it could not be held here, where something that it needs is missing."""
 
     def check(self, what: str, measured: float, comparison: str, limit: float) -> None:
         if what.endswith(", s") and comparison in {"<", "<="}:
@@ -156,6 +158,12 @@ class Drill:
         self.cases.append(case)
         return case
 
+    def leave_out(self, name: str, explanation: str, why: str) -> None:
+        """Note a case that cannot be held on this machine: it is told of as not run, and never as passed."""
+        self.say(f"{name}: not run: {why}")
+        now = time.time()
+        self.cases.append(Case(name, explanation, began=now, ended=now, not_run=why))
+
     def end(self, case: Case) -> None:
         case.ended = time.time()
 
@@ -187,11 +195,29 @@ class Drill:
         ]
 
     @property
+    def held(self) -> list[Case]:
+        """The cases that were not left out."""
+        return [case for case in self.cases if not case.not_run]
+
+    @property
+    def not_run(self) -> int:
+        """How many cases were left out."""
+        return len(self.cases) - len(self.held)
+
+    @property
+    def outcome(self) -> str:
+        """`passed`, `FAILED`, or `NOT RUN` where every case was left out; whatever else was left out is counted."""
+        if self.not_run and not self.held:
+            return "NOT RUN"
+        left_out = f", {self.not_run} of {len(self.cases)} cases NOT RUN" if self.not_run else ""
+        return f"{'passed' if self.passed else 'FAILED'}{left_out}"
+
+    @property
     def passed(self) -> bool:
         return (
-            bool(self.cases)
+            bool(self.held)
             and bool(self.controls)
-            and all(case.passed for case in self.cases)
+            and all(case.passed for case in self.held)
             and all(check.holds for check in self.whole)
             and all(control.shown for control in self.controls)
         )

@@ -93,6 +93,16 @@ def reconcile(attempts: Iterable[Attempt], names: Iterable[str]) -> Verdict:
     return verdict
 
 
+def cut(attempts: Iterable[Attempt], asked: float, answered: float) -> list[Attempt]:
+    """What had been told at a moment between two times: whatever began later is left out, whatever ended later is open.
+
+    Held against what a restore to that moment has brought back, an acknowledged write that is missing is lost, and one
+    that came later is a phantom.
+    """
+    begun = [attempt for attempt in attempts if attempt.begun < answered]
+    return [a if a.ended < asked else a._replace(status=0, error="under way") for a in begun]
+
+
 def _judge(verdict: Verdict, steps: dict[str, list[Attempt]], stored: Counter[bool]) -> None:
     """Add one goal: `stored` counts its rows, those renamed and those not."""
     done = {step: any(attempt.is_done for attempt in attempts) for step, attempts in steps.items()}

@@ -30,7 +30,7 @@ _SLOWDOWN = 2.0
 _SETTLE = 2.0
 """Seconds until a queue that only delays has been noticed and cut."""
 
-_TRIGGER = """
+PACE = """
 CREATE TABLE drill_pace (seconds float NOT NULL);
 INSERT INTO drill_pace VALUES (0);
 CREATE FUNCTION drill_work() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
@@ -51,9 +51,9 @@ class Knee(NamedTuple):
 
 async def run(drill: Drill) -> None:
     async with Stage() as stage:
-        await stage.cluster.execute(_TRIGGER)
+        await stage.cluster.execute(PACE)
         await stage.serve(1)
-        await _set_pace(stage, _STATEMENT)
+        await set_pace(stage, _STATEMENT)
         knee = await _find_capacity(drill, stage)
         await _overload(drill, stage, knee)
         await _slow_down(drill, stage, knee)
@@ -61,7 +61,8 @@ async def run(drill: Drill) -> None:
         await _control(drill, stage, knee)
 
 
-async def _set_pace(stage: Stage, seconds: float) -> None:
+async def set_pace(stage: Stage, seconds: float) -> None:
+    """Let an INSERT hold its connection for so long, on average."""
     await stage.cluster.fetch("UPDATE drill_pace SET seconds = $1", seconds)
 
 
@@ -163,9 +164,9 @@ async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.began = time.time()
     await asyncio.sleep(before)
     at = time.time()
-    await _set_pace(stage, _SLOW * _STATEMENT)
+    await set_pace(stage, _SLOW * _STATEMENT)
     await asyncio.sleep(slow)
-    await _set_pace(stage, _STATEMENT)
+    await set_pace(stage, _STATEMENT)
     until = time.time()
     attempts = await _take(drill, stage, load, prober)
     drill.end(case)

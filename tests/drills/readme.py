@@ -58,12 +58,7 @@ def write_tables(reports: list[dict[str, Any]]) -> str:
         "| drill | what happens | requests | errors shown | longest answer, s | longest pause between writes, s |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    lines += [
-        f"| {report['drill']} | **{case['name']}**: {case['explanation']} | {case['requests']:,} | {case['errors']:,} "
-        f"| {case['longest_answer_s']:.2f} | {case['write_gap_s']:.2f} |"
-        for report in reports
-        for case in report["cases"]
-    ]
+    lines += [_write_row(report["drill"], case) for report in reports for case in report["cases"]]
     lines += ["", "| control: the same without a safety | damage it shows |", "|---|---|"]
     lines += [
         f"| **{control['name']}**: {control['explanation']} | {control['measured']:,g} {control['damage']} |"
@@ -71,6 +66,18 @@ def write_tables(reports: list[dict[str, Any]]) -> str:
         for control in report["controls"]
     ]
     return "\n".join(lines)
+
+
+def _write_row(drill: str, case: dict[str, Any]) -> str:
+    what = f"| {drill} | **{case['name']}**: {case['explanation']} "
+    if case.get("not_run"):
+        return f"{what}| not run: {case['not_run']} | | | |"
+    if "requests" not in case:
+        return f"{what}| | | | |"  # nobody asked for anything meanwhile
+    figures = (
+        f"| {case['requests']:,} | {case['errors']:,} | {case['longest_answer_s']:.2f} | {case['write_gap_s']:.2f} |"
+    )
+    return what + figures
 
 
 if __name__ == "__main__":

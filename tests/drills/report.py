@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -28,6 +29,7 @@ def summarize(drill: Drill) -> dict[str, Any]:
     return {
         "drill": drill.name,
         "passed": drill.passed,
+        "not_run": drill.not_run,
         "short": drill.short,
         "seed": drill.seed,
         "started": datetime.fromtimestamp(drill.started, UTC).isoformat(timespec="seconds"),
@@ -46,6 +48,7 @@ def summarize(drill: Drill) -> dict[str, Any]:
                 "name": case.name,
                 "explanation": case.explanation,
                 "passed": case.passed,
+                "not_run": case.not_run,
                 **(case.figures._asdict() if case.figures else {}),
                 "checks": [_dump(check) for check in case.checks],
             }
@@ -62,17 +65,30 @@ def _dump(check: Check) -> dict[str, Any]:
 
 def write_text(drill: Drill) -> str:
     """The summary for a terminal."""
-    lines = ["", f"{drill.name}: {'passed' if drill.passed else 'FAILED'} in {drill.seconds:.0f} s (seed {drill.seed})"]
+    lines = ["", f"{drill.name}: {drill.outcome} in {drill.seconds:.0f} s (seed {drill.seed})"]
     lines += [f"  warning: {drill.warning}"] if drill.warning else []
     for case in drill.cases:
-        lines.append(f"  {case.name}")
+        lines.append(f"  {case.name}" + (f": not run: {case.not_run}" if case.not_run else ""))
         lines += [_tell(check) for check in case.checks]
+    if not drill.held:
+        return "\n".join([*lines, "", ""])
     lines.append("  altogether")
     lines += [_tell(check) for check in drill.whole]
     lines.append("  controls, which must show damage")
     for control in drill.controls:
         lines.append(f"    {'ok ' if control.shown else 'BAD'} {control.name}: {control.measured:g} {control.damage}")
     return "\n".join([*lines, "", ""])
+
+
+def write_total(drills: Sequence[Drill]) -> str:
+    """One line that counts the drills, and names what was not run: none of that has passed."""
+    passed = sum(drill.passed for drill in drills)
+    not_run = sum(not drill.held for drill in drills)
+    left_out = [
+        f"{drill.name}/{case.name} ({case.not_run})" for drill in drills for case in drill.cases if case.not_run
+    ]
+    told = "".join(f"\n  not run: {what}" for what in left_out)
+    return f"{len(drills)} drills: {passed} passed, {len(drills) - passed - not_run} failed, {not_run} not run{told}\n"
 
 
 def _tell(check: Check) -> str:
@@ -82,7 +98,7 @@ def _tell(check: Check) -> str:
 
 def write_html(drill: Drill) -> str:
     """One page that needs no other file."""
-    result = "passed" if drill.passed else '<span class="bad">failed</span>'
+    result = "passed" if drill.passed and not drill.not_run else f'<span class="bad">{escape(drill.outcome)}</span>'
     parts = [f"<h1>{escape(drill.name)}: {result}</h1>"]
     parts.append(
         f"<p>{datetime.fromtimestamp(drill.started, UTC):%Y-%m-%d %H:%M} UTC, {drill.seconds:.0f} seconds, "
@@ -93,20 +109,29 @@ def write_html(drill: Drill) -> str:
     drawn = {timeline.title: draw(timeline) for timeline in drill.timelines}
     for case in drill.cases:
         parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
+        parts += [f'<p class="bad">Not run: {escape(case.not_run)}.</p>'] if case.not_run else []
         parts.append(_table(case.checks))
-    parts += ["<h2>Altogether</h2>", _table(drill.whole), "<h2>Controls</h2>"]
-    parts.append("<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>")
-    rows = [
-        f"<tr{'' if control.shown else ' class=bad'}><td>{escape(control.name)}: {escape(control.explanation)}</td>"
-        f"<td>{control.measured:,g}</td><td>{escape(control.damage)}, must be &gt; {control.limit:g}</td></tr>"
-        for control in drill.controls
-    ]
-    parts.append(f"<table>{''.join(rows)}</table>")
+    parts += _write_whole(drill) if drill.held else []
     body = "\n".join(parts)
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Drill: {escape(drill.name)}</title>"
         f'<meta name=viewport content="width=device-width"><style>{_STYLE}</style>\n{body}\n</html>\n'
     )
+
+
+def _write_whole(drill: Drill) -> list[str]:
+    rows = [
+        f"<tr{'' if control.shown else ' class=bad'}><td>{escape(control.name)}: {escape(control.explanation)}</td>"
+        f"<td>{control.measured:,g}</td><td>{escape(control.damage)}, must be &gt; {control.limit:g}</td></tr>"
+        for control in drill.controls
+    ]
+    return [
+        "<h2>Altogether</h2>",
+        _table(drill.whole),
+        "<h2>Controls</h2>",
+        "<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>",
+        f"<table>{''.join(rows)}</table>",
+    ]
 
 
 def _table(checks: list[Check]) -> str:

@@ -114,13 +114,17 @@ class Stage:
     An asynchronous context manager; leaving it ends every process that it has started.
     """
 
-    def __init__(self) -> None:
-        self.cluster = Cluster()
+    def __init__(self, *, disk: int | None = None) -> None:
+        self.cluster = Cluster(disk=disk)
         self.database = Relay()
         """Plays the Service of the primary: `goals-db-rw`."""
         self.balancer = Relay()
         """Plays the Service of the replicas."""
         self.replicas: list[Replica] = []
+        self.variables: dict[str, str] = {}
+        """What replicas find in their environment, instead of what leads them to the database by itself."""
+        self.earlier = 0
+        """How many goals were there before anybody came."""
         self._started: list[Replica | Load] = []
         self._numbers = itertools.count(1)
         self._exits = contextlib.AsyncExitStack()
@@ -156,13 +160,16 @@ class Stage:
 
     @property
     def _variables(self) -> dict[str, str]:
-        return clean_environment(
-            DB_HOST="127.0.0.1",
-            DB_PORT=str(self.database.port),
-            SSL="disable",
-            GOALS_PORT="0",
-            GOALS_OPS_PORT="0",
-            GOALS_LOG_FORMAT="json",
+        return (
+            clean_environment(
+                DB_HOST="127.0.0.1",
+                DB_PORT=str(self.database.port),
+                SSL="disable",
+                GOALS_PORT="0",
+                GOALS_OPS_PORT="0",
+                GOALS_LOG_FORMAT="json",
+            )
+            | self.variables
         )
 
     async def _migrate(self) -> None:
@@ -237,21 +244,34 @@ class Stage:
         """
         if standbys:
             await self.cluster.until_whole()
-        names = await self._read_names(self.cluster.primary)
+        names = await self.read_names()
         if standbys:
             await self.cluster.until_same()
             for name in self.cluster.standbys:
-                if await self._read_names(name) != names:
+                if await self.read_names(name) != names:
                     raise DrillError(f"{name} does not hold what {self.cluster.primary} does")
         return reconcile(attempts, names)
+
+    async def fill(self, number: int) -> None:
+        """Put so many goals into the table that nobody of the load knows."""
+        insert = "INSERT INTO goals (goal_name) SELECT 'earlier ' || n FROM generate_series($1 + 1, $1 + $2) AS n"
+        await self.cluster.fetch(insert, self.earlier, number)
+        self.earlier += number
+
+    async def count_missing(self, instance: str | None = None) -> int:
+        """How many of the earlier goals are no longer there."""
+        found = "SELECT count(*) FROM goals WHERE goal_name LIKE 'earlier %'"
+        return self.earlier - int(await self.cluster.fetch(found, name=instance))
 
     async def clear(self) -> None:
         """Forget all goals: the next run has a journal of its own."""
         await self.cluster.execute("TRUNCATE goals")
 
-    async def _read_names(self, instance: str) -> list[str]:
+    async def read_names(self, instance: str | None = None) -> list[str]:
+        """Give the names of all goals but the earlier ones."""
+        query = "SELECT goal_name FROM goals WHERE goal_name NOT LIKE 'earlier %' ORDER BY id"
         connection = await self.cluster.connect(instance)
         try:
-            return [row[0] for row in await connection.fetch("SELECT goal_name FROM goals ORDER BY id")]
+            return [row[0] for row in await connection.fetch(query)]
         finally:
             connection.terminate()
