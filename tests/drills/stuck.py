@@ -15,6 +15,7 @@ from uuid import uuid4
 import asyncpg
 import httpx2
 
+from goals.database import STATEMENT_TIMEOUT
 from tests.drills.broken import (
     MODULE,
     jump_by_an_hour,
@@ -268,6 +269,7 @@ async def _slow_down(drill: Drill, stage: Stage, case: Case, seconds: float) -> 
     await asyncio.sleep(seconds)
     await set_pace(stage, 0)
     case.marks.append(Mark(at, "slow", time.time()))
+    await asyncio.sleep(STATEMENT_TIMEOUT)  # so long may those that have begun still be slow
 
 
 async def _fill_disk(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
