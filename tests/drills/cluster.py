@@ -428,4 +428,5 @@ async def _call(program: str | Path, *arguments: str | Path, **account: Any) -> 
     )
     _, errors = await process.communicate()
     if process.returncode:
-        raise DrillError(f"{Path(program).name} {arguments}: {errors.decode(errors='replace').strip()}")
+        command = " ".join([Path(program).name, *map(str, arguments)])
+        raise DrillError(f"{command}: {errors.decode(errors='replace').strip()}")
