@@ -72,7 +72,7 @@ def wait_without_time_limits() -> None:
 
 def send_nothing_again() -> None:
     """A statement that was cut off is told as an error at once."""
-    module._is_transient = lambda error: False  # noqa: ARG005  by the name it has
+    module._is_transient = lambda error: False  # noqa: ARG005  its type includes the name
     translate = module._translate
 
     def give_up(error: BaseException) -> BaseException:

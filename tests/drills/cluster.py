@@ -156,7 +156,7 @@ class Cluster:
         os.mkdir(data, mode=0o700)  # noqa: PTH102  ruff takes the method for a slow one in a coroutine
         try:
             await _call("mount", "-t", "tmpfs", "-o", f"size={self._disk}m,mode=0700", "tmpfs", data)
-        except DrillError as error:
+        except (DrillError, OSError) as error:
             self.no_disk = str(error)
         else:
             self.no_disk = ""
@@ -234,7 +234,9 @@ class Cluster:
     async def start_slowly(self, name: str) -> None:
         """Start what crashed, and let it replay its log until `finish_start`: it tells who comes that it starts up."""
         # PostgreSQL asks for the first piece of its log by this command, and waits for its answer: there is none.
-        self._restore = f"until [ -e {self._data(name)}.go ]; do sleep 0.02; done; false"
+        go = self._data(name).with_suffix(".go")
+        go.unlink(missing_ok=True)
+        self._restore = f"until [ -e {go} ]; do sleep 0.02; done; false"
         self._configure(name, leader=None)
         (self._data(name) / "recovery.signal").touch()
         self._give(self._data(name) / "recovery.signal")
@@ -426,4 +428,5 @@ async def _call(program: str | Path, *arguments: str | Path, **account: Any) -> 
     )
     _, errors = await process.communicate()
     if process.returncode:
-        raise DrillError(f"{Path(program).name} {arguments}: {errors.decode(errors='replace').strip()}")
+        command = " ".join([Path(program).name, *map(str, arguments)])
+        raise DrillError(f"{command}: {errors.decode(errors='replace').strip()}")
