@@ -90,6 +90,28 @@ async def test_a_connection_that_is_lost_takes_no_other_with_it(
     assert before - set(await backends(administrator)) == {lost}
 
 
+async def test_a_statement_that_was_sent_is_never_told_to_have_done_nothing(
+    database: Database, administrator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = asyncio.create_task(database.run(text("SELECT pg_sleep(5), 'sent' AS what")))
+    await until_running(administrator, "'sent'")
+    others = [asyncio.create_task(database.run(text("SELECT pg_sleep(0.9)"))) for _ in range(database.size)]
+
+    async def is_full() -> bool:
+        return database.gate.waiting == 1
+
+    await until(is_full)
+    monkeypatch.setattr(module, "GATE_QUEUE", 0)
+    # Who waits takes its place, and it finds no other.
+    await administrator.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE query LIKE '%''sent''%' AND pid <> pg_backend_pid()"
+    )
+    with pytest.raises(DatabaseUnavailableError):
+        await sent
+    await asyncio.gather(*others)
+
+
 async def test_a_statement_cut_off_is_sent_again(database: Database, administrator: asyncpg.Connection) -> None:
     with structlog.testing.capture_logs() as events:
         statement = asyncio.create_task(database.run(text("SELECT pg_sleep(0.5), 'cut off' AS what")))

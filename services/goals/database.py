@@ -304,7 +304,13 @@ class Database:
         while True:
             number += 1
             asked = time.perf_counter()
-            await self.gate.enter(deadline)
+            try:
+                await self.gate.enter(deadline)
+            except OverloadedError as full:
+                if number == 1:
+                    raise
+                # An attempt was sent: that nothing was done would be a guess.
+                raise DatabaseUnavailableError("The database is not available.") from full
             attempt = asyncio.create_task(self._attempt(statement, parameters, asked, repeatable=repeatable))
             self._attempts.add(attempt)
             attempt.add_done_callback(self._forget)
@@ -319,14 +325,15 @@ class Database:
             if not _is_transient(error):
                 translated = _translate(error)
                 if isinstance(translated, DatabaseUnavailableError):
-                    self._note_failure(loop.time(), error.__cause__ or error if error is translated else error)
+                    self._note_failure(loop.time(), _origin(error))
                 # PostgreSQL's own words quote the row, and whatever crashes a request is logged with its causes.
-                raise translated from translated.__cause__ if error is translated else None
+                raise translated from translated.__cause__
             self._note_failure(loop.time(), error)
-            pause = min(pause * 2, LONGEST_PAUSE)
-            if loop.time() + pause >= deadline:
+            wait = random.uniform(0, pause)  # noqa: S311  jitter is no secret
+            if loop.time() + wait >= deadline:
                 raise DatabaseUnavailableError("The database is not available.") from error
-            await asyncio.sleep(random.uniform(0, pause))  # noqa: S311  jitter is no secret
+            await asyncio.sleep(wait)
+            pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _attempt(
         self, statement: Statement, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
@@ -409,7 +416,7 @@ class Database:
     async def fill(self) -> None:
         """Open every connection of the pool: later, in a failover or a password rotation, a new one may not be had."""
         deadline = asyncio.get_running_loop().time() + RETRY_BUDGET
-        async with AsyncExitStack() as held:
+        async with asyncio.timeout_at(deadline), AsyncExitStack() as held:
             for _ in range(self.size):
                 await self.gate.enter(deadline)
                 held.callback(self.gate.leave)
@@ -433,8 +440,12 @@ def _describe(statement: Statement) -> tuple[str, str | None, str]:
 
 def _error_type(error: BaseException) -> str:
     """Name an error for a metric: by its SQLSTATE, or by its class where it never came from the server."""
-    origin = error.__cause__ if isinstance(error, DatabaseUnavailableError) and error.__cause__ else error
+    origin = _origin(error)
     return sqlstate(origin) or type(origin).__qualname__
+
+
+def _origin(error: BaseException) -> BaseException:
+    return (isinstance(error, DatabaseUnavailableError) and error.__cause__) or error
 
 
 def _is_refusal(error: BaseException) -> bool:
