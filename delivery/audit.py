@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 OSV = "https://api.osv.dev/v1/query"
-LOCKS = [Path("requirements") / f"{name}.txt" for name in ("goals", "loadtest", "dev")]
+LOCKS = [Path("requirements") / f"{name}.txt" for name in ("goals", "loadtest", "dev", "parity", "sbom", "uv")]
 
 CLEAN = 0
 VULNERABLE = 1
@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-unknown", action="store_true", help="exit 0 where the source cannot be reached")
     options = parser.parse_args(arguments)
 
+    for lock in options.locks:
+        if not lock.is_file() or "--hash=sha256:" not in lock.read_text(encoding="utf-8"):
+            parser.error(f"{lock} is no lock: name a requirements file with a hash for each package")
     print(f"asking {options.source} about {', '.join(map(str, options.locks))}", flush=True)
     report, reason = ask(options.locks, options.source)
     known = {(package["name"], package["version"]): package["vulns"] for package in report if "vulns" in package}
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for vulnerability in vulnerabilities:
             fixed = ", ".join(vulnerability["fix_versions"]) or "no version"
             print(f"{name} {version}: {vulnerability['id']}, fixed in {fixed}: {vulnerability['description']}")
+    for number, why in ACCEPTED.items():
+        print(f"{number}: accepted, for {why}")
     if any(known.values()):
         return VULNERABLE
     if reason:

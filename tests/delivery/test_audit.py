@@ -62,6 +62,19 @@ def test_a_known_vulnerability_fails_and_is_named(source: str, tmp_path: Path) -
     assert "h11 0.14.0: PYSEC-0000-1, fixed in 9.9: Requests are answered twice." in done.stdout
 
 
+@pytest.mark.parametrize("text", [None, "h11==0.14.0\n"])
+def test_what_is_no_lock_is_refused_and_not_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    path = tmp_path / "lock.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit) as refusal:
+        audit.main([str(path), "--allow-unknown"])
+    assert refusal.value.code == 2
+    assert f"{path} is no lock" in capsys.readouterr().err
+
+
 def test_nothing_known_but_what_was_accepted_passes(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

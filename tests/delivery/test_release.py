@@ -3,12 +3,15 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
 from delivery import release
+from goals import __version__
+from tests.conftest import ROOT
 
 CHANGELOG = """# Changelog
 
@@ -71,3 +74,8 @@ def test_the_command_exits_with_what_main_returns() -> None:
         [sys.executable, "-m", "delivery.release", "notes", "0.0.0"], capture_output=True, check=False
     )
     assert done.returncode == 1
+
+
+def test_the_version_is_the_same_wherever_it_stands() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == __version__

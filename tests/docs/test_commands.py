@@ -1,6 +1,7 @@
 """Every command in the documents against the Makefile, or against the program's own help where it is on the machine."""
 
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -18,11 +19,21 @@ BUILTINS = {"cd", "export", "exit", "true", "echo", "sed", "sudo"}
 """Words of the shell and tools with a form of their own, whose options are not looked up."""
 
 NESTED = {
+    "argocd": {"account", "admin", "app", "cluster", "proj", "repo"},
+    "az": {"acr", "ad", "aks", "dns", "federated-credential", "identity", "network", "record-set", "repository", "role"}
+    | {"a", "assignment", "nodepool"},
     "docker": {"buildx", "compose", "image", "imagetools", "network", "volume"},
+    "kind": {"create", "delete", "export", "get", "load"},
     "kubectl": {"config", "create", "rollout"},
     "openssl": set[str](),
 }
 """Words that lead to another one before the options begin."""
+
+ANYWHERE = {"docker": {"--profile"}, "kubectl": {"-n", "--namespace"}}
+"""Options with a value that may stand before the subcommand."""
+
+OTHERS = [["docker", "compose", "run"], ["docker", "compose", "exec"]]
+"""What follows the first word after these belongs to another program."""
 
 PLUGINS = {"docker": {"buildx", "compose"}, "kubectl": {"cnpg"}}
 """Words that are there only where a plug-in is."""
@@ -69,20 +80,43 @@ def check_make(arguments: list[str]) -> None:
 def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]]:
     """Return the words of the subcommand, and the options without their values; what follows `--` is another's."""
     rest = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if program == "kubectl":  # its namespace may stand before the subcommand
-        for flag in {"-n", "--namespace"} & set(rest):
-            where = rest.index(flag)
-            rest = [*rest[:where], *rest[where + 2 :]]
+    for flag in ANYWHERE.get(program, set()) & set(rest):
+        where = rest.index(flag)
+        rest = [*rest[:where], *rest[where + 2 :]]
     subcommand: list[str] = []
     if program in {"kubectl", "docker", "git", "helm", "kind", "az", "gh", "argocd", "cosign", "alembic", "openssl"}:
         deeper = True
         while rest and deeper and re.fullmatch(r"[a-z][a-z-]*", rest[0]):
             deeper = rest[0] in NESTED.get(program, set())
             subcommand.append(rest.pop(0))
+        if [program, *subcommand] in OTHERS:
+            rest = list(itertools.takewhile(lambda word: word.startswith("-"), rest))
     elif program.startswith("python") and rest[:1] == ["-m"]:
         known = 3 if re.fullmatch(r"[a-z]+", "".join(rest[2:3])) else 2
         subcommand, rest = rest[:known], rest[known:]
     return subcommand, [w.partition("=")[0] for w in rest if re.match(r"--?[a-zA-Z]", w) and w != "--help"]
+
+
+@pytest.mark.parametrize(
+    ("words", "subcommand", "flags"),
+    [
+        ("kind create cluster --config FILE", "create cluster", "--config"),
+        ("kind load docker-image goals:dev --name goals", "load docker-image", "--name"),
+        ("az identity federated-credential create --issuer URL", "identity federated-credential create", "--issuer"),
+        ("az network dns record-set a add-record --zone-name Z", "network dns record-set a add-record", "--zone-name"),
+        ("az aks get-credentials --name goals", "aks get-credentials", "--name"),
+        ("docker compose --profile load up -d --wait", "compose up", "-d --wait"),
+        ("docker compose run --rm load-gate --scenario browse", "compose run", "--rm"),
+        ("docker compose exec postgres psql -U postgres", "compose exec", ""),
+        ("kubectl -n goals exec -it goals-db-1 -- psql -U x", "exec", "-it"),
+        ("argocd repo add URL --core", "repo add", "--core"),
+        ("git log --oneline", "log", "--oneline"),
+    ],
+)
+def test_a_command_is_taken_apart(words: str, subcommand: str, flags: str) -> None:
+    program, *arguments = words.split()
+    found, options = take_apart(program, arguments)
+    assert (" ".join(found), " ".join(options)) == (subcommand, flags)
 
 
 def names(told: str, flag: str) -> bool:
