@@ -79,7 +79,6 @@ def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float
             verdicts[f"exit_{name}"] = all(measurement.exit_code == 0 for measurement in measured)
         verdicts[f"count_{name}"] = all(_counts_agree(name, measurement) for measurement in measured)
     return {
-        "conditions": f"{cores} cores for tool and server, load before {load:.1f}; medians of the rounds",
         "tools": {name: {**asdict(measured), "rounds": len(rounds[name])} for name, measured in medians.items()},
         "ratios": ratios,
         "limits": limits,
@@ -129,8 +128,7 @@ def _explain(medians: Mapping[str, Measurement], cores: int, load: float) -> lis
 
 
 def write_markdown(document: Mapping[str, Any]) -> str:
-    lines = [f"{document['conditions']}.", ""]
-    lines.append("| tool | requests/s | CPU µs/request | p50 ms | p95 ms | p99 ms | checks | rounds |")
+    lines = ["| tool | requests/s | CPU µs/request | p50 ms | p95 ms | p99 ms | checks | rounds |"]
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for name, tool in document["tools"].items():
         lines.append(
