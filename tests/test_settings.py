@@ -132,7 +132,7 @@ def test_a_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     file = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(file))
     monkeypatch.setenv("DB_CA_FILE", str(file))
-    for words in ("verify-ca", "verify-full"):
+    for words in ("disable", "verify-ca", "verify-full"):
         monkeypatch.setenv("SSL", words)
         assert read_settings().db_ca_file == file
     for words in ("prefer", "require"):

@@ -81,7 +81,8 @@ class Settings(BaseSettings):
             path: Path | None = getattr(self, name)
             if path is not None and not path.is_file():
                 raise ValueError(f"{name.upper()}: {path} is not a file; mount it or unset the variable")
-        if self.db_ca_file is not None and self.ssl not in {"verify-ca", "verify-full"}:
+        # Who says `disable` knows that nothing is verified; the others look as if something were.
+        if self.db_ca_file is not None and self.ssl not in {"disable", "verify-ca", "verify-full"}:
             raise ValueError(f"DB_CA_FILE: SSL={self.ssl} would never look at it; set SSL=verify-full, or unset it")
         try:
             self.password()
