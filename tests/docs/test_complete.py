@@ -1,13 +1,16 @@
 """What there is, is documented; what is documented, is there."""
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from goals.settings import Settings
 from tests.conftest import ROOT
 from tests.docs.documents import documents, parse
+from tests.drills.catalogue import DRILLS
 
 TEXT = {document: document.read_text(encoding="utf-8") for document in documents()}
 CODE = {piece for document in TEXT for _, piece in parse(document)[1]}
@@ -51,6 +54,36 @@ def test_every_scenario_is_documented() -> None:
     assert {name for name in scenarios if not re.search(rf"\b{name}\b", TEXT[ROOT / "README.md"])} == set()
     named = {name for piece in CODE for name in re.findall(r"\bSCENARIO=(\w+)", piece)}
     assert named <= scenarios
+
+
+def test_every_drill_that_the_documents_name_exists() -> None:
+    named = {name for piece in CODE for name in re.findall(r"\bDRILL=(\w+)", piece)}
+    assert named
+    assert named <= set(DRILLS)
+
+
+def test_every_setting_that_the_documents_name_exists() -> None:
+    named = {name for piece in CODE for name in re.findall(r"\b(?:GOALS|DB)_[A-Z_]+\b", piece)}
+    assert named
+    assert named <= {name.upper() for name in Settings.model_fields}
+
+
+def test_every_metric_that_the_documents_name_is_explained() -> None:
+    named = {
+        name for piece in CODE for name in re.findall(r"\b(?:goals|http|db|add_goal|remove_goal)_\w+_total\b", piece)
+    }
+    assert named
+    assert {name for name in named if name not in TEXT[ROOT / "docs/metrics.md"]} == set()
+
+
+def test_every_time_limit_is_the_codes() -> None:
+    rows = re.findall(
+        r"^\| [^|]+ \| ([\d.]+|what is left of [\d.]+) \| `(\w+)\.([A-Z_]+)` \|", OPERATIONS, re.MULTILINE
+    )
+    assert rows
+    for said, module, name in rows:
+        value = getattr(importlib.import_module(f"goals.{module}"), name)
+        assert float(said.rpartition(" ")[2]) == value, f"{module}.{name} is {value}"
 
 
 def test_every_decision_is_in_the_list_under_a_number_of_its_own() -> None:
