@@ -488,15 +488,19 @@ async def test_connections_that_work_are_found_among_those_that_cannot_be_replac
 async def test_the_former_password_serves_until_the_server_has_the_new_one(remote: Remote) -> None:
     database = Database(remote.settings)
     await database.fetch(ONE)
-    remote.password_file.write_text("second\n")
-    await terminate(remote.administrator)
-    rows, attempts = await database.run(ONE)
-    assert len(rows) == 1
-    # The connection that was lost, and no second refusal: the former password is tried at once.
-    assert attempts <= 2
-    await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
-    await terminate(remote.administrator)
-    await database.fetch(ONE)
+    with structlog.testing.capture_logs() as events:
+        remote.password_file.write_text("second\n")
+        for _ in range(2):
+            await terminate(remote.administrator)
+            rows, attempts = await database.run(ONE)
+            assert len(rows) == 1
+            # The connection that was lost, and no second refusal: the former password is tried at once.
+            assert attempts <= 2
+        await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
+        await terminate(remote.administrator)
+        await database.fetch(ONE)
+    told = [event["event"] for event in events if "password" in event["event"]]
+    assert told == ["database refuses the password, and takes the former one", "database takes the password"]
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'third'")
     await terminate(remote.administrator)
     with pytest.raises(DatabaseUnavailableError):

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
+from math import nan
 
 from lint.inventory import Container, Inventory, Pod, containers as all_containers, dig, first, matches, space, template
 from lint.manifests import Manifest, name
@@ -13,13 +14,14 @@ ANTI_AFFINITY = (
     "affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution[].podAffinityTerm.labelSelector",
     "affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[].labelSelector",
 )
-UNITS = {"": 1, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+UNITS = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+UNITS |= {f"{letter}i": 2.0 ** (10 * power) for power, letter in enumerate("KMGTPE", 1)}
 
 
 def quantity(text: object) -> float:
-    """A Kubernetes quantity as a number."""
-    number, unit = re.fullmatch(r"([0-9.]+)([A-Za-z]*)", str(text)).groups()  # type: ignore[union-attr]  # the schema has seen it
-    return float(number) * UNITS[unit]
+    """A Kubernetes quantity as a number; what is none, which the schema tells of, compares with nothing."""
+    found = re.fullmatch(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)([A-Za-z]*)", str(text))
+    return float(found[1]) * UNITS.get(found[2], nan) if found else nan
 
 
 def is_served(inventory: Inventory, pod: Pod) -> bool:

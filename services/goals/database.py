@@ -116,6 +116,7 @@ class _Door:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.accepted: str | None = None
+        self._uses_former = False
         self._refusal: Exception | None = None
         self._shut_until = 0.0
 
@@ -144,7 +145,14 @@ class _Door:
         except asyncpg.InvalidPasswordError:
             if self.accepted in {None, password}:
                 raise
-            return await _connect({**arguments, "password": self.accepted})
+            connection = await _connect({**arguments, "password": self.accepted})
+            if not self._uses_former:
+                self._uses_former = True
+                log.warning("database refuses the password, and takes the former one", sqlstate="28P01")
+            return connection
+        if self._uses_former:
+            self._uses_former = False
+            log.info("database takes the password")
         self.accepted = password
         return connection
 

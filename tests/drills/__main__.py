@@ -45,6 +45,7 @@ async def _hold(drills: list[Drill], folder: Path) -> list[int]:
 
 async def _hold_one(drill: Drill, folder: Path) -> int:
     drill.started = time.time()
+    report.remove_files(drill, folder)  # an earlier run's must not stand for this one's
     try:
         await DRILLS[drill.name](drill)
     except DrillError as error:

@@ -58,6 +58,11 @@ def read_the_password_once() -> None:
     Settings.password = functools.cache(Settings.password)  # type: ignore[method-assign]  # that is the damage
 
 
+def read_the_authority_once() -> None:
+    """Whatever the mounted file says later, the authority is the one of the start."""
+    module._tls = functools.cache(module._tls)
+
+
 def forget_the_former_password() -> None:
     """Only what the file says now is tried."""
     module._Door.accepted = property(lambda _: None, lambda _, _password: None)  # type: ignore[assignment]  # likewise
@@ -124,6 +129,7 @@ WAYS = {
         stop_without_a_drain,
         wait_without_a_gate,
         read_the_password_once,
+        read_the_authority_once,
         forget_the_former_password,
         wait_without_time_limits,
         send_nothing_again,

@@ -208,6 +208,7 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
         case.figures = observe(everything, case.began, case.ended)
         case.check("errors shown", case.figures.errors, "=", 0)
         drill.draw(case, everything)
+    cases[-1].check("errors shown, to the last answer", sum(a.shows_error for a in everything), "=", 0)
     began = min(attempt.begun for attempt in new)
     cases[-1].check("answers of the former version beside the new one", sum(a.ended > began for a in former), ">", 0)
     cases[-1].check("answers of the new version", len(new), ">", 0)

@@ -143,6 +143,11 @@ def _table(checks: list[Check]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
+def remove_files(drill: Drill, folder: Path) -> None:
+    for kind in ("json", "html"):
+        (folder / f"{drill.name}.{kind}").unlink(missing_ok=True)
+
+
 def write_files(drill: Drill, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{drill.name}.json").write_text(json.dumps(summarize(drill), indent=1) + "\n", encoding="utf-8")

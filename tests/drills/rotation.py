@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import asyncpg
 import trustme
 
 from tests import tls
-from tests.drills.broken import MODULE, forget_the_former_password, read_the_password_once
+from tests.drills.broken import MODULE, forget_the_former_password, read_the_authority_once, read_the_password_once
 from tests.drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import visitors, writers
@@ -100,6 +101,21 @@ class Play(NamedTuple):
         """How many times PostgreSQL has refused a password so far."""
         return self.stage.cluster.read_log().count('password authentication failed for user "goals_user"')
 
+    def count_former(self) -> int:
+        """How many replicas have told that they use the former password."""
+        return sum("takes the former one" in replica.log.read_text() for replica in self.stage.replicas)
+
+    async def read_serial(self) -> str:
+        """The serial number of the certificate that whoever connects now is shown."""
+        trusting = ssl.create_default_context(cafile=self.keys.ca_file)
+        connection = await asyncpg.connect(
+            host=_HOST, port=self.stage.database.port, user="postgres", database="postgres", ssl=trusting
+        )
+        try:
+            return str(connection._transport.get_extra_info("peercert")["serialNumber"])
+        finally:
+            connection.terminate()
+
     def count_distrust(self) -> int:
         """How many replicas have told that they do not trust PostgreSQL's certificate."""
         return sum("SSLCertVerificationError" in replica.log.read_text() for replica in self.stage.replicas)
@@ -161,6 +177,7 @@ async def _play(play: Play) -> None:
     drill.account(await stage.reconcile(attempts), attempts)
     for case in drill.cases:
         _judge(drill, case, attempts)
+    drill.cases[-1].check("requests failed, to the last answer", sum(a.shows_error for a in attempts), "=", 0)
     await _control(play)
 
 
@@ -197,12 +214,15 @@ async def _change_file_first(play: Play, case: Case) -> None:
     await play.alter("third")
     case.marks.append(Mark(began, "file first", time.time()))
     case.check("log-ins refused while the two differed", play.count_refusals() - refused, ">", 0)
+    case.check("replicas that told of the former password", play.count_former(), "=", len(play.stage.replicas))
     await _lose_all(play, case, "the new password")
 
 
 async def _renew_certificate(play: Play, case: Case) -> None:
     began = time.time()
+    former = await play.read_serial()
     play.keys.certify()
+    case.check("another certificate is shown", await play.read_serial() != former, "=", 1)
     await _lose_all(play, case, "the new certificate")
     case.marks.append(Mark(began, "certificate", began))
 
@@ -232,29 +252,42 @@ async def _use_authority_first(play: Play, case: Case) -> None:
 
 
 async def _control(play: Play) -> None:
-    """Both at the same time: the file changes, which one cannot bear, then PostgreSQL, which the other cannot."""
-    drill, stage, _ = play
+    """All at once: the file and the authority change, which two cannot bear, then PostgreSQL, which one cannot.
+
+    What is counted of each is what failed in that half of the time in which its safety was missed.
+    """
+    drill, stage, keys = play
     await stage.clear()
-    names = (forget_the_former_password.__name__, read_the_password_once.__name__)
+    ways = (forget_the_former_password, read_the_authority_once, read_the_password_once)
     await stage.serve(0)
-    forgetful, stubborn = await asyncio.gather(*(stage.start_replica((MODULE, name)) for name in names))
-    loads = await asyncio.gather(*(stage.load(visitors(6), replica.port) for replica in (forgetful, stubborn)))
+    replicas = await asyncio.gather(*(stage.start_replica((MODULE, way.__name__)) for way in ways))
+    loads = await asyncio.gather(*(stage.load(visitors(6), replica.port) for replica in replicas))
+    keys.authority = trustme.CA()
+    keys.trust(keys.authority)
+    keys.certify()
     play.mount("fourth")
     await play.lose()
     await asyncio.sleep(_BUDGET + 0.3)
+    changed = time.time()
     await play.alter("fourth")
     await play.lose()
     await asyncio.sleep(0.3)
-    failed = [sum(attempt.shows_error for attempt in await load.stop()) for load in loads]
+    forgetful, trusting, stubborn = [await load.stop() for load in loads]
     drill.control(
         "forget the former password",
         "the file is changed first, and every connection lost",
+        "requests failed before PostgreSQL followed",
+        sum(attempt.shows_error and attempt.ended < changed for attempt in forgetful),
+    )
+    drill.control(
+        "read the authority once",
+        "the authority is changed in the file and in PostgreSQL, and every connection lost",
         "requests failed",
-        failed[0],
+        sum(attempt.shows_error and attempt.ended < changed for attempt in trusting),
     )
     drill.control(
         "read the password once",
-        "the file and PostgreSQL are changed, and every connection lost",
-        "requests failed",
-        failed[1],
+        "PostgreSQL is changed after the file, and every connection lost",
+        "requests failed after that",
+        sum(attempt.shows_error and attempt.begun >= changed for attempt in stubborn),
     )

@@ -32,8 +32,8 @@ from tests.drills.stage import Replica, Stage
 from tests.drills.timeline import Mark
 
 _RECOVERY = 1.0
-_BRIEF = 0.7
-"""Seconds for which everybody waits, and nobody is shown an error; with what it takes to come about, up to two."""
+_BRIEF, _OUTAGE = 0.7, 1.7
+"""Seconds for which everybody waits, and nobody is shown an error: behind a lock, and without a connection."""
 _DISK = 128
 """Megabytes of the primary's disk: its data, without its log, are a third of it."""
 _SLOW = 4.0
@@ -83,8 +83,12 @@ class Probe:
                     self.statuses[answer.status_code] += 1
                     self.with_retry_after += answer.status_code == 503 and answer.headers.get("retry-after") == "1"
                 for replica in self._stage.replicas:
-                    ready = await client.get(f"http://127.0.0.1:{replica.operators_port}/readyz")
-                    self.unready += ready.status_code != 200
+                    try:
+                        ready = await client.get(f"http://127.0.0.1:{replica.operators_port}/readyz")
+                    except httpx2.TransportError:
+                        self.unready += 1
+                    else:
+                        self.unready += ready.status_code != 200
                 await asyncio.sleep(0.05)
 
 
@@ -113,9 +117,16 @@ async def run(drill: Drill) -> None:
         ),
         "brief lock": Fault(f"{lock}, for {_BRIEF:g} s", _lock, _BRIEF, None, "never"),
         "lock": Fault(f"{lock} (57014)", _lock, long, "57014", "always"),
-        "no connection, briefly": Fault(f"{clients}, for {_BRIEF:g} s", _take_connections, _BRIEF, "53300", "never"),
+        "no other connection": Fault(
+            "others hold every connection but those of the service",
+            _take_the_rest,
+            long,
+            None,
+            "never",
+        ),
+        "no connection, briefly": Fault(f"{clients}, for {_OUTAGE:g} s", _take_connections, _OUTAGE, "53300", "never"),
         "no connection": Fault(clients, _take_connections, long, "53300", "always"),
-        "brief start": Fault(f"{start}, for {_BRIEF:g} s", _start_slowly, _BRIEF, "57P03", "never"),
+        "brief start": Fault(f"{start}, for {_OUTAGE:g} s", _start_slowly, _OUTAGE, "57P03", "never"),
         "start": Fault(start, _start_slowly, long, "57P03", "always"),
         "slow statements": Fault(
             "every INSERT takes longer than a statement may (57014)", _slow_down, long, "57014", "always"
@@ -136,6 +147,7 @@ async def run(drill: Drill) -> None:
         stage.balance()
         load = await stage.load(writers(short=drill.short))
         await asyncio.sleep(1)
+        probed: Counter[int] = Counter()
         for name, fault in faults.items():
             if fault.befall is _fill_disk and stage.cluster.no_disk:
                 drill.leave_out(name, fault.explanation, stage.cluster.no_disk)
@@ -144,9 +156,10 @@ async def run(drill: Drill) -> None:
             told = _count_told(stage, fault)
             async with Probe(stage) as probe:
                 await fault.befall(drill, stage, case, fault.seconds)
-                # Long enough for every answer that was under way.
-                await asyncio.sleep(0.6 if drill.short else 2.5)
+                # Long enough for the answer to whoever came when it should be over, so that an error would be seen.
+                await asyncio.sleep(0.6 if drill.short else _RECOVERY + LONGEST_ANSWER)
             drill.end(case)
+            probed += probe.statuses
             if fault.sqlstate is not None:
                 case.check(
                     f"log lines of the service that name {fault.sqlstate}", _count_told(stage, fault) - told, ">", 0
@@ -161,11 +174,15 @@ async def run(drill: Drill) -> None:
             case.check("times that a replica was not ready", probe.unready, "=", 0)
         attempts = await load.stop()
         stray = await stage.cluster.fetch(_STRAY)
+        kept = await stage.cluster.fetch("SELECT count(*) FROM goals WHERE goal_name = 'probe'")
         await stage.cluster.execute("DELETE FROM goals WHERE goal_name = 'probe'")
         drill.account(await stage.reconcile(attempts), attempts)
         for case in drill.cases:
             if not case.not_run:
                 _judge(drill, case, attempts, faults[case.name])
+        drill.cases[-1].check("probes that were answered 201 and are lost", max(probed[201] - kept, 0), "=", 0)
+        # The last one of each case may be cut off: nobody hears its answer.
+        drill.cases[-1].check("probes that nobody asked for", kept, "<=", probed.total() + len(drill.held))
         drill.cases[-1].check("goals that have another hour than PostgreSQL's", stray, "=", 0)
         await _control(drill, stage)
 
@@ -180,12 +197,13 @@ def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt], fault: Fault) 
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > end), default=float("inf"))
     errors = [a.begun for a in attempts if a.shows_error and case.began <= a.ended < case.ended]
     case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY)
-    case.check(
-        "time from the fault's end to the last request that was shown an error, s",
-        max([end, *errors]) - end,
-        "<",
-        _RECOVERY,
-    )
+    if not drill.short:  # whose cases end before a late answer would come
+        case.check(
+            "time from its end to the last request that was shown an error, s",
+            max([end, *errors]) - end,
+            "<",
+            _RECOVERY,
+        )
     case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
     case.check("errors shown", figures.errors, ">" if fault.errors == "always" else "=", 0)
     drill.draw(case, attempts)
@@ -216,9 +234,25 @@ async def _locked(stage: Stage) -> AsyncIterator[None]:
     connection.terminate()
 
 
+async def _take_the_rest(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    async with _others(stage) as taken:
+        at = time.time()
+        await asyncio.sleep(seconds)
+        case.check("connections that the service kept", await stage.cluster.fetch(_ALIVE), ">", 0)
+    case.marks.append(Mark(at, f"{taken} others", time.time()))
+
+
 async def _take_connections(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    async with _others(stage, leave=False) as taken:
+        at = time.time()
+        await asyncio.sleep(seconds)
+    case.marks.append(Mark(at, f"{taken} others", time.time()))
+
+
+@contextlib.asynccontextmanager
+async def _others(stage: Stage, *, leave: bool = True) -> AsyncIterator[int]:
+    """Hold every connection that can be had, those of the service too unless they are left to it; yield how many."""
     cluster = stage.cluster
-    at = time.time()
     taken: list[asyncpg.Connection] = []
     try:
         while True:
@@ -229,16 +263,14 @@ async def _take_connections(drill: Drill, stage: Stage, case: Case, seconds: flo
                     )
                 )
             except asyncpg.TooManyConnectionsError:
-                # Those that the service has are left, and those it makes anew: whoever comes first has them.
-                if not await cluster.fetch(_ALIVE):
+                # What is terminated the service makes anew: whoever comes first has it.
+                if leave or not await cluster.fetch(_ALIVE):
                     break
                 await cluster.fetch(_TERMINATE)
-                at = time.time()
-        await asyncio.sleep(seconds)
+        yield len(taken)
     finally:
         for connection in taken:
             connection.terminate()
-    case.marks.append(Mark(at, f"{len(taken)} others", time.time()))
 
 
 async def _start_slowly(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:

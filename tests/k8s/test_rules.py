@@ -15,6 +15,7 @@ from lint.rules import RULES, find_broken, name_and_harm
 from lint.schemas import Schemas
 from lint.service import problem, service
 from lint.tree import TREE
+from lint.workloads import quantity
 from tests.k8s import mutants
 
 SEED = Path(__file__).with_name("seed.yaml")
@@ -463,3 +464,20 @@ def test_a_finding_names_the_file_that_says_it_and_all_renders_it_came_out_in() 
     ]
     (one,) = lint.merge(wrong)
     assert one.where == "base/service.yaml (in overlays/local, overlays/aks)"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("1", 1), (2, 2), ("100m", 0.1), (".5", 0.5), ("-1k", -1e3), ("5n", 5e-9), ("1e9", 1e9), ("1E3", 1e3)),
+        *(("1.5Gi", 1.5 * 2**30), ("1T", 1e12), ("1Pi", 2**50), ("1E", 1e18)),
+    ],
+)
+def test_a_quantity_is_read_as_kubernetes_does(text: object, number: float) -> None:
+    assert quantity(text) == pytest.approx(number)
+
+
+@pytest.mark.parametrize("text", ["", "one", "1X", "1 Gi", ".", "1ee3", None])
+def test_what_is_no_quantity_is_neither_more_nor_less_than_one(text: object) -> None:
+    assert not quantity(text) < 1
+    assert not quantity(text) >= 1
