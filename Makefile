@@ -106,8 +106,8 @@ load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, v
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
 
-parity-readme: $(VENV)/.parity  ## put the last comparison's tables into README.md
-	@PYTHONPATH=loadtest $(BIN)/python -m parity.compare --write README.md
+parity-readme: $(VENV)/.dev  ## put the last comparison's tables into README.md
+	@$(BIN)/python -m tests.page README.md parity out/parity/parity.md
 
 ##@ Drills
 DRILL ?= failover

@@ -46,18 +46,17 @@ def test_each_request_is_compared_with_the_bare_run_before_it(figures: report.Fi
 
 def test_the_table_goes_between_the_markers_and_nowhere_else(figures: report.Figures, tmp_path: Path) -> None:
     document = tmp_path / "README.md"
-    document.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n", encoding="utf-8")
+    place = "<!-- bench: made by `make bench-readme` -->\n{}\n<!-- end of bench -->"
+    document.write_text(f"before\n{place.format('old')}\nafter\n", encoding="utf-8")
     report.save(figures, tmp_path / "bench.json")
     report.write(report.read(tmp_path / "bench.json"), document)
-    assert document.read_text(encoding="utf-8") == (
-        f"before\n{report.BEGIN}\n{report.draw(figures)}\n{report.END}\nafter\n"
-    )
+    assert document.read_text(encoding="utf-8") == f"before\n{place.format(report.draw(figures).rstrip())}\nafter\n"
 
 
 def test_a_document_without_markers_is_refused(figures: report.Figures, tmp_path: Path) -> None:
     document = tmp_path / "README.md"
     document.write_text("nothing here\n", encoding="utf-8")
-    with pytest.raises(wrk.MeasurementError, match="no place for the table"):
+    with pytest.raises(wrk.MeasurementError, match="no place for it"):
         report.write(figures, document)
 
 

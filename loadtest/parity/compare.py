@@ -26,7 +26,6 @@ from parity.comparison import MOST_USERS, Measurement, compare, draw, write_mark
 
 ROOT = Path(__file__).resolve().parents[2]
 USERS = MOST_USERS
-BEGIN, END = "<!-- parity: made by `make parity-readme` -->", "<!-- end of parity -->"
 
 NGINX = """
 worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
@@ -180,31 +179,12 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def write(report: Path, page: Path) -> int:
-    if not report.exists():
-        sys.stderr.write(f"error: there is no {report}: run `make parity` first\n")
-        return 1
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.stderr.write(f"error: {page} has no place for the tables: write {BEGIN} and {END} where they belong\n")
-        return 1
-    tables = write_markdown(json.loads(report.read_text(encoding="utf-8")))
-    page.write_text(f"{before}{BEGIN}\n{tables}{END}{after}", encoding="utf-8")
-    return 0
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--seconds", type=positive, default=8, help="length of each run")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "parity")
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help="measure nothing: put the last run's tables between FILE's markers"
-    )
     options = parser.parse_args()
-    if options.write:
-        return write(options.out / "parity.json", options.write)
     load, _, _ = os.getloadavg()
     try:
         with tempfile.TemporaryDirectory() as folder:

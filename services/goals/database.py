@@ -105,12 +105,12 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
         self.terminate()
 
 
-class _Door:
+class _Connector:
     """Opens connections with the password that the file holds now, and else with the one that was accepted last.
 
     A rotation changes the server and the file one after the other. Where the file comes first, every connection that
-    is lost between them can be replaced only by the former password. After a refusal the door stays shut for a moment:
-    each place in the pool whose connection was lost would ask again for every statement.
+    is lost between them can be replaced only by the former password. After a refusal none is asked for during a
+    moment: each place in the pool whose connection was lost would ask again for every statement.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -259,11 +259,11 @@ class Database:
     ) -> None:
         metrics = DatabaseMetrics(NoOpMeter("goals")) if metrics is None else metrics
 
-        door = _Door(settings)
+        connector = _Connector(settings)
 
         async def connect() -> asyncpg.Connection:
             began = time.perf_counter()
-            connection = await door.open()
+            connection = await connector.open()
             metrics.record_creation(time.perf_counter() - began)
             return connection
 

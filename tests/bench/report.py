@@ -7,8 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from tests.bench.wrk import MeasurementError
-
-BEGIN, END = "<!-- bench: written by `make bench-readme` -->", "<!-- /bench -->"
+from tests.page import fill
 
 HEALTH = "GET /health"
 POST = "POST /add_goal"
@@ -107,11 +106,10 @@ def read(file: Path) -> Figures:
 
 def write(figures: Figures, document: Path) -> None:
     """Put the tables between the markers of `document`."""
-    before, begin, rest = document.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise MeasurementError(f"{document} has no place for the table: write {BEGIN} and {END} where it belongs")
-    document.write_text(f"{before}{BEGIN}\n{draw(figures)}\n{END}{after}", encoding="utf-8")
+    try:
+        fill(document, "bench", draw(figures))
+    except ValueError as error:
+        raise MeasurementError(str(error)) from None
 
 
 def draw(figures: Figures) -> str:

@@ -65,7 +65,7 @@ def read_the_authority_once() -> None:
 
 def forget_the_former_password() -> None:
     """Only what the file says now is tried."""
-    module._Door.accepted = property(lambda _: None, lambda _, _password: None)  # type: ignore[assignment]  # likewise
+    module._Connector.accepted = property(lambda _: None, lambda _, _password: None)  # type: ignore[assignment]  # likewise
 
 
 def wait_without_time_limits() -> None:

@@ -7,12 +7,12 @@ from typing import Any
 from tests.conftest import ROOT
 from tests.drills.catalogue import DRILLS
 from tests.drills.timeline import Timeline, draw
+from tests.page import fill
 
 REPORTS = ROOT / "out" / "drills"
 PICTURE = ROOT / "docs" / "img" / "drill-failover.svg"
 _ORDER = list(DRILLS)
 _PICTURED = ("failover", "kill")
-_BEGIN, _END = "<!-- drills: made by `make drills-readme` -->", "<!-- end of drills -->"
 
 
 def main() -> int:
@@ -22,14 +22,11 @@ def main() -> int:
         sys.stderr.write(f"error: {REPORTS} lacks a full run of some drill that passed: run `make drills` first\n")
         return 1
     reports.sort(key=lambda report: _ORDER.index(report["drill"]))
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, _, rest = text.partition(_BEGIN)
-    _, found, tail = rest.partition(_END)
-    if not found:
-        sys.stderr.write(f"error: {readme} lacks the lines `{_BEGIN}` and `{_END}`\n")
+    try:
+        fill(ROOT / "README.md", "drills", write_tables(reports))
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
         return 1
-    readme.write_text(f"{head}{_BEGIN}\n{write_tables(reports)}\n{_END}{tail}", encoding="utf-8")
     (timeline,) = (
         Timeline.load(data)
         for report in reports

@@ -267,7 +267,7 @@ async def _control(play: Play) -> None:
     keys.certify()
     play.mount("fourth")
     await play.lose()
-    await asyncio.sleep(_BUDGET + 0.3)
+    await asyncio.sleep(_BUDGET + 1)
     changed = time.time()
     await play.alter("fourth")
     await play.lose()
