@@ -22,10 +22,10 @@ ORDER = {
     "pod": [
         "keep_alive < drain < grace period",
         "readiness period times failures < drain",
-        "pause + drain + request_deadline + 1 < grace period",
+        "pause + drain + body_deadline + request_deadline + 1 < grace period",
     ],
     "gateway": ["pause + request_deadline < grace period"],
-    "compose": ["drain + request_deadline + 1 < stop_grace_period"],
+    "compose": ["drain + body_deadline + request_deadline + 1 < stop_grace_period"],
     "ClientSettingsPolicy": ["body.timeout < request_deadline"],
     "ProxySettingsPolicy": ["request_deadline < timeout.read", "request_deadline < timeout.send"],
     "UpstreamSettingsPolicy": ["keepAlive.timeout < keep_alive"],
