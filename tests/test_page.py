@@ -1,9 +1,12 @@
 """Tables in pages."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.page import main
 
 PLACE = "<!-- speed: made by `make speed-readme` -->\nold\n<!-- end of speed -->"
@@ -18,7 +21,8 @@ def page(tmp_path: Path) -> Path:
 
 def test_a_text_takes_the_place_of_the_former_one(page: Path, tmp_path: Path) -> None:
     (tmp_path / "speed.md").write_text("new\n\n")
-    assert main([str(page), "speed", str(tmp_path / "speed.md")]) == 0
+    command = [sys.executable, "-m", "tests.page", str(page), "speed", str(tmp_path / "speed.md")]
+    subprocess.run(command, cwd=ROOT, check=True)
     assert page.read_text() == f"before\n{PLACE.replace('old', 'new')}\nafter\n"
 
 
