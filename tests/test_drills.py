@@ -1,16 +1,22 @@
 """The oracle of the drills must see every kind of damage, and what was not run must show, or all is worth nothing."""
 
+import contextlib
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import pytest
 
+from tests.conftest import ROOT
 from tests.drills.drill import Case, Control, Drill, observe
 from tests.drills.history import History, HistoryError, copy_tree, list_revisions
 from tests.drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
 from tests.drills.readme import write_tables
 from tests.drills.report import summarize, write_html, write_text, write_total
+from tests.drills.stage import clean_environment
 from tests.drills.timeline import Mark, Timeline, draw
 
 UUID = str(uuid4())
@@ -108,6 +114,51 @@ def test_a_drill_fails_by_a_lost_write_a_broken_limit_a_silent_control_or_nothin
     assert not drill.passed
 
 
+def test_only_a_drill_that_failed_by_times_or_a_silent_control_may_be_tried_again() -> None:
+    assert not drill_with().may_be_tried_again
+    assert drill_with(damage=0).may_be_tried_again
+    assert not drill_with(damage=0, lost=1).may_be_tried_again
+    assert not drill_with(damage=0, limit=4).may_be_tried_again
+    late = drill_with()
+    late.cases[0].check("longest answer, s", 9, "<", 2)
+    late.cases[0].check("errors shown", 1, "=", 0)
+    assert late.may_be_tried_again
+    late.cases[0].check("migrators that did the work", 2, "=", 1)
+    assert not late.may_be_tried_again
+
+
+def test_a_drill_that_is_ended_early_leaves_nothing_behind(tmp_path: Path) -> None:
+    # PostgreSQL's socket has to fit into 107 characters of path.
+    with tempfile.TemporaryDirectory(prefix="drill-", dir="/tmp") as folder:
+        command = [sys.executable, "-m", "tests.drills", "stuck", "--short", "--out", str(tmp_path)]
+        variables = clean_environment(TMPDIR=folder)
+        with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as drill:
+            try:
+                assert drill.stderr is not None
+                assert "terminated" in drill.stderr.readline()  # the first case: all that a drill needs is there
+                started = list_processes(folder)
+                drill.terminate()
+                errors = drill.stderr.read()
+                assert drill.wait() == 130
+            finally:
+                drill.kill()
+        assert errors.splitlines()[-1].startswith("error: ended early, so nothing is known")
+        assert "Traceback" not in errors
+        assert len(started) > 3
+        assert not list_processes(folder)
+        assert list(Path(folder).iterdir()) == []
+
+
+def list_processes(folder: str) -> list[int]:
+    """All that were started with this folder in their command or environment, and have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # a zombie is none any more
+            if folder in " ".join([*process.cmdline(), *process.environ().values()]):
+                found.append(process.pid)
+    return found
+
+
 def test_a_case_without_a_check_has_not_passed() -> None:
     assert not Case("empty", "nothing was looked at").passed
 
@@ -166,7 +217,7 @@ def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
         assert "not run: there is no git history" in text.replace("Not", "not")
         assert "ltogether" not in text
     total = write_total([drill_with(), drill, drill_with(lost=1), empty])
-    assert total.startswith("4 drills: 2 passed, 1 failed, 1 not run\n")
+    assert total.startswith("4 drills: 2 passed, 1 failed, 1 not run; 2 of 5 cases not run\n")
     assert "  not run: example/history (there is no git history)\n  not run: empty/history (" in total
 
 

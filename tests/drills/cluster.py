@@ -47,14 +47,18 @@ class DrillError(Exception):
     """A drill could not be held as planned; nothing is known about what it was to show."""
 
 
+class LateError(DrillError):
+    """Something was waited for in vain, which a machine that others share may explain."""
+
+
 async def until(holds: Callable[[], Awaitable[object]], what: str, seconds: float = 30.0) -> None:
-    """Ask every 20 ms until it holds; a `DrillError` names `what` has not come about in time."""
+    """Ask every 20 ms until it holds; a `LateError` names `what` has not come about in time."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while not await holds():
                 await asyncio.sleep(0.02)
             return
-    raise DrillError(f"{what}: not within {seconds:g} s")
+    raise LateError(f"{what}: not within {seconds:g} s")
 
 
 def free_ports(number: int) -> list[int]:

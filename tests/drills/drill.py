@@ -3,11 +3,13 @@
 import operator
 import os
 import random
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import NamedTuple
 
 from tests.drills.journal import Attempt, Verdict, longest_gap
@@ -26,6 +28,12 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
+_OF_THE_MACHINE = re.compile(
+    r", s$|, times that |^(errors shown|requests failed|normal requests refused)|was not ready$|answered otherwise$"
+)
+"""What a machine that others share may explain: a limit in seconds, and the 503s that a missed one leads to."""
+
+
 class Check(NamedTuple):
     """A figure, and the limit it was held against."""
 
@@ -37,6 +45,10 @@ class Check(NamedTuple):
     @property
     def holds(self) -> bool:
         return _COMPARISONS[self.comparison](self.measured, self.limit)
+
+    @property
+    def is_missed_in_time(self) -> bool:
+        return not self.holds and self.comparison in {"<", "<=", "="} and bool(_OF_THE_MACHINE.search(self.what))
 
 
 class Figures(NamedTuple):
@@ -138,6 +150,8 @@ class Drill:
         self.verdict = Verdict()
         self.requests = 0
         self.failed = 0
+        self.is_late = False
+        """It could not be held to its end, as something was waited for in vain."""
 
     def say(self, text: str) -> None:
         """A line of progress."""
@@ -211,6 +225,12 @@ class Drill:
             return "NOT RUN"
         left_out = f", {self.not_run} of {len(self.cases)} cases NOT RUN" if self.not_run else ""
         return f"{'passed' if self.passed else 'FAILED'}{left_out}"
+
+    @property
+    def may_be_tried_again(self) -> bool:
+        """Whether a machine that others share may explain why it failed: never that a write is lost."""
+        checks = [*chain.from_iterable(case.checks for case in self.held), *self.whole[1:]]
+        return not self.passed and all(check.holds or check.is_missed_in_time for check in checks)
 
     @property
     def passed(self) -> bool:

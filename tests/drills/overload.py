@@ -8,7 +8,7 @@ from typing import NamedTuple
 import httpx2
 
 from tests.drills.broken import MODULE, wait_without_a_gate
-from tests.drills.cluster import DrillError
+from tests.drills.cluster import LateError
 from tests.drills.drill import Drill, median, observe, percentile
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import arrivals
@@ -120,7 +120,7 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
             low, knee = rate, Knee(rate, p99)
             case.figures = observe(attempts, attempts[0].ended, attempts[-1].ended)
     if not knee.rate:
-        raise DrillError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
+        raise LateError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
     drill.end(case)
     case.check("capacity, requests a second", knee.rate, ">", 0)
     case.check("p99 at capacity, s", knee.p99, ">", 0)

@@ -88,7 +88,9 @@ def write_total(drills: Sequence[Drill]) -> str:
         f"{drill.name}/{case.name} ({case.not_run})" for drill in drills for case in drill.cases if case.not_run
     ]
     told = "".join(f"\n  not run: {what}" for what in left_out)
-    return f"{len(drills)} drills: {passed} passed, {len(drills) - passed - not_run} failed, {not_run} not run{told}\n"
+    failed = len(drills) - passed - not_run
+    cases = f"{len(left_out)} of {sum(len(drill.cases) for drill in drills)} cases not run"
+    return f"{len(drills)} drills: {passed} passed, {failed} failed, {not_run} not run; {cases}{told}\n"
 
 
 def _tell(check: Check) -> str:
