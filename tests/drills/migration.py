@@ -1,6 +1,7 @@
 """The schema changes while people write: each revision under load, with the version before it still at work."""
 
 import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -12,12 +13,12 @@ from typing import NamedTuple
 
 from tests.conftest import ROOT
 from tests.drills import seed
-from tests.drills.cluster import DrillError, until
+from tests.drills.cluster import DrillError, LateError, until
 from tests.drills.drill import Case, Drill, observe
 from tests.drills.history import VERSIONS, History, HistoryError, copy_tree, list_revisions
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import visitors, writers
-from tests.drills.stage import Load, Stage
+from tests.drills.stage import Load, Replica, Stage
 from tests.drills.timeline import Mark
 
 NEXT = "next revision"
@@ -28,6 +29,7 @@ _LOCK_TIMEOUT = 0.2
 """What alembic/env.py, which cannot be imported, and every revision promise."""
 _NOTICE = 0.05
 """Seconds it may take PostgreSQL to end a wait that is over, and to serve those who waited behind it."""
+_LONGEST_WAIT = _LOCK_TIMEOUT + _NOTICE
 _GAVE_UP = "The table is locked by a long transaction; trying again"
 _DID = "Running upgrade"
 _WAITED = re.compile(r"\] goals LOG: +process \d+ acquired \w+ on .* after ([\d.]+) ms$", re.MULTILINE)
@@ -67,6 +69,11 @@ class Version(NamedTuple):
     root: Path
     module: tuple[str, ...] = ("goals", "serve")
     has_api: bool = True
+
+    @property
+    def revision(self) -> str:
+        """Of the schema: the one it needs, and tells of by `/version`."""
+        return list_revisions(self.root)[-1]
 
 
 class Hop(NamedTuple):
@@ -185,6 +192,7 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
     """Migrate under the former version's load, revision by revision, then let the new version work beside it."""
     stage.variables = _find_modules(hop.former)
     await stage.serve(1 if drill.short else 2, hop.former.module)
+    replicas = dict.fromkeys(stage.replicas, hop.former)
     load = await stage.load(_scenario(drill, hop.former))
     loads, cases = [load], []
     # In the short form as pods do it: to the last one at once.
@@ -193,16 +201,24 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
         case = drill.begin(f"revision {revision}" if revision in list_revisions(ROOT) else NEXT, what)
         cases.append(case)
         told = len(stage.cluster.read_log())
-        await _migrate(drill, stage, case, hop.new, revision)
+        has_met = await _migrate(drill, stage, case, hop.new, revision)
         if revision == hop.revisions[-1]:
             case.explanation += f", then {hop.new.name} beside it"
-            loads.append(await _work_beside(drill, stage, case, hop.new))
+            added = await _start(stage, hop.new)
+            replicas[added] = hop.new
+            loads.append(await _work_beside(drill, stage, case, hop.new, added))
+            if hop.former.has_api:
+                await _roll_back(stage, case, hop.former)
         else:
             case.explanation += " and goes on: no version was ever served at it"
             await asyncio.sleep(1)
         drill.end(case)
-        _check_waits(case, stage.cluster.read_log()[told:])
+        _check_waits(case, stage.cluster.read_log()[told:], has_met=has_met)
+    others = [replica for replica, version in replicas.items() if await replica.read_schema() != version.revision]
+    cases[-1].check("replicas that are not of the version they stand for", len(others), "=", 0)
     former, new = await asyncio.gather(*(load.stop() for load in loads))
+    for replica in replicas.keys() - set(stage.replicas):
+        await replica.kill()
     everything = sorted(chain(former, new), key=lambda attempt: attempt.ended)
     for case in cases:
         case.figures = observe(everything, case.began, case.ended)
@@ -226,9 +242,12 @@ def _scenario(drill: Drill, version: Version) -> str:
     return visitors(16, pause="100ms" if drill.short else None)
 
 
-async def _work_beside(drill: Drill, stage: Stage, case: Case, new: Version) -> Load:
-    stage.variables = _find_modules(new)
-    replica = await stage.start_replica(new.module)
+async def _start(stage: Stage, version: Version) -> Replica:
+    stage.variables = _find_modules(version)
+    return await stage.start_replica(version.module)
+
+
+async def _work_beside(drill: Drill, stage: Stage, case: Case, new: Version, replica: Replica) -> Load:
     load = await stage.load(_scenario(drill, new), replica.port)
     at = time.time()
     case.marks.append(Mark(at, "side by side", at))
@@ -236,8 +255,25 @@ async def _work_beside(drill: Drill, stage: Stage, case: Case, new: Version) -> 
     return load
 
 
-async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, revision: str) -> None:
-    """Race for the revision while a transaction that has written stays open, until it had to be waited for."""
+async def _roll_back(stage: Stage, case: Case, former: Version) -> None:
+    """Start the former version once more, as a rollback or a pod that moves does; its own migration comes first."""
+    migrators = Migrators(stage, former, former.revision, number=1)
+    try:
+        await migrators.start()
+        codes = await migrators.finish()
+    finally:
+        migrators.kill()
+    case.check("migrations of the former version that fail on the new schema", sum(code != 0 for code in codes), "=", 0)
+    started = 0
+    with contextlib.suppress(DrillError):
+        replica = await _start(stage, former)
+        await replica.kill()
+        started = 1
+    case.check("replicas of the former version that start on the new schema", started, "=", 1)
+
+
+async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, revision: str) -> bool:
+    """Race for the revision while a transaction that has written stays open; give whether it had to be waited for."""
     told = len(stage.cluster.read_log())
     connection = await stage.cluster.connect()
     await connection.execute(_LONG_TRANSACTION)
@@ -264,11 +300,13 @@ async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, rev
     found = await stage.cluster.fetch("SELECT version_num FROM alembic_version")
     drill.say(f"revision {found} {done - released:.1f} s after the table was free")
     case.check("revision of the schema", int(found), "=", int(revision))
-    if _BLOCKED.search(stage.cluster.read_log()[told:]):
+    has_met = bool(_BLOCKED.search(stage.cluster.read_log()[told:])) or migrators.count(_GAVE_UP) > 0
+    if has_met:
         case.check("times the migrator gave up and tried again", migrators.count(_GAVE_UP), ">", 0)
     case.check("migrators that did the work", migrators.count_that(_DID), "=", 1)
     case.check("migrators that failed", sum(code != 0 for code in codes), "=", 0)
     case.check("time to migrate once the table is free, s", done - released, "<", 60)
+    return has_met
 
 
 class Migrators:
@@ -278,7 +316,7 @@ class Migrators:
         self._variables = stage._variables | _find_modules(version)
         self._root = version.root
         # As pods do it; only a revision that is not the newest one needs alembic's own command.
-        is_newest = revision == list_revisions(version.root)[-1]
+        is_newest = revision == version.revision
         self._command = ("goals", "migrate") if is_newest else ("alembic", "upgrade", revision)
         self._logs = [stage.folder / f"migrator-{revision}-{place}.log" for place in range(number)]
         self._processes: list[asyncio.subprocess.Process] = []
@@ -305,7 +343,7 @@ class Migrators:
             async with asyncio.timeout(120):
                 return [await process.wait() for process in self._processes]
         except TimeoutError:
-            raise DrillError(f"a migrator does not end: {self._read()[-500:]}") from None
+            raise LateError(f"a migrator does not end: {self._read()[-500:]}") from None
 
     def kill(self) -> None:
         for process in self._processes:
@@ -323,20 +361,29 @@ class Migrators:
         return "".join(log.read_text(encoding="utf-8") for log in self._logs)
 
 
-def _check_waits(case: Case, log: str) -> None:
-    """Hold what PostgreSQL says of the service's waits for locks against what the migrations promise."""
-    waits = [float(milliseconds) / 1000 for milliseconds in _WAITED.findall(log)]
-    if _BLOCKED.search(log):
+def _read_waits(log: str) -> list[float]:
+    """How long statements of the service have waited for a lock, in seconds, by PostgreSQL's log."""
+    return [float(milliseconds) / 1000 for milliseconds in _WAITED.findall(log)]
+
+
+def _check_waits(case: Case, log: str, *, has_met: bool) -> None:
+    """Hold what PostgreSQL says of the service's waits for locks against what the migrations promise.
+
+    Where the migrator `has_met` the long transaction, somebody has waited behind it, and the log must say so.
+    """
+    waits = _read_waits(log)
+    if has_met:
         case.check("statements that had to wait for a lock", len(waits), ">", 0)
     else:
         case.explanation += "; it takes no lock that anybody waits for"
-    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", _LOCK_TIMEOUT + _NOTICE)
+    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", _LONGEST_WAIT)
 
 
 async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
     new = Version("the control", stage.folder / "control")
     revision = _add_revision(hop.new.root, new.root, "0")
     load = await stage.load(_scenario(drill, hop.former))
+    told = len(stage.cluster.read_log())
     connection = await stage.cluster.connect()
     await connection.execute(_LONG_TRANSACTION)
     migrators = Migrators(stage, new, revision, number=1)
@@ -357,3 +404,5 @@ async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
     attempts = await load.stop()
     explanation = "a revision without lock_timeout waits behind a long transaction, and everybody behind it"
     drill.control("no lock_timeout", explanation, "requests refused or failed", sum(a.shows_error for a in attempts))
+    longest = max(_read_waits(stage.cluster.read_log()[told:]), default=0.0)
+    drill.control("no lock_timeout, by PostgreSQL's log", "the same", "s for the longest wait", longest, _LONGEST_WAIT)

@@ -57,8 +57,18 @@ class Replica:
 
             await until(is_ready, "the service is ready")
 
+    async def read_schema(self) -> str:
+        """The revision of the schema that it says it needs."""
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            answer = await client.get(f"http://127.0.0.1:{self.operators_port}/version")
+        return str(answer.json()["schema"])
+
     def terminate(self) -> None:
         self.process.terminate()
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.wait()
 
     async def wait(self) -> int:
         """Wait for its end, and give the exit code."""
