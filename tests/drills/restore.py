@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ RESTORED = "restored"
 """The one instance of the second cluster; a real one would then clone its standbys, as any new cluster does."""
 _LIMIT = 60.0
 """Seconds until the second cluster takes writes; what it takes on a real site depends on its data and its store."""
+_REPLAYED = re.compile(r'restored log file "[0-9A-F]{24}" from archive')
+_LEFT_OUT = re.compile(r"recovery stopping before (?:commit|abort) of transaction \d+, time (.+)")
 _ENDED_EARLY = "recovery ended before configured recovery target was reached"
 
 
@@ -156,8 +159,8 @@ async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt
         await asyncio.sleep(drill.random.uniform(0.3, 0.8 if drill.short else 6))
         times.append(_mark_time(f"moment {number + 1}"))
     await asyncio.sleep(1)
-    attempts = await load.stop()
     drill.end(case)
+    attempts = await load.stop()
     drill.account(await stage.reconcile(attempts), attempts)
     case.marks += sorted(Mark(marker.asked, marker.name, marker.answered) for marker in (*points, *times))
     case.figures = observe(attempts, case.began, case.ended)
@@ -183,24 +186,30 @@ async def _restore(
 ) -> None:
     """Restore to each of the markers; the last of them is left running, and takes writes."""
     case = drill.begin(name, "a second cluster from the backup and the archive, held against the journal")
-    longest = 0.0
+    longest, replayed = 0.0, 0
     for marker in markers:
         at = time.time()
         await store.restore_to(marker)
         await _check_end(case, stage, marker)
         await store.accept_writes()
         seconds = time.time() - at
-        longest = max(longest, seconds)
+        longest, replayed = max((longest, replayed), (seconds, _count_replayed(stage.cluster)))
         await _judge(case, stage, attempts, marker)
         drill.say(f"{marker.name}: restored in {seconds:.1f} s")
     drill.end(case)
     case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT)
     megabytes = await stage.cluster.fetch("SELECT pg_database_size('goals_database') / 1e6", name=RESTORED)
-    case.explanation += f": {longest:.1f} s for {float(megabytes):.0f} MB and {_count_segments(store)} segments of WAL"
+    case.explanation += f": {longest:.1f} s for {float(megabytes):.0f} MB and {replayed} segments of WAL"
 
 
-def _count_segments(store: Store) -> int:
-    return sum(len(file.name) == 24 for file in store.wal.iterdir())
+def _read_log(cluster: Cluster) -> str:
+    """All that the second cluster has logged since it was begun."""
+    return (cluster.folder / f"{RESTORED}.log").read_text(encoding="utf-8", errors="replace")
+
+
+def _count_replayed(cluster: Cluster) -> int:
+    """How many archived segments it has replayed."""
+    return len(_REPLAYED.findall(_read_log(cluster)))
 
 
 async def _check_end(case: Case, stage: Stage, marker: Marker) -> None:
@@ -213,6 +222,11 @@ async def _check_end(case: Case, stage: Stage, marker: Marker) -> None:
         query = "SELECT extract(epoch FROM pg_last_xact_replay_timestamp())"
         last = float(await stage.cluster.fetch(query, name=RESTORED, database="postgres"))
         case.check(f"{marker.name}: changes replayed that are younger", last > marker.asked, "=", 0)
+        left_out = _LEFT_OUT.search(_read_log(stage.cluster))
+        if left_out is None:
+            raise DrillError(f"PostgreSQL does not tell which change it stopped at, for {marker.name}")
+        first = datetime.fromisoformat(left_out[1]).timestamp()
+        case.check(f"{marker.name}: changes left out that are older", first <= marker.asked, "=", 0)
 
 
 async def _judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: Marker) -> None:
@@ -235,8 +249,8 @@ async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> No
     load = await stage.load(writers(short=drill.short))
     case.began = time.time()
     await asyncio.sleep(1 if drill.short else 5)
-    attempts = await load.stop()
     drill.end(case)
+    attempts = await load.stop()
     verdict = reconcile([*known, *attempts], await stage.read_names(RESTORED))
     before = reconcile(known, []).acknowledged
     drill.account(replace(verdict, acknowledged=verdict.acknowledged - before), attempts)
@@ -270,10 +284,10 @@ async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, ma
         return False
 
     await until(has_ended, "the second cluster finds the gap")
-    log = (cluster.folder / f"{RESTORED}.log").read_text(encoding="utf-8", errors="replace")
+    log = _read_log(cluster)
     drill.end(case)
     case.check("clusters that took writes all the same", cluster._find_main(RESTORED) is not None, "=", 0)
-    case.check("segments replayed before the gap", log.count("restored log file"), ">", 0)
+    case.check("segments replayed before the gap", _count_replayed(cluster), ">", 0)
     case.check("times it asked for the missing one in vain", log.count(str(missing)), ">", 0)
     case.check("its log says why", log.count(_ENDED_EARLY), ">", 0)
 
