@@ -1,6 +1,7 @@
 """The password, the certificate and the authority of the database are replaced under load, in either order."""
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,6 +13,7 @@ import trustme
 
 from tests import tls
 from tests.drills.broken import MODULE, forget_the_former_password, read_the_authority_once, read_the_password_once
+from tests.drills.cluster import LateError, until
 from tests.drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from tests.drills.journal import Attempt
 from tests.drills.scenarios import visitors, writers
@@ -26,6 +28,8 @@ _LOSSES = 4
 """How many times connections are lost in such a time."""
 _FEW = 2
 """How many of the twenty are lost at once where they cannot be replaced: after all losses, each replica has some."""
+_PATIENCE = 10.0
+"""Seconds that a replica may take to connect anew: pauses grow while it cannot, and short drills share the cores."""
 _BUDGET = 3.0
 """Seconds after which a request that cannot be served is answered."""
 
@@ -193,6 +197,12 @@ async def _lose_all(play: Play, case: Case, what: str) -> None:
     at = time.time()
     await play.lose()
     await asyncio.sleep(0.3 if play.drill.short else 2)
+
+    async def are_made() -> bool:
+        return await play.count_connections(at) > 0
+
+    with contextlib.suppress(LateError):  # the check tells of it
+        await until(are_made, f"connections are made with {what}", _PATIENCE)
     case.check(f"connections made with {what}", await play.count_connections(at), ">", 0)
 
 
