@@ -166,8 +166,9 @@ async def run(drill: Drill) -> None:
             told = _count_told(stage, fault)
             async with Probe(stage) as probe:
                 await fault.befall(drill, stage, case, fault.seconds)
-                # Long enough for the answer to whoever came when it should be over, so that an error would be seen.
-                await asyncio.sleep(0.6 if drill.short else _RECOVERY + LONGEST_ANSWER)
+                # Until it should be over, as the next one would prolong it for whoever still waits; in full, also for
+                # the answer to whoever came then, so that an error would be seen.
+                await asyncio.sleep(_RECOVERY + (0 if drill.short else LONGEST_ANSWER))
             drill.end(case)
             probed += probe.attempts
             if fault.sqlstate is not None:
