@@ -141,7 +141,7 @@ def test_a_drill_that_is_ended_early_leaves_nothing_behind(tmp_path: Path) -> No
                 errors = drill.stderr.read()
                 assert drill.wait() == 130
             finally:
-                drill.kill()
+                drill.terminate()
         assert errors.splitlines()[-1].startswith("error: ended early, so nothing is known")
         assert "Traceback" not in errors
         assert len(started) > 3

@@ -124,8 +124,12 @@ class Cluster:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for name in NAMES:
-            self._signal(name, signal.SIGKILL)
+        killed = [process for name in NAMES for process in self._signal(name, signal.SIGKILL)]
+
+        async def are_dead() -> bool:
+            return not any(_lives(process) for process in killed)
+
+        await until(are_dead, "the instances die")
         if self._mounted:
             # Lazy: the last of the processes may have a file open for a moment yet.
             await _call("umount", "--lazy", self._data(NAMES[0]))
@@ -420,6 +424,20 @@ class Cluster:
         await _call(self._programs / program, *arguments, **account)
 
 
+async def read_to_the_end(process: asyncio.subprocess.Process) -> bytes:
+    """Give what the program has written to its standard error; it has ended when this has, even by a cancellation.
+
+    Whoever ends the drill then finds what the program has started, as a server that is just coming up.
+    """
+    end = asyncio.ensure_future(process.communicate())
+    try:
+        _, errors = await asyncio.shield(end)
+    except asyncio.CancelledError:
+        await end
+        raise
+    return errors
+
+
 async def _call(program: str | Path, *arguments: str | Path, **account: Any) -> None:
     process = await asyncio.create_subprocess_exec(
         program,
@@ -430,7 +448,7 @@ async def _call(program: str | Path, *arguments: str | Path, **account: Any) -> 
         stderr=subprocess.PIPE,
         **account,
     )
-    _, errors = await process.communicate()
+    errors = await read_to_the_end(process)
     if process.returncode:
         command = " ".join([Path(program).name, *map(str, arguments)])
         raise DrillError(f"{command}: {errors.decode(errors='replace').strip()}")

@@ -29,7 +29,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 
 _OF_THE_MACHINE = re.compile(
-    r", s$|, times that |^(errors shown|requests failed|normal requests refused)|was not ready$|answered otherwise$"
+    r", s$|, times that |^(errors shown|requests failed|normal requests refused)|was not ready$"
 )
 """What a machine that others share may explain: a limit in seconds, and the 503s that a missed one leads to."""
 
@@ -228,7 +228,9 @@ class Drill:
 
     @property
     def may_be_tried_again(self) -> bool:
-        """Whether a machine that others share may explain why it failed: never that a write is lost."""
+        """Whether a machine that others share may explain why it failed, or a control's silence: never a lost write."""
+        if not all(case.checks for case in self.held) and not self.is_late:
+            return False
         checks = [*chain.from_iterable(case.checks for case in self.held), *self.whole[1:]]
         return not self.passed and all(check.holds or check.is_missed_in_time for check in checks)
 

@@ -24,7 +24,7 @@ RESTORED = "restored"
 """The one instance of the second cluster; a real one would then clone its standbys, as any new cluster does."""
 _LIMIT = 60.0
 """Seconds until the second cluster takes writes; what it takes on a real site depends on its data and its store."""
-_REPLAYED = re.compile(r'restored log file "[0-9A-F]{24}" from archive')
+_FETCHED = re.compile(r'restored log file "[0-9A-F]{24}" from archive')
 _LEFT_OUT = re.compile(r"recovery stopping before (?:commit|abort) of transaction \d+, time (.+)")
 _ENDED_EARLY = "recovery ended before configured recovery target was reached"
 
@@ -186,20 +186,20 @@ async def _restore(
 ) -> None:
     """Restore to each of the markers; the last of them is left running, and takes writes."""
     case = drill.begin(name, "a second cluster from the backup and the archive, held against the journal")
-    longest, replayed = 0.0, 0
+    longest, fetched, megabytes = 0.0, 0, 0.0
     for marker in markers:
         at = time.time()
         await store.restore_to(marker)
         await _check_end(case, stage, marker)
         await store.accept_writes()
         seconds = time.time() - at
-        longest, replayed = max((longest, replayed), (seconds, _count_replayed(stage.cluster)))
+        size = float(await stage.cluster.fetch("SELECT pg_database_size('goals_database') / 1e6", name=RESTORED))
+        longest, fetched, megabytes = max((longest, fetched, megabytes), (seconds, _count_fetched(stage.cluster), size))
         await _judge(case, stage, attempts, marker)
         drill.say(f"{marker.name}: restored in {seconds:.1f} s")
     drill.end(case)
     case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT)
-    megabytes = await stage.cluster.fetch("SELECT pg_database_size('goals_database') / 1e6", name=RESTORED)
-    case.explanation += f": {longest:.1f} s for {float(megabytes):.0f} MB and {replayed} segments of WAL"
+    case.explanation += f": {longest:.1f} s at most, for {megabytes:.0f} MB and {fetched} segments of WAL fetched"
 
 
 def _read_log(cluster: Cluster) -> str:
@@ -207,9 +207,9 @@ def _read_log(cluster: Cluster) -> str:
     return (cluster.folder / f"{RESTORED}.log").read_text(encoding="utf-8", errors="replace")
 
 
-def _count_replayed(cluster: Cluster) -> int:
-    """How many archived segments it has replayed."""
-    return len(_REPLAYED.findall(_read_log(cluster)))
+def _count_fetched(cluster: Cluster) -> int:
+    """How many archived segments it has fetched: it may read one ahead, and ask for one again."""
+    return len(set(_FETCHED.findall(_read_log(cluster))))
 
 
 async def _check_end(case: Case, stage: Stage, marker: Marker) -> None:
@@ -287,7 +287,7 @@ async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, ma
     log = _read_log(cluster)
     drill.end(case)
     case.check("clusters that took writes all the same", cluster._find_main(RESTORED) is not None, "=", 0)
-    case.check("segments replayed before the gap", _count_replayed(cluster), ">", 0)
+    case.check("segments fetched before the gap", _count_fetched(cluster), ">", 0)
     case.check("times it asked for the missing one in vain", log.count(str(missing)), ">", 0)
     case.check("its log says why", log.count(_ENDED_EARLY), ">", 0)
 

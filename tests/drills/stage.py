@@ -16,7 +16,7 @@ from typing import Self
 import httpx2
 
 from tests.conftest import ROOT
-from tests.drills.cluster import Cluster, DrillError, until
+from tests.drills.cluster import Cluster, DrillError, LateError, read_to_the_end, until
 from tests.drills.journal import Attempt, Verdict, read_journal, reconcile
 from tests.drills.relay import Relay
 
@@ -187,7 +187,7 @@ class Stage:
         process = await asyncio.create_subprocess_exec(
             *command, cwd=ROOT, env=self._variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        _, errors = await process.communicate()
+        errors = await read_to_the_end(process)
         if process.returncode:
             raise DrillError(f"the migration failed: {errors.decode()[-500:]}")
 
@@ -253,14 +253,21 @@ class Stage:
         With `standbys`, all three instances must hold the same; a `DrillError` says that they do not.
         """
         if standbys:
-            await self.cluster.until_whole()
+            await self._until_same()
         names = await self.read_names()
         if standbys:
-            await self.cluster.until_same()
             for name in self.cluster.standbys:
                 if await self.read_names(name) != names:
                     raise DrillError(f"{name} does not hold what {self.cluster.primary} does")
         return reconcile(attempts, names)
+
+    async def _until_same(self) -> None:
+        try:
+            await self.cluster.until_whole()
+            await self.cluster.until_same()
+        except LateError as error:
+            # A standby that has diverged can never follow: what it holds is not known, and no busy machine explains it.
+            raise DrillError(str(error)) from error
 
     async def fill(self, number: int) -> None:
         """Put so many goals into the table that nobody of the load knows."""
