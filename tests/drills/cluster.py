@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,6 +78,13 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
+async def _until_dead(killed: Sequence[psutil.Process], what: str) -> None:
+    async def are_dead() -> bool:
+        return not any(_lives(process) for process in killed)
+
+    await until(are_dead, f"{what} dies")
+
+
 class Cluster:
     """A primary and two standbys on 127.0.0.1, all three able to change places. An asynchronous context manager.
 
@@ -125,15 +132,13 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         killed = [process for name in NAMES for process in self._signal(name, signal.SIGKILL)]
-
-        async def are_dead() -> bool:
-            return not any(_lives(process) for process in killed)
-
-        await until(are_dead, "the instances die")
-        if self._mounted:
-            # Lazy: the last of the processes may have a file open for a moment yet.
-            await _call("umount", "--lazy", self._data(NAMES[0]))
-        shutil.rmtree(self.folder, ignore_errors=True)
+        try:
+            await _until_dead(killed, "the cluster")
+        finally:
+            if self._mounted:
+                # Lazy: one that does not die has a file open.
+                await _call("umount", "--lazy", self._data(NAMES[0]))
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _build(self) -> None:
         first = self._data(self.primary)
@@ -329,12 +334,7 @@ class Cluster:
 
     async def kill(self, name: str) -> None:
         """End the instance and all its children by SIGKILL, as when a pod is lost."""
-        killed = self._signal(name, signal.SIGKILL)
-
-        async def are_dead() -> bool:
-            return not any(_lives(process) for process in killed)
-
-        await until(are_dead, f"{name} dies")
+        await _until_dead(self._signal(name, signal.SIGKILL), name)
         (self._data(name) / "postmaster.pid").unlink(missing_ok=True)
 
     def freeze(self, name: str) -> None:

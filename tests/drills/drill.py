@@ -47,7 +47,8 @@ class Check(NamedTuple):
         return _COMPARISONS[self.comparison](self.measured, self.limit)
 
     @property
-    def is_missed_in_time(self) -> bool:
+    def is_of_the_machine(self) -> bool:
+        """Whether it does not hold for what a machine that others share may explain."""
         return not self.holds and self.comparison in {"<", "<=", "="} and bool(_OF_THE_MACHINE.search(self.what))
 
 
@@ -228,11 +229,14 @@ class Drill:
 
     @property
     def may_be_tried_again(self) -> bool:
-        """Whether a machine that others share may explain why it failed, or a control's silence: never a lost write."""
-        if not all(case.checks for case in self.held) and not self.is_late:
+        """Whether a busy machine may explain why it failed, or a control was silent; never that a write is lost.
+
+        A case without a check is none, but where the drill broke off in it.
+        """
+        if not (self.is_late or all(case.checks for case in self.held)):
             return False
         checks = [*chain.from_iterable(case.checks for case in self.held), *self.whole[1:]]
-        return not self.passed and all(check.holds or check.is_missed_in_time for check in checks)
+        return not self.passed and all(check.holds or check.is_of_the_machine for check in checks)
 
     @property
     def passed(self) -> bool:

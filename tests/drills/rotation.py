@@ -28,8 +28,8 @@ _LOSSES = 4
 """How many times connections are lost in such a time."""
 _FEW = 2
 """How many of the twenty are lost at once where they cannot be replaced: after all losses, each replica has some."""
-_PATIENCE = 10.0
-"""Seconds that a replica may take to connect anew: pauses grow while it cannot, and short drills share the cores."""
+_CONNECT = 2.0
+"""Seconds within which a replica connects anew: its pauses grow to half a second while it cannot."""
 _BUDGET = 3.0
 """Seconds after which a request that cannot be served is answered."""
 
@@ -196,14 +196,14 @@ async def _lose_all(play: Play, case: Case, what: str) -> None:
     """All connections are lost at once: only those count from here on that were made with what holds now."""
     at = time.time()
     await play.lose()
-    await asyncio.sleep(0.3 if play.drill.short else 2)
 
     async def are_made() -> bool:
         return await play.count_connections(at) > 0
 
     with contextlib.suppress(LateError):  # the check tells of it
-        await until(are_made, f"connections are made with {what}", _PATIENCE)
+        await until(are_made, f"connections are made with {what}", _CONNECT * case.patience)
     case.check(f"connections made with {what}", await play.count_connections(at), ">", 0)
+    await asyncio.sleep(0.3 if play.drill.short else 2)
 
 
 async def _change_server_first(play: Play, case: Case) -> None:

@@ -67,7 +67,9 @@ class Replica:
         self.process.terminate()
 
     async def kill(self) -> None:
-        self.process.kill()
+        """End it by SIGKILL, unless it has ended."""
+        if self.process.returncode is None:
+            self.process.kill()
         await self.wait()
 
     async def wait(self) -> int:
@@ -113,9 +115,11 @@ class Load:
         with self._journal.open("rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+    async def kill(self) -> None:
+        """End it by SIGKILL, unless it has ended."""
+        if self._process.returncode is None:
             self._process.kill()
+        await self.wait()
 
 
 class Stage:
@@ -159,12 +163,7 @@ class Stage:
 
     async def _end(self) -> None:
         for started in self._started:
-            if isinstance(started, Load):
-                started.kill()
-            elif started.process.returncode is None:
-                started.process.kill()
-        for started in self._started:
-            await (started._process if isinstance(started, Load) else started.process).wait()
+            await started.kill()
 
     # The service.
 
@@ -206,7 +205,7 @@ class Stage:
     async def serve(self, number: int, module: Sequence[str] = ("goals", "serve")) -> None:
         """Replace all replicas by so many new ones, without any care."""
         for replica in self.replicas:
-            replica.process.kill()
+            await replica.kill()
         self.replicas = list(await asyncio.gather(*(self.start_replica(module) for _ in range(number))))
         self.balance()
 
