@@ -127,7 +127,7 @@ def test_the_gateway_names_each_request(stack: Stack) -> None:
 
 def test_the_database_speaks_tls_only_to_whom_it_can_prove_itself(stack: Stack) -> None:
     if reason := stack.without.get("TLS to PostgreSQL"):
-        pytest.skip(reason)
+        pytest.skip(reason)  # the server of this image has said that it is built without TLS
     query = (
         "SELECT count(*) FILTER (WHERE ssl AND version = 'TLSv1.3') = count(*), count(*) > 10 "
         "FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'goals_user'"
@@ -147,7 +147,7 @@ def test_the_database_has_checksums_and_a_role_that_is_no_superuser(stack: Stack
 
 def test_grafana_has_the_dashboards_and_their_source(stack: Stack) -> None:
     if reason := stack.without.get("Grafana"):
-        pytest.skip(reason)
+        pytest.skip(reason)  # its image is neither here nor can it be pulled
     password = stack.read(stack.replicas("grafana")[0], "/run/secrets/password").strip()
     grafana = httpx2.Client(base_url=f"http://127.0.0.1:{stack.ports['GRAFANA_PORT']}", auth=("admin", password))
     with grafana:

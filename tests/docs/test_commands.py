@@ -20,8 +20,8 @@ BUILTINS = {"cd", "export", "exit", "true", "echo", "sed", "sudo"}
 
 NESTED = {
     "argocd": {"account", "admin", "app", "cluster", "proj", "repo"},
-    "az": {"acr", "ad", "aks", "dns", "federated-credential", "identity", "network", "record-set", "repository", "role"}
-    | {"a", "assignment", "nodepool"},
+    "az": {"acr", "ad", "aks", "dns", "federated-credential", "identity", "keyvault", "network", "record-set"}
+    | {"a", "assignment", "nodepool", "repository", "role", "secret"},
     "docker": {"buildx", "compose", "image", "imagetools", "network", "volume"},
     "kind": {"create", "delete", "export", "get", "load"},
     "kubectl": {"config", "create", "rollout"},
@@ -37,6 +37,9 @@ OTHERS = [["docker", "compose", "run"], ["docker", "compose", "exec"]]
 
 PLUGINS = {"docker": {"buildx", "compose"}, "kubectl": {"cnpg"}}
 """Words that are there only where a plug-in is."""
+
+SINCE: dict[tuple[str, ...], tuple[int, ...]] = {("docker", "compose", "config", "--lock-image-digests"): (2, 37)}
+"""Options that older releases lack; the documents say which one has them."""
 
 FOUND = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
@@ -63,7 +66,16 @@ def test_the_command_is_one(command: Command) -> None:
             pytest.skip(f"not looked up: {program} has no plug-in {subcommand[0]} on this machine")
     told = told_by(program, tuple(subcommand))
     for flag in flags:
+        since = SINCE.get((program, *subcommand, flag))
+        if since and release_of(program, subcommand[0]) < since:
+            pytest.skip(f"not looked up: the {program} {subcommand[0]} of this machine is older than its {flag}")
         assert names(told, flag), f"{program} {' '.join(subcommand)}: no {flag}"
+
+
+def release_of(program: str, plug_in: str) -> tuple[int, ...]:
+    """Return the release of a plug-in: its first two numbers."""
+    told = subprocess.run([program, plug_in, "version", "--short"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, re.findall(r"\d+", told)[:2]))
 
 
 def check_make(arguments: list[str]) -> None:
@@ -105,6 +117,7 @@ def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]
         ("az identity federated-credential create --issuer URL", "identity federated-credential create", "--issuer"),
         ("az network dns record-set a add-record --zone-name Z", "network dns record-set a add-record", "--zone-name"),
         ("az aks get-credentials --name goals", "aks get-credentials", "--name"),
+        ("az keyvault secret set --vault-name V", "keyvault secret set", "--vault-name"),
         ("docker compose --profile load up -d --wait", "compose up", "-d --wait"),
         ("docker compose run --rm load-gate --scenario browse", "compose run", "--rm"),
         ("docker compose exec postgres psql -U postgres", "compose exec", ""),
