@@ -400,7 +400,8 @@ def test_the_log_of_a_machine_is_lines_of_json(folder: Path, variables: dict[str
 
 def make(*arguments: str, folder: Path, umask: int = -1) -> subprocess.CompletedProcess[str]:
     """Run `make` on a copy of what it builds the environments from, with the `uv` and `python` that are in `folder`."""
-    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "requirements", folder / "requirements")
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
