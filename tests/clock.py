@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,6 +11,8 @@ class _Loop(asyncio.SelectorEventLoop):
     """Its clock stands still while there is something to do, and else goes to the next timer at once."""
 
     _now = 0.0
+    _ready: deque[asyncio.Handle]
+    _scheduled: list[asyncio.TimerHandle]
 
     def time(self) -> float:
         return self._now

@@ -18,11 +18,11 @@ import structlog
 import trustme
 from sqlalchemy import text
 
+from drills import tls
 from goals import embedded
 from goals.database import Database
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
-from tests import tls
 from tests.conftest import LIMITS, until
 
 ONE = text("SELECT 1 AS one")

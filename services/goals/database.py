@@ -20,20 +20,12 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import visitors
 from sqlalchemy.util import greenlet_spawn
 
+from goals import sqlstates
 from goals.connections import Connector
 from goals.errors import DatabaseUnavailableError, OverloadedError
 from goals.gate import Gate
 from goals.limits import Limits
 from goals.settings import Settings
-from goals.sqlstates import (
-    drop_useless_connections,
-    error_type,
-    is_rejection,
-    is_transient,
-    origin_of,
-    sqlstate,
-    translate,
-)
 from goals.telemetry import DatabaseMetrics, Pool
 
 if TYPE_CHECKING:
@@ -77,7 +69,7 @@ class Database:
             hide_parameters=True,
             pool_reset_on_return=None,  # nothing is open after a single statement in autocommit
         )
-        event.listen(self.engine.sync_engine, "handle_error", drop_useless_connections)
+        event.listen(self.engine.sync_engine, "handle_error", sqlstates.drop_useless_connections)
         self.gate = Gate(self.size, limits)
         self._name = settings.db_name
         self._metrics = metrics
@@ -129,10 +121,10 @@ class Database:
             if error is None:
                 self._note_answer(loop.time())
                 return attempt.result(), number
-            if not is_transient(error):
-                translated = translate(error)
+            if not sqlstates.is_transient(error):
+                translated = sqlstates.translate(error)
                 if isinstance(translated, DatabaseUnavailableError):
-                    self._note_failure(loop.time(), origin_of(error))
+                    self._note_failure(loop.time(), sqlstates.origin_of(error))
                 # PostgreSQL's own words quote the row, and whatever crashes a request is logged with its causes.
                 raise translated from translated.__cause__
             self._note_failure(loop.time(), error)
@@ -151,7 +143,7 @@ class Database:
             # One greenlet for check-out, statement and return; an AsyncConnection makes three, a fifth of the cost.
             return await greenlet_spawn(self._execute, statement, parameters, asked, repeatable=repeatable)
         except BaseException as error:
-            failure = error_type(error)
+            failure = sqlstates.error_type(error)
             raise
         finally:
             self._record(statement, failure, time.perf_counter() - began)
@@ -165,7 +157,7 @@ class Database:
             try:
                 return connection.execute(statement, parameters).all()
             except Exception as error:
-                if repeatable or not is_transient(error):
+                if repeatable or not sqlstates.is_transient(error):
                     raise
                 raise DatabaseUnavailableError("The database did not say whether it was done.") from error
             finally:
@@ -181,7 +173,7 @@ class Database:
                     connection.invalidate()  # as those of a former primary are; the next in the pool comes instead
             except (DBAPIError, OSError) as error:
                 places -= 1
-                if not places or not is_rejection(error):
+                if not places or not sqlstates.is_rejection(error):
                     raise
             else:
                 return connection
@@ -214,7 +206,7 @@ class Database:
 
     def _note_failure(self, now: float, error: BaseException) -> None:
         """Log each kind of failure once in an outage: what it begins with is seldom what it goes on with."""
-        kind = (type(error).__name__, sqlstate(error))
+        kind = (type(error).__name__, sqlstates.sqlstate(error))
         self._failed_at = now
         if kind not in self._failures:
             self._failures[kind] = now
