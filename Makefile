@@ -39,9 +39,9 @@ test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch cove
 	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
 lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, no hosts)
-	$(LOCK) --extra otlp -o requirements/goals.txt
-	$(LOCK) -c requirements/goals.txt --extra otlp --extra embedded -o requirements/local.txt
-	$(LOCK) -c requirements/local.txt --extra otlp --extra embedded --group dev -o requirements/dev.txt
+	$(LOCK) --group otlp -o requirements/goals.txt
+	$(LOCK) -c requirements/goals.txt --group otlp --group embedded -o requirements/local.txt
+	$(LOCK) -c requirements/local.txt --group otlp --group embedded --group dev -o requirements/dev.txt
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
 	$(LOCK_GROUP) --group parity -o requirements/parity.txt
 	$(LOCK_GROUP) --group sbom -o requirements/sbom.txt
