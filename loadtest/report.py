@@ -76,7 +76,7 @@ def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[st
     return Verdict(outcomes, found, warnings)
 
 
-def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: str, engine: str) -> dict[str, Any]:
+def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: str) -> dict[str, Any]:
     """The summary in the shape that k6 hands to `handleSummary`, with what only we have under `loadtest`."""
     metrics: dict[str, Any] = {}
     selectors = dict.fromkeys([*AGGREGATES, *(outcome.threshold.selector for outcome in verdict.outcomes)])
@@ -101,7 +101,6 @@ def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: st
         "loadtest": {
             "scenario": scenario,
             "target": target,
-            "engine": engine,
             "started": _iso(recorder.date),
             "verdict": verdict.text,
             "exit_code": verdict.exit_code,
@@ -136,7 +135,7 @@ def draw_progress(recorder: Recorder, at: float, total: float, users: int, befor
 def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
     """The summary for a terminal."""
     own, metrics = summary["loadtest"], summary["metrics"]
-    lines = ["", f"{own['scenario']} on {own['target']} by the {own['engine']} engine", ""]
+    lines = ["", f"{own['scenario']} on {own['target']}", ""]
     lines += [
         f"  {_mark(check)}  {check['name']}: {check['passes']:,} of {check['passes'] + check['fails']:,}"
         for check in summary["root_group"]["checks"]
@@ -200,7 +199,7 @@ td:first-child, th:first-child {{ text-align: left }}
 .bad {{ color: var(--bad); font-weight: 600 }} .warn {{ color: var(--warn) }}
 {charts.STYLE}</style></head><body>
 <h1>{escape(own["scenario"])}: <span{' class="bad"' if verdict.exit_code else ""}>{verdict.text}</span></h1>
-<p>{escape(own["target"])}, {escape(own["engine"])} engine, {own["started"]}</p>
+<p>{escape(own["target"])}, {own["started"]}</p>
 {"".join(notes)}
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())}</dl>
 {_table("Thresholds", ["Metric", "Threshold", "Measured", "Verdict"], thresholds)}
@@ -299,8 +298,6 @@ def _mark(check: dict[str, Any]) -> str:
 
 
 def _connections(summary: dict[str, Any]) -> str:
-    if summary["loadtest"]["engine"] != "fast":
-        return "not counted by this engine"
     metrics = summary["metrics"]
     return f"{metrics['connections']['values']['count']:,}" if "connections" in metrics else "0"
 
