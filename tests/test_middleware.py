@@ -36,7 +36,7 @@ async def test_strict_transport_security_is_sent_where_it_is_asked_for(settings:
     name, value = (part.decode() for part in STRICT_TRANSPORT_SECURITY)
     async with (
         serving(settings.model_copy(update={"goals_hsts": True})) as service,
-        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=60, trust_env=False) as client,
     ):
         assert (await client.get("/nowhere")).headers[name] == value
 

@@ -269,7 +269,7 @@ async def test_what_was_typed_is_kept_with_a_key_while_the_database_is_away(sett
     ]
     async with (
         serving(settings.model_copy(update={"db_host": str(tmp_path)})) as service,
-        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client,
+        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=60, trust_env=False) as client,
     ):
         answers = await asyncio.gather(*(client.post("/add_goal", data=form) for form in forms))
     assert {answer.status_code for answer in answers} == {503}
