@@ -125,6 +125,11 @@ async def serving(settings: Settings, limits: Limits = WIDE) -> AsyncIterator[Se
         await serving  # raises what kept it from its ports
 
 
+def speaking_to(port: int) -> httpx2.AsyncClient:
+    """A client for one port of this machine; it follows no redirect, and waits longer than any limit."""
+    return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
+
+
 async def until(holds: Callable[[], Awaitable[object]]) -> None:
     """Ask again and again until it holds; pytest's time limit bounds it."""
     while not await holds():
@@ -187,14 +192,12 @@ async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
 @pytest.fixture
 async def client(service: Service, database: Database) -> AsyncIterator[httpx2.AsyncClient]:
     """Speaks to the public port of a service whose table is empty; follows no redirect."""
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=60, trust_env=False) as client:
+    async with speaking_to(service.port) as client:
         yield client
 
 
 @pytest.fixture
 async def operator(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
     """Speaks to the operators' port."""
-    async with httpx2.AsyncClient(
-        base_url=f"http://127.0.0.1:{service.operators_port}", timeout=60, trust_env=False
-    ) as client:
+    async with speaking_to(service.operators_port) as client:
         yield client

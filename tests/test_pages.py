@@ -16,7 +16,7 @@ from goals.database import Database
 from goals.responses import STATIC, static_url
 from goals.schemas import PAGE_SIZE
 from goals.settings import Settings
-from tests.conftest import serving
+from tests.conftest import serving, speaking_to
 
 KEY = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -269,7 +269,7 @@ async def test_what_was_typed_is_kept_with_a_key_while_the_database_is_away(sett
     ]
     async with (
         serving(settings.model_copy(update={"db_host": str(tmp_path)})) as service,
-        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=60, trust_env=False) as client,
+        speaking_to(service.port) as client,
     ):
         answers = await asyncio.gather(*(client.post("/add_goal", data=form) for form in forms))
     assert {answer.status_code for answer in answers} == {503}

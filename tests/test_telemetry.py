@@ -17,7 +17,7 @@ from goals.middleware import Record
 from goals.reads import SharedReads
 from goals.settings import Settings
 from goals.telemetry import Telemetry
-from tests.conftest import WAIT_FOR_THE_LOCK, WIDE, serving, until
+from tests.conftest import WAIT_FOR_THE_LOCK, WIDE, serving, speaking_to, until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -240,9 +240,7 @@ async def test_metrics_need_no_database(settings: Settings) -> None:
     nowhere = settings.model_copy(update={"db_host": "/no/such/folder"})
     async with (
         serving(nowhere) as service,
-        httpx2.AsyncClient(
-            base_url=f"http://127.0.0.1:{service.operators_port}", timeout=60, trust_env=False
-        ) as operator,
+        speaking_to(service.operators_port) as operator,
     ):
         answer = await operator.get("/metrics")
     assert answer.status_code == 200
