@@ -1,6 +1,6 @@
-"""Both gateways on this machine's nginx, before two scripted upstreams: compose's own file, and what the cluster's becomes.
+"""Runs both gateways on this machine's nginx, each before two scripted upstreams: compose's, and the cluster's.
 
-The cluster's is written here from the rendered manifests, directive by directive as NGINX Gateway Fabric 2.6.7 writes it:
+Compose's is its own file. The cluster's is written here from the manifests, as NGINX Gateway Fabric 2.6.7 writes it:
 https://github.com/nginx/nginx-gateway-fabric/tree/v2.6.7/internal/controller/nginx/config
 """
 
@@ -12,15 +12,15 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import trustme
 
 from tests.k8s.upstream import Upstream
+from tools.lint.manifests import ROOT, Manifest, render
 
-Manifest = dict[str, Any]
 HOST = "goals.localhost"
-COMPOSE = Path("compose/gateway")
+COMPOSE = ROOT.parent / "compose" / "gateway"
 
 
 class Gateway(NamedTuple):
@@ -183,12 +183,12 @@ def serve(name: str, folder: Path) -> Iterator[Gateway]:
         if name == "compose":
             http = read_compose(addresses)
         else:
-            http = write_cluster(render(), addresses)
+            http = write_cluster(render(ROOT / "overlays" / "local"), addresses)
         authority = trustme.CA()
         certificate = authority.issue_cert(HOST, "localhost")
         authority.cert_pem.write_to_path(folder / "ca.crt")
         certificate.private_key_and_cert_chain_pem.write_to_path(folder / "tls.pem")
-        # nginx opens its sockets itself. It takes over these, bound before, by their descriptors, so nobody else can get them.
+        # nginx takes over sockets that are bound already, as it does from its own older process in an upgrade.
         sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
         ports = [one.getsockname()[1] for one in sockets]
         for old, new in (
@@ -206,7 +206,8 @@ def serve(name: str, folder: Path) -> Iterator[Gateway]:
         )
         (folder / "nginx.conf").write_text(
             # Root's workers would be of another account, which cannot write into this folder.
-            f"user {getpass.getuser()};\ndaemon off;\npid {folder}/pid;\nerror_log {folder}/error.log warn;\nworker_processes 1;\n"
+            f"user {getpass.getuser()};\ndaemon off;\nworker_processes 1;\n"
+            f"pid {folder}/pid;\nerror_log {folder}/error.log warn;\n"
             f"events {{ worker_connections 1024; }}\nhttp {{\n{temporary}{http}\n}}\n"
         )
         inherited = ";".join(str(one.fileno()) for one in sockets) + ";"
@@ -223,9 +224,3 @@ def serve(name: str, folder: Path) -> Iterator[Gateway]:
 def version(nginx: str) -> list[str]:
     said = subprocess.run([nginx, "-v"], capture_output=True, text=True, check=True).stderr
     return said.rpartition("nginx/")[2].split()[0].split(".")
-
-
-def render() -> list[Manifest]:
-    from lint.manifests import render as kustomize
-
-    return kustomize(Path("k8s/overlays/local"))

@@ -93,6 +93,8 @@ MUTANTS = (
     Mutant("hostname", ROUTE, "hostnames: [goals.localhost]", "hostnames: [www.localhost]"),
     Mutant("redirect", "components/gateway/kustomization.yaml", "  - httproute-redirect.yaml\n", "", "no redirect to https"),
     Mutant("redirect", "components/gateway/httproute-redirect.yaml", "scheme: https", "scheme: http"),
+    Mutant("redirect-hostnames", "components/gateway/httproute-redirect.yaml", "  hostnames: [goals.localhost, argocd.localhost]\n", ""),
+    Mutant("graceful-stop", "components/gateway/nginxproxy.yaml", "nginx -s quit", "nginx -s stop"),
     Mutant("backend", ROUTE, "name: goals, port: 8080", "name: goals, port: 80"),
     Mutant("backend", ROUTE, "name: goals, port: 8080", "name: goal, port: 8080"),
     Mutant("backend-tls", f"{SERVER}/httproute.yaml", "port: 443", "port: 80", "Argo CD's route to port 80"),

@@ -1,4 +1,4 @@
-"""One suite of requests for both gateways: a client of compose sees what a client of the cluster sees, but for a short list."""
+"""One suite of requests for both gateways: a client sees no difference but those that k8s/README.md lists."""
 
 import contextlib
 import json
@@ -189,7 +189,7 @@ def test_the_service_hears_of_the_client_from_the_gateway_alone(gateways: dict[s
 def test_writers_are_limited_and_asked_to_come_again(tmp_path: Path, name: str) -> None:
     targets = ("/add_goal", "/remove_goal", "/api/v1/goals", "/api/v1/goals/7")
     with serve(name, tmp_path) as gateway, connect(gateway, gateway.https, HOST) as wire:
-        # In one write, so that the machine's speed decides nothing: 41 pass, a few more where a slow machine takes a while.
+        # Without a pause, so that the machine's speed decides little: 41 pass, and 20 more for each second it takes.
         for _ in range(30):
             for target in targets:
                 wire.sendall(f"POST {target} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 0\r\n\r\n".encode())
@@ -231,7 +231,13 @@ def test_what_differs_is_what_the_table_says(gateways: dict[str, Gateway], tmp_p
     assert ask(cluster, host="other.test").status == 404
     assert ask(compose, plain=True, host="other.test").status == 301
     assert ask(cluster, plain=True, host="other.test").status == 404
-    keyed = {"method": "POST", "target": "/api/v1/goals", "body": b"{}", "Idempotency_Key": "one", "X_Do": "die"}
+    keyed: dict[str, Any] = {
+        "method": "POST",
+        "target": "/api/v1/goals",
+        "body": b"{}",
+        "Idempotency_Key": "one",
+        "X_Do": "die",
+    }
     tries, after = {}, {}
     for name in NAMES:
         (tmp_path / name).mkdir()

@@ -258,15 +258,13 @@ def test_install_waits_for_all_that_it_installs_and_names_the_step_that_hangs(tm
         assert waited in made, waited
 
 
-def test_crds_are_fetched_once_and_only_with_the_known_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = tmp_path / "there" / crds.SOURCES["argo-cd"]
-    there.mkdir(parents=True)
-    (there / "appproject-crd.yaml").write_text("kind: CustomResourceDefinition\n")
-    digest = hashlib.sha256(b"other bytes").hexdigest()
-    monkeypatch.setattr(crds, "wanted", lambda: {"argo-cd/appproject-crd.yaml": digest})
+def test_published_files_are_fetched_once_and_only_with_the_known_bytes(tmp_path: Path) -> None:
+    there = tmp_path / "there.yaml"
+    there.write_text("kind: CustomResourceDefinition\n")
+    other = hashlib.sha256(b"other bytes").hexdigest()
     with pytest.raises(ValueError, match="it is not the file"):
-        crds.fetch(tmp_path / "here", host=(tmp_path / "there").as_uri())
+        crds.fetch(tmp_path / "here", {"argo-cd/a.yaml": (there.as_uri(), other)})
     assert not (tmp_path / "here").exists()
-    digest = hashlib.sha256((there / "appproject-crd.yaml").read_bytes()).hexdigest()
-    assert crds.fetch(tmp_path / "here", host=(tmp_path / "there").as_uri()) == 1
-    assert crds.fetch(tmp_path / "here", host=(tmp_path / "there").as_uri()) == 0
+    files = {"argo-cd/a.yaml": (there.as_uri(), hashlib.sha256(there.read_bytes()).hexdigest())}
+    assert crds.fetch(tmp_path / "here", files) == 1
+    assert crds.fetch(tmp_path / "here", files) == 0
