@@ -212,7 +212,7 @@ def test_a_client_that_sends_too_slowly_is_disconnected(gateways: dict[str, Gate
         if part == "a body":
             wire.sendall(f"Host: {HOST}\r\nContent-Length: 100\r\n\r\ngoal_name=".encode())
         answered = wire.recv(1000)
-    assert answered in {b""} or answered.startswith(b"HTTP/1.1 408")
+    assert not answered or answered.startswith(b"HTTP/1.1 408")
     # 5 s for a head, 2 s for a body; nginx's own defaults are 60 s each.
     assert time.monotonic() - begun < 30
 
@@ -231,13 +231,7 @@ def test_what_differs_is_what_the_table_says(gateways: dict[str, Gateway], tmp_p
     assert ask(cluster, host="other.test").status == 404
     assert ask(compose, plain=True, host="other.test").status == 301
     assert ask(cluster, plain=True, host="other.test").status == 404
-    keyed: dict[str, Any] = {
-        "method": "POST",
-        "target": "/api/v1/goals",
-        "body": b"{}",
-        "Idempotency_Key": "one",
-        "X_Do": "die",
-    }
+    keyed: dict[str, Any] = REQUESTS["key"] | {"X_Do": "die"}
     tries, after = {}, {}
     for name in NAMES:
         (tmp_path / name).mkdir()

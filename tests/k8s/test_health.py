@@ -1,4 +1,4 @@
-"""The health rule for Applications, run by Lua 5.1 as Argo CD runs it, against states of Applications as Argo CD records them."""
+"""The health rule for Applications, run by Lua 5.1 as Argo CD runs it, against states as Argo CD records them."""
 
 from pathlib import Path
 from typing import Any

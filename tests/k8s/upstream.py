@@ -9,7 +9,7 @@ from typing import Any, Self
 
 
 class Upstream:
-    """One of two replicas on a port of its own; `seen` are the requests that reached it, as (method, target, headers)."""
+    """One of two replicas on a port of its own; `seen` has each request as (method, target, headers)."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, str, dict[str, str]]] = []

@@ -1,7 +1,7 @@
 """Fetches what the pinned operators publish (`make crds`): their CRDs into $CRDS, their release files into $RELEASES.
 
-Each is checked against a sum, of crds.sha256 or k8s/platform/sums.txt; a different byte is refused. A release file without
-a sum is not fetched: `make platform-sums` records it.
+Each is checked against a sum, of crds.sha256 or k8s/platform/sums.txt; a different byte is refused. A release file
+without a sum is not fetched: `make platform-sums` records it.
 """
 
 import hashlib
