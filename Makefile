@@ -205,6 +205,9 @@ docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each pr
 audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
 	@$(BIN)/python -m tools.audit $(ARGS)
 
+versions: $(VENV)/.dev  ## every pinned chart, release, image and action with its age; red where support ended or a vulnerability affects us
+	@$(BIN)/python -m tools.versions $(ARGS)
+
 licences: $(VENV)/.dev  ## the licence of each package in the images; fails at one that was not considered
 	@$(BIN)/python -m tools.licences
 
@@ -257,4 +260,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity parity-readme observability panels slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help
+.PHONY: docs-test audit versions licences actions-pin release-notes site-images up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity parity-readme observability panels slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help
