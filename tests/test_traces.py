@@ -168,4 +168,4 @@ def test_a_missing_extra_is_told_with_its_remedy(settings: Settings, monkeypatch
     with pytest.raises(
         ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install the extra goals\[otlp\]"
     ):
-        app.Application(traced, 0)
+        app.Application(traced)

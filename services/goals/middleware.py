@@ -221,9 +221,7 @@ class Limits:
             if not deadline.expired():
                 raise
             if started:
-                # Half an answer is out: returning now makes Hypercorn close the connection.
-                log.warning("client did not read the answer in time")
-                return None
+                return None  # half an answer is out: the server ends the connection, and counts it
             late = HTTPException(503, "The request took too long.", {"retry-after": "1", "connection": "close"})
             await answer(scope, late)(scope, receive, send)
         return None

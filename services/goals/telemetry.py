@@ -6,7 +6,7 @@ request microseconds, so attributes are built once, and whatever can be a plain 
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
@@ -37,6 +37,19 @@ class Pool(NamedTuple):
     idle: int
     size: int
     waiting: int
+
+
+class Port(Protocol):
+    """A listening port, and what became of its connections by reason."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def open(self) -> int: ...
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
 
 
 class RequestMetrics:
@@ -242,6 +255,32 @@ class Telemetry:
             "goals.loads",
             "Statements that served the reads: concurrent reads of the same kind and key share one.",
             lambda: [(loaded, {"kind": kind}) for kind, (_, loaded) in look().items()],
+        )
+
+    def observe_connections(self, ports: Iterable[Port]) -> None:
+        """Let each scrape ask both ports for their connections, and for those that came to nothing."""
+        self._meter.create_observable_up_down_counter(
+            "goals.connections",
+            callbacks=[lambda _: [Observation(port.open, {"port": port.name}) for port in ports]],
+            unit="{connection}",
+            description="Open connections of clients.",
+        )
+        self._meter.create_observable_up_down_counter(
+            "goals.connections.limit",
+            callbacks=[lambda _: [Observation(port.most, {"port": port.name}) for port in ports]],
+            unit="{connection}",
+            description="Connections that a port may hold; more are closed at once.",
+        )
+        _counter(
+            self._meter,
+            "goals.connections.dropped",
+            "Connections cut: over the limit (full), the client did not read (unread), another version of HTTP"
+            " (version); or could not be accepted (accept).",
+            lambda: [
+                (count, {"port": port.name, "reason": reason})
+                for port in ports
+                for reason, count in port.dropped.items()
+            ],
         )
 
     async def watch_loop(self) -> None:

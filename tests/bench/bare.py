@@ -1,14 +1,17 @@
-"""The yardstick: Hypercorn as the service starts it, before an application that does nothing."""
+"""The yardsticks: an application that does nothing, served by Hypercorn as it is released, or in our server room.
+
+Both have the service's configuration of Hypercorn: `python -m tests.bench.bare hypercorn|server PORT`.
+"""
 
 import asyncio
 import gc
-import socket
 import sys
 
-from hypercorn.asyncio import serve
+from hypercorn.asyncio import serve as serve_by_hypercorn
+from hypercorn.config import Config
 from starlette.types import Message, Receive, Scope, Send
 
-from goals.app import hypercorn_config
+from goals import server, signals
 
 _HEADERS = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"2")]
 
@@ -24,9 +27,20 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"OK"})
 
 
+async def serve(name: str, port: int) -> None:
+    limits = server.ServerLimits()
+    listener = server.listen("127.0.0.1", port)
+    if name == "hypercorn":
+        config = server.configure(Config(), limits)
+        config.bind = [f"fd://{listener.detach()}"]
+        await serve_by_hypercorn(answer, config)  # type: ignore[arg-type]  # Starlette's ASGI types are looser
+    else:
+        public = server.Listener("public", listener, answer, server.most_connections(None, limits))
+        await server.serve([public], limits, drain=lambda: None, drain_seconds=0, on_stop=signals.call)
+
+
 if __name__ == "__main__":
-    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
     # The service does so too; here it is about what this file's imports have left.
     gc.collect()
     gc.freeze()
-    asyncio.run(serve(answer, hypercorn_config([listener])))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,539 @@
+"""The server server: listeners, Hypercorn with its doors closed, connections that end in time, drain and stop.
+
+Hypercorn speaks HTTP/1.1 here and nothing else. What is overridden of its release, which is pinned exactly, and why:
+
+* `TCPServer`: a deadline that ends in an aborted transport; bounds on what is read ahead and waits to be sent.
+* `H11Protocol`: no way to HTTP/2, WebSocket and CONNECT; a head in one write with the body's first piece.
+* `EventWrapper` as `can_read`: a pipelined connection is let go of once it has ended.
+* `worker_serve`: it names its own classes, and `asyncio.start_server` logs an error of `accept` once for each place in
+  the backlog. An accept loop of our own bounds the connections instead.
+
+docs/adr/0029-a-server-room-of-our-own.md has the reasons; tests/test_server.py holds the source of what is touched.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import logging
+import os
+import resource
+import socket
+import struct
+import sys
+import termios
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from wsgiref.handlers import format_date_time
+
+import h11
+import structlog
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.lifespan import Lifespan
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import events
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.typing import ConnectionState, H11SendableEvent, LifespanState
+from hypercorn.utils import parse_socket_addr
+from starlette.types import ASGIApp
+
+from goals.errors import ConfigurationError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    """Limits of the connections to both ports: seconds, bytes, numbers."""
+
+    keep_alive: float = 5.0
+    """Longer than a gateway keeps an idle connection (4 s), shorter than the drain (6 s); a head takes no longer."""
+    body: float = 2.0
+    request: float = 3.3
+    grace: float = 0.5
+    """What the transport's deadline leaves the middleware's, so that a late request is answered by a 503."""
+    linger: float = 1.0
+    """How long a client may take to read the last answer and hang up; what it sends is dropped (RFC 9112, 9.6)."""
+    head: int = 20 * 1024
+    """More than the middleware lets pass, which says what is wrong; h11 answers a longer one by a bare 431."""
+    read_ahead: int = 8 * 1024
+    """Bytes taken from asyncio's reader at once; it stops reading at twice as many, and so do pipelined requests."""
+    piece: int = 16 * 1024
+    """Bytes of an answer that are copied to wait for the client; the rest stays where the application has it."""
+    kernel_buffer: int = 32 * 1024
+    """Of the kernel for each direction; it doubles this, and would take megabytes of the pod's memory otherwise."""
+    backlog: int = 1024
+    accepts: int = 64
+    """Connections accepted in one turn of the event loop: requests under way do not wait for a flood of them."""
+    operators: int = 64
+    """Connections to the operators' port, of which the public port's share leaves it all."""
+    spare_descriptors: int = 64
+    """For PostgreSQL, files and what is being accepted."""
+    connection_memory: int = 105_000
+    """Of a client that does not read: 41 kB of ours and 64 kB of the kernel's; an idle one takes 8 kB."""
+    log_interval: float = 10.0
+    """Between two lines about clients of one kind; each of them is counted."""
+
+
+class Refused(Exception):  # noqa: N818  no error of ours: it unwinds Hypercorn's loop over the events of a connection
+    """The connection ends here; `status` is answered before, unless it is 0."""
+
+    def __init__(self, status: int = 0) -> None:
+        self.status = status
+
+
+class Gate(EventWrapper):
+    """`can_read` that is never waited for once the connection has ended.
+
+    Hypercorn's own keeps a pipelined connection for ever when its application gives up: the loop over its events is
+    woken, sees the next request still waiting, and waits again for somebody who has left.
+    """
+
+    _left = False
+
+    async def wait(self) -> None:
+        if not self._left:
+            await super().wait()
+        if self._left:
+            raise Refused
+
+    def leave(self) -> None:
+        self._left = True
+        self._event.set()
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 with no way out of it: an upgrade is ignored (RFC 9110, 7.8), CONNECT and other versions refused."""
+
+    def __init__(self, connection: "Connection", task_group: TaskGroup, ends: list[tuple[str, int] | None]) -> None:
+        about = connection.config, connection.context, task_group, ConnectionState(connection.state)
+        super().__init__(
+            connection.app, *about, ssl=False, client=ends[0], server=ends[1], send=connection.protocol_send
+        )
+        self.connection: h11.Connection
+        self.can_read = connection.gate
+        self._transport = connection
+        self._head = b""
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, Closed):
+            self._transport.gate.leave()
+        try:
+            await super().handle(event)
+        except Refused as refusal:
+            if refusal.status:
+                await self._send_error_response(refusal.status)
+                await self.send(Closed())
+
+    async def _check_protocol(self, request: h11.Request) -> None:
+        """Instead of Hypercorn's, which takes up `Upgrade: h2c` and the preface of HTTP/2."""
+        if request.http_version not in {b"1.0", b"1.1"}:
+            self._transport.listener.note("version", "refused another version of HTTP")
+            raise Refused(400)
+        if request.method == b"CONNECT":
+            raise Refused(501)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Instead of Hypercorn's, which takes up WebSocket."""
+        about = self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server
+        self.stream = HTTPStream(*about, self.stream_send, STREAM_ID)
+        version, method = request.http_version.decode("ascii"), request.method.decode("ascii").upper()
+        headers = list(request.headers)
+        await self.stream.handle(
+            events.Request(STREAM_ID, headers, version, method, request.target, self.connection_state)
+        )
+
+    async def stream_send(self, event: events.Event) -> None:
+        """Hold a final answer's head until there is something of its body: ASGI has it so, and it is one write."""
+        match event:
+            case events.Response(headers=headers, status_code=status) if status >= 200:  # noqa: PLR2004  HTTP's own border
+                headers = headers + self.config.response_headers("h11")
+                self._head = b"".join(self._encode(h11.Response(status_code=status, headers=headers)))
+            case events.Body(data=data):
+                pieces = self._encode(h11.Data(data=data))
+                await self._flush(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            case events.EndBody():
+                await self._flush(b"".join(self._encode(h11.EndOfMessage())))
+            case events.StreamClosed():
+                self._head = b""  # of an application that crashed before its body: nothing of it is out
+                await self._maybe_recycle()
+            case _:
+                await super().stream_send(event)
+
+    async def _flush(self, body: bytes) -> None:
+        head, self._head = self._head, b""
+        if head or body:
+            await self._transport.write(head, body)
+
+    def _encode(self, event: H11SendableEvent) -> list[bytes]:
+        """As `_send_h11_event`, without a copy of the body: an event's bytes, none for a client that broke HTTP."""
+        try:
+            return self.connection.send_with_data_passthrough(event) or []
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return []
+
+
+class Connection(TCPServer):
+    """Hypercorn's connection with one timer, armed again only when it fires, that ends in an aborted transport."""
+
+    def __init__(self, listener: "Listener", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server = listener.server
+        super().__init__(listener.app, server.loop, server.config, server.context, server.state, reader, writer)
+        self.listener = listener
+        self.gate = Gate()
+        self.idle = True
+        self._limits = server.limits
+        self._longest = server.limits.body + server.limits.request + server.limits.grace
+        self._leaving = False
+        self._transport = writer.transport
+        self._transport.set_write_buffer_limits(high=0)  # `drain` returns once the kernel has it all
+        self._transport.max_size = 2 * server.limits.read_ahead  # type: ignore[attr-defined]  # not documented; 256 kB
+        self._task = asyncio.current_task()
+        self._expires = self.loop.time() + server.limits.keep_alive
+        self._timer = self.loop.call_at(self._expires, self._expire)
+
+    async def run(self) -> None:
+        """Serve the connection until it has ended, within its limits."""
+        sock = self.writer.get_extra_info("socket")
+        try:
+            # Outside of the group, which would wrap the error of a client that has reset the connection already.
+            ends = [parse_socket_addr(sock.family, of()) for of in (sock.getpeername, sock.getsockname)]
+            async with TaskGroup(self.loop) as task_group:
+                self.protocol = Protocol(self, task_group, ends)  # type: ignore[assignment]  # its wrapper chooses HTTP/2
+                await self._read_data()
+        except OSError:
+            pass
+        finally:
+            self.gate.leave()
+            self._timer.cancel()
+            self._transport.close()
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated):
+            self.idle = event.idle
+            self._expire_in(self._limits.keep_alive if self.idle else self._longest)
+        elif isinstance(event, RawData):
+            if event.data:
+                await self.write(event.data)
+        else:
+            self._leave()
+
+    async def write(self, head: bytes, body: bytes = b"") -> None:
+        """Send the head with the body's first piece, and each other piece once the kernel has the one before."""
+        piece = self._limits.piece
+        data: bytes | memoryview = head + (body if len(body) <= piece else body[:piece])
+        sent = piece
+        with contextlib.suppress(OSError):
+            while not (self._leaving or self._transport.is_closing()):
+                self._transport.write(data)
+                data = b""  # asyncio keeps what is left of it
+                if self._transport.get_write_buffer_size():
+                    await self.writer.drain()
+                if sent >= len(body):
+                    return
+                data = memoryview(body)[sent : sent + piece]
+                sent += piece
+        await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        data = None
+        while data != b"" and not self._transport.is_closing():
+            try:
+                data = await self.reader.read(self._limits.read_ahead)
+            except OSError:
+                break
+            if not self._leaving:
+                await self.protocol.handle(RawData(data))
+        await self.protocol.handle(Closed())
+
+    def stop(self) -> None:
+        """Close it unless a request is under way, which ends it by itself."""
+        if self.idle:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End it now, whatever waits to be sent."""
+        self._transport.abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _leave(self) -> None:
+        """End it once the client has read the last answer and hung up, or has had the time to."""
+        self.gate.leave()
+        if self._leaving or self._transport.is_closing():
+            return
+        self._leaving = True
+        if self._transport.get_write_buffer_size():
+            self._cut_off()  # whoever wrote it has given up waiting for the client
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()
+        self._expire_in(self._limits.linger)
+
+    def _expire_in(self, seconds: float) -> None:
+        self._expires = self.loop.time() + seconds
+        if self._expires < self._timer.when():
+            self._timer.cancel()
+            self._timer = self.loop.call_at(self._expires, self._expire)
+
+    def _expire(self) -> None:
+        if self._expires > self.loop.time():
+            self._timer = self.loop.call_at(self._expires, self._expire)
+        else:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        sock = self.writer.get_extra_info("socket")
+        if not self._transport.is_closing() and (self._transport.get_write_buffer_size() or _count_unsent(sock)):
+            self.listener.note("unread", "client did not read the answer in time")
+            # So that the kernel forgets it as well, instead of waiting for the client in our stead.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+        self._timer.cancel()
+        # An application that goes on without its client is not waited for either.
+        self._timer = self.loop.call_later(self._limits.linger, self.abort)
+
+
+def _count_unsent(sock: socket.socket) -> int:
+    """Bytes that the kernel holds for the client; 0 where it does not tell."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
+
+
+class Listener:
+    """A port: its application, its share of connections, and what became of those beyond it."""
+
+    def __init__(self, name: str, sock: socket.socket, app: ASGIApp, most: int) -> None:
+        self.name, self.most = name, most
+        self.app = ASGIWrapper(app)  # type: ignore[arg-type]  # Starlette's ASGI types are looser
+        self.open = 0
+        self.dropped = dict.fromkeys(("full", "unread", "version", "accept"), 0)
+        self._socket = sock
+        self._noted: dict[str, float] = {}
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
+    def start(self, server: "Server") -> None:
+        self.server = server
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, server.limits.kernel_buffer)  # each connection's, too
+        self._socket.settimeout(0)
+        self._socket.listen(server.limits.backlog)
+        self._resume()
+
+    def close(self) -> None:
+        self.server.loop.remove_reader(self._socket)
+        self._socket.close()
+
+    def note(self, kind: str, event: str, **about: object) -> None:
+        """Count what became of a connection, and log it if none of its kind was logged just now."""
+        self.dropped[kind] += 1
+        now = self.server.loop.time()
+        if now - self._noted.get(kind, -self.server.limits.log_interval) >= self.server.limits.log_interval:
+            self._noted[kind] = now
+            log.warning(event, port=self.name, so_far=self.dropped[kind], **about)
+
+    def _resume(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.server.loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(self.server.limits.accepts):
+            try:
+                sock, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self.note("accept", "cannot accept connections", error=error.strerror)
+                self.server.loop.remove_reader(self._socket)
+                self.server.loop.call_later(0.1, self._resume)
+                return
+            if self.open >= self.most:
+                sock.close()
+                self.note("full", "connections over the limit are closed", limit=self.most)
+            else:
+                self.open += 1
+                self.server.start(self._serve(sock))
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = self.server.loop
+        try:
+            sock.settimeout(0)
+            reader = asyncio.StreamReader(self.server.limits.read_ahead, loop)
+            protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+            connection = Connection(self, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+            self.server.connections.add(connection)
+            try:
+                await connection.run()
+            finally:
+                self.server.connections.discard(connection)
+        except asyncio.CancelledError:
+            pass  # by `Connection.abort`
+        except Exception:
+            log.exception("connection crashed")
+        finally:
+            self.open -= 1
+
+
+class Server:
+    """Everything that serves: Hypercorn's `worker_serve` for listeners of ours, and a stop that ends in time."""
+
+    def __init__(self, listeners: Iterable[Listener], limits: ServerLimits) -> None:
+        self.config, self.limits = configure(_Config(), limits), limits
+        self.listeners = tuple(listeners)
+        self.connections: set[Connection] = set()
+        self.context = WorkerContext(None)
+        self.state: LifespanState = {}
+        self._stopping, self._hurried = asyncio.Event(), False
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, serving: Coroutine[None, None, None]) -> None:
+        task = self.loop.create_task(serving)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def hurry(self) -> None:
+        """Stop now, whatever is under way."""
+        self._hurried = True
+        self._stopping.set()
+        self._abort()
+
+    async def serve(self) -> None:
+        """Serve until stopped; then end what is idle, wait for what is under way, and end the application."""
+        self.loop = asyncio.get_running_loop()
+        lifespan = Lifespan(self.listeners[0].app, self.config, self.loop, self.state)
+        application = self.loop.create_task(lifespan.handle_lifespan())
+        await lifespan.wait_for_startup()
+        if application.done():
+            application.result()
+        for listener in self.listeners:
+            listener.start(self)
+        try:
+            await self._stopping.wait()
+        finally:
+            await self.context.terminated.set()
+            for listener in self.listeners:
+                listener.close()
+            for connection in self.connections.copy():
+                connection.stop()
+            for seconds in (0 if self._hurried else self.config.graceful_timeout, self.limits.linger):
+                if self._tasks:
+                    await asyncio.wait(self._tasks, timeout=seconds)
+                self._abort()
+            await lifespan.wait_for_shutdown()
+            await application
+
+    def _abort(self) -> None:
+        for connection in self.connections.copy():
+            connection.abort()
+
+
+class _Config(Config):
+    """Hypercorn's, with a `Date` that is written once a second."""
+
+    _second, _date = 0, b""
+
+    def response_headers(self, _protocol: str) -> list[tuple[bytes, bytes]]:
+        if (second := int(time.time())) != self._second:
+            self._second, self._date = second, format_date_time(second).encode("ascii")
+        return [(b"date", self._date)]
+
+
+def configure(config: Config, limits: ServerLimits) -> Config:
+    """Tell Hypercorn how it is run here, whatever it serves."""
+    config.backlog = limits.backlog
+    config.include_server_header = False
+    config.keep_alive_timeout = limits.keep_alive
+    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
+    config.h11_max_incomplete_size = limits.head
+    config.graceful_timeout = limits.body + limits.request
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; a `ConfigurationError` says why there is none, and what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = (error.strerror or "").partition(" (while")[0]  # the rest names the address once more
+        remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None
+
+
+def most_connections(wanted: int | None, limits: ServerLimits) -> int:
+    """Take all the descriptors this process may have, and return how many connections the public port may hold.
+
+    By default as many as the descriptors and half of the memory allow; a `ConfigurationError` where the descriptors do
+    not allow what is wanted.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS takes less than the hard limit that it names
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    left = (sys.maxsize if soft == resource.RLIM_INFINITY else soft) - limits.operators - limits.spare_descriptors
+    if left < max(wanted or 0, 1):
+        raise ConfigurationError(
+            f"the limit of {soft} file descriptors leaves room for {max(left, 0)} connections:"
+            " raise it (ulimit -n), or lower GOALS_MAX_CONNECTIONS"
+        )
+    return wanted or min(left, _memory() // 2 // limits.connection_memory)
+
+
+def _memory() -> int:
+    """Bytes this process may use: the container's limit (cgroup 2 or 1), or the machine's memory."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
+            sizes.append(int(Path("/sys/fs/cgroup", file).read_text(encoding="ascii")))
+    return min(sizes)
+
+
+async def serve(
+    listeners: Iterable[Listener],
+    limits: ServerLimits,
+    *,
+    drain: Callable[[], None],
+    drain_seconds: float,
+    on_stop: Callable[[Callable[[], None]], None],
+) -> None:
+    """Serve until told to stop; then drain, and stop listeners, connections and application, in this order.
+
+    `on_stop` is given the function that stops the service, and at once when it is called again; `drain` is called
+    when it begins. What the first listener serves is the application whose lifespan is run.
+    """
+    server = Server(listeners, limits)
+    loop = asyncio.get_running_loop()
+    stops = itertools.count()
+
+    def stop() -> None:
+        if next(stops):
+            server.hurry()
+            return
+        drain()
+        loop.call_later(drain_seconds, server.stop)
+        log.info("draining", seconds=drain_seconds)
+
+    on_stop(stop)
+    await server.serve()
+    log.info("stopped")
