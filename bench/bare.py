@@ -36,7 +36,7 @@ async def serve(name: str, port: int) -> None:
         await serve_by_hypercorn(answer, config)  # type: ignore[arg-type]  # Starlette's ASGI types are looser
     else:
         public = server.Listener("public", listener, answer, server.most_connections(None, limits))
-        await server.serve([public], limits, drain=lambda: None, drain_seconds=0, on_stop=signals.call)
+        await server.serve([public], limits, on_stop=signals.call)
 
 
 if __name__ == "__main__":

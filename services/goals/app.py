@@ -188,7 +188,15 @@ async def serve(
         server.Listener("operators", sockets[1], application.operators, limits.operators),
     ]
     application.telemetry.observe_connections(listeners)
-    announce(*(listener.port for listener in listeners))
+
+    def listen_to(stop: Callable[[], None]) -> None:
+        heed(stop)
+        announce(*(listener.port for listener in listeners))
+
     await server.serve(
-        listeners, limits, drain=application.readiness.drain, drain_seconds=settings.goals_drain_seconds, on_stop=heed
+        listeners,
+        limits,
+        on_stop=listen_to,
+        drain=application.readiness.drain,
+        drain_seconds=settings.goals_drain_seconds,
     )

@@ -109,6 +109,17 @@ class Gate(EventWrapper):
         self._event.set()
 
 
+class Parser(h11.Connection):
+    """h11's, to which what follows a client's last request is nothing (RFC 9112, 9.6), not an error in its stead."""
+
+    def receive_data(self, data: bytes) -> None:
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        return h11.NEED_DATA if self.their_state is h11.MUST_CLOSE else super().next_event()
+
+
 class Protocol(H11Protocol):
     """HTTP/1.1 with no way out of it: an upgrade is ignored (RFC 9110, 7.8), CONNECT and other versions refused."""
 
@@ -117,7 +128,7 @@ class Protocol(H11Protocol):
         super().__init__(
             connection.app, *about, ssl=False, client=ends[0], server=ends[1], send=connection.protocol_send
         )
-        self.connection: h11.Connection
+        self.connection: Parser = Parser(h11.SERVER, self.config.h11_max_incomplete_size)
         self.can_read = connection.gate
         self._transport = connection
         self._head = b""
@@ -513,9 +524,9 @@ async def serve(
     listeners: Iterable[Listener],
     limits: ServerLimits,
     *,
-    drain: Callable[[], None],
-    drain_seconds: float,
     on_stop: Callable[[Callable[[], None]], None],
+    drain: Callable[[], None] = lambda: None,
+    drain_seconds: float = 0,
 ) -> None:
     """Serve until told to stop; then drain, and stop listeners, connections and application, in this order.
 
