@@ -69,8 +69,7 @@ class Headers:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] += self._headers
-                # HTTP/2 forbids the header (RFC 9113, 8.2.2) and has its own way to go away.
-                if scope["http_version"] != "2" and self._draining():
+                if self._draining():
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 
@@ -205,7 +204,7 @@ class Limits:
                 try:
                     self._check(scope, headers)
                     body = receive
-                    if _has_body(scope, headers):
+                    if _has_body(headers):
                         body = await _receive_all(receive, headers)
                         # Its time is its own: the database's retry budget must fit into what is left.
                         deadline.reschedule(asyncio.get_running_loop().time() + REQUEST_DEADLINE)
@@ -227,8 +226,6 @@ class Limits:
         return None
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        if scope["http_version"] not in {"1.0", "1.1", "2"}:
-            raise HTTPException(400, "This version of HTTP does not exist.", _CLOSING)
         # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
             raise HTTPException(400, "The length of the body is stated in a way that cannot be trusted.", _CLOSING)
@@ -261,9 +258,7 @@ def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
     return origin is not None and (not host or origin.decode("latin-1").lower().partition("://")[2] != host)
 
 
-def _has_body(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    if scope["http_version"] == "2":
-        return True  # its frames tell, not its header
+def _has_body(headers: dict[bytes, bytes]) -> bool:
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
