@@ -1,6 +1,6 @@
 """The yardsticks: an application that does nothing, served by Hypercorn as it is released, or in our server room.
 
-Both have the service's configuration of Hypercorn: `python -m tests.bench.bare hypercorn|server PORT`.
+Both have the service's configuration of Hypercorn: `python -m bench.bare hypercorn|server PORT`.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ from hypercorn.asyncio import serve as serve_by_hypercorn
 from hypercorn.config import Config
 from starlette.types import Message, Receive, Scope, Send
 
-from goals import server, signals
+from goals import capacity, server, signals
+from goals.limits import Limits
 
 _HEADERS = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"2")]
 
@@ -28,15 +29,17 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def serve(name: str, port: int) -> None:
-    limits = server.ServerLimits()
+    limits = Limits()
     listener = server.listen("127.0.0.1", port)
     if name == "hypercorn":
         config = server.configure(Config(), limits)
         config.bind = [f"fd://{listener.detach()}"]
         await serve_by_hypercorn(answer, config)  # type: ignore[arg-type]  # Starlette's ASGI types are looser
     else:
-        public = server.Listener("public", listener, answer, server.most_connections(None, limits))
-        await server.serve([public], limits, on_stop=signals.call)
+        public = server.Listener("public", listener, answer, capacity.most_connections(None, limits))
+        room = server.Server([public], limits, lambda: None, 0)
+        signals.call(room.stop)
+        await room.serve()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import resource
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
@@ -22,14 +22,15 @@ from hypercorn.protocol import h11, http_stream
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from goals import server
+from goals import capacity, server
 from goals.errors import ConfigurationError
-from goals.server import Listener, ServerLimits
+from goals.limits import Limits
+from goals.server import Listener
 from goals.settings import Settings
 from tests.conftest import Service, serving, until, until_ready
 from tests.wire import PATIENCE, Connection, ask, request
 
-SHORT = ServerLimits(keep_alive=0.3, body=0.1, request=0.2, grace=0.1, linger=0.2)
+SHORT = Limits(keep_alive=0.3, body_deadline=0.1, request_deadline=0.2, transport_grace=0.1, linger=0.2)
 LARGE = b"x" * 300_000
 
 
@@ -62,17 +63,17 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def room(app: ASGIApp = echo, limits: ServerLimits = SHORT, most: int = 100) -> AsyncIterator[Listener]:
+async def room(app: ASGIApp = echo, limits: Limits = SHORT, most: int = 100) -> AsyncIterator[Listener]:
     """Serve `app` on a port of its own; at the end it is stopped, and has to be, within its limits."""
-    stops: list[Callable[[], None]] = []
     listener = Listener("public", server.listen("127.0.0.1", 0), app, most)
-    serving = asyncio.create_task(server.serve([listener], limits, on_stop=stops.append))
+    running = server.Server([listener], limits, lambda: None, 0)
+    serving = asyncio.create_task(running.serve())
     await until_open(listener)
     try:
         yield listener
     finally:
-        stops[0]()
-        await asyncio.wait_for(serving, limits.body + limits.request + 1)
+        running.stop()
+        await asyncio.wait_for(serving, limits.body_deadline + limits.request_deadline + 1)
 
 
 async def until_open(listener: Listener) -> None:
@@ -158,7 +159,7 @@ async def test_who_waits_to_be_asked_for_a_body_is_asked() -> None:
 
 
 async def test_a_large_answer_arrives_whole_however_slowly_it_is_read() -> None:
-    async with room(limits=replace(SHORT, request=PATIENCE)) as listener:
+    async with room(limits=replace(SHORT, request_deadline=PATIENCE)) as listener:
         assert (await exchange(listener.port, request("GET", "/large", CLOSE))).endswith(LARGE)
 
 
@@ -227,7 +228,9 @@ async def test_no_connection_outlives_its_limits(
     sent: list[bytes], unread: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with room() as listener, not_reading(listener.port, *sent) as client:
-        async with asyncio.timeout(SHORT.keep_alive + SHORT.body + SHORT.request + SHORT.grace + 1):
+        async with asyncio.timeout(
+            SHORT.keep_alive + SHORT.body_deadline + SHORT.request_deadline + SHORT.transport_grace + 1
+        ):
             await until_empty(listener)
         assert listener.dropped == {"full": 0, "unread": unread, "version": 0, "accept": 0}
         if unread:
@@ -259,7 +262,10 @@ async def test_clients_that_do_not_read_are_one_line_and_leave_nothing_behind(re
 
 async def test_requests_are_read_ahead_within_a_bound() -> None:
     """What a client pipelines behind a request that takes its time stays with it."""
-    async with room(limits=replace(SHORT, request=PATIENCE)) as listener, Connection(listener.port) as connection:
+    async with (
+        room(limits=replace(SHORT, request_deadline=PATIENCE)) as listener,
+        Connection(listener.port) as connection,
+    ):
         connection._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         sent = 0
         await connection.send(request("GET", "/slow"))
@@ -334,31 +340,31 @@ async def test_a_stop_does_not_wait_for_clients_that_do_not_read(
     hurries: bool,  # noqa: FBT001  a parameter of the test
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    limits = replace(SHORT, keep_alive=60, request=60 if hurries else 0.2)
+    limits = replace(SHORT, keep_alive=60, request_deadline=60 if hurries else 0.2)
     listener = Listener("public", server.listen("127.0.0.1", 0), echo, 100)
-    stops: list[Callable[[], None]] = []
-    serving = asyncio.create_task(server.serve([listener], limits, on_stop=stops.append))
+    running = server.Server([listener], limits, lambda: None, 0)
+    serving = asyncio.create_task(running.serve())
     await until_open(listener)
     async with contextlib.AsyncExitStack() as clients:
         for _ in range(20):
             await clients.enter_async_context(not_reading(listener.port, *[request("GET", "/large")] * 60))
             await clients.enter_async_context(not_reading(listener.port, request("GET", "/slow")))
         for _ in range(1 + hurries):
-            stops[0]()
-        await asyncio.wait_for(serving, limits.body + 0.2 + 1)
+            running.stop()
+        await asyncio.wait_for(serving, limits.body_deadline + 0.2 + 1)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 def test_connections_are_bounded_by_descriptors_and_memory() -> None:
-    limits = ServerLimits()
+    limits = Limits()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    derived = server.most_connections(None, limits)
+    derived = capacity.most_connections(None, limits)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
-    assert 1 <= derived <= hard - limits.operators - limits.spare_descriptors
-    assert server.most_connections(None, replace(limits, connection_memory=limits.connection_memory * 1000)) < derived
-    assert server.most_connections(7, limits) == 7
+    assert 1 <= derived <= hard - limits.operators_connections - limits.spare_descriptors
+    assert capacity.most_connections(None, replace(limits, connection_memory=limits.connection_memory * 1000)) < derived
+    assert capacity.most_connections(7, limits) == 7
     with pytest.raises(ConfigurationError, match=f"limit of {hard} file descriptors leaves room for"):
-        server.most_connections(hard, limits)
+        capacity.most_connections(hard, limits)
 
 
 TOUCHED = {

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
@@ -22,7 +23,7 @@ from starlette.routing import Route
 from goals import app, logs, traces
 from goals.errors import ConfigurationError
 from goals.settings import Settings
-from tests.conftest import serving, until_ready
+from tests.conftest import LIMITS, serving, until_ready
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -127,10 +128,9 @@ def hanging() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_collector_that_hangs_does_not_hold_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "CLOSE_TIMEOUT", 0.05)
+def test_a_collector_that_hangs_does_not_hold_the_stop() -> None:
     with hanging() as endpoint:
-        sender = traces.Traces(endpoint, "test")
+        sender = traces.Traces(endpoint, "test", replace(LIMITS, traces_flush=0.05))
         sender.record_statement("goals_database", "SELECT", None, "57P01", 0.1, "SELECT 1")
         sender.close()
         (worker,) = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]
@@ -161,11 +161,11 @@ def test_without_a_collector_nothing_of_it_is_loaded() -> None:
     assert result.stdout == "[]\n"
 
 
-def test_a_missing_extra_is_told_with_its_remedy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_exporter_is_told_with_its_remedy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "goals.traces")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl("http://127.0.0.1:4318")})
     with pytest.raises(
-        ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install the extra goals\[otlp\]"
+        ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install requirements/goals\.txt"
     ):
-        app.Application(traced)
+        app.Application(traced, LIMITS)

@@ -16,12 +16,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from goals import __version__, api, health, pages, server, signals, store
+from goals import __version__, api, capacity, health, pages, server, signals, store
 from goals.api import write_list
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
+from goals.limits import Limits
 from goals.logs import request_writer
-from goals.middleware import Headers, Limits, Record, Trace
+from goals.middleware import Guard, Headers, Record, Trace
 from goals.pages import draw_page
 from goals.readiness import Readiness
 from goals.reads import SharedReads
@@ -63,11 +64,12 @@ OPERATORS_ROUTES = [
 class Application:
     """Two ASGI applications, one for each port: nothing for operators can be reached by the public one."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.readiness = Readiness()
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        self.readiness = Readiness(limits)
         self._settings = settings
+        self._limits = limits
         self.telemetry = Telemetry(__version__)
-        self._traces = _trace(settings)
+        self._traces = _make_traces(settings, limits)
         headers = Middleware(Headers, hsts=settings.goals_hsts, draining=lambda: self.readiness.draining)
         self.public = Starlette(
             routes=PUBLIC_ROUTES,
@@ -77,17 +79,17 @@ class Application:
                 headers,
                 Middleware(Record, metrics=self.telemetry.requests, write=request_writer(settings.goals_log_format)),
                 *([] if self._traces is None else [Middleware(Trace, tracer=self._traces.tracer)]),
-                Middleware(Limits, hosts=settings.goals_hosts),
+                Middleware(Guard, limits=limits, hosts=settings.goals_hosts),
             ],
             exception_handlers={GoalsError: _answer_error, HTTPException: _answer_error},
         )
-        self.operators = Starlette(routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Limits)])
+        self.operators = Starlette(routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Guard, limits=limits)])
         for app in (self.public, self.operators):
             app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
-        database = Database(self._settings, self.telemetry.database, self._traces)
+        database = Database(self._settings, self._limits, self.telemetry.database, self._traces)
 
         async def load_page(key: tuple[int | None, int | None]) -> Listing:
             before, after = key
@@ -144,15 +146,15 @@ class Application:
         gc.freeze()
 
 
-def _trace(settings: Settings) -> "Traces | None":
+def _make_traces(settings: Settings, limits: Limits) -> "Traces | None":
     if settings.otel_exporter_otlp_endpoint is None:
         return None
     try:
         from goals.traces import Traces  # noqa: PLC0415  so that without a collector nothing of it is loaded
     except ModuleNotFoundError as error:
-        remedy = "install the extra goals[otlp], or unset the variable"
+        remedy = "install requirements/goals.txt, or unset the variable"
         raise ConfigurationError(f"OTEL_EXPORTER_OTLP_ENDPOINT needs {error.name}: {remedy}") from None
-    return Traces(str(settings.otel_exporter_otlp_endpoint), __version__)
+    return Traces(str(settings.otel_exporter_otlp_endpoint), __version__, limits)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -170,6 +172,7 @@ def log_ports(port: int, operators_port: int) -> None:
 
 async def serve(
     settings: Settings,
+    limits: Limits,
     *,
     announce: Callable[[int, int], None] = log_ports,
     heed: Callable[[Callable[[], None]], None] = signals.call,
@@ -179,24 +182,15 @@ async def serve(
     `announce` is told the public and the operators' port once both are bound. `heed` is given the function that stops
     the service, and at once when it is called again. A port that cannot be had raises a `ConfigurationError`.
     """
-    limits = server.ServerLimits()
     sockets = [server.listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
-    most = server.most_connections(settings.goals_max_connections, limits)
-    application = Application(settings)
+    most = capacity.most_connections(settings.goals_max_connections, limits)
+    application = Application(settings, limits)
     listeners = [
         server.Listener("public", sockets[0], application.public, most),
-        server.Listener("operators", sockets[1], application.operators, limits.operators),
+        server.Listener("operators", sockets[1], application.operators, limits.operators_connections),
     ]
     application.telemetry.observe_connections(listeners)
-
-    def listen_to(stop: Callable[[], None]) -> None:
-        heed(stop)
-        announce(*(listener.port for listener in listeners))
-
-    await server.serve(
-        listeners,
-        limits,
-        on_stop=listen_to,
-        drain=application.readiness.drain,
-        drain_seconds=settings.goals_drain_seconds,
-    )
+    room = server.Server(listeners, limits, application.readiness.drain, settings.goals_drain_seconds)
+    heed(room.stop)
+    announce(*(listener.port for listener in listeners))
+    await room.serve()

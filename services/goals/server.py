@@ -1,31 +1,21 @@
-"""The server server: listeners, Hypercorn with its doors closed, connections that end in time, drain and stop.
+"""Listeners, Hypercorn with its doors closed, connections that end in time, drain and stop: the server room.
 
-Hypercorn speaks HTTP/1.1 here and nothing else. What is overridden of its release, which is pinned exactly, and why:
-
-* `TCPServer`: a deadline that ends in an aborted transport; bounds on what is read ahead and waits to be sent.
-* `H11Protocol`: no way to HTTP/2, WebSocket and CONNECT; a head in one write with the body's first piece.
-* `EventWrapper` as `can_read`: a pipelined connection is let go of once it has ended.
-* `worker_serve`: it names its own classes, and `asyncio.start_server` logs an error of `accept` once for each place in
-  the backlog. An accept loop of our own bounds the connections instead.
-
-docs/adr/0029-a-server-room-of-our-own.md has the reasons; tests/test_server.py holds the source of what is touched.
+Hypercorn's release is pinned exactly, because parts of it are overridden (docs/adr/0029-a-server-room-of-our-own.md):
+`TCPServer` for a deadline that ends in an aborted transport and for bounds on what is read ahead and waits to be sent;
+`H11Protocol` for no way to HTTP/2, WebSocket and CONNECT, and for the head in one write with the body's first piece;
+`worker_serve`, which names its own classes and logs an error of `accept` once for each place in the backlog.
 """
 
 import asyncio
 import contextlib
 import fcntl
-import itertools
 import logging
-import os
-import resource
 import socket
 import struct
 import sys
 import termios
 import time
-from collections.abc import Callable, Coroutine, Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Sequence
 from wsgiref.handlers import format_date_time
 
 import h11
@@ -45,48 +35,15 @@ from hypercorn.utils import parse_socket_addr
 from starlette.types import ASGIApp
 
 from goals.errors import ConfigurationError
+from goals.limits import Limits
 
 log = structlog.get_logger(__name__)
 
-
-@dataclass(frozen=True)
-class ServerLimits:
-    """Limits of the connections to both ports: seconds, bytes, numbers."""
-
-    keep_alive: float = 5.0
-    """Longer than a gateway keeps an idle connection (4 s), shorter than the drain (6 s); a head takes no longer."""
-    body: float = 2.0
-    request: float = 3.3
-    grace: float = 0.5
-    """What the transport's deadline leaves the middleware's, so that a late request is answered by a 503."""
-    linger: float = 1.0
-    """How long a client may take to read the last answer and hang up; what it sends is dropped (RFC 9112, 9.6)."""
-    head: int = 20 * 1024
-    """More than the middleware lets pass, which says what is wrong; h11 answers a longer one by a bare 431."""
-    read_ahead: int = 8 * 1024
-    """Bytes taken from asyncio's reader at once; it stops reading at twice as many, and so do pipelined requests."""
-    piece: int = 16 * 1024
-    """Bytes of an answer that are copied to wait for the client; the rest stays where the application has it."""
-    kernel_buffer: int = 32 * 1024
-    """Of the kernel for each direction; it doubles this, and would take megabytes of the pod's memory otherwise."""
-    backlog: int = 1024
-    accepts: int = 64
-    """Connections accepted in one turn of the event loop: requests under way do not wait for a flood of them."""
-    operators: int = 64
-    """Connections to the operators' port, of which the public port's share leaves it all."""
-    spare_descriptors: int = 64
-    """For PostgreSQL, files and what is being accepted."""
-    connection_memory: int = 105_000
-    """Of a client that does not read: 41 kB of ours and 64 kB of the kernel's; an idle one takes 8 kB."""
-    log_interval: float = 10.0
-    """Between two lines about clients of one kind; each of them is counted."""
+Address = tuple[str, int] | None
 
 
 class Refused(Exception):  # noqa: N818  no error of ours: it unwinds Hypercorn's loop over the events of a connection
-    """The connection ends here; `status` is answered before, unless it is 0."""
-
-    def __init__(self, status: int = 0) -> None:
-        self.status = status
+    """The connection ends here; its argument is a status to answer before."""
 
 
 class Gate(EventWrapper):
@@ -123,11 +80,9 @@ class Parser(h11.Connection):
 class Protocol(H11Protocol):
     """HTTP/1.1 with no way out of it: an upgrade is ignored (RFC 9110, 7.8), CONNECT and other versions refused."""
 
-    def __init__(self, connection: "Connection", task_group: TaskGroup, ends: list[tuple[str, int] | None]) -> None:
+    def __init__(self, connection: "Connection", task_group: TaskGroup, client: Address, server: Address) -> None:
         about = connection.config, connection.context, task_group, ConnectionState(connection.state)
-        super().__init__(
-            connection.app, *about, ssl=False, client=ends[0], server=ends[1], send=connection.protocol_send
-        )
+        super().__init__(connection.app, *about, False, client, server, connection.protocol_send)  # noqa: FBT003  no TLS
         self.connection: Parser = Parser(h11.SERVER, self.config.h11_max_incomplete_size)
         self.can_read = connection.gate
         self._transport = connection
@@ -139,8 +94,8 @@ class Protocol(H11Protocol):
         try:
             await super().handle(event)
         except Refused as refusal:
-            if refusal.status:
-                await self._send_error_response(refusal.status)
+            for status in refusal.args:
+                await self._send_error_response(status)
                 await self.send(Closed())
 
     async def _check_protocol(self, request: h11.Request) -> None:
@@ -155,11 +110,9 @@ class Protocol(H11Protocol):
         """Instead of Hypercorn's, which takes up WebSocket."""
         about = self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server
         self.stream = HTTPStream(*about, self.stream_send, STREAM_ID)
-        version, method = request.http_version.decode("ascii"), request.method.decode("ascii").upper()
-        headers = list(request.headers)
-        await self.stream.handle(
-            events.Request(STREAM_ID, headers, version, method, request.target, self.connection_state)
-        )
+        version, method = request.http_version.decode(), request.method.decode().upper()
+        start = list(request.headers), version, method, request.target, self.connection_state
+        await self.stream.handle(events.Request(STREAM_ID, *start))
 
     async def stream_send(self, event: events.Event) -> None:
         """Hold a final answer's head until there is something of its body: ASGI has it so, and it is one write."""
@@ -203,7 +156,7 @@ class Connection(TCPServer):
         self.gate = Gate()
         self.idle = True
         self._limits = server.limits
-        self._longest = server.limits.body + server.limits.request + server.limits.grace
+        self._longest = server.limits.body_deadline + server.limits.request_deadline + server.limits.transport_grace
         self._leaving = False
         self._transport = writer.transport
         self._transport.set_write_buffer_limits(high=0)  # `drain` returns once the kernel has it all
@@ -214,16 +167,18 @@ class Connection(TCPServer):
 
     async def run(self) -> None:
         """Serve the connection until it has ended, within its limits."""
+        self.listener.server.connections.add(self)
         sock = self.writer.get_extra_info("socket")
         try:
             # Outside of the group, which would wrap the error of a client that has reset the connection already.
-            ends = [parse_socket_addr(sock.family, of()) for of in (sock.getpeername, sock.getsockname)]
+            client, server = (parse_socket_addr(sock.family, of()) for of in (sock.getpeername, sock.getsockname))
             async with TaskGroup(self.loop) as task_group:
-                self.protocol = Protocol(self, task_group, ends)  # type: ignore[assignment]  # its wrapper chooses HTTP/2
+                self.protocol = Protocol(self, task_group, client, server)  # type: ignore[assignment]  # its wrapper chooses HTTP/2
                 await self._read_data()
         except OSError:
             pass
         finally:
+            self.listener.server.connections.discard(self)
             self.gate.leave()
             self._timer.cancel()
             self._transport.close()
@@ -232,15 +187,14 @@ class Connection(TCPServer):
         if isinstance(event, Updated):
             self.idle = event.idle
             self._expire_in(self._limits.keep_alive if self.idle else self._longest)
-        elif isinstance(event, RawData):
-            if event.data:
-                await self.write(event.data)
-        else:
+        elif isinstance(event, Closed):
             self._leave()
+        elif isinstance(event, RawData) and event.data:
+            await self.write(event.data)
 
     async def write(self, head: bytes, body: bytes = b"") -> None:
         """Send the head with the body's first piece, and each other piece once the kernel has the one before."""
-        piece = self._limits.piece
+        piece = self._limits.answer_piece
         data: bytes | memoryview = head + (body if len(body) <= piece else body[:piece])
         sent = piece
         with contextlib.suppress(OSError):
@@ -289,7 +243,7 @@ class Connection(TCPServer):
         try:
             self._transport.write_eof()
         except OSError:
-            self._transport.abort()
+            self._transport.abort()  # it has been reset
         self._expire_in(self._limits.linger)
 
     def _expire_in(self, seconds: float) -> None:
@@ -318,10 +272,9 @@ class Connection(TCPServer):
 
 def _count_unsent(sock: socket.socket) -> int:
     """Bytes that the kernel holds for the client; 0 where it does not tell."""
-    try:
+    with contextlib.suppress(OSError):
         return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
+    return 0
 
 
 class Listener:
@@ -333,7 +286,7 @@ class Listener:
         self.open = 0
         self.dropped = dict.fromkeys(("full", "unread", "version", "accept"), 0)
         self._socket = sock
-        self._noted: dict[str, float] = {}
+        self._quiet_until: dict[str, float] = {}
 
     @property
     def port(self) -> int:
@@ -355,8 +308,8 @@ class Listener:
         """Count what became of a connection, and log it if none of its kind was logged just now."""
         self.dropped[kind] += 1
         now = self.server.loop.time()
-        if now - self._noted.get(kind, -self.server.limits.log_interval) >= self.server.limits.log_interval:
-            self._noted[kind] = now
+        if now >= self._quiet_until.get(kind, 0):
+            self._quiet_until[kind] = now + self.server.limits.log_interval
             log.warning(event, port=self.name, so_far=self.dropped[kind], **about)
 
     def _resume(self) -> None:
@@ -364,7 +317,7 @@ class Listener:
             self.server.loop.add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
-        for _ in range(self.server.limits.accepts):
+        for _ in range(self.server.limits.accepts_per_turn):
             try:
                 sock, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -384,16 +337,11 @@ class Listener:
     async def _serve(self, sock: socket.socket) -> None:
         loop = self.server.loop
         try:
-            sock.settimeout(0)
             reader = asyncio.StreamReader(self.server.limits.read_ahead, loop)
             protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
             connection = Connection(self, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
-            self.server.connections.add(connection)
-            try:
-                await connection.run()
-            finally:
-                self.server.connections.discard(connection)
+            await connection.run()
         except asyncio.CancelledError:
             pass  # by `Connection.abort`
         except Exception:
@@ -403,15 +351,22 @@ class Listener:
 
 
 class Server:
-    """Everything that serves: Hypercorn's `worker_serve` for listeners of ours, and a stop that ends in time."""
+    """Hypercorn's `worker_serve` for listeners of ours, of whose applications the first has the lifespan; and the stop.
 
-    def __init__(self, listeners: Iterable[Listener], limits: ServerLimits) -> None:
+    `drain` is called `drain_seconds` before the listeners are closed.
+    """
+
+    def __init__(
+        self, listeners: Sequence[Listener], limits: Limits, drain: Callable[[], None], drain_seconds: float
+    ) -> None:
         self.config, self.limits = configure(_Config(), limits), limits
-        self.listeners = tuple(listeners)
         self.connections: set[Connection] = set()
         self.context = WorkerContext(None)
         self.state: LifespanState = {}
-        self._stopping, self._hurried = asyncio.Event(), False
+        self.loop = asyncio.get_running_loop()
+        self._listeners = listeners
+        self._drain, self._drain_seconds = drain, drain_seconds
+        self._draining, self._stopping, self._patience = False, asyncio.Event(), self.config.graceful_timeout
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, serving: Coroutine[None, None, None]) -> None:
@@ -420,38 +375,41 @@ class Server:
         task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
-        self._stopping.set()
-
-    def hurry(self) -> None:
-        """Stop now, whatever is under way."""
-        self._hurried = True
-        self._stopping.set()
-        self._abort()
+        """Drain, then stop; called again, stop at once, whatever is under way."""
+        if self._draining:
+            self._patience = 0
+            self._stopping.set()
+            self._abort()
+        else:
+            self._draining = True
+            self._drain()
+            self.loop.call_later(self._drain_seconds, self._stopping.set)
+            log.info("draining", seconds=self._drain_seconds)
 
     async def serve(self) -> None:
         """Serve until stopped; then end what is idle, wait for what is under way, and end the application."""
-        self.loop = asyncio.get_running_loop()
-        lifespan = Lifespan(self.listeners[0].app, self.config, self.loop, self.state)
+        lifespan = Lifespan(self._listeners[0].app, self.config, self.loop, self.state)
         application = self.loop.create_task(lifespan.handle_lifespan())
         await lifespan.wait_for_startup()
         if application.done():
             application.result()
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener.start(self)
         try:
             await self._stopping.wait()
         finally:
             await self.context.terminated.set()
-            for listener in self.listeners:
+            for listener in self._listeners:
                 listener.close()
             for connection in self.connections.copy():
                 connection.stop()
-            for seconds in (0 if self._hurried else self.config.graceful_timeout, self.limits.linger):
+            for seconds in (self._patience, self.limits.stop_margin):
                 if self._tasks:
                     await asyncio.wait(self._tasks, timeout=seconds)
                 self._abort()
             await lifespan.wait_for_shutdown()
             await application
+        log.info("stopped")
 
     def _abort(self) -> None:
         for connection in self.connections.copy():
@@ -469,14 +427,14 @@ class _Config(Config):
         return [(b"date", self._date)]
 
 
-def configure(config: Config, limits: ServerLimits) -> Config:
+def configure(config: Config, limits: Limits) -> Config:
     """Tell Hypercorn how it is run here, whatever it serves."""
     config.backlog = limits.backlog
     config.include_server_header = False
     config.keep_alive_timeout = limits.keep_alive
-    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
-    config.h11_max_incomplete_size = limits.head
-    config.graceful_timeout = limits.body + limits.request
+    config.keep_alive_max_requests = limits.keep_alive_requests
+    config.h11_max_incomplete_size = limits.head_size
+    config.graceful_timeout = limits.body_deadline + limits.request_deadline
     config.errorlog = logging.getLogger("hypercorn.error")
     return config
 
@@ -490,61 +448,3 @@ def listen(host: str, port: int) -> socket.socket:
         reason = (error.strerror or "").partition(" (while")[0]  # the rest names the address once more
         remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
         raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None
-
-
-def most_connections(wanted: int | None, limits: ServerLimits) -> int:
-    """Take all the descriptors this process may have, and return how many connections the public port may hold.
-
-    By default as many as the descriptors and half of the memory allow; a `ConfigurationError` where the descriptors do
-    not allow what is wanted.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS takes less than the hard limit that it names
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        soft = hard
-    left = (sys.maxsize if soft == resource.RLIM_INFINITY else soft) - limits.operators - limits.spare_descriptors
-    if left < max(wanted or 0, 1):
-        raise ConfigurationError(
-            f"the limit of {soft} file descriptors leaves room for {max(left, 0)} connections:"
-            " raise it (ulimit -n), or lower GOALS_MAX_CONNECTIONS"
-        )
-    return wanted or min(left, _memory() // 2 // limits.connection_memory)
-
-
-def _memory() -> int:
-    """Bytes this process may use: the container's limit (cgroup 2 or 1), or the machine's memory."""
-    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
-            sizes.append(int(Path("/sys/fs/cgroup", file).read_text(encoding="ascii")))
-    return min(sizes)
-
-
-async def serve(
-    listeners: Iterable[Listener],
-    limits: ServerLimits,
-    *,
-    on_stop: Callable[[Callable[[], None]], None],
-    drain: Callable[[], None] = lambda: None,
-    drain_seconds: float = 0,
-) -> None:
-    """Serve until told to stop; then drain, and stop listeners, connections and application, in this order.
-
-    `on_stop` is given the function that stops the service, and at once when it is called again; `drain` is called
-    when it begins. What the first listener serves is the application whose lifespan is run.
-    """
-    server = Server(listeners, limits)
-    loop = asyncio.get_running_loop()
-    stops = itertools.count()
-
-    def stop() -> None:
-        if next(stops):
-            server.hurry()
-            return
-        drain()
-        loop.call_later(drain_seconds, server.stop)
-        log.info("draining", seconds=drain_seconds)
-
-    on_stop(stop)
-    await server.serve()
-    log.info("stopped")

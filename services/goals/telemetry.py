@@ -23,6 +23,7 @@ _DELAY_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 # What our routes know. The convention lets a service narrow its list, and each method more is a set of series more.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
+_VERSIONS = frozenset({"1.0", "1.1"})
 _SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
 _LOOP_PERIOD = 0.5
 
@@ -114,11 +115,9 @@ class RequestMetrics:
 def _describe_request(
     label: str, version: str, scheme: str, route: str | None, status: int, error: str | None
 ) -> Attributes:
-    attributes: Attributes = {
-        "http.request.method": label,
-        "url.scheme": scheme,
-        "network.protocol.version": version,
-    }
+    attributes: Attributes = {"http.request.method": label, "url.scheme": scheme}
+    if version in _VERSIONS:
+        attributes["network.protocol.version"] = version
     if status:
         attributes["http.response.status_code"] = status
     if route is not None and status != 405:  # noqa: PLR2004  the path matched but the method did not: no route did
