@@ -18,7 +18,7 @@ from goals.errors import (
     OverloadedError,
 )
 from goals.requests import read_form
-from goals.responses import STATIC, answer, render, show, static_url
+from goals.responses import STATIC, SharedPage, answer, render, show, static_url
 from goals.schemas import (
     NAME_LENGTH,
     Goal,
@@ -31,6 +31,8 @@ from goals.schemas import (
 )
 from goals.state import Listing, State
 
+_SHARED_FROM = 16 * 1024
+"""Bytes of a page from which on a second message costs less than a copy for each reader who is slow to read."""
 _HOLE = "\0"
 """Stands in a shared page where each reader's form key goes; PostgreSQL's text cannot hold it, so no name can."""
 
@@ -44,7 +46,8 @@ async def get_page(request: Request[State]) -> Response:
     if query.after is not None and not listing.page.more:
         # Nothing newer is left: the first page, whole, is what the reader is after.
         listing = await listings.get((None, None))
-    return show(b"%b%b%b" % (listing.head, new_form_key().encode(), listing.tail))
+    own = listing.head + new_form_key().encode()
+    return SharedPage(own, listing.tail) if len(listing.tail) > _SHARED_FROM else show(own + listing.tail)
 
 
 def draw_page(before: int | None, after: int | None, page: store.Page, total: store.Total) -> Listing:
