@@ -389,5 +389,5 @@ def test_hypercorn_is_the_release_that_the_server_room_was_written_for(touched: 
     assert found == digest, (
         f"{touched.__module__}.{touched.__qualname__} is not what services/goals/server.py was written for: this is"
         f" another release than the one pinned in pyproject.toml. Read what has changed, bring server.py and"
-        f" docs/adr/0029-a-server-room-of-our-own.md in line, then put {found} here."
+        f" docs/adr/0030-a-server-room-of-our-own.md in line, then put {found} here."
     )

@@ -1,6 +1,6 @@
 """Listeners, Hypercorn with its doors closed, connections that end in time, drain and stop: the server room.
 
-Hypercorn's release is pinned exactly, because parts of it are overridden (docs/adr/0029-a-server-room-of-our-own.md):
+Hypercorn's release is pinned exactly, because parts of it are overridden (docs/adr/0030-a-server-room-of-our-own.md):
 `TCPServer` for a deadline that ends in an aborted transport and for bounds on what is read ahead and waits to be sent;
 `H11Protocol` for no way to HTTP/2, WebSocket and CONNECT, and for the head in one write with the body's first piece;
 `worker_serve`, which names its own classes and logs an error of `accept` once for each place in the backlog.

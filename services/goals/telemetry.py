@@ -52,6 +52,15 @@ class Port(Protocol):
     def dropped(self) -> Mapping[str, int]: ...
 
 
+class Reads(Protocol):
+    """Shared reads of one kind."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def queries(self) -> int: ...
+
+
 class RequestMetrics:
     """Requests of the public port.
 
@@ -242,19 +251,19 @@ class Telemetry:
             _DELAY_BOUNDS,
         )
 
-    def observe_reads(self, look: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
-        """Let each scrape ask how many reads of each kind were asked for, and how many loads served them."""
+    def observe_reads(self, reads: Mapping[str, Reads]) -> None:
+        """Let each scrape ask, by kind, how many reads were requested and how many queries served them."""
         _counter(
             self._meter,
             "goals.reads",
-            "Reads asked for, by kind.",
-            lambda: [(asked, {"kind": kind}) for kind, (asked, _) in look().items()],
+            "Reads requested, by kind.",
+            lambda: [(one.requests, {"kind": kind}) for kind, one in reads.items()],
         )
         _counter(
             self._meter,
-            "goals.loads",
-            "Statements that served the reads: concurrent reads of the same kind and key share one.",
-            lambda: [(loaded, {"kind": kind}) for kind, (_, loaded) in look().items()],
+            "goals.read.queries",
+            "Queries that served the reads: concurrent reads of the same kind and key share one.",
+            lambda: [(one.queries, {"kind": kind}) for kind, one in reads.items()],
         )
 
     def observe_connections(self, ports: Iterable[Port]) -> None:
