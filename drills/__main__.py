@@ -12,7 +12,7 @@ import httpx2
 
 from drills import report
 from drills.catalogue import ALONE, DRILLS
-from drills.cluster import DrillError, LateError
+from drills.cluster import DrillError
 from drills.drill import Drill
 
 AT_ONCE = 3
@@ -94,7 +94,7 @@ async def _hold_one(drill: Drill, folder: Path) -> int:
     except (DrillError, TimeoutError, httpx2.TimeoutException) as error:
         why = str(error) or "an answer did not come in time"
         sys.stderr.write(f"error: the drill `{drill.name}` could not be held: {why}\n")
-        drill.is_late = not isinstance(error, DrillError) or isinstance(error, LateError)
+        drill.is_late = not isinstance(error, DrillError)
         drill.broken_off = why
         report.write_files(drill, folder)
         return NOT_HELD

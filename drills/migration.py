@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drills import ROOT, seed
-from drills.cluster import DrillError, LateError, until
+from drills.cluster import DrillError
 from drills.drill import Case, Drill, observe
 from drills.history import VERSIONS, History, HistoryError, copy_tree, list_revisions
 from drills.journal import Attempt
 from drills.scenarios import visitors, writers
 from drills.stage import Load, Replica, Stage
 from drills.timeline import Mark
+from tools.polling import until
 
 NEXT = "next revision"
 REQUESTS = 20_000
@@ -45,6 +46,7 @@ _LOGGING = {
 _REVISION = '''"""A column and an index, as most revisions bring."""
 
 from alembic import op
+from tools.polling import until
 
 revision = "{revision}"
 down_revision = "{former}"
@@ -341,7 +343,7 @@ class Migrators:
             async with asyncio.timeout(120):
                 return [await process.wait() for process in self._processes]
         except TimeoutError:
-            raise LateError(f"a migrator does not end: {self._read()[-500:]}") from None
+            raise TimeoutError(f"a migrator does not end: {self._read()[-500:]}") from None
 
     def kill(self) -> None:
         for process in self._processes:

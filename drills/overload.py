@@ -8,7 +8,6 @@ from typing import NamedTuple
 import httpx2
 
 from drills.broken import MODULE, wait_without_a_gate
-from drills.cluster import LateError
 from drills.drill import Drill, median, observe, percentile
 from drills.journal import Attempt
 from drills.scenarios import arrivals
@@ -120,7 +119,7 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
             low, knee = rate, Knee(rate, p99)
             case.figures = observe(attempts, attempts[0].ended, attempts[-1].ended)
     if not knee.rate:
-        raise LateError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
+        raise TimeoutError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
     drill.end(case)
     case.check("capacity, requests a second", knee.rate, ">", 0)
     case.check("p99 at capacity, s", knee.p99, ">", 0)

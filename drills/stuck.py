@@ -21,7 +21,7 @@ from drills.broken import (
     stamp_goals_itself,
     wait_without_time_limits,
 )
-from drills.cluster import DrillError, until
+from drills.cluster import DrillError
 from drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from drills.journal import ADD, Attempt
 from drills.overload import PACE, set_pace
@@ -29,6 +29,7 @@ from drills.scenarios import visitors, writers
 from drills.stage import Replica, Stage
 from drills.timeline import Mark
 from goals.limits import Limits
+from tools.polling import until
 
 _RECOVERY = 1.0
 _BRIEF, _OUTAGE = 0.7, 1.7

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from goals import app, embedded, logs
 from goals.database import Database
 from goals.limits import Limits
 from goals.settings import Settings
+from tools.polling import until
 
 ROOT = Path(__file__).parent.parent
 LIMITS = Limits()
@@ -128,12 +129,6 @@ async def serving(settings: Settings, limits: Limits = WIDE) -> AsyncIterator[Se
 def speaking_to(port: int) -> httpx2.AsyncClient:
     """A client for one port of this machine; it follows no redirect, and waits longer than any limit."""
     return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
-
-
-async def until(holds: Callable[[], Awaitable[object]]) -> None:
-    """Ask again and again until it holds; pytest's time limit bounds it."""
-    while not await holds():
-        await asyncio.sleep(0.01)
 
 
 async def until_ready(service: Service) -> None:

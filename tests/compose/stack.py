@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -32,8 +31,8 @@ ONE_SHOT = {"setup", "migrate", "load-gate"}
 class Stack:
     """The services and how to reach them; `without` names those that cannot be had here, each with the reason."""
 
-    def __init__(self, folder: Path) -> None:
-        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    def __init__(self, folder: Path, ports: dict[str, int]) -> None:
+        self.ports = ports
         self.without: dict[str, str] = {}
         self.figures: dict[str, str] = {}
         self.authority = folder / "ca.crt"
@@ -144,13 +143,6 @@ def run(
         f"docker {' '.join(arguments)}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     )
     return done
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nothing listens on at this moment, all different."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [listener.getsockname()[1] for listener in sockets]
 
 
 def has_image(image: str) -> bool:

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from uuid import uuid4
 
 import httpx2
@@ -21,17 +21,12 @@ import yaml
 
 from tests.compose.stack import ONE_SHOT, PROJECT, Stack, run
 from tests.conftest import ROOT
+from tools.polling import wait_until
 
 MAKE = shutil.which("make") or "make"
 LARGEST_IDLE = 700 * 2**20
 LEAST_REQUESTS = 10_000
 SEED = ("--scenario", "seed", "--host", "https://gateway:8443")
-
-
-def until(holds: Callable[[], object]) -> None:
-    """Ask again and again until it holds; pytest's time limit bounds it."""
-    while not holds():
-        threading.Event().wait(0.2)
 
 
 def make(stack: Stack, *arguments: str) -> None:
@@ -121,7 +116,7 @@ def test_the_gateway_names_each_request(stack: Stack) -> None:
     with stack.browsing() as client:
         request_id = client.get("/", headers={"x-request-id": "mine"}).headers["x-request-id"]
     assert re.fullmatch(r"[0-9a-f]{32}", request_id)
-    until(lambda: request_id in stack.compose("logs", "goals").stdout)
+    wait_until(lambda: request_id in stack.compose("logs", "goals").stdout)
     assert request_id in stack.compose("logs", "gateway").stdout
 
 
@@ -317,7 +312,7 @@ def test_what_is_written_is_there_after_a_restart(stack: Stack) -> None:
         assert client.post("/add_goal", data={"goal_name": name}).status_code == 303
         stack.compose("restart", "goals")
         stack.compose("up", "--detach", "--wait", "--no-recreate", *stack.services)
-        until(lambda: client.get("/").status_code == 200)
+        wait_until(lambda: client.get("/").status_code == 200)
         assert names(client) == [name]
 
 
@@ -343,19 +338,19 @@ def test_prometheus_scrapes_every_replica_and_has_the_rules(stack: Stack) -> Non
         result = stack.ask("PROMETHEUS_PORT", "/api/v1/query", query=query)["data"]["result"]
         return [float(series["value"][1]) for series in result]
 
-    until(lambda: value('up{job="goals"} == 1') == [1.0, 1.0])
+    wait_until(lambda: value('up{job="goals"} == 1') == [1.0, 1.0])
     with stack.browsing() as client:
 
         def rate_is_seen() -> bool:
             client.get("/")
             return max(value('sum(rate(http_server_request_duration_seconds_count{job="goals"}[1m]))'), default=0) > 0
 
-        until(rate_is_seen)
+        wait_until(rate_is_seen)
     committed = yaml.safe_load((ROOT / "observability/goals.rules.yaml").read_text())
     loaded = stack.ask("PROMETHEUS_PORT", "/api/v1/rules")["data"]["groups"]
     assert {group["name"] for group in committed["groups"]} <= {group["name"] for group in loaded}
     assert sum(len(group["rules"]) for group in loaded) == sum(len(group["rules"]) for group in committed["groups"]) + 1
-    until(lambda: all(rule["health"] == "ok" for rule in all_rules(stack)))
+    wait_until(lambda: all(rule["health"] == "ok" for rule in all_rules(stack)))
 
 
 def all_rules(stack: Stack) -> Iterator[dict[str, object]]:
@@ -367,7 +362,7 @@ def test_alertmanager_receives_an_alert_that_fires(stack: Stack) -> None:
     def received() -> set[str]:
         return {alert["labels"]["alertname"] for alert in stack.ask("ALERTMANAGER_PORT", "/api/v2/alerts")}
 
-    until(lambda: "AlwaysFiring" in received())
+    wait_until(lambda: "AlwaysFiring" in received())
 
 
 def test_gateway_and_prometheus_follow_replicas_that_come_and_go(stack: Stack) -> None:
@@ -384,14 +379,14 @@ def test_gateway_and_prometheus_follow_replicas_that_come_and_go(stack: Stack) -
     with stack.browsing() as client:
         assert len(served_by(client)) == 2
         stack.compose("up", "--detach", "--wait", "--no-recreate", "--no-deps", "--scale", "goals=3", "goals")
-        until(lambda: len(served_by(client)) == 3)
-        until(lambda: scraped() == 3)
+        wait_until(lambda: len(served_by(client)) == 3)
+        wait_until(lambda: scraped() == 3)
         with stack.loading(*SEED, "-u", "20", "-t", "30s"), writing(stack) as outcomes:
             stack.compose("up", "--detach", "--wait", "--no-recreate", "--no-deps", "--scale", "goals=2", "goals")
         assert stack.summary("seed")["metrics"]["http_req_failed"]["values"]["rate"] == 0
         assert Counter(outcomes.values()) == {201: len(outcomes)}
         assert len(served_by(client)) == 2
-        until(lambda: scraped() == 2)
+        wait_until(lambda: scraped() == 2)
 
 
 # It is loaded.
@@ -421,7 +416,7 @@ def test_the_load_tests_page_comes_up_with_its_workers(stack: Stack) -> None:
     stack.compose(
         "--profile", "load", "up", "--detach", "--wait", "--no-recreate", "--scale", "locust-worker=2", "locust-worker"
     )
-    until(lambda: len(stack.ask("LOCUST_PORT", "/stats/requests")["workers"]) == 2)
+    wait_until(lambda: len(stack.ask("LOCUST_PORT", "/stats/requests")["workers"]) == 2)
     stack.compose("--profile", "load", "rm", "--force", "--stop", "locust-worker", "locust-master")
 
 

@@ -4,12 +4,10 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,8 @@ import pytest
 
 from tests.loadtest.live.conftest import LOCUST, ROOT, Play
 from tests.loadtest.live.scripted import OK, Server
+from tools.polling import wait_until
+from tools.ports import reserved
 
 CLOSED = 'executor = "constant-vus"\nvus = {vus}\nduration = "{duration}"'
 OBJECTIVES = "objectives = true"
@@ -41,14 +41,15 @@ def opened(duration: str = "3s", max_vus: int = 500) -> str:
     return OPEN.format(duration=duration, max_vus=max_vus)
 
 
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
+@pytest.fixture
+def port() -> Iterator[str]:
+    with reserved(1) as (number,):
+        yield str(number)
 
 
-def processes() -> tuple[str, ...]:
-    port = str(free_port())
+@pytest.fixture
+def processes(port: str) -> tuple[str, ...]:
+    """What splits a run over two processes."""
     return ("--processes", "2", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port)
 
 
@@ -209,9 +210,9 @@ def test_what_was_saved_goes_into_the_next_step(play: Play, server: Server) -> N
 
 
 @pytest.mark.parametrize("load", [closed(11), opened("2s")])
-def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str) -> None:
+def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str, processes: tuple[str, ...]) -> None:
     server.answer_after = 0.02
-    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, *processes())
+    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, *processes)
     assert played.code == 0, played.err + played.out
     assert played.requests == server.count == played.values("checks")["passes"] == len(played.journal)
     assert played.summary["loadtest"]["problems"] == played.summary["loadtest"]["warnings"] == []
@@ -222,9 +223,8 @@ def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str
         assert played.values("vus_max")["value"] == played.values("connections")["count"] == 11
 
 
-def test_distributed_over_a_master_and_two_workers(play: Play, server: Server) -> None:
+def test_distributed_over_a_master_and_two_workers(play: Play, server: Server, port: str) -> None:
     server.answer_after = 0.02
-    port = str(free_port())
     worker = [*LOCUST, "--worker", "--master-host", "127.0.0.1", "--master-port", port]
     workers = [subprocess.Popen(worker, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     try:
@@ -242,23 +242,16 @@ def test_distributed_over_a_master_and_two_workers(play: Play, server: Server) -
 
 @contextmanager
 def web_ui(*options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    port = free_port()
-    command = [*LOCUST, "--web-port", str(port), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until(lambda: answers(url))
-        yield url, process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def until(holds: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.1)
+    with reserved(1) as (port,):
+        command = [*LOCUST, "--web-port", str(port), *options]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            wait_until(lambda: answers(url))
+            yield url, process
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def answers(url: str) -> bool:
@@ -286,12 +279,17 @@ def read(url: str, form: dict[str, str] | None = None) -> str:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_scenarios_are_chosen_and_judged_in_the_web_ui(server: Server, tmp_path: Path, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+def test_scenarios_are_chosen_and_judged_in_the_web_ui(
+    server: Server,
+    tmp_path: Path,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
     runs = {"bad": ("/500", 1), "good": ("/", 0)}
     for name, (path, _) in runs.items():
         step = f'path = "{path}"'
         (tmp_path / f"{name}.toml").write_text(write_scenario(closed(3, "3s"), step, 'checks = ["rate==1"]'))
-    with web_ui("--out", str(tmp_path / "out"), *(processes() if many else ())) as (url, process):
+    with web_ui("--out", str(tmp_path / "out"), *(processes if many else ())) as (url, process):
         page = read(url)
         assert "breakpoint" in page, "the scenarios are offered"
         assert "No run has ended" in read(f"{url}/verdict")
@@ -299,13 +297,13 @@ def test_scenarios_are_chosen_and_judged_in_the_web_ui(server: Server, tmp_path:
             before = server.count
             scenario = str(tmp_path / f"{name}.toml")
             form = {"scenario": scenario, "host": server.url, "user_count": "1", "spawn_rate": "1"}
-            until(partial(starts, url, form))
-            until(partial(shows, f"{url}/verdict", f"<h1>{name}: "))
+            wait_until(partial(starts, url, form))
+            wait_until(partial(shows, f"{url}/verdict", f"<h1>{name}: "))
             summary = json.loads((tmp_path / "out" / "summary.json").read_text())
             count = summary["metrics"]["http_reqs"]["values"]["count"]
             assert count == server.count - before == server.requests[path] > 0
             assert summary["metrics"]["vus_max"]["values"]["value"] == 3
-            until(
+            wait_until(
                 partial(shows, f"{url}/stats/requests", f'"num_requests": {count}')
             )  # which are cached for two seconds
             total = json.loads(read(f"{url}/stats/requests"))["stats"][-1]
@@ -327,18 +325,18 @@ def test_the_web_ui_tells_what_was_not_played_and_what_was_not_finished(server: 
     bad = {**good, "scenario": str(other), "host": "http://127.0.0.1:0"}
     with web_ui("--out", str(out)) as (url, process):
         read(f"{url}/swarm", bad)
-        until(partial(shows, f"{url}/verdict", "There was no run: the target `http://127.0.0.1:0`"))
+        wait_until(partial(shows, f"{url}/verdict", "There was no run: the target `http://127.0.0.1:0`"))
         assert not out.exists()
-        until(partial(starts, url, good))
-        until(lambda: server.count > 20)
+        wait_until(partial(starts, url, good))
+        wait_until(lambda: server.count > 20)
         read(f"{url}/swarm", {**bad, "host": "http://127.0.0.1:1"})  # ignored by Locust, but for what it keeps of it
         read(f"{url}/stop", {"now": "true"})
-        until(partial(shows, f"{url}/verdict", "<h1>long: "))
+        wait_until(partial(shows, f"{url}/verdict", "<h1>long: "))
         summary = json.loads((out / "summary.json").read_text())["loadtest"]
         assert (summary["scenario"], summary["target"], summary["verdict"]) == ("long", server.url, "invalid")
         assert re.fullmatch(r"the run was cut off after \d+ of 60 s", summary["problems"][0])
         written = (out / "summary.json").stat().st_mtime_ns
-        until(lambda: "There was no run" in read(f"{url}/swarm", bad) + read(f"{url}/verdict"))
+        wait_until(lambda: "There was no run" in read(f"{url}/swarm", bad) + read(f"{url}/verdict"))
         assert (out / "summary.json").stat().st_mtime_ns == written
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
@@ -364,14 +362,20 @@ def test_request_events_reach_whoever_listens(play: Play, server: Server, tmp_pa
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("many", [False, True])
-def test_an_interrupted_run_still_reports(server: Server, tmp_path: Path, sent: signal.Signals, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+def test_an_interrupted_run_still_reports(
+    server: Server,
+    tmp_path: Path,
+    sent: signal.Signals,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
     scenario = tmp_path / "long.toml"
     scenario.write_text(write_scenario(closed(2, "60s")))
     command = [*LOCUST, "--headless", "--scenario", str(scenario), "--host", server.url, "--out", str(tmp_path / "out")]
-    command += processes() if many else ()
+    command += processes if many else ()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: server.count > 100)
+        wait_until(lambda: server.count > 100)
         process.send_signal(sent)
         _, err = process.communicate(timeout=30)
         assert "Traceback" not in err
