@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import structlog
 from hypercorn.asyncio import serve as serve_hypercorn
 from hypercorn.config import Config
+from opentelemetry.sdk.resources import Resource
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,12 +23,12 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from goals import __version__, api, health, pages, signals, store
+from goals import __version__, api, health, otel, pages, signals, store
 from goals.api import write_list
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.logs import request_writer
-from goals.middleware import BODY_DEADLINE, REQUEST_DEADLINE, Headers, Limits, Record, Trace
+from goals.middleware import BODY_DEADLINE, REQUEST_DEADLINE, Headers, Limits, Record, Trace, to_origin_form
 from goals.pages import draw_page
 from goals.readiness import Readiness
 from goals.reads import SharedReads
@@ -79,7 +81,8 @@ class Application:
         self._settings = settings
         self._operators_port = operators_port
         self._telemetry = Telemetry(__version__)
-        self._traces = _trace(settings)
+        self._traces = _trace(settings, self._telemetry.resource)
+        loopback = settings.loopback_hosts()
         headers = Middleware(Headers, hsts=settings.goals_hsts, draining=lambda: self.readiness.draining)
         self.public = Starlette(
             routes=PUBLIC_ROUTES,
@@ -89,16 +92,21 @@ class Application:
                 headers,
                 Middleware(Record, metrics=self._telemetry.requests, write=request_writer(settings.goals_log_format)),
                 *([] if self._traces is None else [Middleware(Trace, tracer=self._traces.tracer)]),
-                Middleware(Limits, hosts=settings.goals_hosts),
+                Middleware(Limits, hosts=settings.goals_hosts or loopback),
             ],
             exception_handlers={GoalsError: _answer_error, HTTPException: _answer_error},
         )
-        self.operators = Starlette(routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Limits)])
+        operators_hosts = loopback and (*loopback, *settings.goals_hosts)
+        self.operators = Starlette(
+            routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Limits, hosts=operators_hosts)]
+        )
         for app in (self.public, self.operators):
             app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         operators = scope["type"] != "lifespan" and scope["server"][1] == self._operators_port
+        if scope["type"] == "http":
+            to_origin_form(scope)
         await (self.operators if operators else self.public)(scope, receive, send)
 
     @contextlib.asynccontextmanager
@@ -160,15 +168,18 @@ class Application:
         gc.freeze()
 
 
-def _trace(settings: Settings) -> "Traces | None":
-    if settings.otel_exporter_otlp_endpoint is None:
+def _trace(settings: Settings, resource: Resource) -> "Traces | None":
+    if otel.is_disabled(os.environ):
+        log.warning("OTEL_SDK_DISABLED is true: no traces, and no metrics but the process's own")
+        return None
+    if settings.otel_exporter_otlp_endpoint is None or otel.exports_no_traces(os.environ):
         return None
     try:
         from goals.traces import Traces  # noqa: PLC0415  so that without a collector nothing of it is loaded
     except ModuleNotFoundError as error:
         remedy = "install the extra goals[otlp], or unset the variable"
         raise ConfigurationError(f"OTEL_EXPORTER_OTLP_ENDPOINT needs {error.name}: {remedy}") from None
-    return Traces(str(settings.otel_exporter_otlp_endpoint), __version__)
+    return Traces(str(settings.otel_exporter_otlp_endpoint), resource, __version__)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
