@@ -9,7 +9,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # uv builds the environments: the one on PATH, else one that pip puts into the project.
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
-export PYTHONPATH := services
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
@@ -54,16 +53,17 @@ LOCK = $(LOCK_GROUP) pyproject.toml
 ROUNDS ?= 7
 SECONDS ?= 2
 bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json
-	@$(BIN)/python -m tests.bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
+	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
 
 # What the image carries and nothing else: a tool's libraries would count in the service's start and memory.
 .cache/bench/.goals: requirements/goals.txt $(UV)
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .cache/bench
 	@$(UV) pip sync --quiet --python .cache/bench/bin/python --require-hashes --compile-bytecode $<
+	@$(INSTALL_GOALS) --python .cache/bench/bin/python
 	@touch $@
 
 bench-readme: $(VENV)/.dev  ## put the last benchmark's table into README.md
-	@$(BIN)/python -m tests.bench --write README.md
+	@$(BIN)/python -m bench --write README.md
 
 ##@ Browser
 e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
@@ -104,39 +104,39 @@ load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, v
 	$(BIN)/python -m pytest tests/loadtest/live $(ARGS)
 
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
-	PYTHONPATH=loadtest $(BIN)/python -m parity.compare $(ARGS)
+	$(BIN)/python -m bench.parity.compare $(ARGS)
 
 parity-readme: $(VENV)/.dev  ## put the last comparison's tables into README.md
-	@$(BIN)/python -m tests.page README.md parity out/parity/parity.md
+	@$(BIN)/python -m tools.page README.md parity out/parity/parity.md
 
 ##@ Drills
 DRILL ?= failover
 drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload, migration, rotation, stuck, restore) on purpose under load; reports in out/drills/ (1 to 3 minutes)
-	@$(BIN)/python -m tests.drills $(DRILL) $(ARGS)
+	@$(BIN)/python -m drills $(DRILL) $(ARGS)
 
 drills: $(VENV)/.dev  ## all of them, in full (under 20 minutes)
-	@$(BIN)/python -m tests.drills $(ARGS)
+	@$(BIN)/python -m drills $(ARGS)
 
 drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (under 3 minutes)
-	@$(BIN)/python -m tests.drills --short --seed 1 --out out/drills/short $(ARGS)
+	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
 
 drills-readme: $(VENV)/.dev  ## the README's table and picture of the drills anew, from the last full run
-	@$(BIN)/python -m tests.drills.readme
+	@$(BIN)/python -m drills.readme
 
 ##@ Kubernetes
 k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
-	cd k8s && ../$(BIN)/python -m lint
+	$(BIN)/python -m tools.lint
 	$(BIN)/python -m pytest -q tests/k8s
 
 k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule is there for, and see each one caught
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
-	PYTHONPATH=k8s:services:. $(BIN)/python -m tests.k8s.mutants
+	$(BIN)/python -m tests.k8s.mutants
 
 crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
-	cd k8s && ../$(BIN)/python -m lint.crds
+	$(BIN)/python -m tools.lint.crds
 
 platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
 	k8s/platform/sums.sh
@@ -203,19 +203,19 @@ docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each pr
 	$(BIN)/python -m pytest tests/test_docs.py tests/docs $(ARGS)
 
 audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
-	@$(BIN)/python -m delivery.audit $(ARGS)
+	@$(BIN)/python -m tools.audit $(ARGS)
 
 licences: $(VENV)/.dev  ## the licence of each package in the images; fails at one that was not considered
-	@$(BIN)/python -m delivery.licences
+	@$(BIN)/python -m tools.licences
 
 actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions name now
-	@$(BIN)/python -m delivery.pins
+	@$(BIN)/python -m tools.pins
 
 release-notes: $(VENV)/.dev  ## what the changelog says of VERSION
-	@$(BIN)/python -m delivery.release notes "$(VERSION)"
+	@$(BIN)/python -m tools.release notes "$(VERSION)"
 
 site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/NAME:VERSION@sha256:DIGEST, into the site
-	@$(BIN)/python -m delivery.release images "$(GOALS)" "$(LOADTEST)"
+	@$(BIN)/python -m tools.release images "$(GOALS)" "$(LOADTEST)"
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -230,10 +230,14 @@ NEED_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2
 	@echo "installing uv into .cache/uv"
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --require-hashes --upgrade --target .cache/uv -r $< && touch $@
 
-$(VENV)/.local: requirements/local.txt $(UV)
+# The project itself, editable: uv has its build backend in it, so nothing is fetched.
+INSTALL_GOALS = $(UV) pip install --quiet --offline --no-deps --editable .
+
+$(VENV)/.local: requirements/local.txt pyproject.toml $(UV)
 	$(NEED_PYTHON)
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
+	@$(INSTALL_GOALS) --python $(BIN)/python
 # Root's PostgreSQL runs as another account, which must be able to read it whatever the umask is, or was when uv filled
 # its cache.
 	@chmod -R go+rX $(VENV)

@@ -15,7 +15,7 @@ import gevent
 from gevent import get_hub, getcurrent, socket, ssl as gevent_ssl
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from scenario import Request, Target
+from loadtest.scenario import Request, Target
 
 SWEEP_SECONDS = 0.1
 """How late a timeout may be noticed."""

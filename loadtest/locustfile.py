@@ -16,13 +16,13 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 from locust.web import WebUI
 
-from executors import Open
-from recorder import Counter
-from report import draw_progress
-from scenario import ScenarioError, list_scenarios, read_scenario
-from session import AT_ONCE, Session, round_milliseconds
-from thresholds import USAGE, Threshold, evaluate
-from users import ScenarioUser
+from loadtest.executors import Open
+from loadtest.recorder import Counter
+from loadtest.report import draw_progress
+from loadtest.scenario import ScenarioError, list_scenarios, read_scenario
+from loadtest.session import AT_ONCE, Session, round_milliseconds
+from loadtest.thresholds import USAGE, Threshold, evaluate
+from loadtest.users import ScenarioUser
 
 __all__ = ["ScenarioShape", "ScenarioUser"]
 

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import charts
-from recorder import GROWTH, Counter, Metric, Rate, Recorder, Trend, middle
-from thresholds import AGGREGATES, ERROR, FAILED, PASSED, Outcome
+from loadtest import charts
+from loadtest.recorder import GROWTH, Counter, Metric, Rate, Recorder, Trend, middle
+from loadtest.thresholds import AGGREGATES, ERROR, FAILED, PASSED, Outcome
 
 BUSIEST = 0.90
 """Above this share of a core, the generator itself may have set the pace: such a run proves nothing."""

@@ -10,9 +10,9 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator, model_validator
 
-from checks import parse_check
-from executors import Duration, Load, Open, Strict
-from thresholds import Threshold, parse_threshold
+from loadtest.checks import parse_check
+from loadtest.executors import Duration, Load, Open, Strict
+from loadtest.thresholds import Threshold, parse_threshold
 
 FOLDER = Path(__file__).resolve().parent / "scenarios"
 

@@ -13,12 +13,12 @@ from locust import stats
 from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING, STATE_STOPPED, MasterRunner, WorkerRunner
 
-import report
-from journal import Journal
-from recorder import Recorder, Trend, middle
-from scenario import Scenario, Target, read_scenario
-from thresholds import ERROR, USAGE, Threshold, complete, evaluate, read_objectives
-from users import Run, ScenarioUser
+from loadtest import report
+from loadtest.journal import Journal
+from loadtest.recorder import Recorder, Trend, middle
+from loadtest.scenario import Scenario, Target, read_scenario
+from loadtest.thresholds import ERROR, USAGE, Threshold, complete, evaluate, read_objectives
+from loadtest.users import Run, ScenarioUser
 
 FOLD_SECONDS = 0.2
 AT_ONCE = 50_000

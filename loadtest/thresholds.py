@@ -10,7 +10,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from recorder import Recorder
+from loadtest.recorder import Recorder
 
 PASSED, ERROR, USAGE, FAILED = 0, 1, 2, 99
 """Exit codes; 99 is k6's for thresholds that were crossed (its errext/exitcodes)."""

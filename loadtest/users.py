@@ -18,13 +18,13 @@ from locust.event import EventHook
 from locust.exception import StopUser
 from locust.user.task import LOCUST_STATE_STOPPING
 
-import client
-from checks import Check, parse_check
-from client import Response
-from executors import Open
-from journal import Journal
-from recorder import Rate, Recorder, Series
-from scenario import Request, Scenario, Source, Step, Target, parse_source
+from loadtest import client
+from loadtest.checks import Check, parse_check
+from loadtest.client import Response
+from loadtest.executors import Open
+from loadtest.journal import Journal
+from loadtest.recorder import Rate, Recorder, Series
+from loadtest.scenario import Request, Scenario, Source, Step, Target, parse_source
 
 _LONGEST_RETRY_PAUSE = 1.0
 _FIRST_RETRY_PAUSE = 0.05

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import report, wrk
-from tests.bench.__main__ import main
-from tests.bench.databases import SIZES
+from bench import report, wrk
+from bench.__main__ import main
+from bench.databases import SIZES
 
 
 def run(rate: float, cpu: float) -> report.Run:

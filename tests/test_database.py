@@ -16,11 +16,11 @@ import structlog
 import trustme
 from sqlalchemy import text
 
+from drills import tls
 from goals import database as module, embedded
 from goals.database import GATE_QUEUE, Database, Gate
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
-from tests import tls
 from tests.conftest import until
 
 ONE = text("SELECT 1 AS one")

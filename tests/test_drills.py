@@ -10,14 +10,14 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from drills.drill import Case, Control, Drill, observe
+from drills.history import History, HistoryError, copy_tree, list_revisions
+from drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
+from drills.readme import write_tables
+from drills.report import summarize, write_html, write_text, write_total
+from drills.stage import clean_environment
+from drills.timeline import Mark, Timeline, draw
 from tests.conftest import ROOT
-from tests.drills.drill import Case, Control, Drill, observe
-from tests.drills.history import History, HistoryError, copy_tree, list_revisions
-from tests.drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
-from tests.drills.readme import write_tables
-from tests.drills.report import summarize, write_html, write_text, write_total
-from tests.drills.stage import clean_environment
-from tests.drills.timeline import Mark, Timeline, draw
 
 UUID = str(uuid4())
 NAME = f"drill {UUID}"
@@ -130,7 +130,7 @@ def test_only_a_drill_that_failed_by_times_or_a_silent_control_may_be_tried_agai
 def test_a_drill_that_is_ended_early_leaves_nothing_behind(tmp_path: Path) -> None:
     # PostgreSQL's socket has to fit into 107 characters of path.
     with tempfile.TemporaryDirectory(prefix="drill-", dir="/tmp") as folder:
-        command = [sys.executable, "-m", "tests.drills", "stuck", "--short", "--out", str(tmp_path)]
+        command = [sys.executable, "-m", "drills", "stuck", "--short", "--out", str(tmp_path)]
         variables = clean_environment(TMPDIR=folder)
         with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as drill:
             try:

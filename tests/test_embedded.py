@@ -14,7 +14,6 @@ import pytest
 
 from goals import embedded
 from goals.errors import ConfigurationError
-from tests.conftest import ROOT
 
 
 def is_running(folder: Path) -> bool:
@@ -46,8 +45,7 @@ def test_a_server_left_by_a_killed_process_is_taken_over_and_stopped(tmp_path: P
     script = "import pathlib, sys; from goals import embedded; print('starting')"
     script += "\nwith embedded.run(pathlib.Path(sys.argv[1])): print('running'); sys.stdin.read()"
     command = [sys.executable, "-uc", script, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "services")}
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         for line in iter(owner.stdout.readline, b"running\n"):
             assert line

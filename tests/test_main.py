@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def environment(**variables: str) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("DB_", "GOALS_", "SSL"))}
-    return clean | {"PYTHONPATH": str(ROOT / "services"), "GOALS_PORT": "0", "GOALS_OPS_PORT": "0"} | variables
+    return clean | {"GOALS_PORT": "0", "GOALS_OPS_PORT": "0"} | variables
 
 
 def goals(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -156,8 +156,7 @@ def test_up_is_stopped_while_it_starts(folder: Path) -> None:
 def test_a_signal_while_it_still_imports_ends_it_without_a_word(tmp_path: Path, number: signal.Signals) -> None:
     # The first of the imports stands still, and says so.
     (tmp_path / "orjson.py").write_text("import signal\nprint('importing', flush=True)\nsignal.pause()\n")
-    variables = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT / 'services'}"}
-    with started(*UP, folder=tmp_path, variables=variables) as process:
+    with started(*UP, folder=tmp_path) as process:
         read_until(process.stdout, re.compile("importing"))
         process.send_signal(number)
         assert process.wait() == 128 + number  # by a handler, without which the first process of a container goes on
@@ -401,7 +400,8 @@ def test_the_log_of_a_machine_is_lines_of_json(folder: Path, variables: dict[str
 
 def make(*arguments: str, folder: Path, umask: int = -1) -> subprocess.CompletedProcess[str]:
     """Run `make` on a copy of what it builds the environments from, with the `uv` and `python` that are in `folder`."""
-    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "requirements", folder / "requirements")
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(

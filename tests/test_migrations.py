@@ -87,7 +87,6 @@ async def test_a_key_makes_one_goal_only(empty: Settings, connection: asyncpg.Co
 
 async def test_five_migrators_race_safely(empty: Settings, connection: asyncpg.Connection) -> None:
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "services"),
         "DB_HOST": str(empty.db_host),
         "DB_NAME": empty.db_name,
         "SSL": "disable",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.page import main
+from tools.page import main
 
 PLACE = "<!-- speed: made by `make speed-readme` -->\nold\n<!-- end of speed -->"
 
@@ -21,7 +21,7 @@ def page(tmp_path: Path) -> Path:
 
 def test_a_text_takes_the_place_of_the_former_one(page: Path, tmp_path: Path) -> None:
     (tmp_path / "speed.md").write_text("new\n\n")
-    command = [sys.executable, "-m", "tests.page", str(page), "speed", str(tmp_path / "speed.md")]
+    command = [sys.executable, "-m", "tools.page", str(page), "speed", str(tmp_path / "speed.md")]
     subprocess.run(command, cwd=ROOT, check=True)
     assert page.read_text() == f"before\n{PLACE.replace('old', 'new')}\nafter\n"
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from goals import app, logs, traces
 from goals.errors import ConfigurationError
 from goals.settings import Settings
-from tests.conftest import ROOT, serving, until_ready
+from tests.conftest import serving, until_ready
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -153,7 +153,7 @@ def test_without_a_collector_nothing_of_it_is_loaded() -> None:
     script = "import goals.app, sys; print([name for name in sys.modules if 'otlp' in name or name == 'goals.traces'])"
     result = subprocess.run(
         [sys.executable, "-c", script],
-        env={"PYTHONPATH": str(ROOT / "services")},
+        env={},
         capture_output=True,
         text=True,
         check=True,

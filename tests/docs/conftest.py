@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.docs.documents import tracked
+from tools.documents import tracked
 
 PATIENCE = 240
 """Seconds until `make up` serves, wheels from the registry included."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.docs.documents import Command, commands, documents
+from tools.documents import Command, commands, documents
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 BUILTINS = {"cd", "export", "exit", "true", "echo", "sed", "sudo"}
@@ -146,7 +146,7 @@ def names(told: str, flag: str) -> bool:
 def told_by(program: str, subcommand: tuple[str, ...]) -> str:
     """Return what a program says of a subcommand; an unknown one fails."""
     ask = {"git": ["-h"], "curl": ["--help", "all"], "openssl": ["-help"]}.get(program, ["--help"])
-    environment = os.environ | FOUND | {"PYTHONPATH": "services:k8s:loadtest", "GIT_PAGER": "cat"}
+    environment = os.environ | FOUND | {"GIT_PAGER": "cat"}
     path = str(ROOT / program) if "/" in program else program
     done = subprocess.run(
         [path, *subcommand, *ask], cwd=ROOT, capture_output=True, text=True, check=False, env=environment

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from drills.catalogue import DRILLS
 from goals.settings import Settings
 from tests.conftest import ROOT
-from tests.docs.documents import documents, parse
-from tests.drills.catalogue import DRILLS
+from tools.documents import documents, parse
 
 TEXT = {document: document.read_text(encoding="utf-8") for document in documents()}
 CODE = {piece for document in TEXT for _, piece in parse(document)[1]}
@@ -89,7 +89,7 @@ def test_every_time_limit_is_the_codes() -> None:
 def test_every_answer_to_a_stuck_database_is_one_that_the_drill_expects() -> None:
     answers = section(OPERATIONS, "What the service does when PostgreSQL does not")
     told = set(re.findall(r"^\| [^|]+ \| (\w{5}) \|", answers, re.MULTILINE))
-    drill = (ROOT / "tests/drills/stuck.py").read_text(encoding="utf-8")
+    drill = (ROOT / "drills/stuck.py").read_text(encoding="utf-8")
     assert told == set(re.findall(r'"(\d{2}[0-9A-Z]{3})"', drill))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.docs.documents import commands, documents, parse, tracked
+from tools.documents import commands, documents, parse, tracked
 
 MADE = re.compile(
     r"(^|/)(\.data|\.cache|\.venv|out|node_modules)(/|$)"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.docs.conftest import Clone
-from tests.docs.documents import SHELL, Block, documents, parse
+from tools.documents import SHELL, Block, documents, parse
 
 MARKED = [
     block

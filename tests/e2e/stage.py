@@ -74,7 +74,7 @@ def run_service() -> Iterator[Service]:
             subprocess.Popen(
                 [sys.executable, "-m", "goals", "up"],
                 cwd=ROOT,
-                env=inherited | {"PYTHONPATH": "services"} | settings | ports,
+                env=inherited | settings | ports,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from lint import __main__ as lint, site
-from lint.inventory import Inventory
-from lint.manifests import ROOT, Finding, Manifest, RenderError, includes, is_remote, read, render, render_all
-from lint.reachability import find_unreviewed
-from lint.rules import RULES, find_broken
-from lint.schemas import Schemas
-from lint.service import service
-from lint.tree import TREE, find_misplaced
+from tools.lint import __main__ as lint, site
+from tools.lint.inventory import Inventory
+from tools.lint.manifests import ROOT, Finding, Manifest, RenderError, includes, is_remote, read, render, render_all
+from tools.lint.reachability import find_unreviewed
+from tools.lint.rules import RULES, find_broken
+from tools.lint.schemas import Schemas
+from tools.lint.service import service
+from tools.lint.tree import TREE, find_misplaced
 
 OTHERS = ("schema", "stable-version", "duplicate", "immutable", "site", "compose", "reachability", "render")
 """What is checked beside the two lists of rules; `render`: kubectl itself refuses."""
@@ -355,7 +355,7 @@ def find(mutant: Mutant, baseline: dict[str, list[Manifest]], schemas: Schemas) 
     """What the rule that is there for it says about a mutant."""
     if mutant.file == CODE:
         changed = service()._replace(**{mutant.old: float(mutant.new)})  # type: ignore[arg-type]  # a limit, in seconds
-        with mock.patch("lint.limits.service", return_value=changed):
+        with mock.patch("tools.lint.limits.service", return_value=changed):
             return list(find_broken(Inventory({one: baseline[one] for one in lint.TOGETHER[0]}), mutant.rule))
     with tempfile.TemporaryDirectory(prefix="goals-mutant-") as folder:
         copied = Copy(Path(folder).resolve(), mutant, baseline)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from lint import __main__ as lint, changes, site
-from lint.manifests import ROOT, Manifest, RenderError, kustomizations, name, read, render
-from lint.schemas import Schemas
-from lint.tree import Tree, find_misplaced
+from tools.lint import __main__ as lint, changes, site
+from tools.lint.manifests import ROOT, Manifest, RenderError, kustomizations, name, read, render
+from tools.lint.schemas import Schemas
+from tools.lint.tree import Tree, find_misplaced
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_the_template_may_be_empty_and_a_site_may_be_full_but_nothing_between(tr
     file.write_text(file.read_text().replace(f"goals:1.2.3@sha256:{'1' * 64}", f"goals:1.2.3@sha256:{'0' * 64}"))
     assert set(forgotten(tree)) == {"image"}
     file.write_text(untouched + "  unknown: value\n")
-    assert "lint/site.py" in forgotten(tree)["unknown"]
+    assert "tools/lint/site.py" in forgotten(tree)["unknown"]
 
 
 def test_a_value_without_a_replacement_is_found_from_both_ends(tree: Path) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from lint import __main__ as lint, limits, reachability
-from lint.inventory import Inventory, dig, matches
-from lint.manifests import ROOT, Finding, read
-from lint.rules import RULES, find_broken, name_and_harm
-from lint.schemas import Schemas
-from lint.service import problem, service
-from lint.tree import TREE
-from lint.workloads import quantity
 from tests.k8s import mutants
+from tools.lint import __main__ as lint, limits, reachability
+from tools.lint.inventory import Inventory, dig, matches
+from tools.lint.manifests import ROOT, Finding, read
+from tools.lint.rules import RULES, find_broken, name_and_harm
+from tools.lint.schemas import Schemas
+from tools.lint.service import problem, service
+from tools.lint.tree import TREE
+from tools.lint.workloads import quantity
 
 SEED = Path(__file__).with_name("seed.yaml")
 
@@ -198,7 +198,7 @@ def test_each_mutant_still_finds_the_text_that_it_breaks() -> None:
 def test_the_rules_are_tables_and_short_functions() -> None:
     """What they stand on (reading, rendering, what operators make, evaluating policies) is not counted."""
     functions, tables = list[int](), list[int]()
-    for file in sorted((ROOT / "lint").glob("*.py")):
+    for file in sorted((ROOT.parent / "tools/lint").glob("*.py")):
         body = ast.parse(file.read_text(encoding="utf-8")).body
         rules = [one for one in body if isinstance(one, ast.FunctionDef) and RULE.intersection(decorators(one))]
         functions += [(one.end_lineno or 0) - one.decorator_list[0].lineno + 1 for one in rules]

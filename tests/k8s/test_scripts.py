@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lint import crds
+from tools.lint import crds
 
 K8S = Path(__file__).resolve().parents[2] / "k8s"
 SITE = K8S / "overlays/aks/site/site.yaml"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from checks import parse_check
+from loadtest.checks import parse_check
 
 
 class Answer:

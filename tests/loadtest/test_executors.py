@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from executors import Closed, Load, Open, parse_duration
+from loadtest.executors import Closed, Load, Open, parse_duration
 
 LOAD: TypeAdapter[Closed | Open] = TypeAdapter(Load)
 

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from parity.comparison import MOST_USERS, Measurement, compare, draw, take_medians, write_markdown
+from bench.parity.comparison import MOST_USERS, Measurement, compare, draw, take_medians, write_markdown
 
 K6 = Measurement(18_000, 74, 4, 12, 20, 1, 144_000, 144_000, 8)
 FAST = replace(K6, rps=64_000, cpu_us=12, p50_ms=1.4, count=512_000, server_count=512_000)

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-import recorder as module
-from recorder import Counter, Rate, Recorder, Trend, middle
+from loadtest import recorder as module
+from loadtest.recorder import Counter, Rate, Recorder, Trend, middle
 
 
 @pytest.mark.parametrize("scale", [0.0001, 0.001, 0.02, 1.5, 60])

@@ -8,11 +8,10 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-import charts
-import report
-from journal import Journal
-from recorder import Counter, Recorder, Slot
-from thresholds import evaluate, parse_threshold
+from loadtest import charts, report
+from loadtest.journal import Journal
+from loadtest.recorder import Counter, Recorder, Slot
+from loadtest.thresholds import evaluate, parse_threshold
 
 
 def measured(*, failed: int = 0, seconds: float = 0.01) -> Recorder:

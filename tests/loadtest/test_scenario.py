@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from executors import ConstantVus
-from scenario import FOLDER, ScenarioError, Step, Target, list_scenarios, parse_source, read_scenario
+from loadtest.executors import ConstantVus
+from loadtest.scenario import FOLDER, ScenarioError, Step, Target, list_scenarios, parse_source, read_scenario
 
 TARGET = Target.parse("http://host:8080")
 SMALL = """

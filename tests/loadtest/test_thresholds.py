@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recorder import Recorder
-from thresholds import complete, evaluate, parse_threshold, read_objectives
+from loadtest.recorder import Recorder
+from loadtest.thresholds import complete, evaluate, parse_threshold, read_objectives
 
 
 def measured() -> Recorder:

@@ -85,7 +85,6 @@ def _find_event(log: Path, event: str) -> dict[str, Any] | None:
 def serving_faults(settings: Settings, folder: Path) -> Iterator[tuple[str, str]]:
     """The service with its fault routes: the URLs of its two ports."""
     environment = {
-        "PYTHONPATH": "services",
         "DB_HOST": str(settings.db_host),
         "DB_NAME": settings.db_name,
         "DB_USERNAME": settings.db_username,

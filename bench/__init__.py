@@ -1,0 +1,1 @@
+"""Measurements: the service's own speed, and the load test beside k6."""

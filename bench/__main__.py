@@ -1,0 +1,180 @@
+"""How fast the service is beside Hypercorn alone, what a request costs, how soon it is there, and what it holds."""
+
+import argparse
+import compileall
+import contextlib
+import itertools
+import os
+import platform
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import goals
+from bench import databases, report, wrk
+from bench.report import Comparison, Figures, Machine, Memory, Pair, Run
+from bench.servers import Server, Servers
+from bench.wrk import MeasurementError
+from goals import embedded
+from goals.errors import ConfigurationError
+
+OUT = Path("out/bench.json")
+STARTS = 5
+"""How many times the service is started to see how soon it answers."""
+MEMORY_CHECKPOINTS = (10_000, 100_000)
+"""After how many requests its memory is looked at."""
+MOST_RUNS = 100
+"""How many runs it may take to come there."""
+TRIES = 3
+"""How often a run is begun before there is no figure: a busy machine breaks one now and then."""
+
+
+class Target(NamedTuple):
+    """What is asked of which server."""
+
+    name: str
+    server: Server
+    path: str
+    post: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print the table, or print or write that of the last run; 1 where there is nothing to say."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=_positive, default=7, help="paired rounds (7)")
+    parser.add_argument("--seconds", type=_positive, default=2, help="seconds of each run of wrk (2)")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help=f"measure nothing: put the table of {OUT} between FILE's markers"
+    )
+    parser.add_argument(
+        "--python", type=Path, default=Path(sys.executable), help="interpreter of the servers (the one that runs this)"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.write:
+            report.write(report.read(OUT), chosen.write)
+            return 0
+        figures = measure(Servers(chosen.python.absolute()), chosen.rounds, chosen.seconds)
+        OUT.parent.mkdir(exist_ok=True)
+        report.save(figures, OUT)
+    except (MeasurementError, ConfigurationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130  # what a shell says of a program that Ctrl-C has ended
+    print(report.draw(figures))
+    return 0
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def measure(servers: Servers, rounds: int, seconds: int) -> Figures:
+    """Measure everything; a `MeasurementError` where something cannot be measured."""
+    program = wrk.find()
+    machine = _machine()
+    if machine.load > machine.processors / 2:
+        _say(f"the machine is busy (load {machine.load:.1f}): rates will say little, ratios something")
+    compileall.compile_dir(Path(goals.__file__).parent, quiet=1)
+    with contextlib.ExitStack() as running:
+        _say("starting PostgreSQL and filling its databases")
+        socket = running.enter_context(databases.run())
+        _say(f"starting the service {STARTS} times")
+        starts = list(_start_times(servers, socket))
+        bare = Target("bare Hypercorn", running.enter_context(servers.bare()), "/")
+        reads = [
+            (size, running.enter_context(servers.service(socket, databases.name(size)))) for size in databases.SIZES
+        ]
+        writes = running.enter_context(servers.service(socket, databases.WRITES))
+        _, smallest = reads[0]
+        targets = [
+            Target(report.HEALTH, smallest, "/health"),
+            *(Target(report.page_of(size), server, "/") for size, server in reads),
+            *(Target(report.list_of(size), server, "/api/v1/goals") for size, server in reads),
+            Target(report.POST, writes, "/add_goal", post=True),
+        ]
+        page = targets[1]
+        _say("warming up")
+        for target in {target.server: target for target in (bare, *targets)}.values():
+            _run(program, target, 1)  # the first answers of a process are not like the others
+        early, late = MEMORY_CHECKPOINTS
+        requests = _ask_until(program, page, 0, early)
+        memory = [Memory(requests=requests, rss=smallest.rss())]
+        pairs: dict[str, list[Pair]] = {target.name: [] for target in targets}
+        steps = list(itertools.product(range(1, rounds + 1), targets))
+        for step, (number, target) in enumerate(steps):
+            left = (len(steps) - step) * 2 * (seconds + 0.1)
+            _say(f"round {number} of {rounds}, {left:.0f} s left: {target.name}")
+            pair = Pair(bare=_run(program, bare, seconds), service=_run(program, target, seconds))
+            pairs[target.name].append(pair)
+            requests += pair.service.requests if target.server is smallest else 0
+        requests = _ask_until(program, page, requests, late)
+        memory.append(Memory(requests=requests, rss=smallest.rss()))
+    return Figures(
+        machine=machine,
+        rounds=rounds,
+        seconds=seconds,
+        connections=wrk.CONNECTIONS,
+        comparisons=[Comparison(name=name, pairs=of_name) for name, of_name in pairs.items()],
+        seconds_to_first_answer=starts,
+        memory=memory,
+    )
+
+
+def _ask_until(program: str, target: Target, asked: int, wanted: int) -> int:
+    for _ in range(MOST_RUNS):
+        if asked >= wanted:
+            return asked
+        _say(f"memory: after {asked:,} of {wanted:,} requests")
+        asked += _run(program, target, 2).requests
+    raise MeasurementError(f"{target.name} takes too long: {asked:,} requests after {MOST_RUNS} runs")
+
+
+def _start_times(servers: Servers, socket: Path) -> Iterator[float]:
+    for _ in range(STARTS):
+        with servers.service(socket, databases.name(databases.SIZES[0])) as server:
+            yield server.seconds_to_first_answer
+
+
+def _run(program: str, target: Target, seconds: int) -> Run:
+    for _ in range(TRIES - 1):
+        try:
+            return _run_once(program, target, seconds)
+        except MeasurementError as error:
+            _say(f"again: {error}")
+    return _run_once(program, target, seconds)
+
+
+def _run_once(program: str, target: Target, seconds: int) -> Run:
+    target.server.forget_output()
+    cpu = target.server.cpu()
+    seen = wrk.run(program, target.server.url + target.path, seconds, post=target.post)
+    return Run(cpu_seconds=target.server.cpu() - cpu, **seen._asdict())
+
+
+def _machine() -> Machine:
+    return Machine(
+        processors=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        load=os.getloadavg()[0],
+        system=f"{platform.system()} {platform.machine()}",
+        python=platform.python_version(),
+        hypercorn=version("hypercorn"),
+        postgresql=embedded.VERSION,
+    )
+
+
+def _say(progress: str) -> None:
+    print(progress, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    # Leave by the same way as on an error: the servers are stopped and their data removed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    sys.exit(main())

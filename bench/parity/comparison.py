@@ -1,0 +1,156 @@
+"""What a comparison of tools says: medians over rounds, ratios, verdicts, and their words and picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from loadtest.charts import STYLE, draw_bars
+
+MOST_USERS = 100
+"""Users of each run, and so the most requests that may be under way when it ends."""
+
+QUIET = 0.25
+"""The load average for each core up to which a machine counts as quiet."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One tool's run, or the medians of several.
+
+    `cpu_us` is the processor time in microseconds that the tool as a whole used for each request; `checks` the ratio
+    of checks that passed; `count` and `server_count` the requests that the tool and the server counted; `exit_code` is
+    the tool's.
+    """
+
+    rps: float
+    cpu_us: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    checks: float
+    count: float
+    server_count: float
+    seconds: float
+    exit_code: float = 0
+
+    @property
+    def cores(self) -> float:
+        return self.rps * self.cpu_us / 1e6
+
+
+def take_medians(rounds: Sequence[Measurement]) -> Measurement:
+    rows = [asdict(measurement) for measurement in rounds]
+    return Measurement(**{name: median(row[name] for row in rows) for name in rows[0]})
+
+
+def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float = 0.0) -> dict[str, Any]:
+    """The document `parity.json`: medians by tool, ratios of ours to k6's, and what holds.
+
+    The tools' names: `k6`, `fast`, `fast-events` and `fasthttp` against a server that is faster than they are, the
+    same with `-tls`, and with `-slow` against one that answers after a while. `load` is the machine's load average
+    before the first of them was started: what others made it do.
+    """
+    medians = {name: take_medians(measured) for name, measured in rounds.items()}
+    ratios: dict[str, float] = {}
+    verdicts: dict[str, bool] = {}
+    limits: dict[str, str] = {}
+
+    def judge(name: str, limit: str, ratio: float, *, holds: bool) -> None:
+        ratios[name], limits[name], verdicts[name] = ratio, limit, holds
+
+    if {"k6", "fast"} <= medians.keys():
+        k6, fast = medians["k6"], medians["fast"]
+        cpu, rps = fast.cpu_us / k6.cpu_us, fast.rps / k6.rps
+        judge("cpu", "at most 0.25", cpu, holds=cpu <= 0.25)
+        judge("rps", "at least 2.5", rps, holds=rps >= 2.5)
+    if {"k6", "fast-events"} <= medians.keys():
+        cpu = medians["fast-events"].cpu_us / medians["k6"].cpu_us
+        judge("cpu_events", "at most 0.333", cpu, holds=cpu <= 1 / 3)
+    if {"k6-tls", "fast-tls"} <= medians.keys():
+        cpu = medians["fast-tls"].cpu_us / medians["k6-tls"].cpu_us
+        judge("cpu_tls", "below 1", cpu, holds=cpu < 1)
+    if {"k6-slow", "fast-slow"} <= medians.keys():
+        _agree(medians["k6-slow"], medians["fast-slow"], judge)
+    for name, measured in rounds.items():
+        if name.endswith("-slow"):
+            # Where a tool has time to spare it must say itself that all went well. Where it is the limit, ours calls
+            # its own run invalid, as it should: there the exit code is none to ask for.
+            verdicts[f"exit_{name}"] = all(measurement.exit_code == 0 for measurement in measured)
+        verdicts[f"count_{name}"] = all(_counts_agree(name, measurement) for measurement in measured)
+    return {
+        "tools": {name: {**asdict(measured), "rounds": len(rounds[name])} for name, measured in medians.items()},
+        "ratios": ratios,
+        "limits": limits,
+        "verdicts": verdicts,
+        "notes": _explain(medians, cores, load),
+    }
+
+
+def _agree(k6: Measurement, ours: Measurement, judge: Any) -> None:
+    rps = ours.rps / k6.rps
+    judge("slow_rps", "within 5 %", rps, holds=abs(rps - 1) <= 0.05)
+    for name, share, least in (("p50_ms", 0.05, 1.0), ("p95_ms", 0.10, 2.0)):
+        theirs, own = getattr(k6, name), getattr(ours, name)
+        limit = f"within {share:.0%} or {least:g} ms"
+        judge(f"slow_{name}", limit, own / theirs, holds=abs(own - theirs) <= max(share * theirs, least))
+    checks = ours.checks / k6.checks if k6.checks else 0.0
+    judge("slow_checks", "equal", checks, holds=ours.checks == k6.checks)
+
+
+def _counts_agree(name: str, measured: Measurement) -> bool:
+    """Ours must equal the server's count; k6 does not count what it cuts off at the end, one request a user at most."""
+    missing = measured.server_count - measured.count
+    return 0 <= missing <= MOST_USERS if name.startswith("k6") else missing == 0
+
+
+def _explain(medians: Mapping[str, Measurement], cores: int, load: float) -> list[str]:
+    notes = []
+    if load > QUIET * cores:
+        notes.append(
+            f"The machine was busy with something else before this began (load average {load:.1f} on {cores} cores): "
+            "rates and latencies are not to be trusted, ratios of processor time a little more."
+        )
+    if {"k6", "fast"} <= medians.keys():
+        k6, fast = medians["k6"], medians["fast"]
+        notes.append(
+            f"Where the server is faster than the tools, they do not agree, and should not: on {cores} cores k6 used "
+            f"{k6.cores:.2f} of them to make {k6.rps:,.0f} requests/s, fast {fast.cores:.2f} for {fast.rps:,.0f}; what "
+            "a tool takes the server does not have, so the latency there is the tool's own."
+        )
+    if {"k6-slow", "fast-slow"} <= medians.keys():
+        k6, fast = medians["k6-slow"], medians["fast-slow"]
+        notes.append(
+            f"Where the server sets the pace, neither tool needs much (k6 used {k6.cores:.2f} of {cores} cores, fast "
+            f"{fast.cores:.2f}), and a closed loop must give the same figures."
+        )
+    return notes
+
+
+def write_markdown(document: Mapping[str, Any]) -> str:
+    lines = ["| tool | requests/s | CPU µs/request | p50 ms | p95 ms | p99 ms | checks | rounds |"]
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name, tool in document["tools"].items():
+        lines.append(
+            f"| {name} | {tool['rps']:,.0f} | {tool['cpu_us']:.1f} | {tool['p50_ms']:.2f} | {tool['p95_ms']:.2f} "
+            f"| {tool['p99_ms']:.2f} | {tool['checks']:.2%} | {tool['rounds']} |"
+        )
+    lines += ["", "| ours to k6's | measured | limit | holds |", "|---|---:|---|---|"]
+    for name, ratio in document["ratios"].items():
+        holds = "yes" if document["verdicts"][name] else "**no**"
+        lines.append(f"| {name} | {ratio:.3f} | {document['limits'][name]} | {holds} |")
+    wrong = [name for name, holds in document["verdicts"].items() if name.startswith("count_") and not holds]
+    counts = f"differ for {', '.join(wrong)}" if wrong else "agree for every tool and round"
+    lines += ["", f"Counts of requests by tool and by server {counts}.", ""]
+    lines += [
+        f"**{name.removeprefix('exit_')} did not call its own run good (its exit code was not 0).**\n"
+        for name, holds in document["verdicts"].items()
+        if name.startswith("exit_") and not holds
+    ]
+    return "\n".join([*lines, *document["notes"], ""])
+
+
+def draw(document: Mapping[str, Any]) -> str:
+    bars = [(name, tool["cpu_us"], f"{tool['cpu_us']:.1f} µs") for name, tool in document["tools"].items()]
+    picture = draw_bars("Processor time of the load generator for each request", bars, across="shorter is better")
+    return picture.replace("\n", f"\n<style>{STYLE}</style>\n", 1)

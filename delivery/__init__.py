@@ -1,1 +1,0 @@
-"""What stands between a commit and a cluster: vulnerabilities, licences, pinned actions, releases."""

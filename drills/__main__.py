@@ -1,0 +1,104 @@
+"""The command that holds the drills: `python -m drills [NAME...] [--short] [--seed N]`."""
+
+import argparse
+import asyncio
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+
+from drills import report
+from drills.catalogue import ALONE, DRILLS
+from drills.cluster import DrillError, LateError
+from drills.drill import Drill
+
+AT_ONCE = 3
+"""How many short drills are held side by side: more would only measure how two cores are shared."""
+_ENDS = (signal.SIGTERM, signal.SIGHUP)
+PASSED, FAILED, NOT_HELD, ENDED_EARLY = 0, 1, 2, 130
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m drills", description=(__doc__ or "").partition(":")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which drills: {', '.join(DRILLS)}; none means all")
+    parser.add_argument("--short", action="store_true", help="a form that takes seconds, most drills side by side")
+    parser.add_argument("--seed", type=int, help="of the moments at which faults happen; else another one every time")
+    parser.add_argument("--out", type=Path, default=Path("out/drills"), help="folder of the reports")
+    parser.add_argument(
+        "--again",
+        action="store_true",
+        help="hold those a second time, alone, that failed by what a machine that others share may explain: times, "
+        "answers of 503, or a control that showed nothing; never where a write is lost or a count is wrong",
+    )
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in DRILLS]
+    if unknown:
+        parser.error(f"there is no drill `{unknown[0]}`; there are {', '.join(DRILLS)}")
+    # Whoever ends a drill, by Ctrl-C, a time limit or a closed terminal, gets the machine back as it was. Shells start
+    # what is in their background without SIGINT, and nohup without SIGHUP.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in _ENDS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end_early)
+    try:
+        return _hold_all(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("error: ended early, so nothing is known; what the drills had started is ended\n")
+        return ENDED_EARLY
+
+
+def _end_early(_number: int, _frame: object) -> None:
+    for number in _ENDS:
+        signal.signal(number, signal.SIG_IGN)  # a second one would disturb what ends the processes
+    signal.raise_signal(signal.SIGINT)
+
+
+def _hold_all(options: argparse.Namespace) -> int:
+    seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    drills = [Drill(name, short=options.short, seed=seed) for name in options.names or DRILLS]
+    together = [drill for drill in drills if options.short and drill.name not in ALONE]
+    groups = [together[first : first + AT_ONCE] for first in range(0, len(together), AT_ONCE)]
+    groups += [[drill] for drill in drills if drill not in together]
+    results: dict[Drill, int] = {}
+    for group in groups:
+        results |= asyncio.run(_hold(group, options.out))
+    second = []
+    if options.again:
+        failed = [drill for drill, result in results.items() if result == FAILED or drill.is_late]
+        for drill in (drill for drill in failed if drill.may_be_tried_again):
+            sys.stdout.write(f"{drill.name}: a second try, as a busy machine may explain the first\n")
+            second.append(drill.name)
+            del results[drill]
+            results |= asyncio.run(_hold([Drill(drill.name, short=drill.short, seed=seed)], options.out))
+    if len(drills) > 1:
+        sys.stdout.write(report.write_total(sorted(results, key=lambda drill: list(DRILLS).index(drill.name))))
+    if second:
+        sys.stdout.write(f"held a second time: {', '.join(second)}\n")
+    return max(results.values())
+
+
+async def _hold(drills: list[Drill], folder: Path) -> dict[Drill, int]:
+    return dict(zip(drills, await asyncio.gather(*(_hold_one(drill, folder) for drill in drills)), strict=True))
+
+
+async def _hold_one(drill: Drill, folder: Path) -> int:
+    drill.started = time.time()
+    report.remove_files(drill, folder)  # an earlier run's must not stand for this one's
+    try:
+        await DRILLS[drill.name](drill)
+    except (DrillError, TimeoutError, httpx2.TimeoutException) as error:
+        why = str(error) or "an answer did not come in time"
+        sys.stderr.write(f"error: the drill `{drill.name}` could not be held: {why}\n")
+        drill.is_late = not isinstance(error, DrillError) or isinstance(error, LateError)
+        return NOT_HELD
+    drill.seconds = time.time() - drill.started
+    report.write_files(drill, folder)
+    sys.stdout.write(report.write_text(drill))
+    sys.stdout.flush()
+    return NOT_HELD if not drill.held else PASSED if drill.passed else FAILED
+
+
+sys.exit(main())

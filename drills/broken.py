@@ -1,0 +1,145 @@
+"""The service with one safety taken out, so that a drill can show it would see the damage.
+
+`python -m drills.broken NAME` serves like `python -m goals serve`. No setting of the product can do this: it is
+done to the modules, here, before they serve.
+"""
+
+import functools
+import os
+import runpy
+import signal
+import sys
+import time
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from types import SimpleNamespace
+from uuid import UUID
+
+import structlog
+import uuid_utils
+from sqlalchemy import DateTime, bindparam, insert
+
+from goals import database as module, logs, middleware, store
+from goals.database import Database
+from goals.errors import DatabaseUnavailableError
+from goals.models import goals
+from goals.schemas import Goal
+from goals.settings import Settings
+
+MODULE = "drills.broken"
+
+
+def retry_without_a_key() -> None:
+    """Statements are sent again after a failure, but nothing tells a second one from another goal of that name."""
+    blind = (
+        insert(goals).values(goal_name=bindparam("name")).returning(goals.c.id, goals.c.goal_name, goals.c.created_at)
+    )
+
+    async def insert_goal(database: Database, name: str, key: UUID) -> Goal:
+        (row,) = await database.fetch(blind, {"name": name})
+        return Goal(row.id, row.goal_name, row.created_at)
+
+    store.insert_goal = insert_goal
+
+
+def stop_without_a_drain() -> None:
+    """SIGTERM stops the listeners at once, and nobody was told to reconnect elsewhere."""
+    os.environ["GOALS_DRAIN_SECONDS"] = "0"
+
+
+def wait_without_a_gate() -> None:
+    """Everybody may wait for the database, as long as it takes: a pool's queue without a bound."""
+    module.GATE_QUEUE = 1_000_000
+    module.GATE_TIMEOUT = module.RETRY_BUDGET = 60.0
+    middleware.REQUEST_DEADLINE = 60.0
+
+
+def read_the_password_once() -> None:
+    """Whatever the mounted file says later, the password is the one of the start."""
+    Settings.password = functools.cache(Settings.password)  # type: ignore[method-assign]  # that is the damage
+
+
+def read_the_authority_once() -> None:
+    """Whatever the mounted file says later, the authority is the one of the start."""
+    module._tls = functools.cache(module._tls)
+
+
+def forget_the_former_password() -> None:
+    """Only what the file says now is tried."""
+    module._Connector.accepted = property(lambda _: None, lambda _, _password: None)  # type: ignore[assignment]  # likewise
+
+
+def wait_without_time_limits() -> None:
+    """A statement may take as long as it takes, and so may its request."""
+    module.STATEMENT_TIMEOUT = 0.0  # PostgreSQL's word for none
+    module.COMMAND_TIMEOUT = module.RETRY_BUDGET = 60.0
+    middleware.REQUEST_DEADLINE = 60.0
+
+
+def send_nothing_again() -> None:
+    """A statement that was cut off is told as an error at once."""
+    module._is_transient = lambda error: False  # noqa: ARG005  its type includes the name
+    translate = module._translate
+
+    def give_up(error: BaseException) -> BaseException:
+        translated = translate(error)
+        return DatabaseUnavailableError("It failed.") if isinstance(translated, OSError) else translated
+
+    module._translate = give_up
+
+
+def jump_by_an_hour() -> None:
+    """No safety less, but a worse machine: at SIGUSR1 Python's clocks go an hour ahead, and at the next one back."""
+    clock, clock_ns, make_uuid = time.time, time.time_ns, uuid_utils.uuid7
+    ahead = 0
+
+    class Shifted(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]  # a plain one, as JSON needs it
+            return datetime.now(tz) + timedelta(seconds=ahead)
+
+    def jump(_number: int, _frame: object) -> None:
+        nonlocal ahead
+        ahead = 3600 - ahead
+
+    time.time = lambda: clock() + ahead
+    time.time_ns = lambda: clock_ns() + ahead * 1_000_000_000
+    uuid_utils.uuid7 = lambda: make_uuid(nanoseconds=time.time_ns())  # type: ignore[assignment, misc]  # as it is called
+    logs.datetime = Shifted  # type: ignore[attr-defined]  # what it imported
+    structlog.processors.datetime = SimpleNamespace(datetime=Shifted, timezone=timezone)  # type: ignore[assignment, attr-defined]  # likewise
+    signal.signal(signal.SIGUSR1, jump)
+
+
+def stamp_goals_itself() -> None:
+    """When a goal was made is told by the clock of the replica, which jumps as above, and not by PostgreSQL's."""
+    jump_by_an_hour()
+    stamped = store._INSERT_ONCE.values(created_at=bindparam("now", type_=DateTime(timezone=True)))
+
+    async def insert_goal(database: Database, name: str, key: UUID) -> Goal:
+        now = logs.datetime.now(UTC)  # type: ignore[attr-defined]  # what it imported
+        (row,) = await database.fetch(stamped, {"name": name, "key": key, "now": now})
+        return Goal(row.id, row.goal_name, row.created_at)
+
+    store.insert_goal = insert_goal
+
+
+WAYS = {
+    way.__name__: way
+    for way in (
+        retry_without_a_key,
+        stop_without_a_drain,
+        wait_without_a_gate,
+        read_the_password_once,
+        read_the_authority_once,
+        forget_the_former_password,
+        wait_without_time_limits,
+        send_nothing_again,
+        jump_by_an_hour,
+        stamp_goals_itself,
+    )
+}
+
+
+if __name__ == "__main__":
+    WAYS[sys.argv[1]]()
+    sys.argv = ["goals", "serve"]
+    runpy.run_module("goals", run_name="__main__", alter_sys=True)

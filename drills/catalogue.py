@@ -1,0 +1,22 @@
+"""All drills there are: a new one is a module and one line here."""
+
+from collections.abc import Callable, Coroutine
+
+from drills import failover, grey, migration, overload, restore, rollout, rotation, stuck
+from drills.drill import Drill
+
+DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
+    "failover": failover.run,
+    "grey": grey.run,
+    "rollout": rollout.run,
+    "overload": overload.run,
+    "migration": migration.run,
+    "rotation": rotation.run,
+    "stuck": stuck.run,
+    "restore": restore.run,
+}
+"""In the order in which they are held and told of."""
+
+ALONE = frozenset({"migration", "overload"})
+"""Those that share the machine with no other drill in the short form either: they measure milliseconds, or their
+processes take all cores from the others, as five migrators do."""

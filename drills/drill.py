@@ -1,0 +1,249 @@
+"""A drill as it goes on: its cases and controls, what was expected of each, and what was seen."""
+
+import operator
+import os
+import random
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+from drills.journal import Attempt, Verdict, longest_gap
+from drills.timeline import Mark, Timeline
+
+LONGEST_ANSWER = 3.5
+"""Seconds: the request deadline of the service, and what it takes to notice it on two busy cores."""
+
+_REFUSED = 503
+_COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    "=": operator.eq,
+    ">=": operator.ge,
+    ">": operator.gt,
+}
+
+
+_OF_THE_MACHINE = re.compile(
+    r", s$|, times that |^(errors shown|requests failed|normal requests refused)|was not ready$"
+)
+"""What a machine that others share may explain: a limit in seconds, and the 503s that a missed one leads to."""
+
+
+class Check(NamedTuple):
+    """A figure, and the limit it was held against."""
+
+    what: str
+    measured: float
+    comparison: str
+    limit: float
+
+    @property
+    def holds(self) -> bool:
+        return _COMPARISONS[self.comparison](self.measured, self.limit)
+
+    @property
+    def is_of_the_machine(self) -> bool:
+        """Whether it does not hold for what a machine that others share may explain."""
+        return not self.holds and self.comparison in {"<", "<=", "="} and bool(_OF_THE_MACHINE.search(self.what))
+
+
+class Figures(NamedTuple):
+    """What clients were shown in a span of time."""
+
+    requests: int
+    acknowledged: int
+    errors: int
+    longest_answer_s: float
+    write_gap_s: float
+
+
+def observe(attempts: Sequence[Attempt], began: float, ended: float) -> Figures:
+    """What clients were shown by the attempts that ended between two times."""
+    seen = [a for a in attempts if began <= a.ended < ended and not a.is_cut_off]
+    return Figures(
+        requests=len(seen),
+        acknowledged=sum(a.is_write and a.is_done for a in seen),
+        errors=sum(a.shows_error for a in seen),
+        longest_answer_s=round(max((a.seconds for a in seen), default=0.0), 3),
+        write_gap_s=round(longest_gap(seen, began, ended), 3),
+    )
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The value below which this share of the values lies; 0 for none."""
+    ordered = sorted(values)
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
+
+
+def median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else 0.0
+
+
+SHORT_PATIENCE = 2.0
+"""Short drills are held side by side, on machines that others share: their limits in seconds are twice as wide, their
+counts are not. Times are judged by the full drills."""
+
+
+@dataclass
+class Case:
+    """A part of a drill: one kind of fault, from its first moment until the system is whole again."""
+
+    name: str
+    explanation: str
+    began: float = 0.0
+    ended: float = 0.0
+    marks: list[Mark] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    figures: Figures | None = None
+    healed: float | None = None
+    """When the system was whole again, where that is not the end of the last mark."""
+    patience: float = 1.0
+    """How many times wider an upper limit in seconds is than it is named."""
+    not_run: str = ""
+    """Why it could not be held here, where something that it needs is missing."""
+
+    def check(self, what: str, measured: float, comparison: str, limit: float) -> None:
+        if what.endswith(", s") and comparison in {"<", "<="}:
+            limit *= self.patience
+        self.checks.append(Check(what, round(measured, 4), comparison, limit))
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.holds for check in self.checks)
+
+
+class Control(NamedTuple):
+    """The same drill with one safety taken away: unless the damage shows, the drill could not have seen it."""
+
+    name: str
+    explanation: str
+    damage: str
+    measured: float
+    limit: float
+
+    @property
+    def shown(self) -> bool:
+        return self.measured > self.limit
+
+
+class Drill:
+    """What a drill is given, and what it leaves behind.
+
+    `short` asks for the form that takes seconds. The moments of faults come from `random`, whose seed is recorded.
+    """
+
+    def __init__(self, name: str, *, short: bool, seed: int) -> None:
+        self.name = name
+        self.short = short
+        self.seed = seed
+        self.random = random.Random(f"{name} {seed}")  # noqa: S311  no secret
+        self.started = time.time()
+        self.load_before = os.getloadavg()[0]
+        self.seconds = 0.0
+        self.cases: list[Case] = []
+        self.controls: list[Control] = []
+        self.timelines: list[Timeline] = []
+        self.verdict = Verdict()
+        self.requests = 0
+        self.failed = 0
+        self.is_late = False
+        """It could not be held to its end, as something was waited for in vain."""
+
+    def say(self, text: str) -> None:
+        """A line of progress."""
+        sys.stderr.write(f"{self.name} {time.time() - self.started:6.1f} s  {text}\n")
+        sys.stderr.flush()
+
+    @property
+    def warning(self) -> str:
+        """What makes the figures doubtful, or nothing: others who had the cores when the drill began."""
+        cores = os.cpu_count() or 1
+        if self.load_before <= cores / 2:
+            return ""
+        return f"the machine was busy before (load {self.load_before:.1f} on {cores} cores): times may be its, not ours"
+
+    def begin(self, name: str, explanation: str) -> Case:
+        self.say(f"{name}: {explanation}")
+        case = Case(name, explanation, began=time.time(), patience=SHORT_PATIENCE if self.short else 1.0)
+        self.cases.append(case)
+        return case
+
+    def leave_out(self, name: str, explanation: str, why: str) -> None:
+        """Note a case that cannot be held on this machine: it is told of as not run, and never as passed."""
+        self.say(f"{name}: not run: {why}")
+        now = time.time()
+        self.cases.append(Case(name, explanation, began=now, ended=now, not_run=why))
+
+    def end(self, case: Case) -> None:
+        case.ended = time.time()
+
+    def control(self, name: str, explanation: str, damage: str, measured: float, limit: float = 0) -> None:
+        control = Control(name, explanation, damage, round(measured, 3), limit)
+        self.controls.append(control)
+        self.say(f"control {name}: {measured:g} {damage}" + ("" if control.shown else ": NO DAMAGE SHOWN"))
+
+    def account(self, verdict: Verdict, attempts: Sequence[Attempt]) -> None:
+        """Add a run's verdict to the drill's, as cases share a run."""
+        for name, value in vars(verdict).items():
+            setattr(self.verdict, name, getattr(self.verdict, name) + value)
+        self.requests += sum(not attempt.is_cut_off for attempt in attempts)
+        self.failed += sum(attempt.shows_error and attempt.status != _REFUSED for attempt in attempts)
+
+    def draw(self, case: Case, attempts: Sequence[Attempt]) -> None:
+        self.timelines.append(Timeline.make(case.name, attempts, case.marks, case.began, case.ended))
+
+    @property
+    def whole(self) -> list[Check]:
+        """What must be true of everything that the drill's clients were told."""
+        verdict = self.verdict
+        return [
+            Check("acknowledged writes", verdict.acknowledged, ">", 0),
+            Check("acknowledged writes lost", verdict.lost, "=", 0),
+            Check("writes done twice", verdict.duplicated, "=", 0),
+            Check("writes nobody asked for", verdict.phantom, "=", 0),
+            Check("requests that failed otherwise than by 503", self.failed, "=", 0),
+        ]
+
+    @property
+    def held(self) -> list[Case]:
+        """The cases that were not left out."""
+        return [case for case in self.cases if not case.not_run]
+
+    @property
+    def not_run(self) -> int:
+        """How many cases were left out."""
+        return len(self.cases) - len(self.held)
+
+    @property
+    def outcome(self) -> str:
+        """`passed`, `FAILED`, or `NOT RUN` where every case was left out; whatever else was left out is counted."""
+        if self.not_run and not self.held:
+            return "NOT RUN"
+        left_out = f", {self.not_run} of {len(self.cases)} cases NOT RUN" if self.not_run else ""
+        return f"{'passed' if self.passed else 'FAILED'}{left_out}"
+
+    @property
+    def may_be_tried_again(self) -> bool:
+        """Whether a busy machine may explain why it failed, or a control was silent; never that a write is lost.
+
+        A case without a check is none, but where the drill broke off in it.
+        """
+        if not (self.is_late or all(case.checks for case in self.held)):
+            return False
+        checks = [*chain.from_iterable(case.checks for case in self.held), *self.whole[1:]]
+        return not self.passed and all(check.holds or check.is_of_the_machine for check in checks)
+
+    @property
+    def passed(self) -> bool:
+        return (
+            bool(self.held)
+            and bool(self.controls)
+            and all(case.passed for case in self.held)
+            and all(check.holds for check in self.whole)
+            and all(control.shown for control in self.controls)
+        )

@@ -1,0 +1,406 @@
+"""The schema changes while people write: each revision under load, with the version before it still at work."""
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from drills import ROOT, seed
+from drills.cluster import DrillError, LateError, until
+from drills.drill import Case, Drill, observe
+from drills.history import VERSIONS, History, HistoryError, copy_tree, list_revisions
+from drills.journal import Attempt
+from drills.scenarios import visitors, writers
+from drills.stage import Load, Replica, Stage
+from drills.timeline import Mark
+
+NEXT = "next revision"
+REQUESTS = 20_000
+ROWS = 1_000_000
+MIGRATORS = 5
+_LOCK_TIMEOUT = 0.2
+"""What alembic/env.py, which cannot be imported, and every revision promise."""
+_NOTICE = 0.05
+"""Seconds it may take PostgreSQL to end a wait that is over, and to serve those who waited behind it."""
+_LONGEST_WAIT = _LOCK_TIMEOUT + _NOTICE
+_GAVE_UP = "The table is locked by a long transaction; trying again"
+_DID = "Running upgrade"
+_WAITED = re.compile(r"\] goals LOG: +process \d+ acquired \w+ on .* after ([\d.]+) ms$", re.MULTILINE)
+
+_BLOCKED = re.compile(r"\] goals-migrate LOG: +process \d+ still waiting for \w+ on relation ")
+_OLD_TRANSACTIONS = re.compile(r"\] goals-migrate LOG: +process \d+ still waiting for \w+ on virtual transaction ")
+_LONG_TRANSACTION = "BEGIN; LOCK TABLE goals IN ROW EXCLUSIVE MODE"
+"""What somebody holds who has written and not committed: whatever keeps writers out has to wait for it."""
+
+_REVISION_NOW = "SELECT version_num FROM alembic_version"
+_LOGGING = {
+    "log_lock_waits": "on",
+    "deadlock_timeout": "20ms",  # the server tells how long a lock was waited for only beyond that
+    "log_line_prefix": "%m [%p] %a ",
+}
+_REVISION = '''"""A column and an index, as most revisions bring."""
+
+from alembic import op
+
+revision = "{revision}"
+down_revision = "{former}"
+
+
+def upgrade() -> None:
+    op.execute("SET LOCAL lock_timeout = '{timeout}'")
+    op.execute("ALTER TABLE goals ADD COLUMN IF NOT EXISTS drill_{revision} TEXT")
+    with op.get_context().autocommit_block():
+        op.execute("SET lock_timeout = 0")
+        op.execute("CREATE INDEX CONCURRENTLY IF NOT EXISTS drill_{revision}_idx ON goals (drill_{revision})")
+        op.execute("RESET lock_timeout")
+'''
+
+
+class Version(NamedTuple):
+    """A version of the service: how it is called, where it lies, and what is run of it."""
+
+    name: str
+    root: Path
+    module: tuple[str, ...] = ("goals", "serve")
+    has_api: bool = True
+
+    def run(self, *module: str) -> tuple[str, ...]:
+        """What is to be run for a module to be the version's own, and not this tree's."""
+        return ("drills.version", str(self.root), *module)
+
+    @property
+    def revision(self) -> str:
+        """Of the schema: the one it needs, and tells of by `/version`."""
+        return list_revisions(self.root)[-1]
+
+
+class Hop(NamedTuple):
+    """From one version that was served to the next, over the revisions between them."""
+
+    former: Version
+    revisions: list[str]
+    new: Version
+
+
+SEED = Version("the seed", ROOT, (seed.MODULE,), has_api=False)
+TREE = Version("this tree", ROOT)
+
+
+async def run(drill: Drill) -> None:
+    async with Stage() as stage:
+        await _log_waits(stage)
+        hops = await _plan(drill, stage)
+        attempts = list(chain.from_iterable([await _make_hop(drill, stage, hop) for hop in hops]))
+        if not hops:
+            return
+        attempts.sort(key=lambda attempt: attempt.ended)
+        drill.account(await stage.reconcile(attempts), attempts)
+        last = drill.held[-1]
+        last.check("of the goals that were there before, missing", await stage.count_missing(), "=", 0)
+        if not drill.short:
+            last.check("requests in all", drill.requests, ">=", REQUESTS)
+        await _control(drill, stage, hops[-1])
+
+
+async def _log_waits(stage: Stage) -> None:
+    for setting, value in _LOGGING.items():
+        await stage.cluster.execute(f"ALTER SYSTEM SET {setting} = '{value}'", database="postgres")
+    await stage.cluster.fetch("SELECT pg_reload_conf()", database="postgres")
+
+
+async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
+    """Find the versions of each hop, leave out those that cannot be had, and put the table where the first begins."""
+    history = History(ROOT)
+    hops = []
+    try:
+        history.check(whole=True)
+        hops += _find_hops(history, stage.folder)
+        await stage.cluster.execute(
+            f"DROP TABLE goals, alembic_version; {seed.TABLE}; ALTER TABLE goals OWNER TO goals_user"
+        )
+    except HistoryError as error:
+        for revision in list_revisions(ROOT):
+            drill.leave_out(f"revision {revision}", "the version before it at work, under load", str(error))
+    await stage.fill(20_000 if drill.short else ROWS)
+    try:
+        history.check(whole=False)
+        hops.append(_make_next(history, stage.folder))
+    except HistoryError as error:
+        drill.leave_out(NEXT, "a revision that is still to come", str(error))
+    return hops
+
+
+# Versions.
+
+
+def _find_hops(history: History, folder: Path) -> list[Hop]:
+    """All hops from the seed's table to this tree's schema."""
+    revisions = list_revisions(ROOT)
+    hops: list[Hop] = []
+    former = SEED
+    between = revisions[:1]
+    for revision, successor in pairwise(revisions):
+        commit = history.find_last(revision, successor)
+        if commit is not None:
+            new = _unpack(history, commit, folder)
+            hops.append(Hop(former, between, new))
+            former, between = new, []
+        between = [*between, successor]
+    return [*hops, Hop(former, between, TREE)]
+
+
+def _unpack(history: History, commit: str, folder: Path) -> Version:
+    root = folder / f"commit-{commit}"
+    history.unpack(commit, root)
+    return Version(f"commit {commit}", root)
+
+
+def _make_next(history: History, folder: Path) -> Hop:
+    """A revision that is still to come, of the usual kind: today's version, from its commit, must bear it."""
+    head = TREE.revision
+    commit = history.find_last(head, None)
+    if commit is None:
+        raise HistoryError(f"revision {head} is not committed yet, so no commit has what runs with it")
+    new = Version("its successor", folder / "next")
+    revision = _add_revision(ROOT, new.root, f"{_LOCK_TIMEOUT * 1000:.0f}ms")
+    return Hop(_unpack(history, commit, folder), [revision], new)
+
+
+def _add_revision(tree: Path, root: Path, timeout: str) -> str:
+    """Copy a tree to the folder `root`, add a revision there, and make its service need it."""
+    copy_tree(tree, root)
+    former = list_revisions(root)[-1]
+    revision = f"{int(former) + 1:04}"
+    text = _REVISION.format(revision=revision, former=former, timeout=timeout)
+    (root / VERSIONS / f"{revision}_drill.py").write_text(text, encoding="utf-8")
+    models = root / "services" / "goals" / "models.py"
+    source = models.read_text(encoding="utf-8")
+    if f'SCHEMA_REVISION = "{former}"' not in source:
+        raise DrillError(f"models.py does not say that it needs revision {former}")
+    models.write_text(
+        source.replace(f'SCHEMA_REVISION = "{former}"', f'SCHEMA_REVISION = "{revision}"'), encoding="utf-8"
+    )
+    return revision
+
+
+# What happens.
+
+
+async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
+    """Migrate under the former version's load, revision by revision, then let the new version work beside it."""
+    await stage.serve(1 if drill.short else 2, hop.former.run(*hop.former.module))
+    replicas = dict.fromkeys(stage.replicas, hop.former)
+    load = await stage.load(_scenario(drill, hop.former))
+    loads, cases = [load], []
+    # In the short form as pods do it: to the last one at once.
+    for revision in hop.revisions[-1:] if drill.short else hop.revisions:
+        what = f"{MIGRATORS} migrators race, a long transaction holds the table, {hop.former.name} is at work"
+        case = drill.begin(f"revision {revision}" if revision in list_revisions(ROOT) else NEXT, what)
+        cases.append(case)
+        told = len(stage.cluster.read_log())
+        has_met = await _migrate(drill, stage, case, hop.new, revision)
+        if revision == hop.revisions[-1]:
+            case.explanation += f", then {hop.new.name} beside it"
+            added = await _start(stage, hop.new)
+            replicas[added] = hop.new
+            loads.append(await _work_beside(drill, stage, case, hop.new, added))
+            if hop.former.has_api:
+                await _roll_back(drill, stage, case, hop.former)
+        else:
+            case.explanation += " and goes on: no version was ever served at it"
+            await asyncio.sleep(1)
+        drill.end(case)
+        _check_waits(case, stage.cluster.read_log()[told:], has_met=has_met)
+    others = [replica for replica, version in replicas.items() if await replica.read_schema() != version.revision]
+    cases[-1].check("replicas that need another schema than their version", len(others), "=", 0)
+    former, new = await asyncio.gather(*(load.stop() for load in loads))
+    for replica in replicas.keys() - set(stage.replicas):
+        await replica.kill()
+    everything = sorted(chain(former, new), key=lambda attempt: attempt.ended)
+    for case in cases:
+        case.figures = observe(everything, case.began, case.ended)
+        case.check("errors shown", case.figures.errors, "=", 0)
+        drill.draw(case, everything)
+    cases[-1].check("errors shown, to the last answer", sum(a.shows_error for a in everything), "=", 0)
+    began = min(attempt.begun for attempt in new)
+    cases[-1].check("answers of the former version beside the new one", sum(a.ended > began for a in former), ">", 0)
+    cases[-1].check("answers of the new version", len(new), ">", 0)
+    return everything
+
+
+def _scenario(drill: Drill, version: Version) -> str:
+    if version.has_api:
+        return writers(short=drill.short)
+    return visitors(16, pause="100ms" if drill.short else None)
+
+
+async def _start(stage: Stage, version: Version) -> Replica:
+    return await stage.start_replica(version.run(*version.module))
+
+
+async def _work_beside(drill: Drill, stage: Stage, case: Case, new: Version, replica: Replica) -> Load:
+    load = await stage.load(_scenario(drill, new), replica.port)
+    at = time.time()
+    case.marks.append(Mark(at, "side by side", at))
+    await asyncio.sleep(1 if drill.short else 10)
+    return load
+
+
+async def _roll_back(drill: Drill, stage: Stage, case: Case, former: Version) -> None:
+    """Start the former version once more, as a rollback or a pod that moves does; its own migration comes first."""
+    revision = await stage.cluster.fetch(_REVISION_NOW)
+    migrators = Migrators(stage, former, former.revision, number=1)
+    try:
+        await migrators.start()
+        codes = await migrators.finish()
+    finally:
+        migrators.kill()
+    case.check("migrations of the former version that fail on the new schema", sum(code != 0 for code in codes), "=", 0)
+    case.check("revision of the schema after it", int(await stage.cluster.fetch(_REVISION_NOW)), "=", int(revision))
+    started = 0
+    try:
+        replica = await _start(stage, former)
+        started = await replica.read_schema() == former.revision
+        await replica.kill()
+    except DrillError as error:
+        drill.say(f"the former version does not start again: {error}")
+    case.check("replicas of the former version that start on the new schema", started, "=", 1)
+
+
+async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, revision: str) -> bool:
+    """Race for the revision while a transaction that has written stays open; give whether it had to be waited for."""
+    told = len(stage.cluster.read_log())
+    connection = await stage.cluster.connect()
+    await connection.execute(_LONG_TRANSACTION)
+    at = time.time()
+    migrators = Migrators(stage, version, revision)
+
+    async def have_met_it() -> bool:
+        """Whether the table was given up, or the revision needs no lock that this transaction stands against."""
+        log = stage.cluster.read_log()[told:]
+        return migrators.count(_GAVE_UP) > 0 or migrators.have_ended or bool(_OLD_TRANSACTIONS.search(log))
+
+    try:
+        await migrators.start()
+        await until(have_met_it, "the migrators meet the long transaction")
+        await asyncio.sleep(max(at + (1.5 if drill.short else 6) - time.time(), 0))
+        await connection.execute("COMMIT")
+        released = time.time()
+        codes = await migrators.finish()
+    finally:
+        connection.terminate()
+        migrators.kill()
+    done = time.time()
+    case.marks += [Mark(at, "long transaction", released), Mark(released, "migration", done)]
+    found = await stage.cluster.fetch(_REVISION_NOW)
+    drill.say(f"revision {found} {done - released:.1f} s after the table was free")
+    case.check("revision of the schema", int(found), "=", int(revision))
+    has_met = bool(_BLOCKED.search(stage.cluster.read_log()[told:])) or migrators.count(_GAVE_UP) > 0
+    if has_met:
+        case.check("times the migrator gave up and tried again", migrators.count(_GAVE_UP), ">", 0)
+    case.check("migrators that did the work", migrators.count_that(_DID), "=", 1)
+    case.check("migrators that failed", sum(code != 0 for code in codes), "=", 0)
+    case.check("time to migrate once the table is free, s", done - released, "<", 60)
+    return has_met
+
+
+class Migrators:
+    """Several processes that bring the schema to the same revision at the same time."""
+
+    def __init__(self, stage: Stage, version: Version, revision: str, number: int = MIGRATORS) -> None:
+        self._variables = stage._variables
+        # As pods do it; only a revision that is not the newest one needs alembic's own command.
+        is_newest = revision == version.revision
+        self._command = version.run(*(("goals", "migrate") if is_newest else ("alembic", "upgrade", revision)))
+        self._logs = [stage.folder / f"migrator-{revision}-{place}.log" for place in range(number)]
+        self._processes: list[asyncio.subprocess.Process] = []
+
+    async def start(self) -> None:
+        for log in self._logs:
+            with log.open("w") as output:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", *self._command),
+                    cwd=ROOT,
+                    env=self._variables,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            self._processes.append(process)
+
+    @property
+    def have_ended(self) -> bool:
+        return all(process.returncode is not None for process in self._processes)
+
+    async def finish(self) -> list[int]:
+        """Wait for all of them, and give their exit codes."""
+        try:
+            async with asyncio.timeout(120):
+                return [await process.wait() for process in self._processes]
+        except TimeoutError:
+            raise LateError(f"a migrator does not end: {self._read()[-500:]}") from None
+
+    def kill(self) -> None:
+        for process in self._processes:
+            if process.returncode is None:
+                process.kill()
+
+    def count(self, line: str) -> int:
+        return self._read().count(line)
+
+    def count_that(self, line: str) -> int:
+        """How many of them have said so."""
+        return sum(line in log.read_text(encoding="utf-8") for log in self._logs)
+
+    def _read(self) -> str:
+        return "".join(log.read_text(encoding="utf-8") for log in self._logs)
+
+
+def _read_waits(log: str) -> list[float]:
+    """How long statements of the service have waited for a lock, in seconds, by PostgreSQL's log."""
+    return [float(milliseconds) / 1000 for milliseconds in _WAITED.findall(log)]
+
+
+def _check_waits(case: Case, log: str, *, has_met: bool) -> None:
+    """Hold what PostgreSQL says of the service's waits for locks against what the migrations promise.
+
+    Where the migrator `has_met` the long transaction, somebody has waited behind it, and the log must say so.
+    """
+    waits = _read_waits(log)
+    if has_met:
+        case.check("statements that had to wait for a lock", len(waits), ">", 0)
+    else:
+        case.explanation += "; it takes no lock that anybody waits for"
+    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", _LONGEST_WAIT)
+
+
+async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
+    new = Version("the control", stage.folder / "control")
+    revision = _add_revision(hop.new.root, new.root, "0")
+    load = await stage.load(_scenario(drill, hop.former))
+    told = len(stage.cluster.read_log())
+    connection = await stage.cluster.connect()
+    await connection.execute(_LONG_TRANSACTION)
+    migrators = Migrators(stage, new, revision, number=1)
+    try:
+        await migrators.start()
+
+        async def waits() -> bool:
+            query = "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"
+            return bool(await stage.cluster.fetch(query))
+
+        await until(waits, "the migrator waits for the table")
+        await asyncio.sleep(1.5)
+        await connection.execute("COMMIT")
+        await migrators.finish()
+    finally:
+        connection.terminate()
+        migrators.kill()
+    attempts = await load.stop()
+    explanation = "a revision without lock_timeout waits behind a long transaction, and everybody behind it"
+    drill.control("no lock_timeout", explanation, "requests refused or failed", sum(a.shows_error for a in attempts))
+    longest = max(_read_waits(stage.cluster.read_log()[told:]), default=0.0)
+    drill.control("no lock_timeout, by PostgreSQL's log", "the same", "s for the longest wait", longest, _LONGEST_WAIT)

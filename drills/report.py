@@ -1,0 +1,156 @@
+"""What a drill leaves behind: a summary in the terminal, JSON, and one HTML page with its timelines as pictures."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from drills.drill import Check, Drill
+from drills.timeline import draw
+
+_STYLE = """
+:root { color-scheme: light dark }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem }
+td { padding: .2rem .6rem .2rem 0; border-bottom: 1px solid #8884; vertical-align: top }
+td:nth-child(2) { text-align: right; white-space: nowrap }
+.bad { color: #c23b4b; font-weight: 600 }
+svg { max-width: 100%; height: auto }
+"""
+
+
+def summarize(drill: Drill) -> dict[str, Any]:
+    """The whole drill as plain data; `docs` makes the README's figures from it."""
+    figures = [case.figures for case in drill.cases if case.figures is not None]
+    return {
+        "drill": drill.name,
+        "passed": drill.passed,
+        "not_run": drill.not_run,
+        "short": drill.short,
+        "seed": drill.seed,
+        "started": datetime.fromtimestamp(drill.started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(drill.seconds, 1),
+        "machine": {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
+        "load_before": round(drill.load_before, 2),
+        **vars(drill.verdict),
+        "errors_shown": sum(case.errors for case in figures),
+        "longest_answer_s": max((case.longest_answer_s for case in figures), default=0.0),
+        "write_gap_s": max((case.write_gap_s for case in figures), default=0.0),
+        "requests": drill.requests,
+        "failed": drill.failed,
+        "checks": [_dump(check) for check in drill.whole],
+        "cases": [
+            {
+                "name": case.name,
+                "explanation": case.explanation,
+                "passed": case.passed,
+                "not_run": case.not_run,
+                **(case.figures._asdict() if case.figures else {}),
+                "checks": [_dump(check) for check in case.checks],
+            }
+            for case in drill.cases
+        ],
+        "controls": [{**control._asdict(), "shown": control.shown} for control in drill.controls],
+        "timelines": [timeline.dump() for timeline in drill.timelines],
+    }
+
+
+def _dump(check: Check) -> dict[str, Any]:
+    return {**check._asdict(), "holds": check.holds}
+
+
+def write_text(drill: Drill) -> str:
+    """The summary for a terminal."""
+    lines = ["", f"{drill.name}: {drill.outcome} in {drill.seconds:.0f} s (seed {drill.seed})"]
+    lines += [f"  warning: {drill.warning}"] if drill.warning else []
+    for case in drill.cases:
+        lines.append(f"  {case.name}" + (f": not run: {case.not_run}" if case.not_run else ""))
+        lines += [_tell(check) for check in case.checks]
+    if not drill.held:
+        return "\n".join([*lines, "", ""])
+    lines.append("  altogether")
+    lines += [_tell(check) for check in drill.whole]
+    lines.append("  controls, which must show damage")
+    for control in drill.controls:
+        lines.append(f"    {'ok ' if control.shown else 'BAD'} {control.name}: {control.measured:g} {control.damage}")
+    return "\n".join([*lines, "", ""])
+
+
+def write_total(drills: Sequence[Drill]) -> str:
+    """One line that counts the drills, and names what was not run: none of that has passed."""
+    passed = sum(drill.passed for drill in drills)
+    not_run = sum(not drill.held for drill in drills)
+    left_out = [
+        f"{drill.name}/{case.name} ({case.not_run})" for drill in drills for case in drill.cases if case.not_run
+    ]
+    told = "".join(f"\n  not run: {what}" for what in left_out)
+    failed = len(drills) - passed - not_run
+    cases = f"{len(left_out)} of {sum(len(drill.cases) for drill in drills)} cases not run"
+    return f"{len(drills)} drills: {passed} passed, {failed} failed, {not_run} not run; {cases}{told}\n"
+
+
+def _tell(check: Check) -> str:
+    mark = "ok " if check.holds else "BAD"
+    return f"    {mark} {check.what}: {check.measured:,g} (must be {check.comparison} {check.limit:,g})"
+
+
+def write_html(drill: Drill) -> str:
+    """One page that needs no other file."""
+    result = "passed" if drill.passed and not drill.not_run else f'<span class="bad">{escape(drill.outcome)}</span>'
+    parts = [f"<h1>{escape(drill.name)}: {result}</h1>"]
+    parts.append(
+        f"<p>{datetime.fromtimestamp(drill.started, UTC):%Y-%m-%d %H:%M} UTC, {drill.seconds:.0f} seconds, "
+        f"{drill.requests:,} requests, {drill.verdict.acknowledged:,} acknowledged writes, seed {drill.seed}"
+        f"{', short form' if drill.short else ''}.</p>"
+    )
+    parts += [f"<p>{escape(drill.warning.capitalize())}.</p>"] if drill.warning else []
+    drawn = {timeline.title: draw(timeline) for timeline in drill.timelines}
+    for case in drill.cases:
+        parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
+        parts += [f'<p class="bad">Not run: {escape(case.not_run)}.</p>'] if case.not_run else []
+        parts.append(_table(case.checks))
+    parts += _write_whole(drill) if drill.held else []
+    body = "\n".join(parts)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Drill: {escape(drill.name)}</title>"
+        f'<meta name=viewport content="width=device-width"><style>{_STYLE}</style>\n{body}\n</html>\n'
+    )
+
+
+def _write_whole(drill: Drill) -> list[str]:
+    rows = [
+        f"<tr{'' if control.shown else ' class=bad'}><td>{escape(control.name)}: {escape(control.explanation)}</td>"
+        f"<td>{control.measured:,g}</td><td>{escape(control.damage)}, must be &gt; {control.limit:g}</td></tr>"
+        for control in drill.controls
+    ]
+    return [
+        "<h2>Altogether</h2>",
+        _table(drill.whole),
+        "<h2>Controls</h2>",
+        "<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>",
+        f"<table>{''.join(rows)}</table>",
+    ]
+
+
+def _table(checks: list[Check]) -> str:
+    rows = [
+        f"<tr{'' if check.holds else ' class=bad'}><td>{escape(check.what)}</td><td>{check.measured:,g}</td>"
+        f"<td>must be {escape(check.comparison)} {check.limit:,g}</td></tr>"
+        for check in checks
+    ]
+    return f"<table>{''.join(rows)}</table>"
+
+
+def remove_files(drill: Drill, folder: Path) -> None:
+    for kind in ("json", "html"):
+        (folder / f"{drill.name}.{kind}").unlink(missing_ok=True)
+
+
+def write_files(drill: Drill, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{drill.name}.json").write_text(json.dumps(summarize(drill), indent=1) + "\n", encoding="utf-8")
+    (folder / f"{drill.name}.html").write_text(write_html(drill), encoding="utf-8")

@@ -1,0 +1,299 @@
+"""Everything is deleted by mistake: the way back to a moment before, into a second cluster, from backup and archive."""
+
+import asyncio
+import contextlib
+import re
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+
+from drills.cluster import Cluster, DrillError, free_ports, until
+from drills.drill import Case, Drill, observe
+from drills.journal import Attempt, cut, reconcile
+from drills.scenarios import writers
+from drills.stage import Stage
+from drills.timeline import Mark
+
+RESTORED = "restored"
+"""The one instance of the second cluster; a real one would then clone its standbys, as any new cluster does."""
+_LIMIT = 60.0
+"""Seconds until the second cluster takes writes; what it takes on a real site depends on its data and its store."""
+_FETCHED = re.compile(r'restored log file "[0-9A-F]{24}" from archive')
+_LEFT_OUT = re.compile(r"recovery stopping before (?:commit|abort) of transaction \d+, time (.+)")
+_ENDED_EARLY = "recovery ended before configured recovery target was reached"
+
+
+class Marker(NamedTuple):
+    """A moment to go back to: no write that was acknowledged before `asked` may be missing, and none is from later.
+
+    `target` is PostgreSQL's setting that names it; `end` is its position in the WAL, where that is known.
+    """
+
+    name: str
+    target: str
+    asked: float
+    answered: float
+    end: str | None
+
+
+class Store:
+    """A folder in the place of an object store: one base backup, and every segment of WAL since."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.base = cluster.folder / "base"
+        self.wal = cluster.folder / "wal"
+
+    async def archive(self) -> None:
+        """Make the primary archive its WAL here, which takes a restart."""
+        cluster = self._cluster
+        self.wal.mkdir()
+        cluster._give(self.wal)
+        # Never over a file that is there, and never half a one under its name.
+        file = f"{self.wal}/%f"
+        command = f'test ! -e "{file}" && cp "%p" "{file}.part" && mv "{file}.part" "{file}"'
+        await cluster.execute("ALTER SYSTEM SET archive_mode = on", database="postgres")
+        await cluster.execute(f"ALTER SYSTEM SET archive_command = '{command}'", database="postgres")
+        await cluster.stop(cluster.primary)
+        await cluster.start(cluster.primary)
+        await cluster.until_whole()
+
+    async def back_up(self) -> None:
+        """Take the base backup, with the WAL that it needs to be whole."""
+        source = ("-h", "127.0.0.1", "-p", str(self._cluster.port), "-U", "postgres")
+        options = ("-X", "stream", "-c", "fast", "--no-sync")
+        await self._cluster._run("pg_basebackup", *source, "-D", self.base, *options)
+
+    async def until_archived(self) -> None:
+        """Wait until all that has been written so far is in the archive."""
+        cluster = self._cluster
+        last: str = await cluster.fetch("SELECT pg_walfile_name(pg_switch_wal())", database="postgres")
+
+        async def is_there() -> bool:
+            return (self.wal / last).exists()
+
+        await until(is_there, f"{last} is archived")
+
+    async def count_failures(self) -> int:
+        return int(await self._cluster.fetch("SELECT failed_count FROM pg_stat_archiver", database="postgres"))
+
+    async def restore(self, *settings: str, archived: Path | None = None) -> None:
+        """Start a second cluster from the base backup; it replays what is `archived`, or nothing."""
+        cluster = self._cluster
+        await cluster.kill(RESTORED)
+        data = cluster._data(RESTORED)
+        shutil.rmtree(data, ignore_errors=True)
+        await asyncio.to_thread(shutil.copytree, self.base, data)
+        cluster.ports[RESTORED] = free_ports(1)[0]
+        cluster._configure(RESTORED, leader=None)
+        # Its own writes wait for nobody, and must not go into the archive that it came from.
+        lines = ["synchronous_standby_names = ''", "archive_mode = off", *settings]
+        if archived is not None:
+            lines.append(f'restore_command = \'cp "{archived}/%f" "%p"\'')
+            (data / "recovery.signal").touch()
+        with (data / "postgresql.auto.conf").open("a", encoding="ascii") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+        for path in (data, *data.rglob("*")):
+            cluster._give(path)
+        (cluster.folder / f"{RESTORED}.log").unlink(missing_ok=True)
+        await cluster.start(RESTORED)
+
+    async def restore_to(self, marker: Marker) -> None:
+        """Replay the archive up to the marker, and stop there without taking writes yet."""
+        await self.restore(marker.target, "recovery_target_action = 'pause'", archived=self.wal)
+
+        async def has_stopped() -> bool:
+            query = "SELECT pg_get_wal_replay_pause_state() = 'paused'"
+            return bool(await self._cluster.fetch(query, name=RESTORED, database="postgres"))
+
+        await until(has_stopped, f"the second cluster reaches {marker.name}")
+
+    async def accept_writes(self) -> None:
+        await self._cluster.execute("SELECT pg_wal_replay_resume()", name=RESTORED)
+
+        async def accepts_writes() -> bool:
+            return not await self._cluster.fetch("SELECT pg_is_in_recovery()", name=RESTORED)
+
+        await until(accepts_writes, "the second cluster takes writes")
+
+
+async def run(drill: Drill) -> None:
+    async with Stage() as stage:
+        store = Store(stage.cluster)
+        try:
+            await store.archive()
+            await stage.fill(10_000 if drill.short else 500_000)
+            await stage.serve(2)
+            attempts, points, times = await _write(drill, stage, store)
+            await stage.cluster.execute("DELETE FROM goals")
+            await store.until_archived()
+            drill.say("every goal is deleted by mistake")
+            await _restore(drill, stage, store, attempts, points, "to a named point")
+            await _restore(drill, stage, store, attempts, times, "to a moment in time")
+            await _move_over(drill, stage, cut(attempts, times[-1].asked, times[-1].answered))
+            await _leave_gap(drill, stage, store, points[-1], times[-1])
+            await _control(drill, stage, store, attempts, times[-1])
+        finally:
+            await stage.cluster.kill(RESTORED)
+
+
+async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt], list[Marker], list[Marker]]:
+    """Load, a base backup amid it, and markers; gives what the clients were told, and the markers of both kinds."""
+    case = drill.begin("backup", "a base backup under load, WAL archived all the while, moments marked to go back to")
+    load = await stage.load(writers(short=drill.short))
+    case.began = at = time.time()
+    await store.back_up()
+    case.marks.append(Mark(at, "base backup", time.time()))
+    points, times = [], []
+    for number in range(1 if drill.short else 3):
+        await asyncio.sleep(drill.random.uniform(0.3, 0.8 if drill.short else 6))
+        points.append(await _mark_point(stage, f"point {number + 1}"))
+        # Somewhere in a later segment, as after minutes on a quiet site.
+        await stage.cluster.fetch("SELECT pg_switch_wal()::text", database="postgres")
+        await asyncio.sleep(drill.random.uniform(0.3, 0.8 if drill.short else 6))
+        times.append(_mark_time(f"moment {number + 1}"))
+    await asyncio.sleep(1)
+    drill.end(case)
+    attempts = await load.stop()
+    drill.account(await stage.reconcile(attempts), attempts)
+    case.marks += sorted(Mark(marker.asked, marker.name, marker.answered) for marker in (*points, *times))
+    case.figures = observe(attempts, case.began, case.ended)
+    case.check("errors shown, to the last answer", sum(a.shows_error for a in attempts), "=", 0)
+    case.check("segments that could not be archived at once", await store.count_failures(), "=", 0)
+    drill.draw(case, attempts)
+    return attempts, points, times
+
+
+async def _mark_point(stage: Stage, name: str) -> Marker:
+    asked = time.time()
+    end = await stage.cluster.fetch("SELECT pg_create_restore_point($1)::text", name, database="postgres")
+    return Marker(name, f"recovery_target_name = '{name}'", asked, time.time(), end)
+
+
+def _mark_time(name: str) -> Marker:
+    now = time.time()
+    return Marker(name, f"recovery_target_time = '{datetime.fromtimestamp(now, UTC).isoformat()}'", now, now, None)
+
+
+async def _restore(
+    drill: Drill, stage: Stage, store: Store, attempts: Sequence[Attempt], markers: Sequence[Marker], name: str
+) -> None:
+    """Restore to each of the markers; the last of them is left running, and takes writes."""
+    case = drill.begin(name, "a second cluster from the backup and the archive, held against the journal")
+    longest, fetched, megabytes = 0.0, 0, 0.0
+    for marker in markers:
+        at = time.time()
+        await store.restore_to(marker)
+        await _check_end(case, stage, marker)
+        await store.accept_writes()
+        seconds = time.time() - at
+        size = float(await stage.cluster.fetch("SELECT pg_database_size('goals_database') / 1e6", name=RESTORED))
+        longest, fetched, megabytes = max((longest, fetched, megabytes), (seconds, _count_fetched(stage.cluster), size))
+        await _judge(case, stage, attempts, marker)
+        drill.say(f"{marker.name}: restored in {seconds:.1f} s")
+    drill.end(case)
+    case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT)
+    case.explanation += f": {longest:.1f} s at most, for {megabytes:.0f} MB and {fetched} segments of WAL fetched"
+
+
+def _read_log(cluster: Cluster) -> str:
+    """All that the second cluster has logged since it was begun."""
+    return (cluster.folder / f"{RESTORED}.log").read_text(encoding="utf-8", errors="replace")
+
+
+def _count_fetched(cluster: Cluster) -> int:
+    """How many archived segments it has fetched: it may read one ahead, and ask for one again."""
+    return len(set(_FETCHED.findall(_read_log(cluster))))
+
+
+async def _check_end(case: Case, stage: Stage, marker: Marker) -> None:
+    """Hold where the replay has stopped against the marker."""
+    if marker.end is not None:
+        query = "SELECT pg_last_wal_replay_lsn() - CAST(CAST($1 AS text) AS pg_lsn)"
+        beyond = await stage.cluster.fetch(query, marker.end, name=RESTORED, database="postgres")
+        case.check(f"{marker.name}: bytes of WAL replayed beyond it, or short of it", abs(float(beyond)), "=", 0)
+    else:
+        query = "SELECT extract(epoch FROM pg_last_xact_replay_timestamp())"
+        last = float(await stage.cluster.fetch(query, name=RESTORED, database="postgres"))
+        case.check(f"{marker.name}: changes replayed that are younger", last > marker.asked, "=", 0)
+        left_out = _LEFT_OUT.search(_read_log(stage.cluster))
+        if left_out is None:
+            raise DrillError(f"PostgreSQL does not tell which change it stopped at, for {marker.name}")
+        first = datetime.fromisoformat(left_out[1]).timestamp()
+        case.check(f"{marker.name}: changes left out that are older", first <= marker.asked, "=", 0)
+
+
+async def _judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: Marker) -> None:
+    names = await stage.read_names(RESTORED)
+    known = cut(attempts, marker.asked, marker.answered)
+    verdict = reconcile(known, names)
+    later = [a for a in attempts if a.is_write and a.is_done and a.begun >= marker.answered]
+    case.check(f"{marker.name}: writes acknowledged before it", verdict.acknowledged, ">", 0)
+    case.check(f"{marker.name}: of them missing", verdict.lost + await stage.count_missing(RESTORED), "=", 0)
+    case.check(f"{marker.name}: there twice", verdict.duplicated, "=", 0)
+    case.check(f"{marker.name}: writes acknowledged that came later", len(later), ">", 0)
+    case.check(f"{marker.name}: of them there", verdict.phantom, "=", 0)
+
+
+async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> None:
+    """Lead the service to the second cluster, where people go on."""
+    case = drill.begin("moved over", "the service is led to the restored cluster, and its users go on there")
+    stage.database.lead_to([stage.cluster.ports[RESTORED]])
+    stage.database.sever()
+    load = await stage.load(writers(short=drill.short))
+    case.began = time.time()
+    await asyncio.sleep(1 if drill.short else 5)
+    drill.end(case)
+    attempts = await load.stop()
+    verdict = reconcile([*known, *attempts], await stage.read_names(RESTORED))
+    before = reconcile(known, []).acknowledged
+    drill.account(replace(verdict, acknowledged=verdict.acknowledged - before), attempts)
+    case.figures = observe(attempts, case.began, case.ended)
+    case.check("errors shown, to the last answer", sum(a.shows_error for a in attempts), "=", 0)
+    case.check("writes acknowledged", case.figures.acknowledged, ">", 0)
+    drill.draw(case, attempts)
+
+
+async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, marker: Marker) -> None:
+    """Take away the segment that holds `point`, which lies before `marker`, and restore to `marker`."""
+    case = drill.begin(
+        "gap", "a segment before the moment is missing in the archive: a cluster that lacks writes is none"
+    )
+    cluster = stage.cluster
+    broken = cluster.folder / "wal-with-a-gap"
+    await asyncio.to_thread(shutil.copytree, store.wal, broken)
+    for path in (broken, *broken.iterdir()):
+        cluster._give(path)
+    query = "SELECT pg_walfile_name(CAST(CAST($1 AS text) AS pg_lsn))"
+    missing = broken / await cluster.fetch(query, point.end, database="postgres")
+    missing.unlink()
+    with contextlib.suppress(DrillError):  # it may have ended before pg_ctl saw it up
+        await store.restore(marker.target, "recovery_target_action = 'promote'", archived=broken)
+
+    async def has_ended() -> bool:
+        if cluster._find_main(RESTORED) is None:
+            return True
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # it may end meanwhile
+            return not await cluster.fetch("SELECT pg_is_in_recovery()", name=RESTORED)
+        return False
+
+    await until(has_ended, "the second cluster finds the gap")
+    log = _read_log(cluster)
+    drill.end(case)
+    case.check("clusters that took writes all the same", cluster._find_main(RESTORED) is not None, "=", 0)
+    case.check("segments fetched before the gap", _count_fetched(cluster), ">", 0)
+    case.check("times it asked for the missing one in vain", log.count(str(missing)), ">", 0)
+    case.check("its log says why", log.count(_ENDED_EARLY), ">", 0)
+
+
+async def _control(drill: Drill, stage: Stage, store: Store, attempts: Sequence[Attempt], marker: Marker) -> None:
+    await store.restore()
+    verdict = reconcile(cut(attempts, marker.asked, marker.answered), await stage.read_names(RESTORED))
+    explanation = "the base backup is restored without the archived WAL"
+    drill.control("no archive", explanation, "acknowledged writes missing", verdict.lost)

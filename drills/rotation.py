@@ -1,0 +1,303 @@
+"""The password, the certificate and the authority of the database are replaced under load, in either order."""
+
+import asyncio
+import contextlib
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+import trustme
+
+from drills import tls
+from drills.broken import MODULE, forget_the_former_password, read_the_authority_once, read_the_password_once
+from drills.cluster import LateError, until
+from drills.drill import LONGEST_ANSWER, Case, Drill, observe
+from drills.journal import Attempt
+from drills.scenarios import visitors, writers
+from drills.stage import Stage
+from drills.timeline import Mark
+
+_HOST = "localhost"
+"""What the certificates are for: the service verifies the name as well."""
+_LAG, _SHORT_LAG = 60.0, 2.0
+"""Seconds between the two halves of a rotation; a kubelet takes up to a minute to bring a changed Secret into a pod."""
+_LOSSES = 4
+"""How many times connections are lost in such a time."""
+_FEW = 2
+"""How many of the twenty are lost at once where they cannot be replaced: after all losses, each replica has some."""
+_CONNECT = 2.0
+"""Seconds within which a replica connects anew: its pauses grow to half a second while it cannot."""
+_BUDGET = 3.0
+"""Seconds after which a request that cannot be served is answered."""
+
+
+class Keys:
+    """What the service has mounted, and what the entrance of the database shows to whoever connects."""
+
+    def __init__(self, folder: Path) -> None:
+        self.password_file = folder / "password"
+        self.ca_file = folder / "ca.crt"
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.authority = trustme.CA()
+        self.trust(self.authority)
+        self.certify()
+
+    def trust(self, *authorities: trustme.CA) -> None:
+        _swap(self.ca_file, b"".join(authority.cert_pem.bytes() for authority in authorities))
+
+    def certify(self) -> None:
+        """Show a new certificate of the authority from the next connection on."""
+        self.authority.issue_cert(_HOST).configure_cert(self.context)
+
+
+def _swap(file: Path, content: bytes) -> None:
+    """Replace a file at once, as the kubelet does."""
+    unfinished = file.with_suffix(".unfinished")
+    unfinished.write_bytes(content)
+    unfinished.rename(file)
+
+
+class Play(NamedTuple):
+    """What the cases work with."""
+
+    drill: Drill
+    stage: Stage
+    keys: Keys
+
+    @property
+    def lag(self) -> float:
+        return _SHORT_LAG if self.drill.short else _LAG
+
+    def mount(self, password: str) -> None:
+        _swap(self.keys.password_file, f"{password}\n".encode())
+
+    async def alter(self, password: str) -> None:
+        await self.stage.cluster.execute(f"ALTER ROLE goals_user PASSWORD '{password}'")
+
+    async def lose(self, most: int = 1000) -> None:
+        """Terminate so many of the service's connections."""
+        await self.stage.cluster.fetch(
+            "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity "
+            "WHERE application_name = 'goals' ORDER BY random() LIMIT $1) AS lost",
+            most,
+        )
+
+    async def lose_again_and_again(self, began: float, seconds: float, most: int = 1000) -> None:
+        """Lose connections several times until so many seconds after `began`."""
+        for number in range(_LOSSES):
+            share = (number + self.drill.random.uniform(0.1, 0.6)) / _LOSSES
+            await asyncio.sleep(max(began + share * seconds - time.time(), 0))
+            await self.lose(most)
+        await asyncio.sleep(max(began + seconds - time.time(), 0))
+
+    async def count_connections(self, since: float) -> int:
+        """How many of the service's connections were made since then."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE application_name = 'goals' AND backend_start > CAST(to_timestamp($1) AS timestamptz)"
+        )
+        return int(await self.stage.cluster.fetch(query, since))
+
+    def count_refusals(self) -> int:
+        """How many times PostgreSQL has refused a password so far."""
+        return self.stage.cluster.read_log().count('password authentication failed for user "goals_user"')
+
+    def count_former(self) -> int:
+        """How many replicas have told that they use the former password."""
+        return sum("takes the former one" in replica.log.read_text() for replica in self.stage.replicas)
+
+    async def read_serial(self) -> str:
+        """The serial number of the certificate that whoever connects now is shown."""
+        trusting = ssl.create_default_context(cafile=self.keys.ca_file)
+        connection = await asyncpg.connect(
+            host=_HOST, port=self.stage.database.port, user="postgres", database="postgres", ssl=trusting
+        )
+        try:
+            return str(connection._transport.get_extra_info("peercert")["serialNumber"])
+        finally:
+            connection.terminate()
+
+    def count_distrust(self) -> int:
+        """How many replicas have told that they do not trust PostgreSQL's certificate."""
+        return sum("SSLCertVerificationError" in replica.log.read_text() for replica in self.stage.replicas)
+
+
+async def run(drill: Drill) -> None:
+    async with Stage() as stage:
+        keys = Keys(stage.folder)
+        play = Play(drill, stage, keys)
+        await play.alter("first")
+        play.mount("first")
+        await stage.cluster.ask_for_passwords()
+        async with tls.entrance(lambda: asyncio.open_connection("127.0.0.1", stage.cluster.port), keys.context) as port:
+            stage.database.lead_to([port])
+            stage.variables |= {
+                "DB_HOST": _HOST,
+                "DB_PASSWORD_FILE": str(keys.password_file),
+                "DB_CA_FILE": str(keys.ca_file),
+                "SSL": "verify-full",
+            }
+            try:
+                await _play(play)
+            finally:
+                # The entrance waits for those who are inside.
+                stage.database.lead_to([])
+                stage.database.sever()
+
+
+async def _play(play: Play) -> None:
+    drill, stage, _ = play
+    await stage.serve(2)
+    load = await stage.load(writers(short=drill.short))
+    await asyncio.sleep(1)
+    cases: dict[str, tuple[str, Callable[[Play, Case], Awaitable[None]]]] = {
+        "password, server first": (
+            f"PostgreSQL changed, the file {play.lag:g} s later; two in five connections lost meanwhile, later all",
+            _change_server_first,
+        ),
+        "password, file first": (
+            f"the file changed, PostgreSQL {play.lag:g} s later; every connection lost again and again",
+            _change_file_first,
+        ),
+        "certificate": ("a new one of the same authority, and every connection lost", _renew_certificate),
+        "authority": (
+            "trusted beside the former, then used, then trusted alone; every connection lost",
+            _change_authority,
+        ),
+        "authority, unannounced": (
+            "used a while before the file has it; two in five connections lost meanwhile, later all",
+            _use_authority_first,
+        ),
+    }
+    for name, (explanation, change) in cases.items():
+        case = drill.begin(name, explanation)
+        await change(play, case)
+        await asyncio.sleep(0.5 if drill.short else 3)
+        drill.end(case)
+    attempts = await load.stop()
+    drill.account(await stage.reconcile(attempts), attempts)
+    for case in drill.cases:
+        _judge(drill, case, attempts)
+    drill.cases[-1].check("requests failed, to the last answer", sum(a.shows_error for a in attempts), "=", 0)
+    await _control(play)
+
+
+def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt]) -> None:
+    case.figures = observe(attempts, case.began, case.ended)
+    case.check("requests failed", case.figures.errors, "=", 0)
+    case.check("longest answer, s", case.figures.longest_answer_s, "<", LONGEST_ANSWER)
+    drill.draw(case, attempts)
+
+
+async def _lose_all(play: Play, case: Case, what: str) -> None:
+    """All connections are lost at once: only those count from here on that were made with what holds now."""
+    at = time.time()
+    await play.lose()
+
+    async def are_made() -> bool:
+        return await play.count_connections(at) > 0
+
+    with contextlib.suppress(LateError):  # the check tells of it
+        await until(are_made, f"connections are made with {what}", _CONNECT * case.patience)
+    case.check(f"connections made with {what}", await play.count_connections(at), ">", 0)
+    await asyncio.sleep(0.3 if play.drill.short else 2)
+
+
+async def _change_server_first(play: Play, case: Case) -> None:
+    began = time.time()
+    await play.alter("second")
+    await play.lose_again_and_again(began, play.lag, most=_FEW)
+    play.mount("second")
+    case.marks.append(Mark(began, "server first", time.time()))
+    case.check("log-ins refused while the two differed", play.count_refusals(), ">", 0)
+    await _lose_all(play, case, "the new password")
+
+
+async def _change_file_first(play: Play, case: Case) -> None:
+    began = time.time()
+    refused = play.count_refusals()
+    play.mount("third")
+    await play.lose_again_and_again(began, play.lag)
+    await play.alter("third")
+    case.marks.append(Mark(began, "file first", time.time()))
+    case.check("log-ins refused while the two differed", play.count_refusals() - refused, ">", 0)
+    case.check("replicas that told of the former password", play.count_former(), "=", len(play.stage.replicas))
+    await _lose_all(play, case, "the new password")
+
+
+async def _renew_certificate(play: Play, case: Case) -> None:
+    began = time.time()
+    former = await play.read_serial()
+    play.keys.certify()
+    case.check("another certificate is shown", await play.read_serial() != former, "=", 1)
+    await _lose_all(play, case, "the new certificate")
+    case.marks.append(Mark(began, "certificate", began))
+
+
+async def _change_authority(play: Play, case: Case) -> None:
+    began = time.time()
+    former, new = play.keys.authority, trustme.CA()
+    play.keys.trust(former, new)
+    await _lose_all(play, case, "both trusted")
+    play.keys.authority = new
+    play.keys.certify()
+    await _lose_all(play, case, "a certificate of the new authority")
+    play.keys.trust(new)
+    await _lose_all(play, case, "the new authority alone trusted")
+    case.marks.append(Mark(began, "both trusted", time.time()))
+
+
+async def _use_authority_first(play: Play, case: Case) -> None:
+    began = time.time()
+    play.keys.authority = trustme.CA()
+    play.keys.certify()
+    await play.lose_again_and_again(began, min(play.lag, _LAG / 6), most=_FEW)
+    play.keys.trust(play.keys.authority)
+    case.marks.append(Mark(began, "unknown", time.time()))
+    case.check("replicas that told of a certificate they do not trust", play.count_distrust(), ">", 0)
+    await _lose_all(play, case, "the new authority")
+
+
+async def _control(play: Play) -> None:
+    """All at once: the file and the authority change, which two cannot bear, then PostgreSQL, which one cannot.
+
+    What is counted of each is what failed in that half of the time in which its safety was missed.
+    """
+    drill, stage, keys = play
+    await stage.clear()
+    ways = (forget_the_former_password, read_the_authority_once, read_the_password_once)
+    await stage.serve(0)
+    replicas = await asyncio.gather(*(stage.start_replica((MODULE, way.__name__)) for way in ways))
+    loads = await asyncio.gather(*(stage.load(visitors(6), replica.port) for replica in replicas))
+    keys.authority = trustme.CA()
+    keys.trust(keys.authority)
+    keys.certify()
+    play.mount("fourth")
+    await play.lose()
+    await asyncio.sleep(_BUDGET + 1)
+    changed = time.time()
+    await play.alter("fourth")
+    await play.lose()
+    await asyncio.sleep(0.3)
+    forgetful, trusting, stubborn = [await load.stop() for load in loads]
+    drill.control(
+        "forget the former password",
+        "the file is changed first, and every connection lost",
+        "requests failed before PostgreSQL followed",
+        sum(attempt.shows_error and attempt.ended < changed for attempt in forgetful),
+    )
+    drill.control(
+        "read the authority once",
+        "the authority is changed in the file and in PostgreSQL, and every connection lost",
+        "requests failed",
+        sum(attempt.shows_error and attempt.ended < changed for attempt in trusting),
+    )
+    drill.control(
+        "read the password once",
+        "PostgreSQL is changed after the file, and every connection lost",
+        "requests failed after that",
+        sum(attempt.shows_error and attempt.begun >= changed for attempt in stubborn),
+    )

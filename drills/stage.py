@@ -1,0 +1,292 @@
+"""What a drill takes place on: the cluster, replicas of the service, and load from the harness, all real processes."""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx2
+
+from drills import ROOT
+from drills.cluster import Cluster, DrillError, LateError, read_to_the_end, until
+from drills.journal import Attempt, Verdict, read_journal, reconcile
+from drills.relay import Relay
+
+_LISTENING = re.compile(r'"port":(\d+),"operators_port":(\d+),"event":"listening"')
+_CUT_OFF = 1
+"""The harness's exit code for a run that somebody ended before its time, as `Load.stop` does."""
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """The environment of this process without what would lead the service elsewhere."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("DB_", "GOALS_", "SSL"))} | variables
+
+
+class Replica:
+    """One process of the service."""
+
+    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+        self.process = process
+        self.log = log
+        self.port = 0
+        self.operators_port = 0
+
+    async def until_ready(self) -> None:
+        async def is_listening() -> bool:
+            if self.process.returncode is not None:
+                raise DrillError(f"the service ended at its start: {self.log.read_text()[-500:]}")
+            found = _LISTENING.search(self.log.read_text())
+            if found:
+                self.port, self.operators_port = int(found[1]), int(found[2])
+            return found is not None
+
+        await until(is_listening, "the service listens")
+        async with httpx2.AsyncClient(trust_env=False) as client:
+
+            async def is_ready() -> bool:
+                return (await client.get(f"http://127.0.0.1:{self.operators_port}/readyz")).status_code == 200
+
+            await until(is_ready, "the service is ready")
+
+    async def read_schema(self) -> str:
+        """The revision of the schema that it says it needs."""
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            answer = await client.get(f"http://127.0.0.1:{self.operators_port}/version")
+        return str(answer.json()["schema"])
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    async def kill(self) -> None:
+        """End it by SIGKILL, unless it has ended."""
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.wait()
+
+    async def wait(self) -> int:
+        """Wait for its end, and give the exit code."""
+        return await self.process.wait()
+
+
+class Load:
+    """A run of the load harness with a journal. `stop` ends it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, journal: Path, log: Path) -> None:
+        self._process = process
+        self._journal = journal
+        self._log = log
+
+    async def until_on(self) -> None:
+        async def is_on() -> bool:
+            if self._process.returncode is not None:
+                raise DrillError(f"the load ended at its start: {self._log.read_text()[-1000:]}")
+            return self._journal.exists() and self._journal.stat().st_size > 0
+
+        await until(is_on, "the load comes")
+
+    async def stop(self) -> list[Attempt]:
+        """End it after the iterations that are under way, and read what was journalled."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        return await self.finish()
+
+    async def wait(self) -> int:
+        """Wait for its own end, and give the harness's exit code."""
+        return await self._process.wait()
+
+    async def finish(self) -> list[Attempt]:
+        """Wait for its own end, and read what was journalled."""
+        code = await self.wait()
+        if code not in {0, _CUT_OFF}:
+            raise DrillError(f"the load harness ended with {code}: {self._log.read_text()[-1000:]}")
+        return read_journal(self._journal)
+
+    def count(self) -> int:
+        """How many attempts have ended so far."""
+        with self._journal.open("rb") as file:
+            return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+
+    async def kill(self) -> None:
+        """End it by SIGKILL, unless it has ended."""
+        if self._process.returncode is None:
+            self._process.kill()
+        await self.wait()
+
+
+class Stage:
+    """A cluster behind a relay that leads to its primary, and replicas of the service behind another.
+
+    An asynchronous context manager; leaving it ends every process that it has started.
+    """
+
+    def __init__(self, *, disk: int | None = None) -> None:
+        self.cluster = Cluster(disk=disk)
+        self.database = Relay()
+        """Plays the Service of the primary: `goals-db-rw`."""
+        self.balancer = Relay()
+        """Plays the Service of the replicas."""
+        self.replicas: list[Replica] = []
+        self.variables: dict[str, str] = {}
+        """What replicas find in their environment, instead of what leads them to the database by itself."""
+        self.earlier = 0
+        """How many goals were there before anybody came."""
+        self._started: list[Replica | Load] = []
+        self._numbers = itertools.count(1)
+        self._exits = contextlib.AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as exits:
+            folder = exits.enter_context(tempfile.TemporaryDirectory(prefix="goals-drill-files-"))
+            self.folder = Path(folder)
+            await exits.enter_async_context(self.cluster)
+            await exits.enter_async_context(self.database)
+            await exits.enter_async_context(self.balancer)
+            exits.push_async_callback(self._end)
+            self.database.lead_to([self.cluster.port])
+            await self._migrate()
+            self._exits = exits.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._exits.aclose()
+
+    async def _end(self) -> None:
+        for started in self._started:
+            await started.kill()
+
+    # The service.
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        return (
+            clean_environment(
+                DB_HOST="127.0.0.1",
+                DB_PORT=str(self.database.port),
+                SSL="disable",
+                GOALS_PORT="0",
+                GOALS_OPS_PORT="0",
+                GOALS_LOG_FORMAT="json",
+            )
+            | self.variables
+        )
+
+    async def _migrate(self) -> None:
+        command = [sys.executable, "-m", "goals", "migrate"]
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, env=self._variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        errors = await read_to_the_end(process)
+        if process.returncode:
+            raise DrillError(f"the migration failed: {errors.decode()[-500:]}")
+
+    async def start_replica(self, module: Sequence[str] = ("goals", "serve")) -> Replica:
+        """Start a process of the service, or of one that `broken` made from it, and wait until it is ready."""
+        log = self.folder / f"service-{next(self._numbers)}.log"
+        with log.open("w") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", *module, cwd=ROOT, env=self._variables, stdout=output, stderr=output
+            )
+        replica = Replica(process, log)
+        self._started.append(replica)
+        await replica.until_ready()
+        return replica
+
+    async def serve(self, number: int, module: Sequence[str] = ("goals", "serve")) -> None:
+        """Replace all replicas by so many new ones, without any care."""
+        for replica in self.replicas:
+            await replica.kill()
+        self.replicas = list(await asyncio.gather(*(self.start_replica(module) for _ in range(number))))
+        self.balance()
+
+    def balance(self) -> None:
+        """Lead new connections to all replicas."""
+        self.balancer.lead_to([replica.port for replica in self.replicas])
+
+    # The load.
+
+    async def load(self, scenario: str, port: int | None = None, *, patience: int = 5) -> Load:
+        """Begin a run of the harness with a scenario (TOML) against the balancer, or a port; wait until it is on.
+
+        `patience` is how many seconds after its end its users may still take over what they are doing.
+        """
+        name = f"load-{next(self._numbers)}"
+        file = self.folder / f"{name}.toml"
+        file.write_text(scenario, encoding="utf-8")
+        journal = self.folder / f"{name}.jsonl"
+        log = self.folder / f"{name}.log"
+        options = {
+            "--scenario": str(file),
+            "--host": f"http://127.0.0.1:{port or self.balancer.port}",
+            "--journal": str(journal),
+            "--out": str(self.folder / name),
+            "--stop-timeout": str(patience),
+        }
+        arguments = [part for option in options.items() for part in option]
+        with log.open("w") as output:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "locust", "--headless", *arguments),
+                cwd=ROOT,
+                env=clean_environment(),
+                stdout=output,
+                stderr=output,
+            )
+        load = Load(process, journal, log)
+        self._started.append(load)
+        await load.until_on()
+        return load
+
+    async def reconcile(self, attempts: Sequence[Attempt], *, standbys: bool = True) -> Verdict:
+        """Hold what was acknowledged against what is stored.
+
+        With `standbys`, all three instances must hold the same; a `DrillError` says that they do not.
+        """
+        if standbys:
+            await self._until_same()
+        names = await self.read_names()
+        if standbys:
+            for name in self.cluster.standbys:
+                if await self.read_names(name) != names:
+                    raise DrillError(f"{name} does not hold what {self.cluster.primary} does")
+        return reconcile(attempts, names)
+
+    async def _until_same(self) -> None:
+        try:
+            await self.cluster.until_whole()
+            await self.cluster.until_same()
+        except LateError as error:
+            # A standby that has diverged can never follow: what it holds is not known, and no busy machine explains it.
+            raise DrillError(str(error)) from error
+
+    async def fill(self, number: int) -> None:
+        """Put so many goals into the table that nobody of the load knows."""
+        insert = "INSERT INTO goals (goal_name) SELECT 'earlier ' || n FROM generate_series($1 + 1, $1 + $2) AS n"
+        await self.cluster.fetch(insert, self.earlier, number)
+        self.earlier += number
+
+    async def count_missing(self, instance: str | None = None) -> int:
+        """How many of the earlier goals are no longer there."""
+        found = "SELECT count(*) FROM goals WHERE goal_name LIKE 'earlier %'"
+        return self.earlier - int(await self.cluster.fetch(found, name=instance))
+
+    async def clear(self) -> None:
+        """Forget all goals: the next run has a journal of its own."""
+        await self.cluster.execute("TRUNCATE goals")
+
+    async def read_names(self, instance: str | None = None) -> list[str]:
+        """Give the names of all goals but the earlier ones."""
+        query = "SELECT goal_name FROM goals WHERE goal_name NOT LIKE 'earlier %' ORDER BY id"
+        connection = await self.cluster.connect(instance)
+        try:
+            return [row[0] for row in await connection.fetch(query)]
+        finally:
+            connection.terminate()

@@ -1,0 +1,376 @@
+"""PostgreSQL is there and cannot: what it then says to the service, and what the service says to its users."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Literal, NamedTuple, Self
+from uuid import uuid4
+
+import asyncpg
+import httpx2
+
+from drills.broken import (
+    MODULE,
+    jump_by_an_hour,
+    send_nothing_again,
+    stamp_goals_itself,
+    wait_without_time_limits,
+)
+from drills.cluster import DrillError, until
+from drills.drill import LONGEST_ANSWER, Case, Drill, observe
+from drills.journal import ADD, Attempt
+from drills.overload import PACE, set_pace
+from drills.scenarios import visitors, writers
+from drills.stage import Replica, Stage
+from drills.timeline import Mark
+from goals.database import STATEMENT_TIMEOUT
+
+_RECOVERY = 1.0
+_BRIEF, _OUTAGE = 0.7, 1.7
+"""Seconds for which everybody waits, and nobody is shown an error: behind a lock, and without a connection."""
+_DISK = 128
+"""Megabytes of the primary's disk: its data, without its log, are a third of it."""
+_SLOW = 4.0
+"""Seconds that an INSERT takes in a slow database, half as much at least: more than any statement may."""
+_HOUR = 3600
+
+_ALIVE = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'goals'"
+_TERMINATE = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'goals'"
+_STRAY = "SELECT count(*) FROM goals WHERE created_at IS NULL OR abs(extract(epoch FROM now() - created_at)) > 1800"
+
+
+class Probe:
+    """Adds goals by the API, again and again, and looks closer at the answers than the load does.
+
+    An asynchronous context manager; the goals are named as the load names its own.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self.attempts: list[Attempt] = []
+        """Held against the table afterwards, as those of the load."""
+        self.with_retry_after = 0
+        self.unready = 0
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._ask())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _ask(self) -> None:
+        async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
+            while True:
+                await self._add(client)
+                for replica in self._stage.replicas:
+                    try:
+                        ready = await client.get(f"http://127.0.0.1:{replica.operators_port}/readyz")
+                    except httpx2.TransportError:
+                        self.unready += 1
+                    else:
+                        self.unready += ready.status_code != 200
+                await asyncio.sleep(0.05)
+
+    async def _add(self, client: httpx2.AsyncClient) -> None:
+        url = f"http://127.0.0.1:{self._stage.balancer.port}/api/v1/goals"
+        uuid = str(uuid4())
+        began = time.time()
+        status, error = 0, "interrupted"  # as the harness tells of what the end has cut off
+        try:
+            answer = await client.post(url, json={"goal_name": f"drill {uuid}"}, headers={"Idempotency-Key": uuid})
+        except httpx2.TransportError as failure:
+            error = str(failure)
+        else:
+            status, error = answer.status_code, ""
+            self.with_retry_after += status == 503 and answer.headers.get("retry-after") == "1"
+        finally:
+            ended = time.time()
+            self.attempts.append(Attempt(ended, ended - began, ADD, uuid, status, error))
+
+
+class Fault(NamedTuple):
+    """What befalls the database, for about how many seconds, and what the service tells of it.
+
+    `sqlstate` is what its log names, if anything; `errors` is whether its users are shown any.
+    """
+
+    explanation: str
+    befall: Callable[[Drill, Stage, Case, float], Awaitable[None]]
+    seconds: float
+    sqlstate: str | None
+    errors: Literal["never", "always"]
+
+
+async def run(drill: Drill) -> None:
+    lock = "somebody holds an ACCESS EXCLUSIVE lock on the table"
+    clients = "others hold every connection that PostgreSQL has (53300)"
+    start = "killed, and replaying its log when it comes back (57P03)"
+    # A second in the queue and one at the lock: after two, a statement that met it has been told so.
+    long = 2.5 if drill.short else 8.0
+    faults = {
+        "terminated": Fault(
+            "every connection terminated by pg_terminate_backend, again and again", _terminate, long, None, "never"
+        ),
+        "brief lock": Fault(f"{lock}, for {_BRIEF:g} s", _lock, _BRIEF, None, "never"),
+        "lock": Fault(f"{lock} (57014)", _lock, long, "57014", "always"),
+        "no other connection": Fault(
+            "others hold every connection but those of the service",
+            _take_the_rest,
+            long,
+            None,
+            "never",
+        ),
+        "no connection, briefly": Fault(f"{clients}, for {_OUTAGE:g} s", _take_connections, _OUTAGE, "53300", "never"),
+        "no connection": Fault(clients, _take_connections, long, "53300", "always"),
+        "brief start": Fault(f"{start}, for {_OUTAGE:g} s", _start_slowly, _OUTAGE, "57P03", "never"),
+        "start": Fault(start, _start_slowly, long, "57P03", "always"),
+        "slow statements": Fault(
+            "every INSERT takes longer than a statement may (57014)", _slow_down, long, "57014", "always"
+        ),
+        "disk full": Fault(
+            "the disk of the primary's data is full, not that of its log (53100)", _fill_disk, long, "53100", "always"
+        ),
+        "clock": Fault(
+            "the clock of one of two replicas jumps an hour ahead, and later back; without TLS",
+            _jump,
+            long,
+            None,
+            "never",
+        ),
+    }
+    if drill.short:  # which has no time for an outage that is longer than the budget of the retries
+        del faults["no connection"], faults["start"]
+    async with Stage(disk=_DISK) as stage:
+        await stage.cluster.execute(PACE)
+        await stage.serve(1)
+        stage.replicas.append(await stage.start_replica((MODULE, jump_by_an_hour.__name__)))
+        stage.balance()
+        load = await stage.load(writers(short=drill.short))
+        await asyncio.sleep(1)
+        probed: list[Attempt] = []
+        for name, fault in faults.items():
+            if fault.befall is _fill_disk and stage.cluster.no_disk:
+                drill.leave_out(name, fault.explanation, stage.cluster.no_disk)
+                continue
+            case = drill.begin(name, fault.explanation)
+            told = _count_told(stage, fault)
+            async with Probe(stage) as probe:
+                await fault.befall(drill, stage, case, fault.seconds)
+                # Until it should be over, as the next one would prolong it for whoever still waits; in full, also for
+                # the answer to whoever came then, so that an error would be seen.
+                await asyncio.sleep(_RECOVERY + (0 if drill.short else LONGEST_ANSWER))
+            drill.end(case)
+            probed += probe.attempts
+            if fault.sqlstate is not None:
+                case.check(
+                    f"log lines of the service that name {fault.sqlstate}", _count_told(stage, fault) - told, ">", 0
+                )
+            done = sum(attempt.status == 201 for attempt in probe.attempts)
+            case.check("probes that were answered 201", done, ">", 0)
+            if fault.errors == "always":
+                case.check("probes that were answered 503 with Retry-After: 1", probe.with_retry_after, ">", 0)
+            heard = sum(not attempt.is_cut_off for attempt in probe.attempts)
+            case.check("probes that were answered otherwise", heard - done - probe.with_retry_after, "=", 0)
+            case.check("times that a replica was not ready", probe.unready, "=", 0)
+        attempts = await load.stop()
+        stray = await stage.cluster.fetch(_STRAY)
+        everything = [*attempts, *probed]
+        drill.account(await stage.reconcile(everything), everything)
+        for case in drill.cases:
+            if not case.not_run:
+                _judge(drill, case, attempts, faults[case.name])
+        drill.cases[-1].check("goals that have another hour than PostgreSQL's", stray, "=", 0)
+        await _control(drill, stage)
+
+
+def _count_told(stage: Stage, fault: Fault) -> int:
+    return sum(replica.log.read_text().count(f'"sqlstate":"{fault.sqlstate}"') for replica in stage.replicas)
+
+
+def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt], fault: Fault) -> None:
+    case.figures = figures = observe(attempts, case.began, case.ended)
+    end = case.healed or case.marks[-1].until
+    flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > end), default=float("inf"))
+    errors = [a.begun for a in attempts if a.shows_error and case.began <= a.ended < case.ended]
+    case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY)
+    if not drill.short:  # whose cases end before a late answer would come
+        case.check(
+            "time from its end to the last request that was shown an error, s",
+            max([end, *errors]) - end,
+            "<",
+            _RECOVERY,
+        )
+    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
+    case.check("errors shown", figures.errors, ">" if fault.errors == "always" else "=", 0)
+    drill.draw(case, attempts)
+
+
+async def _terminate(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    began = time.time()
+    while time.time() < began + seconds:
+        at = time.time()
+        await stage.cluster.fetch(_TERMINATE)
+        case.marks.append(Mark(at, "terminated", at))
+        await asyncio.sleep(drill.random.uniform(0.1, 0.8))
+
+
+async def _lock(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    async with _locked(stage):
+        at = time.time()
+        await asyncio.sleep(seconds)
+    case.marks.append(Mark(at, "locked", time.time()))
+
+
+@contextlib.asynccontextmanager
+async def _locked(stage: Stage) -> AsyncIterator[None]:
+    connection = await stage.cluster.connect()
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE goals IN ACCESS EXCLUSIVE MODE")
+        yield
+    connection.terminate()
+
+
+async def _take_the_rest(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    async with _others(stage) as taken:
+        at = time.time()
+        await asyncio.sleep(seconds)
+        case.check("connections that others took", taken, ">", 0)
+        case.check("connections that the service kept", await stage.cluster.fetch(_ALIVE), ">", 0)
+    case.marks.append(Mark(at, f"{taken} others", time.time()))
+
+
+async def _take_connections(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    async with _others(stage, leave=False) as taken:
+        at = time.time()
+        await asyncio.sleep(seconds)
+    case.marks.append(Mark(at, f"{taken} others", time.time()))
+
+
+@contextlib.asynccontextmanager
+async def _others(stage: Stage, *, leave: bool = True) -> AsyncIterator[int]:
+    """Hold every connection that can be had, those of the service too unless they are left to it; yield how many."""
+    cluster = stage.cluster
+    taken: list[asyncpg.Connection] = []
+    try:
+        while True:
+            try:
+                taken.append(
+                    await asyncpg.connect(
+                        host="127.0.0.1", port=cluster.port, user="goals_user", database="goals_database", ssl=False
+                    )
+                )
+            except asyncpg.TooManyConnectionsError:
+                # What is terminated the service makes anew: whoever comes first has it.
+                if leave or not await cluster.fetch(_ALIVE):
+                    break
+                await cluster.fetch(_TERMINATE)
+        yield len(taken)
+    finally:
+        for connection in taken:
+            connection.terminate()
+
+
+async def _start_slowly(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    cluster = stage.cluster
+    at = time.time()
+    await cluster.kill(cluster.primary)
+    await cluster.start_slowly(cluster.primary)
+
+    async def starts_up() -> bool:
+        with contextlib.suppress(OSError):
+            try:
+                await cluster.fetch("SELECT 1")
+            except asyncpg.CannotConnectNowError:
+                return True
+            raise DrillError("it has started at once")
+        return False
+
+    await until(starts_up, "the primary starts up")
+    await asyncio.sleep(seconds)
+    await cluster.finish_start(cluster.primary)
+    case.marks.append(Mark(at, "starting up", time.time()))
+    await cluster.until_whole()
+
+
+async def _slow_down(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    at = time.time()
+    await set_pace(stage, _SLOW)
+    await asyncio.sleep(seconds)
+    await set_pace(stage, 0)
+    case.marks.append(Mark(at, "slow", time.time()))
+    await asyncio.sleep(STATEMENT_TIMEOUT)  # so long may those that have begun still be slow
+
+
+async def _fill_disk(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    at = time.time()
+    refused = stage.cluster.read_log().count("No space left on device")
+    stage.cluster.fill_disk()
+
+    async def is_noticed() -> bool:
+        return stage.cluster.read_log().count("No space left on device") > refused
+
+    await until(is_noticed, "PostgreSQL needs a new block of the full disk")
+    await asyncio.sleep(seconds)
+    stage.cluster.free_disk()
+    case.marks.append(Mark(at, "disk full", time.time()))
+
+
+async def _jump(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
+    (*_, replica) = stage.replicas
+    at = time.time()
+    replica.process.send_signal(signal.SIGUSR1)
+    await asyncio.sleep(seconds)
+    replica.process.send_signal(signal.SIGUSR1)
+    until_time = time.time()
+    case.marks.append(Mark(at, "an hour ahead", until_time))
+    case.check("log lines of that replica with another hour", _count_ahead(replica, until_time), ">", 0)
+
+
+def _count_ahead(replica: Replica, now: float) -> int:
+    lines = (json.loads(line) for line in replica.log.read_text(encoding="utf-8").splitlines())
+    return sum(datetime.fromisoformat(line["time"]).timestamp() > now + _HOUR / 2 for line in lines)
+
+
+async def _control(drill: Drill, stage: Stage) -> None:
+    """All at the same time, each with a replica of its own."""
+    await stage.clear()
+    ways = (send_nothing_again, wait_without_time_limits, stamp_goals_itself)
+    await stage.serve(0)
+    hasty, patient, vain = await asyncio.gather(*(stage.start_replica((MODULE, way.__name__)) for way in ways))
+    loads = await asyncio.gather(*(stage.load(visitors(6), replica.port) for replica in (hasty, patient)))
+    vain.process.send_signal(signal.SIGUSR1)
+    async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
+        await client.post(f"http://127.0.0.1:{vain.port}/api/v1/goals", json={"goal_name": "late"})
+    for _ in range(3):
+        await stage.cluster.fetch(_TERMINATE)
+        await asyncio.sleep(0.2)
+    hurried = await loads[0].stop()
+    seconds = LONGEST_ANSWER + 1
+    async with _locked(stage):
+        await asyncio.sleep(seconds)
+    waited = await loads[1].stop()
+    drill.control(
+        "send nothing again",
+        "every connection terminated, three times",
+        "errors shown",
+        sum(attempt.shows_error for attempt in hurried),
+    )
+    drill.control(
+        "wait without time limits",
+        f"the table locked for {seconds:g} s",
+        "s for the longest answer",
+        max(attempt.seconds for attempt in waited),
+        LONGEST_ANSWER,
+    )
+    stray = await stage.cluster.fetch(_STRAY)
+    drill.control("stamp goals by its own clock", "a replica is an hour ahead", "goals with another hour", stray)

@@ -1,0 +1,1 @@
+"""The load test: Locust, with scenarios as data, a client of its own, and verdicts."""

@@ -1,1 +1,0 @@
-"""Drills: the service is broken on purpose under load, and what its users notice is measured."""

@@ -1,0 +1,1 @@
+"""Checks of the manifests as a system: `python -m tools.lint`."""

@@ -1,0 +1,148 @@
+"""`python -m tools.lint`: renders everything under k8s and checks it; with FILE arguments, those instead."""
+
+import argparse
+import importlib
+import os
+import pkgutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import yaml
+
+from tools.lint import changes, limits, reachability, site, tree
+from tools.lint.inventory import Inventory
+from tools.lint.manifests import ROOT, Finding, Manifest, RenderError, name, read, render_all
+from tools.lint.rules import RULES, find_broken
+from tools.lint.schemas import Schemas
+
+for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+    if _module.name != "__main__":
+        importlib.import_module(f"tools.lint.{_module.name}")  # its rules enter the list
+
+CRDS = ROOT.parent / ".cache" / "crds"
+APPLIED_OVER = ("overlays/local", "overlays/aks", "argocd/goals")
+"""What is applied over an older version of itself; a load test replaces the one before."""
+
+PARTS = frozenset({"every-namespace", "api-server"})
+"""Folders that get their namespace from those that include them, and are nothing by themselves."""
+
+TOGETHER = (
+    ("overlays/local", "platform/namespaces"),
+    ("overlays/local", "platform/namespaces", "components/loadtest"),
+    ("overlays/aks", "platform/namespaces", "argocd/server"),
+    ("overlays/aks-restored", "platform/namespaces", "argocd/server"),
+    ("argocd/goals", "platform/namespaces", "argocd/server", "argocd", "argocd/apps", "platform/argocd"),
+)
+"""What is in a cluster at one time: in kind, with a load test, on AKS by hand, after a restore, and by Argo CD."""
+
+
+def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> Iterator[Finding]:
+    """Schemas, no version that is on its way out, and no object twice."""
+    seen = set()
+    for manifest in manifests:
+        for problem in schemas.problems(manifest):
+            yield Finding(where, name(manifest), problem, "schema", "The API server refuses it, or drops the field")
+        if newer := schemas.newer(manifest):
+            harm = "The old version is refused after an upgrade of its CRDs"
+            yield Finding(where, name(manifest), f"{newer} is served as well", "stable-version", harm)
+        identity = (str(manifest.get("apiVersion")).partition("/")[0], name(manifest))
+        if identity in seen:
+            harm = "A change of the first one changes nothing"
+            yield Finding(where, name(manifest), "is there twice; the second one wins", "duplicate", harm)
+        seen.add(identity)
+
+
+def sound(renders: dict[str, list[Manifest]], schemas: Schemas) -> dict[str, list[Manifest]]:
+    """The objects that are well-formed: a rule may rely on what the schemas demand."""
+    return {where: [one for one in manifests if schemas.is_sound(one)] for where, manifests in renders.items()}
+
+
+def tree_of(root: Path, renders: dict[str, list[Manifest]]) -> tree.Tree:
+    """The files, with the Applications that lead to them."""
+    applications = [
+        one for where in ("argocd", "argocd/apps") for one in renders[where] if one["kind"] == "Application"
+    ]
+    return tree.Tree(root, applications)
+
+
+def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
+    """Every kustomization, the site filled in and not, a new image over the old one, and the files themselves."""
+    renders = render_all(root)
+    for where, manifests in renders.items():
+        if Path(where).name not in PARTS:
+            yield from check_objects(where, manifests, schemas)
+    for folders in TOGETHER:
+        yield from find_broken(Inventory(sound({where: renders[where] for where in folders}, schemas)))
+    yield from check_files(root, renders)
+
+
+def check_files(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Finding]:
+    """What no object says by itself: the site's values, a next version, files, compose, and the reviewed table."""
+    yield from site.find_forgotten(root)
+    yield from site.find_unplaced(root)
+    for where in APPLIED_OVER:
+        for image in ("goals:dev", site.values(root)["image"]):
+            after = changes.with_image(renders[where], image, "registry.probe.test/goals:after")
+            yield from changes.find_refused(where, renders[where], after)
+    yield from tree.find_misplaced(tree_of(root, renders))
+    yield from limits.find_in_compose(root.parent)
+    yield from reachability.find_unreviewed(root, renders)
+
+
+def merge(findings: Iterable[Finding], root: Path = ROOT) -> list[Finding]:
+    """One line for each thing that is wrong: the file that says it, and the renders it came out in."""
+    places: dict[Finding, dict[str, None]] = {}
+    for finding in findings:
+        places.setdefault(finding._replace(where=""), {})[finding.where] = None
+    files: dict[str, str] = {}
+    for path in sorted(root.rglob("*.yaml")):
+        for one in read(path.read_text(encoding="utf-8")):
+            identity = f"{one.get('kind')} {(one.get('metadata') or {}).get('name')}"
+            files.setdefault(identity, str(path.relative_to(root)))
+    merged = []
+    for finding, where in places.items():
+        kind, _, rest = finding.what.partition(" ")
+        file, renders = files.get(f"{kind} {rest.rpartition('/')[2]}"), ", ".join(where)
+        merged.append(finding._replace(where=f"{file} (in {renders})" if file and file not in where else renders))
+    return merged
+
+
+def main(arguments: list[str]) -> int:
+    """Print one line for each finding; 0 if there is none, 1 if there are some, 2 if it could not be checked."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.lint", description="Check the manifests under k8s, or the files named."
+    )
+    parser.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="rendered manifests; without any, everything under k8s"
+    )
+    parser.add_argument(
+        "--crds",
+        type=Path,
+        default=Path(os.environ.get("CRDS") or CRDS),
+        help="folder of CRDs (default: $CRDS, else .cache/crds)",
+    )
+    options = parser.parse_args(arguments)
+    started = time.monotonic()
+    try:
+        schemas = Schemas(options.crds)
+        if options.files:
+            texts = {str(file): read(file.read_text(encoding="utf-8")) for file in options.files}
+            findings = [finding for where, one in texts.items() for finding in check_objects(where, one, schemas)]
+            findings += dict.fromkeys(find_broken(Inventory(sound(texts, schemas))))
+        else:
+            findings = merge(check_tree(schemas))
+    except (ImportError, OSError, RenderError, ValueError, yaml.YAMLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for finding in findings:
+        print(finding)
+    counted = f"{len(findings)} finding{'' if len(findings) == 1 else 's'}"
+    rules = f"{len(RULES) + len(tree.TREE)} rules and the schemas"
+    print(f"{counted} of {rules} in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""What Argo CD makes of the manifests: in which order, by whose right, from which versions."""
+
+import re
+from collections.abc import Iterator
+
+from tools.lint.inventory import OPERATORS, Inventory, annotation, dig, first, space
+from tools.lint.manifests import Manifest, name
+from tools.lint.references import references
+from tools.lint.rules import every, of
+from tools.lint.service import is_service
+
+HEALTH = "resource.customizations.health.argoproj.io_Application"
+MOVED = {"ghcr.io/nginxinc/charts": "ghcr.io/nginx/charts"}
+
+
+def wave(one: Manifest) -> int:
+    given = annotation(one, "argocd.argoproj.io/sync-wave")
+    return int(given) if re.fullmatch(r"[+-]?\d+", given) else 0
+
+
+def hook(one: Manifest) -> str:
+    return annotation(one, "argocd.argoproj.io/hook")
+
+
+def needed(inventory: Inventory, one: Manifest) -> Iterator[Manifest]:
+    """What must be there before an object works, as far as manifests bring it."""
+    targets = [("Namespace", "", space(one)), *(link.target for link in references(one))]
+    found = (inventory.get(*target) for target in targets)
+    return (each for each in found if each and inventory.origin(each))
+
+
+def migrates(one: Manifest) -> bool:
+    return one["kind"] == "Job" and bool(hook(one)) and ["migrate"] in dig(one, "spec.template.spec.containers[].args")
+
+
+@every(of())
+def sync_wave(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """The sync waits for something that only a later wave brings, and never ends."""
+    for other in needed(inventory, one):
+        if inventory.origin(other) != inventory.origin(one):
+            continue
+        if wave(other) > wave(one):
+            yield f"wave {wave(one)}, but {name(other)}, which it needs, comes in wave {wave(other)}"
+        # A database takes minutes; what starts beside it fails until then.
+        if other["kind"] in {"Cluster", "ExternalSecret"} and hook(one) and wave(other) >= wave(one):
+            yield f"starts in wave {wave(one)} beside {name(other)}, which it needs to be finished"
+    for other in inventory.of("Deployment") if migrates(one) else ():
+        serves = any(map(is_service, dig(other, "spec.template.spec.containers[].image")))
+        if serves and wave(one) >= wave(other):
+            yield f"wave {wave(one)}: not before {name(other)} (wave {wave(other)}), whose schema it brings"
+
+
+@every(of())
+def sync_hook(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """The first sync never ends: the hook waits for what only the sync brings, or vanishes unseen."""
+    for other in needed(inventory, one) if hook(one) == "PreSync" else ():
+        if not hook(other) and other["kind"] != "Namespace":
+            yield f"runs before the sync and needs {name(other)}, which the sync brings"
+    if hook(one) and first(one, "spec.ttlSecondsAfterFinished") is not None:
+        yield "ttlSecondsAfterFinished removes the hook while Argo CD still looks for it"
+    if hook(one) and one["kind"] == "Job" and not annotation(one, "argocd.argoproj.io/hook-delete-policy"):
+        yield "has no hook-delete-policy: its template cannot be changed, so the next version is refused"
+
+
+def brought(inventory: Inventory, one: Manifest) -> list[Manifest]:
+    """The objects at an Application's path."""
+    path = first(one, "spec.source.path", "").removeprefix("k8s/")
+    return [each for each in inventory.objects if inventory.origin(each) == path]
+
+
+def forbidden(project: Manifest, namespace: str) -> Iterator[str]:
+    if not {namespace, "*"} & set(dig(project, "spec.destinations[].namespace")):
+        yield f"{name(project)} does not allow the namespace {namespace}"
+
+
+@every(of("Application"))
+def application(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """Argo CD refuses the Application: its project does not allow what it asks for."""
+    project = inventory.get("AppProject", space(one), one["spec"]["project"])
+    if project is None and one["spec"]["project"] != "default":
+        yield f"there is no AppProject {one['spec']['project']}"
+    elif project:
+        for source in dig(one, "spec.source.repoURL", "spec.sources[].repoURL"):
+            if not {source, "*"} & set(dig(project, "spec.sourceRepos[]")):
+                yield f"{name(project)} does not allow the source {source}"
+        yield from forbidden(project, first(one, "spec.destination.namespace", ""))
+
+
+@every(of("Application"))
+def application_version(_: Inventory, one: Manifest) -> Iterator[str]:
+    """One day another version of an operator is installed than the CRDs and manifests were made for."""
+    for source in dig(one, "spec.source", "spec.sources[]"):
+        version, address = str(source.get("targetRevision")), source["repoURL"].removeprefix("oci://")
+        if "chart" in source and not re.fullmatch(r"v?\d+\.\d+\.\d+", version):
+            yield f"chart {source['chart']}: targetRevision {version} is not one version"
+        if address in MOVED:
+            yield f"{address} gets no new versions; it moved to {MOVED[address]}"
+
+
+@every(of("Application"))
+def application_replicas(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """Argo CD calls what the autoscaler did a drift, and heals it."""
+    spaces = [space(each) for each in inventory.of("HorizontalPodAutoscaler")]
+    scaled = any(dig(one, "spec.source.path")) and first(one, "spec.destination.namespace") in spaces
+    ignored = "/spec/replicas" in dig(one, "spec.ignoreDifferences[].jsonPointers[]")
+    if scaled and not (ignored and "RespectIgnoreDifferences=true" in dig(one, "spec.syncPolicy.syncOptions[]")):
+        yield "ignoreDifferences of /spec/replicas, or RespectIgnoreDifferences=true, is missing"
+
+
+@every(of("Application"))
+def application_wave(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """The sync stops at a kind that no CRD explains yet, or an operator starts without what it looks for only then."""
+    groups = {each["apiVersion"].partition("/")[0] for each in brought(inventory, one)}
+    after = first(OPERATORS, f"order[{one['metadata']['name']}].after", ())
+    for other in inventory.of("Application"):
+        key = other["metadata"]["name"]
+        if wave(other) >= wave(one) and (key in after or groups & set(dig(OPERATORS, f"order[{key}].groups[]"))):
+            yield f"wave {wave(one)}: not after {key} (wave {wave(other)}), whose kinds or whose start it needs"
+
+
+@every(of("Application"))
+def application_health(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """An Application counts as healthy as soon as it exists, and waves between Applications wait for nothing."""
+    if wave(one) and HEALTH not in first(inventory.get("ConfigMap", "argocd", "argocd-cm"), "data", {}):
+        yield f"has a wave, and argocd-cm has no {HEALTH}"
+
+
+def governed(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[Manifest, Manifest]]]:
+    """Each object at the path of an Application with the project that rules it."""
+    for one in inventory.of("Application"):
+        project = inventory.get("AppProject", space(one), one["spec"]["project"])
+        yield from ((each, "", (each, project)) for each in brought(inventory, one) if project)
+
+
+@every(governed)
+def application_right(_: Inventory, pair: tuple[Manifest, Manifest]) -> Iterator[str]:
+    """Argo CD refuses the object: its kind is not on the project's list, or its namespace."""
+    one, project = pair
+    group = one["apiVersion"].rpartition("/")[0]
+    field = "namespaceResourceWhitelist" if space(one) else "clusterResourceWhitelist"
+    allowed = first(project, f"spec.{field}")
+    if allowed is not None and not any(
+        each["kind"] in {one["kind"], "*"} and each["group"] in {group, "*"} for each in allowed
+    ):
+        yield f"{name(project)} does not allow {one['kind']}"
+    if space(one):
+        yield from forbidden(project, space(one))

@@ -1,0 +1,164 @@
+"""What a field must say wherever it stands, as one table; Pod Security `restricted` is part of it, as it is published.
+
+https://kubernetes.io/docs/concepts/security/pod-security-standards/
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from tools.lint.inventory import Inventory, dig, first
+from tools.lint.manifests import Manifest
+from tools.lint.rules import Things, containers, enter, of, pods
+
+
+class Demand(NamedTuple):
+    """A test of a value (None where it is not set), and what it asks for in words."""
+
+    is_met: Callable[[Any], bool]
+    words: str
+
+
+class Row(NamedTuple):
+    """Whose field, by its path, must say what; every value counts where the path leads to several."""
+
+    rule: str
+    things: Things[Manifest]
+    path: str
+    demand: Demand
+
+
+def one_of(*values: str | int | None) -> Demand:
+    return Demand(
+        lambda value: value in values, " or ".join("unset" if one is None else json.dumps(one) for one in values)
+    )
+
+
+def having(value: str) -> Demand:
+    return Demand(lambda values: value in (values or ()), f"a list with {json.dumps(value)}")
+
+
+OFF = Demand(lambda value: not value, "unset or false")
+FALSE = Demand(lambda value: value is False, "false")
+TRUE = Demand(lambda value: value is True, "true")
+SET = Demand(lambda value: value is not None, "set")
+MADE = Demand(lambda value: not value, "left to an operator to fill")
+
+
+def pod_specs(inventory: Inventory) -> Iterator[tuple[Manifest, str, Manifest]]:
+    return ((one, where, pod.spec) for one, where, pod in pods(inventory))
+
+
+def container_specs(inventory: Inventory) -> Iterator[tuple[Manifest, str, Manifest]]:
+    """Containers, with `effective`: what each says of its security, or else its pod."""
+    for one, where, (pod, spec, _) in containers(inventory):
+        effective = {**first(pod.spec, "securityContext", {}), **first(spec, "securityContext", {})}
+        yield one, where, {**spec, "effective": effective}
+
+
+HARM = {
+    "pod-security": "The namespace refuses the pod; where it does not, whoever breaks into it holds the node",
+    "hardening": "Whoever breaks in writes programs into the container and asks the API server with its token",
+    "pull-policy": "A registry that is down stops pods from starting whose image is already there",
+    "resources": "A node is packed until the kernel kills what it likes; the autoscaler has no number to start from",
+    "secret-in-git": "Whoever reads the repository has the password, and a second place must be changed with it",
+    "argocd-insecure": "Argo CD's sessions and passwords cross the cluster's network in the clear",
+    "database-quorum": "A commit that was answered is lost with its node, or the whole database with one node",
+    "database-plain": "Whoever asks for no TLS is served, and the password is read on the way",
+    "monitor-label": "Prometheus does not see the monitor or rule and says nothing; its alerts never fire",
+    "application-apply": "The sync fails: a large CRD or dashboard is too long for a client-side apply's annotation",
+}
+
+ISOLATED = ("RuntimeDefault", "Localhost")
+SYSCTLS = """
+    kernel.shm_rmid_forced net.ipv4.ip_local_port_range net.ipv4.ip_local_reserved_ports
+    net.ipv4.ip_unprivileged_port_start net.ipv4.ping_group_range net.ipv4.tcp_fin_timeout net.ipv4.tcp_keepalive_intvl
+    net.ipv4.tcp_keepalive_probes net.ipv4.tcp_keepalive_time net.ipv4.tcp_rmem net.ipv4.tcp_syncookies
+    net.ipv4.tcp_wmem
+""".split()  # noqa: SIM905  reads better
+SELINUX = one_of(None, "", "container_t", "container_init_t", "container_kvm_t", "container_engine_t")
+VOLUMES = set("configMap csi downwardAPI emptyDir ephemeral image persistentVolumeClaim projected secret".split())  # noqa: SIM905  reads better
+HANDLERS = "livenessProbe readinessProbe startupProbe lifecycle.postStart lifecycle.preStop".split()  # noqa: SIM905  reads better
+
+RESTRICTED = [
+    *((pod_specs, field, OFF) for field in ("hostNetwork", "hostPID", "hostIPC")),
+    (pod_specs, "securityContext.sysctls[].name", one_of(None, *SYSCTLS)),
+    (pod_specs, "volumes[]", Demand(lambda one: (one or {}).keys() - {"name"} <= VOLUMES, "nothing of the node's")),
+    *(
+        (things, f"securityContext.{path}", demand)
+        for things in (pod_specs, container_specs)
+        for path, demand in (
+            ("runAsUser", Demand(lambda user: user != 0, "another than root")),
+            ("seccompProfile.type", one_of(None, *ISOLATED)),
+            ("appArmorProfile.type", one_of(None, *ISOLATED)),
+            ("seLinuxOptions.type", SELINUX),
+            ("seLinuxOptions.user", one_of(None, "")),
+            ("seLinuxOptions.role", one_of(None, "")),
+            ("windowsOptions.hostProcess", OFF),
+        )
+    ),
+    (container_specs, "effective.runAsNonRoot", TRUE),
+    (container_specs, "effective.seccompProfile.type", one_of(*ISOLATED)),
+    (container_specs, "securityContext.privileged", OFF),
+    (container_specs, "securityContext.allowPrivilegeEscalation", FALSE),
+    (container_specs, "securityContext.capabilities.drop", having("ALL")),
+    (container_specs, "securityContext.capabilities.add[]", one_of(None, "NET_BIND_SERVICE")),
+    (container_specs, "securityContext.procMount", one_of(None, "Default")),
+    (container_specs, "ports[].hostPort", one_of(None, 0)),
+    *(
+        (container_specs, f"{handler}.{kind}.host", one_of(None, ""))
+        for handler in HANDLERS
+        for kind in ("httpGet", "tcpSocket")
+    ),
+]
+
+FIELDS = [
+    *(Row("pod-security", *row) for row in RESTRICTED),
+    Row("hardening", pod_specs, "automountServiceAccountToken", FALSE),
+    Row("hardening", container_specs, "securityContext.readOnlyRootFilesystem", TRUE),
+    Row("pull-policy", container_specs, "imagePullPolicy", one_of(None, "IfNotPresent", "Never")),
+    *(
+        Row("resources", container_specs, f"resources.{path}", SET)
+        for path in ("requests.cpu", "requests.memory", "limits.memory")
+    ),
+    Row("secret-in-git", of("Secret"), "data", MADE),
+    Row("secret-in-git", of("Secret"), "stringData", MADE),
+    Row("argocd-insecure", of("ConfigMap"), "data[server.insecure]", one_of(None, "false")),
+    Row("database-quorum", of("Cluster"), "spec.instances", Demand(lambda count: (count or 1) >= 3, "at least 3")),  # noqa: PLR2004  said in words
+    Row("database-quorum", of("Cluster"), "spec.postgresql.synchronous.dataDurability", one_of("required")),
+    Row("database-quorum", of("Cluster"), "spec.postgresql.synchronous.failoverQuorum", TRUE),
+    Row("database-quorum", of("Cluster"), "spec.affinity.enablePodAntiAffinity", TRUE),
+    Row(
+        "database-quorum",
+        of("Cluster"),
+        "spec.resources",
+        Demand(
+            lambda one: first(one, "requests.memory", "") == first(one, "limits.memory"),
+            "the same for request and limit of memory, or its pods are killed before others",
+        ),
+    ),
+    Row("database-plain", of("Cluster"), "spec.postgresql.pg_hba", having("host all all all reject")),
+    Row("monitor-label", of("ServiceMonitor", "PodMonitor", "PrometheusRule"), "metadata.labels.release", SET),
+    Row("application-apply", of("Application"), "spec.syncPolicy.syncOptions", having("ServerSideApply=true")),
+]
+
+
+def find_unmet(_: Inventory, asked: tuple[Row, Manifest]) -> Iterator[str]:
+    row, thing = asked
+    for value in list(dig(thing, row.path)) or [None]:
+        if not row.demand.is_met(value):
+            # Of a mapping the keys alone: it may be a Secret's.
+            said = f"holds {', '.join(value)}" if isinstance(value, dict) else f"is {json.dumps(value)}"
+            yield f"{row.path} {'is not set' if value is None else said}; it must be {row.demand.words}"
+
+
+def asked_by(rule: str, inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[Row, Manifest]]]:
+    """Each row of a rule with each thing that it asks something of."""
+    for row in FIELDS:
+        if row.rule == rule:
+            yield from ((one, where, (row, thing)) for one, where, thing in row.things(inventory))
+
+
+for _rule, _harm in HARM.items():
+    enter(_rule, _harm, partial(asked_by, _rule), find_unmet)

@@ -1,0 +1,190 @@
+"""Routes, listeners, grants, policies and certificates: who is let in where, and what answers there."""
+
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from tools.lint.inventory import Inventory, dig, first, matches, space
+from tools.lint.manifests import Manifest, name
+from tools.lint.references import Reference, links, references
+from tools.lint.rules import Wrong, every, of, rule
+
+ROUTES = ("HTTPRoute", "GRPCRoute", "TLSRoute")
+STAGING = "acme-staging"
+TLS_PORTS = frozenset({"443", "8443"})
+
+
+class Attachment(NamedTuple):
+    """A parentRef: the Gateway it names, if it is there, the listeners it means, and those of them that admit it."""
+
+    route: Manifest
+    reference: Manifest
+    gateway: Manifest | None
+    meant: list[Manifest]
+    admitting: list[Manifest]
+
+    @property
+    def protocols(self) -> set[str]:
+        return {one["protocol"] for one in self.admitting}
+
+
+def attach(inventory: Inventory, route: Manifest, reference: Manifest, namespace: str) -> Attachment:
+    gateway = inventory.get("Gateway", reference.get("namespace", namespace), reference["name"])
+    meant = [
+        listener
+        for listener in dig(gateway, "spec.listeners[]")
+        if reference.get("sectionName", listener["name"]) == listener["name"]
+        and reference.get("port", listener["port"]) == listener["port"]
+    ]
+    admitting = [one for one in meant if gateway and _admits(inventory, gateway, one, namespace)]
+    return Attachment(route, reference, gateway, meant, admitting)
+
+
+def _admits(inventory: Inventory, gateway: Manifest, listener: Manifest, namespace: str) -> bool:
+    admitted = first(listener, "allowedRoutes.namespaces", {})
+    if admitted.get("from", "Same") == "Selector":
+        return matches(admitted["selector"], inventory.namespaces.get(namespace, {}))
+    return admitted.get("from", "Same") == "All" or namespace == space(gateway)
+
+
+def attachments(inventory: Inventory) -> Iterator[tuple[Manifest, str, Attachment]]:
+    for route in inventory.of(*ROUTES):
+        for reference in dig(route, "spec.parentRefs[]"):
+            yield route, "", attach(inventory, route, reference, space(route))
+
+
+@every(attachments)
+def admission(_: Inventory, one: Attachment) -> Iterator[str]:
+    """The listener refuses routes of that namespace; only its allowedRoutes consents, not a ReferenceGrant."""
+    if one.gateway and not one.admitting:
+        yield f"{name(one.gateway)}: no listener it means admits routes of namespace {space(one.route)}"
+
+
+@every(attachments)
+def section_name(_: Inventory, one: Attachment) -> Iterator[str]:
+    """The route is served over plain http too: passwords and cookies travel in the clear."""
+    if "sectionName" not in one.reference and one.protocols > {"HTTP"}:
+        yield "parentRefs has no sectionName, and the gateway listens without TLS as well"
+
+
+@every(attachments)
+def plain_route(_: Inventory, one: Attachment) -> Iterator[str]:
+    """Whoever types the address without https talks to the service in the clear."""
+    secured = "HTTPS" in dig(one.gateway, "spec.listeners[].protocol")
+    if secured and one.protocols == {"HTTP"} and any(dig(one.route, "spec.rules[].backendRefs[]")):
+        yield "leads from a listener without TLS to a Service"
+
+
+@every(attachments)
+def hostname(_: Inventory, one: Attachment) -> Iterator[str]:
+    """A host outside the listener's is dropped from the route in silence, and answers 404."""
+    for host in dig(one.route, "spec.hostnames[]"):
+        if one.admitting and not any(fnmatchcase(host, each.get("hostname", host)) for each in one.admitting):
+            yield f"no listener it is attached to has the host {host}"
+
+
+@every(of("Gateway"))
+def redirect(inventory: Inventory, gateway: Manifest) -> Iterator[str]:
+    """Whoever types the address without https gets nothing, or the page in the clear."""
+    redirecting = [
+        listener
+        for route, _, one in attachments(inventory)
+        if one.gateway is gateway and "https" in dig(route, "spec.rules[].filters[].requestRedirect.scheme")
+        for listener in one.admitting
+    ]
+    for listener in dig(gateway, "spec.listeners[]"):
+        secured = "HTTPS" in dig(gateway, "spec.listeners[].protocol")
+        if listener["protocol"] == "HTTP" and secured and listener not in redirecting:
+            yield f"listener {listener['name']}: no route there redirects to https"
+
+
+@every(links("backend"))
+def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
+    """The service answers http with a redirect to https, round and round, or https is spoken to by http and refused."""
+    offered = TLS_PORTS & (inventory.keys(*link.target) or frozenset()) if link.source["kind"] == "HTTPRoute" else set()
+    policies = (target for one in inventory.of("BackendTLSPolicy") for _, target, _ in references(one, "reference"))
+    if offered and not offered & {*link.keys}:
+        yield f"goes to port {', '.join(link.keys)} of {link}, which has TLS on {min(offered)}"
+    elif offered and link.target not in policies:
+        yield f"no BackendTLSPolicy makes the gateway speak TLS to {link}"
+
+
+@every(links("configuration"))
+def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
+    """The gateway refuses the backend's certificate and answers 502."""
+    host, maker = first(link.source, "spec.validation.hostname"), inventory.get(*link.target)
+    if host and maker and maker["kind"] == "Certificate" and host not in dig(maker, "spec.dnsNames[]"):
+        yield f"expects the name {host}, which {name(maker)} does not have"
+
+
+crossings = links("backend", "listener-certificate")
+"""What a namespace must have consented to where another refers to it."""
+
+
+def grants(inventory: Inventory, link: Reference) -> Iterator[Manifest]:
+    """The ReferenceGrants that allow it to cross namespaces."""
+    kind, namespace, named = link.target
+    source = (link.source["kind"], space(link.source))
+    for one in inventory.of("ReferenceGrant") if namespace != space(link.source) else ():
+        given = [(each["kind"], each.get("name", named)) for each in dig(one, "spec.to[]")]
+        taken = [(each["kind"], each["namespace"]) for each in dig(one, "spec.from[]")]
+        if space(one) == namespace and (kind, named) in given and source in taken:
+            yield one
+
+
+@every(crossings)
+def grant(inventory: Inventory, link: Reference) -> Iterator[str]:
+    """The gateway refuses to follow a reference into a namespace that has not consented, and answers 500."""
+    if link.target[1] != space(link.source) and not any(grants(inventory, link)):
+        yield f"refers to {link}, and no ReferenceGrant there allows it"
+
+
+@every(of("ReferenceGrant"))
+def unused_grant(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """A door that nobody uses stays open for whoever finds it."""
+    if not any(one is used for _, _, link in crossings(inventory) for used in grants(inventory, link)):
+        yield "no object of the namespaces it lets in refers to anything here"
+
+
+@every(of("ClusterIssuer", "Issuer"))
+def acme_solver(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
+    """The challenge's route meets https listeners or a redirect, and no certificate is ever issued."""
+    for solver in dig(issuer, "spec.acme.solvers[].http01.gatewayHTTPRoute"):
+        if solver.get("serviceType") != "ClusterIP":
+            yield "serviceType is not ClusterIP: the solver opens a port on every node"
+        for reference in dig(solver, "parentRefs[]"):
+            found = attach(inventory, issuer, reference, reference.get("namespace", space(issuer)))
+            if "sectionName" not in reference:
+                yield "the solver's parentRef has no sectionName"
+            elif found.protocols != {"HTTP"}:
+                yield f"the solver's sectionName {reference['sectionName']} is no plain listener that admits it"
+
+
+@every(of("ClusterIssuer", "Issuer"))
+def acme_staging(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
+    """Let's Encrypt allows few certificates a week; the first mistakes use them up, and https is down for days."""
+    servers = list(dig([*inventory.of("ClusterIssuer", "Issuer")], "[].spec.acme.server"))
+    if "letsencrypt" in first(issuer, "spec.acme.server", "") and not any(STAGING in server for server in servers):
+        yield "there is no issuer of the staging server to try first"
+
+
+@rule
+def policy_overlap(inventory: Inventory) -> Wrong:
+    """NGINX Gateway Fabric refuses the policy (TargetConflict): limits and time-outs are not in force."""
+    targets: dict[tuple[str, ...], Manifest] = {}
+    seen: dict[tuple[str, ...], Manifest] = {}
+    ruled = set()
+    for policy in inventory.objects:
+        if policy["apiVersion"].startswith("gateway.nginx.org/") and "Policy" in policy["kind"]:
+            for _, target, _ in references(policy, "reference"):
+                ruled.add(target)
+                other = targets.setdefault((policy["kind"], *target), policy)
+                if other is not policy:
+                    yield policy, f"{name(other)} of the same kind has the same target"
+    for route, _, one in attachments(inventory):
+        for host in dig(route, "spec.hostnames[]"):
+            for path in dig(route, "spec.rules[].matches[].path.value"):
+                other = seen.setdefault((one.reference.get("sectionName", ""), host, path), route)
+                pair = {(each["kind"], space(each), each["metadata"]["name"]) for each in (route, other)}
+                if other is not route and pair & ruled:
+                    yield route, f"shares {host}{path} with {name(other)}, and one of them has a policy"

@@ -1,0 +1,281 @@
+"""What a set of manifests puts into a cluster, with what operators make of it: one thing is found from another."""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tools.lint.manifests import Manifest, read
+from tools.lint.schemas import CLUSTER_WIDE
+from tools.lint.service import is_service
+
+OPERATORS: Manifest = read(Path(__file__).with_name("operators.yaml").read_text(encoding="utf-8"))[0]
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
+SPACELESS = CLUSTER_WIDE | {"ClusterIssuer", "ClusterSecretStore", "ClusterImageCatalog"}
+CNPG_APP = frozenset(
+    "username user password dbname host port pgpass uri jdbc-uri fqdn-uri fqdn-jdbc-uri".split()  # noqa: SIM905  reads better
+)
+CERTIFICATE = frozenset({"tls.crt", "tls.key", "ca.crt"})
+PARTS = ("spec.listeners[].name", "spec.listeners[].port", "spec.ports[].name", "spec.ports[].port")
+ANY = None
+"""Keys that only the cluster knows."""
+
+
+class Pod(NamedTuple):
+    """What a workload starts, or an operator in its stead: `manifest` asks for it, `spec` is empty for operators'."""
+
+    name: str
+    namespace: str
+    labels: dict[str, str]
+    ports: dict[str, int]
+    manifest: Manifest
+    spec: Manifest
+
+
+class Container(NamedTuple):
+    """A container of a workload's pod with its environment; no value for what only the cluster knows."""
+
+    pod: Pod
+    spec: Manifest
+    variables: dict[str, str | None]
+
+    @property
+    def is_ours(self) -> bool:
+        """Tell whether it runs the service."""
+        return is_service(self.spec.get("image", ""))
+
+    @property
+    def serves(self) -> bool:
+        """Tell whether it runs as long as its pod, and not before."""
+        return self.spec in self.pod.spec["containers"]
+
+
+@functools.cache
+def _steps(path: str) -> list[str]:
+    return re.findall(r"[^.\[\]]+|\[[^\]]*\]", path)
+
+
+def dig(value: Any, *paths: str) -> Iterator[Any]:
+    """Every value at paths such as `spec.rules[].backendRefs[]` or `data[a.key]`; nothing where a part is missing."""
+    for path in paths:
+        found = [value]
+        for step in _steps(path):
+            if step == "[]":
+                found = [each for one in found for each in one]
+            else:
+                values = (one.get(step.strip("[]")) for one in found if isinstance(one, dict))
+                found = [one for one in values if one is not None]
+        yield from found
+
+
+def first(value: Any, path: str, default: Any = None) -> Any:
+    """The first value at a path."""
+    return next(dig(value, path), default)
+
+
+def space(manifest: Manifest) -> str:
+    """The namespace it lands in; empty where its kind has none."""
+    return "" if manifest["kind"] in SPACELESS else str(first(manifest, "metadata.namespace", "default"))
+
+
+def annotation(manifest: Manifest, key: str) -> str:
+    return str(first(manifest, f"metadata.annotations[{key}]", ""))
+
+
+def matches(selector: Manifest, labels: dict[str, str]) -> bool:
+    """A label selector, as Kubernetes reads it: an empty one matches everything."""
+    operators: dict[str, Callable[[str, Any], bool]] = {
+        "In": lambda key, values: labels.get(key) in values,
+        "NotIn": lambda key, values: labels.get(key) not in values,
+        "Exists": lambda key, _: key in labels,
+        "DoesNotExist": lambda key, _: key not in labels,
+    }
+    return all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items()) and all(
+        operators[one["operator"]](one["key"], one.get("values", ())) for one in selector.get("matchExpressions", ())
+    )
+
+
+def template(manifest: Manifest) -> Manifest:
+    """The pod template of a workload."""
+    if manifest["kind"] == "Pod":
+        return manifest
+    path = "spec.jobTemplate.spec.template" if manifest["kind"] == "CronJob" else "spec.template"
+    return dict(first(manifest, path, {}))
+
+
+def containers(spec: Manifest) -> list[Manifest]:
+    return [*spec.get("initContainers", ()), *spec.get("containers", ()), *spec.get("ephemeralContainers", ())]
+
+
+def _secrets(one: Manifest, name: str, spec: Manifest) -> Iterator[tuple[str, frozenset[str] | None]]:
+    """The Secrets that an object is, or that an operator makes for it, with their keys."""
+    match one["kind"]:
+        case "Secret":
+            yield name, frozenset({*one.get("data", {}), *one.get("stringData", {})}) or ANY
+        case "Cluster":
+            yield f"{name}-ca", frozenset({"ca.crt", "ca.key"})
+            yield from ((f"{name}-{suffix}", CERTIFICATE) for suffix in ("server", "replication"))
+            if not any(dig(spec, "bootstrap.initdb.secret")):
+                yield f"{name}-app", CNPG_APP
+        case "Certificate":
+            yield spec["secretName"], CERTIFICATE
+        case "Gateway" if any(annotation(one, f"cert-manager.io/{key}") for key in ("cluster-issuer", "issuer")):
+            named = [listener for listener in spec["listeners"] if listener.get("hostname")]
+            references = [each for listener in named for each in dig(listener, "tls.certificateRefs[]")]
+            yield from (
+                (each["name"], CERTIFICATE) for each in references if each.get("namespace", space(one)) == space(one)
+            )
+        case "ExternalSecret" if first(spec, "target.creationPolicy", "Owner") == "Owner":
+            template = first(spec, "target.template.data")
+            keys = frozenset(template or dig(spec, "data[].secretKey"))
+            yield first(spec, "target.name", name), ANY if spec.get("dataFrom") and not template else keys
+
+
+class Inventory:
+    """The objects of some renders, and what exists because of them."""
+
+    def __init__(self, renders: dict[str, list[Manifest]], operators: frozenset[str] | None = None) -> None:
+        """Objects by the name of what they come from; `operators` narrows those that are installed."""
+        # Some kinds may leave their spec out.
+        given: list[tuple[str, Manifest]] = [
+            (where, {"spec": {}, **one}) for where, manifests in renders.items() for one in manifests
+        ]
+        self.objects = [one for _, one in given]
+        self._origins = {id(one): where for where, one in given}
+        self.known = {
+            (one["kind"], space(one), one["metadata"]["name"]): one for one in [*OPERATORS["objects"], *self.objects]
+        }
+        self._policies: dict[tuple[str, str, str], list[Manifest]] = {}
+        self.operators = [one for one in OPERATORS["pods"] if operators is None or one["from"] in operators]
+
+    def origin(self, manifest: Manifest) -> str:
+        """What it was rendered from; empty for what an operator brings."""
+        return self._origins.get(id(manifest), "")
+
+    def of(self, *kinds: str) -> Iterator[Manifest]:
+        return (one for one in self.objects if one["kind"] in kinds)
+
+    def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
+        """The object itself; for a Secret the one that it comes from."""
+        if kind == "Secret":
+            return self._secrets.get((namespace, name), (None, ANY))[0]
+        return self.known.get((kind, "" if kind in SPACELESS else namespace, name))
+
+    def keys(self, kind: str, namespace: str, name: str) -> frozenset[str] | None:
+        """What can be asked for: a Secret's or ConfigMap's keys, a Gateway's listeners, a Service's ports."""
+        found = self.get(kind, namespace, name)
+        match kind:
+            case "Secret":
+                return self._secrets.get((namespace, name), (None, ANY))[1]
+            case "ConfigMap":
+                return frozenset(first(found, "data", {}))
+            case "Gateway" | "Service":
+                return frozenset(map(str, dig(found, *PARTS)))
+        return ANY
+
+    @functools.cached_property
+    def namespaces(self) -> dict[str, dict[str, str]]:
+        """Labels by name, the name's own label included; a namespace that only its objects mention has no other."""
+        found = {space(one): {} for one in self.objects if space(one)} | {
+            one["namespace"]: {} for one in self.operators
+        }
+        for one in self.of("Namespace"):
+            found[one["metadata"]["name"]] = first(one, "metadata.labels", {})
+        return {name: {"kubernetes.io/metadata.name": name, **labels} for name, labels in found.items()}
+
+    @functools.cached_property
+    def workloads(self) -> list[Pod]:
+        """The pods of the manifests themselves."""
+        return [
+            Pod(
+                one["metadata"]["name"],
+                space(one),
+                first(template(one), "metadata.labels", {}),
+                {
+                    port.get("name", str(port["containerPort"])): port["containerPort"]
+                    for port in dig(template(one), "spec.containers[].ports[]")
+                },
+                one,
+                first(template(one), "spec", {}),
+            )
+            for one in self.of(*WORKLOADS)
+        ]
+
+    @functools.cached_property
+    def containers(self) -> list[Container]:
+        """The containers of those."""
+        found = []
+        for pod in self.workloads:
+            for one in containers(pod.spec):
+                maps = (self.get("ConfigMap", pod.namespace, each) for each in dig(one, "envFrom[].configMapRef.name"))
+                given = {key: value for each in maps for key, value in first(each, "data", {}).items()}
+                own = {each["name"]: each.get("value") for each in one.get("env", ())}
+                found.append(Container(pod, one, {**given, **own}))
+        return found
+
+    @functools.cached_property
+    def pods(self) -> list[Pod]:
+        """All pods: the workloads', PostgreSQL's, the gateways' and the operators'."""
+        found = list(self.workloads)
+        for one in self.of("Cluster", "Pooler"):
+            name, pooler = one["metadata"]["name"], one["kind"] == "Pooler"
+            labels = first(one, "spec.inheritedMetadata.labels", {}) | {
+                "cnpg.io/cluster": first(one, "spec.cluster.name", name),
+                "cnpg.io/podRole": "pooler" if pooler else "instance",
+                "cnpg.io/poolerName" if pooler else "cnpg.io/instanceName": name,
+            }
+            ports = (
+                {"postgresql": 5432, "metrics": 9127}
+                if pooler
+                else {"status": 8000, "postgresql": 5432, "metrics": 9187}
+            )
+            found.append(Pod(name, space(one), labels, ports, one, {}))
+        for one in self.of("Gateway"):
+            name = one["metadata"]["name"]
+            labels = {
+                "gateway.networking.k8s.io/gateway-name": name,
+                "app.kubernetes.io/name": f"{name}-{one['spec']['gatewayClassName']}",
+            }
+            ports = {str(each["port"]): each["port"] for each in one["spec"]["listeners"]} | {"metrics": 9113}
+            found.append(Pod(f"gateway {name}", space(one), labels, ports, one, {}))
+            solver = {"acme.cert-manager.io/http01-solver": "true"}
+            found.append(Pod("ACME solver", space(one), solver, {"http": 8089}, one, {}))
+        found += [Pod(one["name"], one["namespace"], one["labels"], one["ports"], {}, {}) for one in self.operators]
+        return found
+
+    def policies(self, pod: Pod, direction: str) -> list[Manifest]:
+        """The network policies that rule what comes to a pod (ingress) or goes from it (egress)."""
+        key = (pod.namespace, pod.name, direction)
+        if key not in self._policies:
+            self._policies[key] = [
+                one
+                for one in self.of("NetworkPolicy")
+                if space(one) == pod.namespace
+                and matches(one["spec"].get("podSelector") or {}, pod.labels)
+                and direction.title()
+                in one["spec"].get("policyTypes", ["Ingress", *(["Egress"] if "egress" in one["spec"] else [])])
+            ]
+        return self._policies[key]
+
+    def select(self, selector: Manifest, namespace: str) -> list[Pod]:
+        return [pod for pod in self.pods if pod.namespace == namespace and matches(selector, pod.labels)]
+
+    @functools.cached_property
+    def _secrets(self) -> dict[tuple[str, str], tuple[Manifest, frozenset[str] | None]]:
+        """What each Secret comes from, and its keys."""
+        return {
+            (space(one), secret): (one, keys)
+            for one in [*OPERATORS["objects"], *self.objects]
+            for secret, keys in _secrets(one, one["metadata"]["name"], one.get("spec") or {})
+        }
+
+    def targets(self, service: Manifest, port: Manifest) -> list[tuple[Pod, int]]:
+        """The pods and their ports that one port of a Service leads to."""
+        target = port.get("targetPort", port["port"])
+        return [
+            (pod, number)
+            for pod in self.select({"matchLabels": first(service, "spec.selector", {})}, space(service))
+            for name, number in pod.ports.items()
+            if target in (name, number)
+        ]

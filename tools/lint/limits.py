@@ -1,0 +1,170 @@
+"""The arithmetic of time: each layer waits a little longer than the one behind it, in code, gateway and compose."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tools.lint.inventory import Container, Inventory, first
+from tools.lint.manifests import Finding, Manifest, read
+from tools.lint.references import Reference, links, references
+from tools.lint.rules import Wrong, every, name_and_harm, of_the_service, rule
+from tools.lint.service import is_service, service
+
+ORDER = {
+    "service": [
+        "gate_timeout < command_timeout < retry_budget",
+        "statement_timeout < command_timeout",
+        "connect_timeout + command_timeout < retry_budget",
+        "body_deadline < retry_budget < request_deadline",
+    ],
+    "pod": [
+        "keep_alive < drain < grace period",
+        "readiness period times failures < drain",
+        "pause + drain + body_deadline + request_deadline + 1 < grace period",
+    ],
+    "gateway": ["pause + request_deadline < grace period"],
+    "compose": ["drain + body_deadline + request_deadline + 1 < stop_grace_period"],
+    "ClientSettingsPolicy": ["body.timeout < request_deadline"],
+    "ProxySettingsPolicy": ["request_deadline < timeout.read", "request_deadline < timeout.send"],
+    "UpstreamSettingsPolicy": ["keepAlive.timeout < keep_alive"],
+    "keepalive_timeout": ["keepalive_timeout < keep_alive"],
+    "proxy_read_timeout": ["request_deadline < proxy_read_timeout"],
+}
+"""What must be less than what, by where it is said: limits of the service's code, fields of policies, and others."""
+
+NGINX = {"keepalive_timeout": r"upstream\s+\S+\s*\{([^}]*)\}", "proxy_read_timeout": r"((?s:.*))"}
+"""Directives of nginx, and the blocks in which they count."""
+
+GATEWAYS_DEFAULT = 60.0
+"""What nginx waits where nothing is said."""
+
+
+def seconds(text: Any) -> float:
+    """A duration such as 1m30s, 500ms or 4; raises `ValueError` for anything else."""
+    parts = re.findall(r"([0-9.]+)(ms|s|m|h|)", str(text))
+    if not parts or "".join(map("".join, parts)) != str(text):
+        raise ValueError(f"{text} is no duration")
+    return sum(float(number) * {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
+
+
+def find_unordered(where: str, limits: dict[str, float]) -> Iterator[str]:
+    """Each sum of a line must be below the next; limits are the service's own and these."""
+    known = service()._asdict() | limits
+
+    def total(terms: str) -> float:
+        return sum(float(known.get(term, term)) for term in terms.split(" + "))
+
+    for less, more in (pair for line in ORDER[where] for pair in itertools.pairwise(line.split(" < "))):
+        if not total(less) < total(more):
+            yield f"{less} ({total(less):g} s) must be below {more} ({total(more):g} s)"
+
+
+def drain(variables: dict[str, Any]) -> float:
+    """How long the service drains; of a variable of compose its default counts."""
+    stated = str(variables.get("GOALS_DRAIN_SECONDS") or service().settings["GOALS_DRAIN_SECONDS"])
+    return seconds(re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", stated))
+
+
+@every(of_the_service)
+def service_limits(_: Inventory, one: Container) -> Iterator[str]:
+    """A try that nobody waits for any more holds a connection, and the answer comes from the wrong layer."""
+    if one.spec.get("ports"):
+        yield from find_unordered("service", {})
+
+
+def stops(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[str, dict[str, float]]]]:
+    """What serves requests, and how it is stopped."""
+    for manifest, where, (pod, spec, variables) in of_the_service(inventory):
+        probe = first(spec, "readinessProbe", {})
+        limits = {
+            "drain": drain(variables),
+            "pause": first(spec, "lifecycle.preStop.sleep.seconds", 0),
+            "grace period": pod.spec.get("terminationGracePeriodSeconds", 30),
+            "readiness period times failures": probe.get("periodSeconds", 10) * probe.get("failureThreshold", 3),
+        }
+        if spec.get("ports"):
+            yield manifest, where, ("pod", limits)
+    for proxy in inventory.of("NginxProxy"):
+        pause = first(proxy, "spec.kubernetes.deployment.container.lifecycle.preStop.sleep.seconds", 0)
+        grace = first(proxy, "spec.kubernetes.deployment.pod.terminationGracePeriodSeconds", 30)
+        yield proxy, "", ("gateway", {"pause": pause, "grace period": grace})
+
+
+@every(stops)
+def shutdown(_: Inventory, one: tuple[str, dict[str, float]]) -> Iterator[str]:
+    """Requests are cut off at each rollout: the pod is killed before the last of them is answered."""
+    where, limits = one
+    yield from find_unordered(where, limits)
+
+
+def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
+    """Tell whether a Service, or a route, leads to pods of the service."""
+    kind, namespace, _ = link.target
+    found = inventory.get(*link.target) or {}
+    if kind == "HTTPRoute":
+        return any(_leads_to_service(inventory, each) for each in references(found, "backend")) if found else False
+    chosen = inventory.select({"matchLabels": first(found, "spec.selector", {})}, namespace) if found else []
+    return any(one.pod in chosen for one in inventory.containers if one.is_ours and one.serves)
+
+
+@rule
+def gateway_limits(inventory: Inventory) -> Wrong:
+    """The gateway uses a connection that is just being closed, or answers 504 in the service's place."""
+    ruled = set()
+    for policy in inventory.of(*(kind for kind in ORDER if kind.endswith("Policy"))):
+        targets = list(references(policy, "reference"))
+        ruled |= {link.target for link in targets if policy["kind"] == "UpstreamSettingsPolicy"}
+        if any(_leads_to_service(inventory, link) for link in targets):
+            paths = re.findall(r"\w+\.\w+", " ".join(ORDER[policy["kind"]]))
+            limits = {path: seconds(first(policy["spec"], path, GATEWAYS_DEFAULT)) for path in paths}
+            yield from ((policy, problem) for problem in find_unordered(policy["kind"], limits))
+    for route, _, link in links("backend")(inventory):
+        if link.target not in ruled and _leads_to_service(inventory, link):
+            yield route, f"no UpstreamSettingsPolicy keeps idle connections to {link} below the service's keep-alive"
+
+
+def find_in_compose(root: Path) -> Iterator[Finding]:
+    """The laptop's gateway and the cluster's behave differently: what is tried in one breaks in the other."""
+    file = root / "compose.yaml"
+    if file.is_file():
+        (compose,) = read(file.read_text(encoding="utf-8")) or [{}]
+        for what, problem in [*_stopped_early(compose), *_proxied(root, compose)]:
+            yield Finding(file.name, what, problem, "compose", name_and_harm(find_in_compose)[1])
+
+
+def _stopped_early(compose: Manifest) -> Iterator[tuple[str, str]]:
+    services = compose.get("services", {})
+    ours = {key: one for key, one in services.items() if is_service(str(one.get("image", key)))}
+    serving = {key: one for key, one in ours.items() if "migrate" not in str(one.get("command"))}
+    if not serving:
+        yield "services", "none runs the image goals, so its limits cannot be checked"
+    for key, one in serving.items():
+        given = one.get("environment", {})
+        given = dict(item.split("=", 1) for item in given) if isinstance(given, list) else given
+        limits = {"drain": drain(given), "stop_grace_period": seconds(one.get("stop_grace_period", 10))}
+        yield from ((key, problem) for problem in find_unordered("compose", limits))
+
+
+def _proxied(root: Path, compose: Manifest) -> Iterator[tuple[str, str]]:
+    for key, one in compose.get("services", {}).items():
+        image = str(one.get("image", "")) + str(one.get("build", ""))
+        if "nginx" in image and "exporter" not in image:
+            text = "\n".join(_mounted(root, one))
+            if "upstream" not in text:
+                yield key, "no file it mounts has an upstream, so its limits cannot be checked"
+                continue
+            for directive, block in NGINX.items():
+                for each in re.findall(block, text):
+                    for value in re.findall(rf"{directive}\s+([^;\s]+)", each) or [GATEWAYS_DEFAULT]:
+                        limit = {directive: seconds(value)}
+                        yield from ((key, problem) for problem in find_unordered(directive, limit))
+
+
+def _mounted(root: Path, one: Manifest) -> Iterator[str]:
+    """The texts of the files and folders that a service of compose mounts."""
+    for path in (root / str(each).partition(":")[0] for each in one.get("volumes", ())):
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file():
+                yield file.read_text(encoding="utf-8", errors="replace")

@@ -1,0 +1,94 @@
+"""Manifests as the cluster gets them: read from YAML as Kubernetes reads it, or rendered by `kubectl kustomize`."""
+
+import os
+import subprocess
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+Manifest = dict[str, Any]
+
+ROOT = Path(__file__).resolve().parents[2] / "k8s"
+"""The folder k8s."""
+
+
+class Finding(NamedTuple):
+    """One line of the report: which file or kustomization, which object in it, what is wrong, and what comes of it."""
+
+    where: str
+    what: str
+    problem: str
+    rule: str = ""
+    harm: str = ""
+
+    def __str__(self) -> str:
+        because = f" [{self.rule}: {self.harm}]" if self.rule else ""
+        return f"{self.where}: {self.what}: {self.problem}{because}"
+
+
+class RenderError(Exception):
+    """A kustomization that does not build; the message is kubectl's own."""
+
+
+class _Loader(yaml.CSafeLoader):
+    """Reads as Kubernetes does: a date stays a string, and so does the bare `=` in a schema of prometheus-operator."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:value", lambda _loader, node: node.value)
+_Loader.yaml_implicit_resolvers = {
+    first: [resolver for resolver in resolvers if resolver[0] != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def read(text: str) -> list[Manifest]:
+    """Every object in a stream of YAML; raises `yaml.YAMLError`."""
+    documents = yaml.load_all(text, _Loader)
+    return [document for document in documents if isinstance(document, dict)]
+
+
+def name(manifest: Manifest) -> str:
+    """`Kind namespace/name`, as people call it."""
+    metadata = manifest.get("metadata") or {}
+    return f"{manifest.get('kind', '?')} {metadata.get('namespace', '')}/{metadata.get('name', '?')}".replace(" /", " ")
+
+
+def kustomizations(root: Path = ROOT) -> Iterator[Path]:
+    """Every folder under `root` that can be applied or included, found and not listed, so that none is forgotten."""
+    yield from sorted(file.parent for file in root.rglob("kustomization.yaml"))
+
+
+def includes(folder: Path, field: str) -> set[Path]:
+    """The folders and files that a kustomization lists under `resources` or `components`."""
+    (kustomization,) = read((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    return {(folder / entry).resolve() for entry in kustomization.get(field, ()) if "://" not in entry}
+
+
+def is_remote(folder: Path) -> bool:
+    """Tell whether it takes something from elsewhere, so that rendering it needs the network."""
+    (kustomization,) = read((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    return any("://" in entry for entry in kustomization.get("resources", ()))
+
+
+def render(folder: Path) -> list[Manifest]:
+    """The objects of a kustomization; where it patches something from elsewhere, the patches.
+
+    Raises `RenderError` and, without kubectl, `FileNotFoundError`.
+    """
+    if is_remote(folder):
+        return [one for file in sorted(folder.glob("configmap-*.yaml")) for one in read(file.read_text("utf-8"))]
+    command = ["kubectl", "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  a constant and our own folder
+    if done.returncode:
+        raise RenderError(f"{folder}: {done.stderr.strip().rpartition('err=')[2]}")
+    return read(done.stdout)
+
+
+def render_all(root: Path, folders: Iterable[Path] = ()) -> dict[str, list[Manifest]]:
+    """Render all kustomizations under `root`, or some of them, at once; by their path."""
+    folders = list(folders or kustomizations(root))
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        return dict(zip((str(folder.relative_to(root)) for folder in folders), pool.map(render, folders), strict=True))

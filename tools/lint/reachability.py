@@ -1,0 +1,181 @@
+"""Evaluates the network policies into who may talk to whom, and compares that with the reviewed table, reachability.md.
+
+`python -m tools.lint.reachability` prints the tables as the manifests make them, to be read and put into that file.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tools.lint.inventory import OPERATORS, Inventory, Pod, dig, matches, space
+from tools.lint.manifests import ROOT, Finding, Manifest, render_all
+from tools.lint.rules import Wrong, name_and_harm, rule
+
+FILE = "reachability.md"
+PARTS = ("On AKS", "What is different in kind")
+OUTSIDE = Pod("outside", "", {}, {}, {}, {})
+"""Whatever is no pod: users, nodes, the API server, the internet."""
+
+OTHER = 1
+"""Stands for every port that nobody speaks of."""
+
+DENIED = "–"  # noqa: RUF001  a dash as people write it
+NO_POD = "what is no pod"
+AKS = ("argocd/goals", "argocd/server", "platform/namespaces", "components/loadtest")
+KIND = ("overlays/local", "platform/namespaces", "components/loadtest")
+NOT_IN_KIND = frozenset({"argocd", "plugin-barman-cloud"})
+Cells = dict[tuple[str, str], str]
+
+
+def title(pod: Pod) -> str:
+    return f"{pod.namespace}/{pod.name}" if pod.namespace else pod.name
+
+
+def _means(inventory: Inventory, peer: Manifest, namespace: str, pod: Pod) -> bool:
+    """Tell whether a peer of a policy's rule is this pod; an ipBlock means what is no pod (so Cilium reads it)."""
+    if pod is OUTSIDE or "ipBlock" in peer:
+        return pod is OUTSIDE and "ipBlock" in peer
+    spaces = peer.get("namespaceSelector")
+    here = pod.namespace == namespace if spaces is None else matches(spaces, inventory.namespaces[pod.namespace])
+    return here and matches(peer.get("podSelector") or {}, pod.labels)
+
+
+def _has_port(ports: list[Manifest], number: int, protocol: str, target: Pod) -> bool:
+    for one in ports:
+        start: int | str | None = target.ports.get(str(one.get("port")), one.get("port"))
+        if isinstance(start, str):
+            continue  # a name that this pod does not know
+        if one.get("protocol", "TCP") == protocol and (start is None or start <= number <= one.get("endPort", start)):
+            return True
+    return not ports
+
+
+def is_open(inventory: Inventory, source: Pod, target: Pod, number: int) -> bool:
+    """Tell whether a connection passes the policies at both ends; names are resolved over TCP and UDP."""
+    for protocol in ("TCP", "UDP") if number == 53 else ("TCP",):  # noqa: PLR2004  DNS
+        for pod, other, direction, field in ((source, target, "egress", "to"), (target, source, "ingress", "from")):
+            policies = inventory.policies(pod, direction) if pod is not OUTSIDE else []
+            rules = [(space(one), each) for one in policies for each in one["spec"].get(direction) or ()]
+            if policies and not any(
+                _has_port(each.get("ports", []), number, protocol, target)
+                and (not each.get(field) or any(_means(inventory, peer, here, other) for peer in each[field]))
+                for here, each in rules
+            ):
+                return False
+    return True
+
+
+def matrix(inventory: Inventory) -> Cells:
+    """The open ports from each pod, and from outside, to each pod that listens and to outside."""
+    egress = (each for one in inventory.of("NetworkPolicy") for each in dig(one, "spec.egress[]") if "to" not in each)
+    named = {port for each in egress for port in dig(each, "ports[].port")}
+    ends, cells = [*inventory.pods, OUTSIDE], {}
+    for source in ends:
+        for target in ends:
+            numbers = sorted(named if target is OUTSIDE else set(target.ports.values()))
+            if target.ports or (target is OUTSIDE and source is not OUTSIDE):
+                open_ports = [str(number) for number in numbers if is_open(inventory, source, target, number)]
+                every = is_open(inventory, source, target, OTHER)
+                cells[title(source), title(target)] = "any" if every else ", ".join(open_ports) or DENIED
+    return cells
+
+
+def tables(cells: Cells) -> Iterator[str]:
+    """Markdown: one table for each namespace that is talked to; a cell that is not there is empty."""
+    targets = list(dict.fromkeys(target for _, target in cells))
+    for namespace in sorted({target.rpartition("/")[0] for target in targets}, key=lambda one: (not one, one)):
+        columns = [target for target in targets if target.rpartition("/")[0] == namespace]
+        yield f"### To {namespace or NO_POD}\n"
+        yield f"| from | {' | '.join(one.rpartition('/')[2] for one in columns)} |"
+        yield f"| --- |{' --- |' * len(columns)}"
+        rows: dict[str, list[str]] = {}
+        for source in sorted({source for source, target in cells if target in columns}):
+            rows.setdefault(" | ".join(cells.get((source, one), "") for one in columns), []).append(source)
+        for row, sources in sorted(rows.items(), key=lambda each: (set(each[0]) <= set(DENIED + " |"), each[1])):
+            yield f"| {', '.join(sources)} | {row} |"
+        yield ""
+
+
+def reviewed(text: str) -> list[Cells]:
+    """The cells of the file: those of AKS, and those that are different in kind."""
+    parts: list[Cells] = []
+    namespace, targets = "", list[str]()
+    for line in text[text.index(f"## {PARTS[0]}") :].splitlines():
+        source, *row = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("## "):
+            parts.append({})
+        elif line.startswith("### To "):
+            namespace = f"{line.removeprefix('### To ')}/".removeprefix(f"{NO_POD}/")
+        elif source == "from":
+            targets = [f"{namespace}{one}" for one in row]
+        elif "---" not in line:
+            cells = dict(zip(targets, row, strict=bool(row)))
+            parts[-1] |= {(one, target): cell for one in source.split(", ") for target, cell in cells.items() if cell}
+    return parts
+
+
+def inventories(renders: dict[str, list[Manifest]]) -> tuple[Inventory, Inventory]:
+    """What is on AKS and what is in kind, with a load test going on in each."""
+    everywhere = {one["from"] for one in OPERATORS["pods"]}
+    return (
+        Inventory({where: renders[where] for where in AKS}),
+        Inventory({where: renders[where] for where in KIND}, frozenset(everywhere - NOT_IN_KIND)),
+    )
+
+
+def evaluated(renders: dict[str, list[Manifest]]) -> list[Cells]:
+    """The same of the manifests."""
+    aks, kind = map(matrix, inventories(renders))
+    return [aks, {key: value for key, value in kind.items() if value != aks.get(key, DENIED)}]
+
+
+def find_unreviewed(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Finding]:
+    """Somebody who should not can reach the database, or somebody who must cannot."""
+    said = reviewed((root / FILE).read_text(encoding="utf-8"))
+    for part, table, is_so in zip(PARTS, said, evaluated(renders), strict=True):
+        for key in sorted(key for key in table.keys() | is_so.keys() if table.get(key) != is_so.get(key)):
+            problem = f"{is_so.get(key, 'nothing')} by the manifests, {table.get(key, 'nothing')} in the table ({part})"
+            yield Finding(FILE, " → ".join(key), problem, "reachability", name_and_harm(find_unreviewed)[1])
+
+
+@rule
+def policy_end(inventory: Inventory) -> Wrong:
+    """One end is open and the other is not, or nobody is there: what the policy is for does not work."""
+    for policy in inventory.of("NetworkPolicy"):
+        chosen = inventory.select(policy["spec"].get("podSelector") or {}, space(policy))
+        if not chosen:
+            yield policy, "selects no pod"
+            continue
+        for peer, ports, is_ingress in _flows(policy):
+            peers = [pod for pod in inventory.pods if _means(inventory, peer, space(policy), pod)]
+            if not peers and "ipBlock" not in peer:
+                yield policy, f"a peer of its {'ingress' if is_ingress else 'egress'} is no pod: {peer}"
+            for port in ports if peers else ():
+                targets, sources = (chosen, peers) if is_ingress else (peers, chosen)
+                ends = [(pod, pod.ports.get(str(port), port)) for pod in targets]
+                ends = [(pod, number) for pod, number in ends if number in pod.ports.values()]
+                if not ends:
+                    yield policy, f"port {port}: no pod meant listens on it (is it the Service's port?)"
+                elif not any(is_open(inventory, source, *end) for end in ends for source in sources):
+                    other = "sender may not send" if is_ingress else "receiver does not let it in"
+                    yield policy, f"port {port}: the {other}"
+
+
+def _flows(policy: Manifest) -> Iterator[tuple[Manifest, list[Any], bool]]:
+    """The peers that a policy names, with their ports, and whether they are senders."""
+    for direction, field in (("ingress", "from"), ("egress", "to")):
+        for each in dig(policy, f"spec.{direction}[]"):
+            for peer in each.get(field, ()):
+                yield peer, list(dig(each, "ports[].port")), direction == "ingress"
+
+
+def main() -> int:
+    """Print the tables."""
+    for part, cells in zip(PARTS, evaluated(render_all(ROOT, [ROOT / one for one in {*AKS, *KIND}])), strict=True):
+        print(f"## {part}\n", *tables(cells), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

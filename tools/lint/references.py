@@ -1,0 +1,137 @@
+"""One object names another: is it there, does it hold what is asked for, and who else says it is theirs."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tools.lint.inventory import ANY, Inventory, containers, dig, first, space, template
+from tools.lint.manifests import Manifest, name
+from tools.lint.rules import Things, enter, every, of
+
+WORKLOADS = "DaemonSet Deployment StatefulSet Job CronJob Pod"
+REFERENCES = {
+    "reference": [
+        ("Certificate", "spec.issuerRef", "Issuer"),
+        ("BackendTLSPolicy ProxySettingsPolicy RateLimitPolicy UpstreamSettingsPolicy", "spec.targetRefs[]", ""),
+        ("ClientSettingsPolicy", "spec.targetRef", ""),
+        ("HorizontalPodAutoscaler", "spec.scaleTargetRef", ""),
+        ("Cluster", "spec.imageCatalogRef", ""),
+        ("Cluster", "spec.storage.storageClass", "StorageClass"),
+        ("Cluster", "spec.walStorage.storageClass", "StorageClass"),
+        ("Cluster", "spec.plugins[].parameters.barmanObjectName", "ObjectStore"),
+        ("Cluster", "spec.externalClusters[].plugin.parameters.barmanObjectName", "ObjectStore"),
+        ("ExternalSecret", "spec.secretStoreRef", "SecretStore"),
+        ("ExternalSecret", "spec.dataFrom[].sourceRef.generatorRef", ""),
+        ("Gateway", "spec.gatewayClassName", "GatewayClass"),
+        ("Gateway", "spec.infrastructure.parametersRef", ""),
+        ("Pooler ScheduledBackup", "spec.cluster.name", "Cluster"),
+        ("RoleBinding", "roleRef", ""),
+        ("RoleBinding", "subjects[]", ""),
+        ("SecretStore", "spec.provider.azurekv.serviceAccountRef.name", "ServiceAccount"),
+        (WORKLOADS, "pod.serviceAccountName", "ServiceAccount"),
+    ],
+    "configuration": [
+        ("AlertmanagerConfig", "spec.receivers[].webhookConfigs[].urlSecret", "Secret"),
+        ("BackendTLSPolicy", "spec.validation.caCertificateRefs[]", "Secret"),
+        ("Cluster", "spec.bootstrap.initdb.secret", "Secret"),
+        ("Cluster", "spec.superuserSecret", "Secret"),
+        ("ClusterIssuer Issuer", "spec.ca", "Secret"),
+        (WORKLOADS, "pod.imagePullSecrets[]", "Secret"),
+        (WORKLOADS, "pod.containers[].envFrom[].secretRef", "Secret"),
+        (WORKLOADS, "pod.containers[].envFrom[].configMapRef", "ConfigMap"),
+        (WORKLOADS, "pod.containers[].env[].valueFrom.secretKeyRef", "Secret"),
+        (WORKLOADS, "pod.containers[].env[].valueFrom.configMapKeyRef", "ConfigMap"),
+        (WORKLOADS, "pod.volumes[].secret", "Secret"),
+        (WORKLOADS, "pod.volumes[].configMap", "ConfigMap"),
+        (WORKLOADS, "pod.volumes[].projected.sources[].secret", "Secret"),
+        (WORKLOADS, "pod.volumes[].projected.sources[].configMap", "ConfigMap"),
+    ],
+    "listener-certificate": [("Gateway", "spec.listeners[].tls.certificateRefs[]", "Secret")],
+    "gateway-issuer": [
+        ("Gateway", "metadata.annotations[cert-manager.io/cluster-issuer]", "ClusterIssuer"),
+        ("Gateway", "metadata.annotations[cert-manager.io/issuer]", "Issuer"),
+    ],
+    "parent": [("GRPCRoute HTTPRoute TLSRoute", "spec.parentRefs[]", "Gateway")],
+    "backend": [("GRPCRoute HTTPRoute TLSRoute", "spec.rules[].backendRefs[]", "Service")],
+}
+"""Where an object names another, by the rule that asks for it: whose field, and the kind where it does not say one."""
+
+HARM = {
+    "reference": "What depends on the missing object waits for it for ever, or is refused",
+    "configuration": "The pod stays in CreateContainerConfigError: what it is configured by does not exist",
+    "listener-certificate": "The listener never comes up: it has no certificate",
+    "gateway-issuer": "cert-manager makes no certificate, and https never answers",
+    "parent": "The route belongs to no gateway, and its address answers 404",
+    "backend": "The gateway answers 500: it has nowhere to send the request",
+}
+
+BUILT_IN = {("ClusterRole", each) for each in ("cluster-admin", "edit", "view", "system:auth-delegator")}
+BUILT_IN |= {("ServiceAccount", "default")}
+PEOPLE = frozenset({"User", "Group"})
+ISSUERS_NAMESPACE = "cert-manager"
+
+
+class Reference(NamedTuple):
+    """Who asks for what, by kind, namespace and name, and for which of its keys, listeners or ports; none means all."""
+
+    source: Manifest
+    target: tuple[str, str, str]
+    keys: list[str]
+
+    def __str__(self) -> str:
+        kind, namespace, named = self.target
+        return f"{kind} {namespace}/{named}"
+
+
+def references(one: Manifest, *rules: str) -> Iterator[Reference]:
+    """What an object refers to: by these rules, or by all of them."""
+    spec = first(template(one), "spec", {})
+    whole = one | {"pod": spec | {"containers": containers(spec)}}
+    for rule, kinds, path, kind in ((key, *row) for key in rules or REFERENCES for row in REFERENCES[key]):
+        for found in dig(whole, path) if one["kind"] in kinds.split() else ():
+            given = {"kind": kind} | (found if isinstance(found, dict) else {"name": found})
+            named = given.get("secretName") or given["name"]
+            if not (given.get("optional") or given["kind"] in PEOPLE or (given["kind"], named) in BUILT_IN):
+                keys = [*dig(given, "key", "sectionName", "port", "items[].key")] or ["no port"] * (rule == "backend")
+                namespace = given.get("namespace", space(one) or ISSUERS_NAMESPACE)
+                yield Reference(one, (given["kind"], namespace, named), [str(key) for key in keys])
+
+
+def links(*rules: str) -> Things[Reference]:
+    """All references by these rules."""
+    return lambda inventory: ((one, "", link) for one in inventory.objects for link in references(one, *rules))
+
+
+def find_missing(inventory: Inventory, link: Reference) -> Iterator[str]:
+    (kind, _, named), known = link.target, inventory.keys(*link.target)
+    if inventory.get(*link.target) is None:
+        elsewhere = [name(other) for other in inventory.of(kind) if other["metadata"]["name"] == named]
+        yield f"there is no {link}, " + (f"only {elsewhere[0]}" if elsewhere else "and nothing makes it")
+    elif known is not ANY:
+        has = ", ".join(sorted(known)) or "nothing"
+        yield from (f"{link} has no {key}, but {has}" for key in link.keys if key not in known)
+
+
+for _rule, _harm in HARM.items():
+    enter(_rule, _harm, links(_rule), find_missing)
+
+
+@every(of())
+def conflict(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """Two who apply one object in two ways undo each other's work for ever."""
+    last = inventory.known[one["kind"], space(one), one["metadata"]["name"]]
+    if last != one:
+        yield f"is another in {inventory.origin(last)}"
+
+
+@every(links("configuration"))
+def private_key(inventory: Inventory, link: Reference) -> Iterator[str]:
+    """Whoever takes over the pod holds the key of the CA and can be any server."""
+    if "ca.key" in (inventory.keys(*link.target) or ()) and ("ca.key" in link.keys or not link.keys):
+        yield f"takes all of the {link}, the CA's private key too"
+
+
+@every(of())
+def default_namespace(_: Inventory, one: Manifest) -> Iterator[str]:
+    """Everything shares one namespace: no policy, quota or right can tell one part from another."""
+    if space(one) == "default":
+        yield "lands in the namespace default"

@@ -1,0 +1,78 @@
+"""The list of rules: each has a name, the failure it prevents, and a function that finds what is wrong.
+
+A rule over all objects is a function under `@rule`; most look at one thing at a time, and are under `@every` of what
+yields such things. The name is the function's, the failure its docstring. Tables enter theirs by `enter`.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
+
+from tools.lint.inventory import Container, Inventory, Pod
+from tools.lint.manifests import Finding, Manifest, name
+
+Thing = TypeVar("Thing")
+Wrong = Iterator[tuple[Manifest, str]]
+Things = Callable[[Inventory], Iterable[tuple[Manifest, str, Thing]]]
+"""What a rule looks at: the object to name in a finding, where in it, and the thing itself."""
+
+
+class Rule(NamedTuple):
+    """A failure and what leads to it."""
+
+    harm: str
+    find: Callable[[Inventory], Wrong]
+
+
+RULES: dict[str, Rule] = {}
+
+
+def name_and_harm(check: Callable[..., object]) -> tuple[str, str]:
+    """What a rule's function says of itself."""
+    return check.__name__.strip("_").replace("_", "-"), (check.__doc__ or "").strip().rstrip(".")
+
+
+def rule(find: Callable[[Inventory], Wrong]) -> Callable[[Inventory], Wrong]:
+    """Enter a function over all objects."""
+    identity, harm = name_and_harm(find)
+    RULES[identity] = Rule(harm, find)
+    return find
+
+
+def enter(identity: str, harm: str, things: Things[Thing], check: Callable[[Inventory, Thing], Iterable[str]]) -> None:
+    """Enter a function over one thing at a time."""
+
+    def find(inventory: Inventory) -> Wrong:
+        for one, where, thing in things(inventory):
+            for problem in check(inventory, thing):
+                yield one, f"{where}{problem}"
+
+    RULES[identity] = Rule(harm, find)
+
+
+def every(things: Things[Thing]) -> Callable[[Callable[[Inventory, Thing], Iterable[str]]], None]:
+    """Enter a function over one thing at a time."""
+    return lambda check: enter(*name_and_harm(check), things, check)
+
+
+def of(*kinds: str) -> Things[Manifest]:
+    """Objects of these kinds; all, where none is named."""
+    return lambda inventory: ((one, "", one) for one in (inventory.of(*kinds) if kinds else inventory.objects))
+
+
+def pods(inventory: Inventory) -> Iterator[tuple[Manifest, str, Pod]]:
+    return ((pod.manifest, "", pod) for pod in inventory.workloads)
+
+
+def containers(inventory: Inventory) -> Iterator[tuple[Manifest, str, Container]]:
+    return ((one.pod.manifest, f"{one.spec['name']}: ", one) for one in inventory.containers)
+
+
+def of_the_service(inventory: Inventory) -> Iterator[tuple[Manifest, str, Container]]:
+    return (each for each in containers(inventory) if each[2].is_ours)
+
+
+def find_broken(inventory: Inventory, only: str = "") -> Iterator[Finding]:
+    """Run all rules, or one, over what is in one cluster at one time."""
+    for identity, (harm, find) in RULES.items() if not only else ((only, RULES[only]),):
+        for manifest, problem in find(inventory):
+            yield Finding(inventory.origin(manifest), name(manifest), problem, identity, harm)

@@ -1,0 +1,140 @@
+"""Refuses what the API server would: built-in kinds by the pinned Kubernetes, custom resources by the pinned CRDs.
+
+Unknown fields are errors, as with `kubectl apply --validate=strict`: a misspelt field would be dropped in silence.
+The CRDs' CEL rules and the operators' webhooks are not run; only a cluster does.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+
+from tools.lint.manifests import Manifest, read
+
+KUBERNETES = "1.36"
+"""The version the platform is pinned to, on AKS and in kind."""
+
+CLUSTER_WIDE = frozenset(
+    {"Namespace", "StorageClass", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "GatewayClass"}
+)
+"""The built-in kinds that live in no namespace, as far as they are used here."""
+
+_IGNORED = frozenset({"description", "default", "nullable", "format", "example", "externalDocs", "title"})
+_OBJECT = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+
+
+class Schemas:
+    """The schemas of one folder of CRDs; each is read when its first object comes."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the files' names and kinds; a folder without CRDs is a `FileNotFoundError`."""
+        self._texts = {file: file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.yaml"))}
+        self._seen: dict[str, list[str]] = {}
+        if not self._texts:
+            raise FileNotFoundError(f"{folder} holds no CRDs: run `make crds`, or name another folder by CRDS=")
+
+    def problems(self, manifest: Manifest) -> list[str]:
+        """Everything that is wrong with one object, each in one line; an object seen before is not looked at again."""
+        identity = json.dumps(manifest, sort_keys=True)
+        if identity not in self._seen:
+            self._seen[identity] = list(self._problems(manifest))
+        return self._seen[identity]
+
+    def is_sound(self, manifest: Manifest) -> bool:
+        """Tell whether it is what its kind's schema says, wherever it may land."""
+        return not any(problem for problem in self.problems(manifest) if not problem.startswith("metadata.namespace"))
+
+    def newer(self, manifest: Manifest) -> str:
+        """The stable version that is served beside a custom resource's alpha or beta; empty where there is none."""
+        group, _, version = str(manifest.get("apiVersion")).rpartition("/")
+        definition = self._definition(group, str(manifest.get("kind"))) if re.search("alpha|beta", version) else None
+        served = [one["name"] for one in (definition or {}).get("versions", ()) if one["served"]]
+        return next((f"{group}/{one}" for one in served if re.fullmatch(r"v\d+", one)), "")
+
+    def _problems(self, manifest: Manifest) -> Iterator[str]:
+        version, kind = manifest.get("apiVersion"), manifest.get("kind")
+        if not isinstance(version, str) or not isinstance(kind, str):
+            yield "apiVersion and kind are missing"
+            return
+        group = version.rpartition("/")[0]
+        try:
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+            cluster_wide = kind in CLUSTER_WIDE
+        except kubernetes_validate.ValidationError as error:
+            yield f"{_path(error.path)}{error.message}"
+            return
+        except kubernetes_validate.SchemaNotFoundError:
+            definition = self._definition(group, kind)
+            if definition is None:
+                yield f"no such kind in Kubernetes {KUBERNETES} or the CRDs: {version} {kind}"
+                return
+            served = [one["name"] for one in definition["versions"] if one["served"]]
+            if version.rpartition("/")[2] not in served:
+                yield f"{version} is not served; use {group}/{' or '.join(served)}"
+                return
+            for mistake in self._validator(version, kind).iter_errors(manifest):
+                yield f"{_path(mistake.absolute_path)}{mistake.message[:300]}"
+            cluster_wide = definition["scope"] == "Cluster"
+        namespace = (manifest.get("metadata") or {}).get("namespace")
+        if cluster_wide and namespace:
+            yield f"metadata.namespace: {kind} lives in no namespace"
+        if not cluster_wide and not namespace:
+            yield "metadata.namespace is missing: it would land wherever the one who applies it happens to be"
+
+    @functools.cache  # noqa: B019  one instance for each run
+    def _validator(self, version: str, kind: str) -> jsonschema.Draft202012Validator:
+        group, _, name = version.rpartition("/")
+        versions = (self._definition(group, kind) or {})["versions"]
+        strict = _strict(next(one["schema"]["openAPIV3Schema"] for one in versions if one["name"] == name))
+        return jsonschema.Draft202012Validator({**strict, "properties": {**strict["properties"], **_OBJECT}})
+
+    @functools.cache  # noqa: B019  one instance for each run
+    def _definition(self, group: str, kind: str) -> dict[str, Any] | None:
+        """The `spec` of a CRD; the search in the text spares parsing 13 MB of others."""
+        wanted = re.compile(rf"^\s+kind: {re.escape(kind)}$", re.MULTILINE)
+        for text in self._texts.values():
+            if f"group: {group}\n" not in text or not wanted.search(text):
+                continue
+            for spec in (one["spec"] for one in read(text) if one.get("kind") == "CustomResourceDefinition"):
+                if (spec["group"], spec["names"]["kind"]) == (group, kind):
+                    return dict(spec)
+        return None
+
+
+def _strict(schema: dict[str, Any], *, closed: bool = True) -> dict[str, Any]:
+    """A CRD's schema as plain JSON Schema that refuses unknown fields.
+
+    Where Kubernetes keeps unknown fields so does this; inside allOf, anyOf and oneOf nothing is closed, as each of
+    their parts knows only some of the fields.
+    """
+    result: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key.startswith("x-kubernetes-") or key in _IGNORED:
+            continue
+        if key == "properties":
+            result[key] = {name: _strict(one, closed=closed) for name, one in value.items()}
+        elif key in {"items", "additionalProperties", "not"} and isinstance(value, dict):
+            result[key] = _strict(value, closed=closed)
+        elif key in {"allOf", "anyOf", "oneOf"}:
+            result[key] = [_strict(one, closed=False) for one in value]
+        elif not (key in {"exclusiveMinimum", "exclusiveMaximum"} and isinstance(value, bool)):
+            result[key] = value
+    if schema.get("x-kubernetes-int-or-string"):
+        result.pop("type", None)
+        result["anyOf"] = [{"type": "integer"}, {"type": "string"}]
+    if schema.get("nullable") and "type" in result:
+        result["type"] = [result["type"], "null"]
+    keeps = schema.get("x-kubernetes-preserve-unknown-fields")
+    if closed and "properties" in result and "additionalProperties" not in result and not keeps:
+        result["additionalProperties"] = False
+    return result
+
+
+def _path(parts: Any) -> str:
+    text = ".".join(str(part) for part in parts)
+    return f"{text}: " if text else ""

@@ -1,0 +1,58 @@
+"""What a release takes from the repository and puts into it: its notes, and its images into the site."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+CHANGELOG = Path("CHANGELOG.md")
+SITE = Path("k8s/overlays/aks/site/site.yaml")
+IMAGE = re.compile(r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+:[\w.-]+@sha256:[0-9a-f]{64}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `notes VERSION` or `images GOALS LOADTEST`; return 1, and say why in one line, where it cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m tools.release", description="A release's notes and images.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    of_notes = commands.add_parser("notes", help="print the changelog's section of a version")
+    of_notes.add_argument("version")
+    of_notes.add_argument("--changelog", type=Path, default=CHANGELOG)
+    of_images = commands.add_parser("images", help="put a release's images into the site")
+    of_images.add_argument("goals")
+    of_images.add_argument("loadtest")
+    of_images.add_argument("--site", type=Path, default=SITE)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "notes":
+            print(notes(options.changelog.read_text(encoding="utf-8"), options.version))
+        else:
+            text = with_images(options.site.read_text(encoding="utf-8"), options.goals, options.loadtest)
+            options.site.write_text(text, encoding="utf-8")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def notes(changelog: str, version: str) -> str:
+    """Return what the changelog (Keep a Changelog 1.1.0) says of a version, without its heading."""
+    found = re.search(rf"^## \[{re.escape(version)}\].*\n((?:(?!## ).*\n?)*)", changelog, re.MULTILINE)
+    if found is None or not found[1].strip():
+        raise ValueError(f"CHANGELOG.md says nothing of {version}: give it a section `## [{version}] - YYYY-MM-DD`")
+    return found[1].strip()
+
+
+def with_images(site: str, goals: str, loadtest: str) -> str:
+    """Return the site's file with both images, which are named by tag and digest: a tag alone can be moved."""
+    for key, image in (("image", goals), ("loadtestImage", loadtest)):
+        if not IMAGE.fullmatch(image):
+            raise ValueError(f"{image!r} is not REGISTRY/NAME:VERSION@sha256:DIGEST")
+        site, changed = re.subn(rf"^  {key}: .*$", f"  {key}: {image}", site, flags=re.MULTILINE)
+        if changed != 1:
+            raise ValueError(f"the site's file has {changed} lines `{key}:` instead of one")
+    return site
+
+
+if __name__ == "__main__":
+    sys.exit(main())
