@@ -4,8 +4,9 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from goals.app import PUBLIC_ROUTES
 from goals.telemetry import REQUEST_BOUNDS
 
 FILE = Path(__file__).with_name("slo.toml")
@@ -37,8 +38,17 @@ class Latency(Table):
 
 
 class Requests(Table):
-    excluded_routes: tuple[Annotated[str, Field(pattern=r"^/[a-z_/]*$")], ...] = Field(min_length=1)
+    excluded_routes: tuple[str, ...] = Field(min_length=1)
     least_per_second: float = Field(ge=0)
+
+    @field_validator("excluded_routes")
+    @classmethod
+    def _exist(cls, routes: tuple[str, ...]) -> tuple[str, ...]:
+        known = {route.path for route in PUBLIC_ROUTES}
+        for route in routes:
+            if route not in known:
+                raise ValueError(f"there is no route {route}; there are {', '.join(sorted(known))}")
+        return routes
 
 
 class Burn(Table):
@@ -50,9 +60,16 @@ class Burn(Table):
     for_: Window = Field(alias="for")
     severity: Literal["critical", "warning"]
 
+    @model_validator(mode="after")
+    def _is_shorter(self) -> Self:
+        if _minutes(self.short) >= _minutes(self.long):
+            raise ValueError(f"the short window ({self.short}) must be shorter than the long one ({self.long})")
+        return self
+
 
 class Links(Table):
-    runbooks: str
+    # Neither Prometheus, whose templates read {{ }}, nor Grafana, whose variables begin with $, finds anything in it.
+    runbooks: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:-]+(/[A-Za-z0-9._~@%+-]+)*$")]
 
 
 class Objectives(Table):
