@@ -39,9 +39,9 @@ test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch cove
 	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
 lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, no hosts)
-	$(LOCK) --extra otlp -o requirements/goals.txt
-	$(LOCK) -c requirements/goals.txt --extra otlp --extra embedded -o requirements/local.txt
-	$(LOCK) -c requirements/local.txt --extra otlp --extra embedded --group dev -o requirements/dev.txt
+	$(LOCK) --group otlp -o requirements/goals.txt
+	$(LOCK) -c requirements/goals.txt --group otlp --group embedded -o requirements/local.txt
+	$(LOCK) -c requirements/local.txt --group otlp --group embedded --group dev -o requirements/dev.txt
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
 	$(LOCK_GROUP) --group parity -o requirements/parity.txt
 	$(LOCK_GROUP) --group sbom -o requirements/sbom.txt
@@ -62,9 +62,6 @@ bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of
 	@$(INSTALL_GOALS) --python .cache/bench/bin/python
 	@touch $@
 
-bench-readme: $(VENV)/.dev  ## put the last benchmark's table into README.md
-	@$(BIN)/python -m bench --write README.md
-
 ##@ Browser
 e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
@@ -78,9 +75,6 @@ observability: $(VENV)/.dev observability/node_modules/.made  ## every rule, pan
 	$(BIN)/python -m pytest tests/observability $(ARGS)
 	@cat out/observability.json
 	$(BIN)/python -m tests.observability.cost
-
-panels: observability  ## the panels in README anew, from the run's own Prometheus
-	cp out/panels.svg docs/img/panels.svg
 
 slo: $(VENV)/.dev  ## the rules and the dashboards anew from observability/slo.toml and the code
 	@$(BIN)/python -m observability.generate
@@ -106,9 +100,6 @@ load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, v
 parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	$(BIN)/python -m bench.parity.compare $(ARGS)
 
-parity-readme: $(VENV)/.dev  ## put the last comparison's tables into README.md
-	@$(BIN)/python -m tools.page README.md parity out/parity/parity.md
-
 ##@ Drills
 DRILL ?= failover
 drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload, migration, rotation, stuck, restore) on purpose under load; reports in out/drills/ (1 to 3 minutes)
@@ -119,9 +110,6 @@ drills: $(VENV)/.dev  ## all of them, in full (under 20 minutes)
 
 drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (under 3 minutes)
 	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
-
-drills-readme: $(VENV)/.dev  ## the README's table and picture of the drills anew, from the last full run
-	@$(BIN)/python -m drills.readme
 
 ##@ Kubernetes
 k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
@@ -257,4 +245,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench bench-readme e2e screenshots load load-ui load-test parity parity-readme observability panels slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short drills-readme help
+.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help

@@ -42,21 +42,15 @@ class Target(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print the table, or print or write that of the last run; 1 where there is nothing to say."""
+    """Measure, print the table and write the figures; 1 where something cannot be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=_positive, default=7, help="paired rounds (7)")
     parser.add_argument("--seconds", type=_positive, default=2, help="seconds of each run of wrk (2)")
-    parser.add_argument(
-        "--write", type=Path, metavar="FILE", help=f"measure nothing: put the table of {OUT} between FILE's markers"
-    )
     parser.add_argument(
         "--python", type=Path, default=Path(sys.executable), help="interpreter of the servers (the one that runs this)"
     )
     chosen = parser.parse_args(arguments)
     try:
-        if chosen.write:
-            report.write(report.read(OUT), chosen.write)
-            return 0
         figures = measure(Servers(chosen.python.absolute()), chosen.rounds, chosen.seconds)
         OUT.parent.mkdir(exist_ok=True)
         report.save(figures, OUT)

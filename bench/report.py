@@ -4,10 +4,9 @@ import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from bench.wrk import MeasurementError
-from tools.page import fill
+from loadtest.pages import write_markdown
 
 HEALTH = "GET /health"
 POST = "POST /add_goal"
@@ -97,21 +96,6 @@ def save(figures: Figures, file: Path) -> None:
     file.write_text(figures.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def read(file: Path) -> Figures:
-    try:
-        return Figures.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError):
-        raise MeasurementError(f"{file} is missing or of another version: run `make bench` first") from None
-
-
-def write(figures: Figures, document: Path) -> None:
-    """Put the tables between the markers of `document`."""
-    try:
-        fill(document, "bench", draw(figures))
-    except ValueError as error:
-        raise MeasurementError(str(error)) from None
-
-
 def draw(figures: Figures) -> str:
     """Draw the tables in Markdown: medians, in brackets the least and the most of all rounds."""
     machine = figures.machine
@@ -122,22 +106,15 @@ def draw(figures: Figures) -> str:
         f"{figures.connections} connections, {figures.rounds} rounds of {figures.seconds} s. "
         "Medians, in brackets least and most; each run is compared with one of bare Hypercorn right before it."
     )
-    return "\n".join(
-        [
-            conditions,
-            "",
-            "| request | requests/s | of bare | CPU µs each | times bare | p50 ms | p99 ms |",
-            "|---|--:|--:|--:|--:|--:|--:|",
-            *_rows(figures),
-            "",
-            "| must hold | limit | measured |",
-            "|---|--:|--:|",
-            *_promises(figures),
-        ]
+    heads = ["request", "requests/s", "of bare", "CPU µs each", "times bare", "p50 ms", "p99 ms"]
+    rates, promises = (
+        write_markdown(heads, list(_rows(figures))),
+        write_markdown(["must hold", "limit", "measured"], list(_promises(figures))),
     )
+    return "\n".join([conditions, "", *rates, "", *promises])
 
 
-def _rows(figures: Figures) -> Iterable[str]:
+def _rows(figures: Figures) -> Iterable[list[str]]:
     bare = [pair.bare for comparison in figures.comparisons for pair in comparison.pairs]
     yield _row("bare Hypercorn", bare, "1", "1")
     for comparison in figures.comparisons:
@@ -148,8 +125,8 @@ def _rows(figures: Figures) -> Iterable[str]:
         )
 
 
-def _row(name: str, runs: list[Run], of_bare: str, times_bare: str) -> str:
-    cells = (
+def _row(name: str, runs: list[Run], of_bare: str, times_bare: str) -> list[str]:
+    return [
         name,
         _spread([run.rate for run in runs], ",.0f"),
         of_bare,
@@ -157,11 +134,10 @@ def _row(name: str, runs: list[Run], of_bare: str, times_bare: str) -> str:
         times_bare,
         format(statistics.median(run.p50 for run in runs) * 1e3, ".1f"),
         format(statistics.median(run.p99 for run in runs) * 1e3, ".1f"),
-    )
-    return f"| {' | '.join(cells)} |"
+    ]
 
 
-def _promises(figures: Figures) -> Iterable[str]:
+def _promises(figures: Figures) -> Iterable[list[str]]:
     thousand, million = figures.of(page_of(1_000)), figures.of(page_of(1_000_000))
     flat = [big.service.rate / small.service.rate for small, big in zip(thousand.pairs, million.pairs, strict=True)]
     early, late = figures.memory
@@ -177,8 +153,8 @@ def _promises(figures: Figures) -> Iterable[str]:
     yield _promise(f"RSS after {late.requests:,} requests, of that", "≤ 1.05", [late.rss / early.rss], ".3f")
 
 
-def _promise(what: str, limit: str, figures: list[float], form: str) -> str:
-    return f"| {what} | {limit} | {_spread(figures, form)} |"
+def _promise(what: str, limit: str, figures: list[float], form: str) -> list[str]:
+    return [what, limit, _spread(figures, form)]
 
 
 def _spread(figures: list[float], form: str) -> str:

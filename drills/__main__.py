@@ -74,6 +74,9 @@ def _hold_all(options: argparse.Namespace) -> int:
             del results[drill]
             results |= asyncio.run(_hold([Drill(drill.name, short=drill.short, seed=seed)], options.out))
     if len(drills) > 1:
+        held = [report.summarize(drill) for drill, result in results.items() if result != NOT_HELD]
+        if held:
+            (options.out / "drills.md").write_text(report.write_tables(held), encoding="utf-8")
         sys.stdout.write(report.write_total(sorted(results, key=lambda drill: list(DRILLS).index(drill.name))))
     if second:
         sys.stdout.write(f"held a second time: {', '.join(second)}\n")

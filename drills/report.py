@@ -11,20 +11,12 @@ from typing import Any
 
 from drills.drill import Check, Drill
 from drills.timeline import draw
-
-_STYLE = """
-:root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem }
-td { padding: .2rem .6rem .2rem 0; border-bottom: 1px solid #8884; vertical-align: top }
-td:nth-child(2) { text-align: right; white-space: nowrap }
-.bad { color: #c23b4b; font-weight: 600 }
-svg { max-width: 100%; height: auto }
-"""
+from loadtest.charts import stack
+from loadtest.pages import write_markdown, write_page, write_table
 
 
 def summarize(drill: Drill) -> dict[str, Any]:
-    """The whole drill as plain data; `docs` makes the README's figures from it."""
+    """The whole drill as plain data."""
     figures = [case.figures for case in drill.cases if case.figures is not None]
     return {
         "drill": drill.name,
@@ -108,41 +100,77 @@ def write_html(drill: Drill) -> str:
         f"{', short form' if drill.short else ''}.</p>"
     )
     parts += [f"<p>{escape(drill.warning.capitalize())}.</p>"] if drill.warning else []
-    drawn = {timeline.title: draw(timeline) for timeline in drill.timelines}
+    drawn = {timeline.title: "\n".join(draw(timeline)) for timeline in drill.timelines}
     for case in drill.cases:
         parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
         parts += [f'<p class="bad">Not run: {escape(case.not_run)}.</p>'] if case.not_run else []
-        parts.append(_table(case.checks))
+        parts.append(_table("What must hold", case.checks))
     parts += _write_whole(drill) if drill.held else []
-    body = "\n".join(parts)
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Drill: {escape(drill.name)}</title>"
-        f'<meta name=viewport content="width=device-width"><style>{_STYLE}</style>\n{body}\n</html>\n'
-    )
+    return write_page(f"Drill: {drill.name}", "\n".join(parts))
 
 
 def _write_whole(drill: Drill) -> list[str]:
     rows = [
-        f"<tr{'' if control.shown else ' class=bad'}><td>{escape(control.name)}: {escape(control.explanation)}</td>"
-        f"<td>{control.measured:,g}</td><td>{escape(control.damage)}, must be &gt; {control.limit:g}</td></tr>"
+        [
+            f"{control.name}: {control.explanation}",
+            f"{control.measured:,g} {control.damage}",
+            f"more than {control.limit:g}",
+            "pass" if control.shown else "FAIL",
+        ]
         for control in drill.controls
     ]
     return [
-        "<h2>Altogether</h2>",
-        _table(drill.whole),
-        "<h2>Controls</h2>",
-        "<p>The same with one safety taken away: a control that shows no damage makes the drill fail.</p>",
-        f"<table>{''.join(rows)}</table>",
+        _table("Altogether", drill.whole),
+        write_table("Controls: one safety taken away, which must show damage", ["", "Damage", "Limit", ""], rows),
     ]
 
 
-def _table(checks: list[Check]) -> str:
+def _table(title: str, checks: list[Check]) -> str:
     rows = [
-        f"<tr{'' if check.holds else ' class=bad'}><td>{escape(check.what)}</td><td>{check.measured:,g}</td>"
-        f"<td>must be {escape(check.comparison)} {check.limit:,g}</td></tr>"
+        [check.what, f"{check.measured:,g}", f"{check.comparison} {check.limit:,g}", "pass" if check.holds else "FAIL"]
         for check in checks
     ]
-    return f"<table>{''.join(rows)}</table>"
+    return write_table(title, ["Check", "Measured", "Limit", ""], rows)
+
+
+def write_tables(reports: Sequence[dict[str, Any]]) -> str:
+    """All drills of a run as tables in Markdown, from their summaries."""
+    acknowledged = sum(report["acknowledged"] for report in reports)
+    broken = {name: sum(report[name] for report in reports) for name in ("lost", "duplicated", "phantom", "failed")}
+    machine = reports[0]["machine"]
+    told = (
+        f"{reports[0]['started'][:10]}, {machine['cores']} cores for everything, Python {machine['python']}: "
+        f"{sum(report['requests'] for report in reports):,} requests, {acknowledged:,} acknowledged writes, "
+        f"{broken['lost']} lost, {broken['duplicated']} done twice; {broken['phantom']} writes that nobody asked for; "
+        f"{broken['failed']} requests failed otherwise than by `503`."
+    )
+    cases = [[report["drill"], *_write_cells(case)] for report in reports for case in report["cases"]]
+    controls = [
+        [f"**{one['name']}**: {one['explanation']}", f"{one['measured']:,g} {one['damage']}"]
+        for report in reports
+        for one in report["controls"]
+    ]
+    heads = ["drill", "what happens", "requests", "errors shown", "longest answer, s", "longest pause of writes, s"]
+    return "\n".join(
+        [
+            told,
+            "",
+            *write_markdown(heads, cases),
+            "",
+            *write_markdown(["control: the same without a safety", "damage it shows"], controls),
+            "",
+        ]
+    )
+
+
+def _write_cells(case: dict[str, Any]) -> list[str]:
+    what = f"**{case['name']}**: {case['explanation']}"
+    if case.get("not_run"):
+        return [what, f"not run: {case['not_run']}", "", "", ""]
+    if "requests" not in case:
+        return [what, "", "", "", ""]  # nobody asked for anything meanwhile
+    figures = [f"{case['longest_answer_s']:.2f}", f"{case['write_gap_s']:.2f}"]
+    return [what, f"{case['requests']:,}", f"{case['errors']:,}", *figures]
 
 
 def remove_files(drill: Drill, folder: Path) -> None:
@@ -154,3 +182,6 @@ def write_files(drill: Drill, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{drill.name}.json").write_text(json.dumps(summarize(drill), indent=1) + "\n", encoding="utf-8")
     (folder / f"{drill.name}.html").write_text(write_html(drill), encoding="utf-8")
+    for timeline in drill.timelines:
+        name = f"{drill.name}-{timeline.title.replace(' ', '-')}.svg"
+        (folder / name).write_text(stack(*draw(timeline)), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Pictures of numbers as plain SVG in the page's colours, so that a report is one file without scripts."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 from math import ceil, floor, log10
@@ -9,6 +10,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 44, 40
 _DECADES_WITH_ROOM = 2
 """A logarithmic axis shorter than this has room for more than the powers of ten."""
 _COLOURS = ("var(--first)", "var(--second)", "var(--third)", "var(--fourth)")
+_LABEL_WIDTH = 86
 _TOPS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 _STEPS = (1, 2, 2.5, 5, 10)
 
@@ -26,6 +28,7 @@ STYLE = """
 svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif }
 svg text { fill: var(--text) } svg .title { font-weight: 600; font-size: 14px; fill: var(--title) }
 svg .grid { stroke: var(--grid) } svg .paper { fill: var(--paper) }
+svg .band { fill: var(--third); opacity: .2 }
 svg line.mark { stroke: var(--title); stroke-dasharray: 4 3 }
 svg text.mark { fill: var(--title); paint-order: stroke; stroke: var(--paper); stroke-width: 4px }
 """
@@ -34,14 +37,33 @@ svg text.mark { fill: var(--title); paint-order: stroke; stroke: var(--paper); s
 Points = Sequence[tuple[float, float]]
 
 
-def draw_lines(title: str, lines: Sequence[tuple[str, Points]], *, across: str, right: float = 0) -> str:
+def draw_lines(
+    title: str,
+    lines: Sequence[tuple[str, Points]],
+    *,
+    across: str,
+    right: float = 0,
+    bands: Sequence[tuple[float, float, str]] = (),
+) -> str:
     """Lines over a linear x axis that starts at 0; each line has a name. `across` says what x is.
 
-    The axis ends at `right`, or where the lines do if that is farther: pictures of one run share theirs.
+    The axis ends at `right`, or where the lines do if that is farther: pictures of one run share theirs. `bands` are
+    stretches of x with what happened there; it is written above those that have room for it.
     """
     right = max([right, *(x for _, points in lines for x, _ in points)]) or 1
     top = _round_up(max((y for _, points in lines for _, y in points), default=0))
     shapes = []
+    free = 0.0
+    for start, end, name in bands:
+        x = _x(start / right)
+        shapes.append(
+            f'<rect class="band" x="{x:.1f}" y="{_TOP}" width="{max(_x(end / right) - x, 1.5):.1f}" '
+            f'height="{_y(0) - _TOP:.1f}"><title>{escape(name)}, {start:.2f} to {end:.2f}</title></rect>'
+        )
+        if x >= free:
+            anchor = "end" if x > WIDTH - _LABEL_WIDTH else "start"
+            shapes.append(f'<text x="{x:.1f}" y="{_TOP - 6}" text-anchor="{anchor}">{escape(name)}</text>')
+            free = x + _LABEL_WIDTH
     for colour, (name, points) in zip(_COLOURS, lines, strict=False):
         path = " ".join(f"{_x(x / right):.1f},{_y(y / top):.1f}" for x, y in points)
         shapes.append(
@@ -154,6 +176,17 @@ def _svg(height: int, title: str, parts: Sequence[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'role="img" aria-label="{escape(title)}">\n{body}\n</svg>'
     )
+
+
+def stack(*pictures: str) -> str:
+    """Pictures one below the other as a file of its own, with the colours that a page would give them."""
+    heights = [int(found[1]) for picture in pictures if (found := re.search(r' height="(\d+)"', picture))]
+    placed = [
+        picture.replace("<svg ", f'<svg y="{sum(heights[:number])}" ', 1) for number, picture in enumerate(pictures)
+    ]
+    size = f'viewBox="0 0 {WIDTH} {sum(heights)}" width="{WIDTH}" height="{sum(heights)}"'
+    body = "\n".join(placed)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>{STYLE}</style>\n{body}\n</svg>\n'
 
 
 def join_buckets(buckets: Sequence[tuple[float, float, int]], wanted: int) -> list[tuple[float, float, int]]:

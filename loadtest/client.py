@@ -1,4 +1,4 @@
-"""The fast engine: one keep-alive HTTP/1.1 connection a user, parsed by llhttp inside the event loop's callback.
+"""The HTTP client: one keep-alive HTTP/1.1 connection a user, parsed by llhttp inside the event loop's callback.
 
 It does what costs a general client most of its time once instead of every time: one read watcher a connection lives as
 long as the connection, timeouts are swept by one timer a process, and the parser is the only code that looks at every

@@ -60,12 +60,6 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         default="seed",
         help=f"what to play: {', '.join(names)}, or the path of a .toml file",
     )
-    parser.add_argument(
-        "--engine",
-        choices=["", "fast", "fasthttp"],
-        default="",
-        help="the HTTP client: ours, or Locust's to hold it against; empty takes the scenario's",
-    )
     for name, default, explanation in (
         ("--out", "", "folder of the reports (default: out/load/<scenario>)"),
         ("--journal", "", "file that gets a line of JSON for each attempt"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtest import charts
+from loadtest.pages import write_page, write_table
 from loadtest.recorder import GROWTH, Counter, Metric, Rate, Recorder, Trend, middle
 from loadtest.thresholds import AGGREGATES, ERROR, FAILED, PASSED, Outcome
 
@@ -76,7 +77,7 @@ def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[st
     return Verdict(outcomes, found, warnings)
 
 
-def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: str, engine: str) -> dict[str, Any]:
+def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: str) -> dict[str, Any]:
     """The summary in the shape that k6 hands to `handleSummary`, with what only we have under `loadtest`."""
     metrics: dict[str, Any] = {}
     selectors = dict.fromkeys([*AGGREGATES, *(outcome.threshold.selector for outcome in verdict.outcomes)])
@@ -101,7 +102,6 @@ def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: st
         "loadtest": {
             "scenario": scenario,
             "target": target,
-            "engine": engine,
             "started": _iso(recorder.date),
             "verdict": verdict.text,
             "exit_code": verdict.exit_code,
@@ -136,7 +136,7 @@ def draw_progress(recorder: Recorder, at: float, total: float, users: int, befor
 def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
     """The summary for a terminal."""
     own, metrics = summary["loadtest"], summary["metrics"]
-    lines = ["", f"{own['scenario']} on {own['target']} by the {own['engine']} engine", ""]
+    lines = ["", f"{own['scenario']} on {own['target']}", ""]
     lines += [
         f"  {_mark(check)}  {check['name']}: {check['passes']:,} of {check['passes'] + check['fails']:,}"
         for check in summary["root_group"]["checks"]
@@ -186,30 +186,17 @@ def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) ->
     ]
     steps = [[name, *(f"{values[key]:,.2f}" for key in _STATISTICS)] for name, values in own["steps"].items()]
     errors = [[error, f"{count:,}"] for error, count in own["errors"].items()]
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark"><title>{escape(own["scenario"])}: {verdict.text}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem }}
-body {{ color: var(--title); background: var(--paper) }} svg {{ width: 100% }}
-dl {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .5rem 1rem }}
-dt {{ color: var(--text); font-size: 13px }} dd {{ margin: 0; font-weight: 600 }}
-table {{ border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }}
-td, th {{ text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--grid) }}
-td:first-child, th:first-child {{ text-align: left }}
-.bad {{ color: var(--bad); font-weight: 600 }} .warn {{ color: var(--warn) }}
-{charts.STYLE}</style></head><body>
-<h1>{escape(own["scenario"])}: <span{' class="bad"' if verdict.exit_code else ""}>{verdict.text}</span></h1>
-<p>{escape(own["target"])}, {escape(own["engine"])} engine, {own["started"]}</p>
+    shade = ' class="bad"' if verdict.exit_code else ""
+    body = f"""<h1>{escape(own["scenario"])}: <span{shade}>{verdict.text}</span></h1>
+<p>{escape(own["target"])}, {own["started"]}</p>
 {"".join(notes)}
 <dl>{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())}</dl>
-{_table("Thresholds", ["Metric", "Threshold", "Measured", "Verdict"], thresholds)}
-{_table("Checks", ["Check", "Passed", "Failed", "Verdict"], checks)}
+{write_table("Thresholds", ["Metric", "Threshold", "Measured", "Verdict"], thresholds)}
+{write_table("Checks", ["Check", "Passed", "Failed", "Verdict"], checks)}
 {_pictures(recorder)}
-{_table("Latency by step (ms)", ["Step", *_STATISTICS], steps)}
-{_table("Errors", ["Error", "Times"], errors)}
-</body></html>
-"""
+{write_table("Latency by step (ms)", ["Step", *_STATISTICS], steps)}
+{write_table("Errors", ["Error", "Times"], errors)}"""
+    return write_page(f"{own['scenario']}: {verdict.text}", body)
 
 
 def write_files(folder: Path, summary: dict[str, Any], page: str) -> None:
@@ -299,8 +286,6 @@ def _mark(check: dict[str, Any]) -> str:
 
 
 def _connections(summary: dict[str, Any]) -> str:
-    if summary["loadtest"]["engine"] != "fast":
-        return "not counted by this engine"
     metrics = summary["metrics"]
     return f"{metrics['connections']['values']['count']:,}" if "connections" in metrics else "0"
 
@@ -316,17 +301,6 @@ def _measured(outcome: Outcome) -> str:
         return "nothing was measured"
     is_time = outcome.threshold.metric in _TREND_NAMES and outcome.threshold.aggregate != "count"
     return f"{outcome.measured:.6g}{' ms' if is_time else ''}"
-
-
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    body = "".join(
-        "<tr>" + "".join(f"<td{' class=bad' if cell == 'FAIL' else ''}>{escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
-    )
-    return f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{body}</table>"
 
 
 def _iso(moment: float | None) -> str | None:

@@ -202,7 +202,6 @@ class Scenario(Strict):
     description: str
     load: Load
     task: Annotated[list[Task], Field(min_length=1)]
-    engine: Literal["fast", "fasthttp"] = "fast"
     timeout: Duration = 30.0
     pause: Duration | None = None
     """Think time after each iteration, on average: half of it to one and a half times."""

@@ -118,8 +118,6 @@ class Session:
         host = str(self._environment.host or "")
         target = Target.parse(host)
         scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
-        if self.options.engine:
-            scenario = scenario.model_copy(update={"engine": self.options.engine})
         objectives: list[Threshold] = []
         wanted = scenario.objectives and self.options.slo != "none"
         if wanted and not isinstance(self._runner, WorkerRunner):  # a worker does not judge
@@ -261,9 +259,7 @@ class Session:
             done, whole = self.recorder.seconds, plan.scenario.load.seconds
             self._problems.append(f"the run was cut off after {done:.0f} of {whole:.0f} s")
         verdict = report.judge(self.recorder, evaluate(plan.thresholds, self.recorder), self._problems)
-        summary = report.summarize(
-            self.recorder, verdict, scenario=plan.name, target=plan.host, engine=plan.scenario.engine
-        )
+        summary = report.summarize(self.recorder, verdict, scenario=plan.name, target=plan.host)
         self.page = report.write_html(summary, verdict, self.recorder)
         sys.stdout.write(report.write_text(summary, verdict))
         try:

@@ -2,20 +2,16 @@
 
 import operator
 import re
-import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
-from math import inf
 from pathlib import Path
-from typing import Any
 
 from loadtest.recorder import Recorder
+from observability import slo
 
 PASSED, ERROR, USAGE, FAILED = 0, 1, 2, 99
 """Exit codes; 99 is k6's for thresholds that were crossed (its errext/exitcodes)."""
-
-SLO_FILE = Path(__file__).resolve().parent.parent / "observability" / "slo.toml"
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -97,7 +93,7 @@ def parse_threshold(selector: str, expression: str, *, abort: bool = False, dela
     return Threshold(name, tag, expression, aggregate, _COMPARISONS[parsed[2]], float(parsed[3]), abort, delay)
 
 
-def read_objectives(path: Path | None = None, default: Path = SLO_FILE) -> list[Threshold]:
+def read_objectives(path: Path | None = None, default: Path = slo.FILE) -> list[Threshold]:
     """The thresholds that the service level objectives make.
 
     Only the default file may be absent: then there are none. Raises a `ValueError`, whose message is one line that
@@ -105,29 +101,21 @@ def read_objectives(path: Path | None = None, default: Path = SLO_FILE) -> list[
     """
     if path is None and not default.exists():
         return []
-    path = path or default
     try:
-        slo = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        failures = 1 - _read_number(slo, "availability", "objective", 1)
-        share = _read_number(slo, "latency", "objective", 1)
-        limit = _read_number(slo, "latency", "threshold_seconds", inf)
-    except OSError as error:
-        raise ValueError(f"the objectives in {path} cannot be read: {error.strerror}") from None
+        promises = slo.read_promises(path or default)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError("; ".join(str(error).splitlines())) from None
+    availability, latency = promises.availability, promises.latency
+    # As they are written: 1 - 0.999 shall be 0.001.
+    failures, share, limit = (
+        1 - Decimal(str(availability.objective)),
+        100 * Decimal(str(latency.objective)),
+        1000 * Decimal(str(latency.threshold_seconds)),
+    )
     return [
         parse_threshold("http_req_failed", f"rate<={_write_number(failures)}"),
-        parse_threshold("http_req_duration", f"p({_write_number(100 * share)})<{_write_number(1000 * limit)}"),
+        parse_threshold("http_req_duration", f"p({_write_number(share)})<{_write_number(limit)}"),
     ]
-
-
-def _read_number(slo: dict[str, Any], table: str, key: str, below: float) -> Decimal:
-    content = slo.get(table)
-    value = content.get(key) if isinstance(content, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < below:
-        bounds = "a number above 0" if below == inf else f"a number between 0 and {below}"
-        raise ValueError(f"`[{table}] {key}` must be {bounds}, and is {'missing' if value is None else repr(value)}")
-    return Decimal(str(value))  # as it is written: 1 - 0.999 shall be 0.001
 
 
 def _write_number(value: Decimal) -> str:

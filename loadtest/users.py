@@ -6,15 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import accumulate, count
 from time import perf_counter
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar
 from uuid import uuid4
 
 import gevent
 from gevent.pool import Group
-from gevent.ssl import create_default_context
 from locust import User, task
-from locust.contrib.fasthttp import FastHttpSession
-from locust.event import EventHook
 from locust.exception import StopUser
 from locust.user.task import LOCUST_STATE_STOPPING
 
@@ -31,74 +28,6 @@ _FIRST_RETRY_PAUSE = 0.05
 _LOOK_SECONDS = 0.2  # how long a user that waits may not notice that it has to stop
 
 SERVER_ERRORS = range(500, 600)
-
-
-class Engine(Protocol):
-    """One user's way to the target."""
-
-    @property
-    def pause(self) -> float:
-        """Seconds to wait before the next request, because connecting failed."""
-        ...
-
-    def send(self, request: Request, wire: bytes) -> Response: ...
-    def close(self) -> None: ...
-
-
-class Fast:
-    """Our own client."""
-
-    def __init__(self, connector: client.Connector) -> None:
-        self._client = client.Client(connector)
-        self._request = self._client.request
-        self.close = self._client.close
-
-    @property
-    def pause(self) -> float:
-        return self._client.pause
-
-    def send(self, request: Request, wire: bytes) -> Response:  # noqa: ARG002  the other engine encodes it itself
-        return self._request(wire)
-
-
-class FastHttp:
-    """Locust's own client, to hold ours against: no redirects and no cookies either, and TLS verified."""
-
-    pause = 0.0
-
-    def __init__(self, target: Target, timeout: float) -> None:
-        self._base = f"{target.scheme}://{target.authority}"
-        # An event hook of its own: what it fires would be counted twice.
-        self._session = FastHttpSession(
-            self._base,
-            EventHook(),
-            None,
-            insecure=False,
-            ssl_context_factory=create_default_context,
-            connection_timeout=timeout,
-            network_timeout=timeout,
-        )
-
-    def send(self, request: Request, wire: bytes) -> Response:  # noqa: ARG002  the other engine sends it as it is
-        begun = perf_counter()
-        answer: Any = self._session.request(
-            request.method,
-            request.path,
-            data=request.body.decode() or None,
-            headers={"Accept-Encoding": "identity", **request.headers},
-            allow_redirects=False,
-        )
-        seconds = perf_counter() - begun
-        status = answer.status_code or 0
-        if not status:
-            return Response(0, b"", b"", seconds, str(answer.error))
-        fields = "".join(f"\r\n{name}: {value}" for name, value in answer.headers.items())
-        content, head = answer.content or b"", f"HTTP/1.1 {status}{fields}".encode("latin-1")
-        # It does not tell what came over the wire: the head as it was parsed is near enough.
-        return Response(status, content, head, seconds, received=len(head) + len(b"\r\n\r\n") + len(content))
-
-    def close(self) -> None:
-        self._session.client.close()
 
 
 class BoundStep:
@@ -151,7 +80,7 @@ class Run:
         self.part = part
         self.parts = parts
         self.needs_values = any(step.variables for task in scenario.task for step in task.step)
-        self._connector = client.Connector(target, scenario.timeout, recorder.add_connection)
+        self.connector = client.Connector(target, scenario.timeout, recorder.add_connection)
         self._tasks = [[BoundStep(step, target, recorder) for step in task.step] for task in scenario.task]
         self._weights = list(accumulate(task.weight for task in scenario.task))
         # Numbers of users differ between processes, so that a journal tells them apart.
@@ -162,13 +91,8 @@ class Run:
             return self._tasks[0]
         return random.choices(self._tasks, cum_weights=self._weights)[0]  # noqa: S311  not for secrets
 
-    def make_engine(self) -> Engine:
-        if self.scenario.engine == "fasthttp":
-            return FastHttp(self.target, self.scenario.timeout)
-        return Fast(self._connector)
-
     def close(self) -> None:
-        self._connector.close()
+        self.connector.close()
         if self.journal:
             self.journal.close()
 
@@ -179,13 +103,13 @@ class VirtualUser:
     def __init__(self, run: Run, is_stopping: Callable[[], bool]) -> None:
         self._run = run
         self._is_stopping = is_stopping
-        self._engine = run.make_engine()
+        self._client = client.Client(run.connector)
         self._number = next(run.numbers)
         self._iteration = -1
         run.recorder.add_users(1)
 
     def close(self) -> None:
-        self._engine.close()
+        self._client.close()
         self._run.recorder.add_users(-1)
 
     def iterate(self, due: float | None = None) -> None:
@@ -233,7 +157,7 @@ class VirtualUser:
         while True:
             begun = perf_counter()
             try:
-                response = self._engine.send(request, wire)
+                response = self._client.request(wire)
             except BaseException:
                 self._run.recorder.interrupted += 1
                 if journal:
@@ -243,8 +167,8 @@ class VirtualUser:
             self._record(step, response, due)
             if journal:
                 self._write(journal, step, attempt, values, request, response)
-            if self._engine.pause:
-                self.pause(self._engine.pause)
+            if self._client.pause:
+                self.pause(self._client.pause)
             if attempt == step.attempts or not (response.error or response.status in SERVER_ERRORS):
                 return response
             longest = min(_FIRST_RETRY_PAUSE * 2**attempt, _LONGEST_RETRY_PAUSE)

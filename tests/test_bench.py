@@ -1,10 +1,8 @@
 """The benchmark's tables, and what it says where it cannot measure; its figures are no matter for a test."""
 
-from pathlib import Path
-
 import pytest
 
-from bench import report, wrk
+from bench import report
 from bench.__main__ import main
 from bench.databases import SIZES
 
@@ -42,30 +40,6 @@ def test_each_request_is_compared_with_the_bare_run_before_it(figures: report.Fi
     assert "| CPU of `GET /` of 10, times bare | ≤ 2.0 | 1.80 [1.50-2.00] |" in table
     assert "| process start to first 200 of `GET /`, s | ≤ 0.8 | 0.50 [0.40-0.60] |" in table
     assert "| RSS after 100,200 requests, of that | ≤ 1.05 | 1.025 |" in table
-
-
-def test_the_table_goes_between_the_markers_and_nowhere_else(figures: report.Figures, tmp_path: Path) -> None:
-    document = tmp_path / "README.md"
-    place = "<!-- bench: made by `make bench-readme` -->\n{}\n<!-- end of bench -->"
-    document.write_text(f"before\n{place.format('old')}\nafter\n", encoding="utf-8")
-    report.save(figures, tmp_path / "bench.json")
-    report.write(report.read(tmp_path / "bench.json"), document)
-    assert document.read_text(encoding="utf-8") == f"before\n{place.format(report.draw(figures).rstrip())}\nafter\n"
-
-
-def test_a_document_without_markers_is_refused(figures: report.Figures, tmp_path: Path) -> None:
-    document = tmp_path / "README.md"
-    document.write_text("nothing here\n", encoding="utf-8")
-    with pytest.raises(wrk.MeasurementError, match="no place for it"):
-        report.write(figures, document)
-
-
-def test_without_figures_there_is_no_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["--write", "README.md"]) == 1
-    assert capsys.readouterr().err == "error: out/bench.json is missing or of another version: run `make bench` first\n"
 
 
 def test_without_wrk_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

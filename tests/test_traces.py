@@ -204,11 +204,11 @@ def test_without_a_collector_nothing_of_it_is_loaded() -> None:
     assert result.stdout == "[]\n"
 
 
-def test_a_missing_extra_is_told_with_its_remedy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_exporter_is_told_with_its_remedy(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "goals.traces")
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl("http://127.0.0.1:4318")})
     with pytest.raises(
-        ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install the extra goals\[otlp\]"
+        ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install requirements/goals\.txt"
     ):
         app.Application(traced, 0)

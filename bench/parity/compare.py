@@ -109,9 +109,11 @@ def play(tool: str, site: Site, seconds: int, folder: Path, k6: str) -> Measurem
     if tool.startswith("k6"):
         command = [k6, "run", "--quiet", "--no-usage-report", str(ROOT / "bench/parity/seed.js")]
     else:
-        command = [sys.executable, "-m", "locust", "--headless", "--scenario", "seed", "-H", site.url]
-        command += ["-t", f"{seconds}s", "-u", str(USERS), "--out", str(folder)]
-        command += ["--engine", "fasthttp"] if tool.startswith("fasthttp") else []
+        command = [sys.executable, "-m", "locust", "--headless", "-H", site.url, "-t", f"{seconds}s", "-u", str(USERS)]
+        if tool == "fasthttp":
+            command += ["-f", "bench/parity/fasthttp.py", "-r", str(USERS)]
+        else:
+            command += ["--scenario", "seed", "--out", str(folder)]
         command += ["--request-events"] if "events" in tool else []
     before, used_before = site.read_count(), _used()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

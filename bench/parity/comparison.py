@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from loadtest.charts import STYLE, draw_bars
+from loadtest import pages
+from loadtest.charts import draw_bars, stack
 
 MOST_USERS = 100
 """Users of each run, and so the most requests that may be under way when it ends."""
@@ -128,17 +129,24 @@ def _explain(medians: Mapping[str, Measurement], cores: int, load: float) -> lis
 
 
 def write_markdown(document: Mapping[str, Any]) -> str:
-    lines = ["| tool | requests/s | CPU µs/request | p50 ms | p95 ms | p99 ms | checks | rounds |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for name, tool in document["tools"].items():
-        lines.append(
-            f"| {name} | {tool['rps']:,.0f} | {tool['cpu_us']:.1f} | {tool['p50_ms']:.2f} | {tool['p95_ms']:.2f} "
-            f"| {tool['p99_ms']:.2f} | {tool['checks']:.2%} | {tool['rounds']} |"
-        )
-    lines += ["", "| ours to k6's | measured | limit | holds |", "|---|---:|---|---|"]
-    for name, ratio in document["ratios"].items():
-        holds = "yes" if document["verdicts"][name] else "**no**"
-        lines.append(f"| {name} | {ratio:.3f} | {document['limits'][name]} | {holds} |")
+    heads = ["tool", "requests/s", "CPU µs/request", "p50 ms", "p95 ms", "p99 ms", "checks", "rounds"]
+    tools = [
+        [
+            name,
+            f"{tool['rps']:,.0f}",
+            f"{tool['cpu_us']:.1f}",
+            *(f"{tool[key]:.2f}" for key in ("p50_ms", "p95_ms", "p99_ms")),
+            f"{tool['checks']:.2%}",
+            str(tool["rounds"]),
+        ]
+        for name, tool in document["tools"].items()
+    ]
+    ratios = [
+        [name, f"{ratio:.3f}", document["limits"][name], "yes" if document["verdicts"][name] else "**no**"]
+        for name, ratio in document["ratios"].items()
+    ]
+    lines = [*pages.write_markdown(heads, tools), ""]
+    lines += pages.write_markdown(["ours to k6's", "measured", "limit", "holds"], ratios)
     wrong = [name for name, holds in document["verdicts"].items() if name.startswith("count_") and not holds]
     counts = f"differ for {', '.join(wrong)}" if wrong else "agree for every tool and round"
     lines += ["", f"Counts of requests by tool and by server {counts}.", ""]
@@ -152,5 +160,4 @@ def write_markdown(document: Mapping[str, Any]) -> str:
 
 def draw(document: Mapping[str, Any]) -> str:
     bars = [(name, tool["cpu_us"], f"{tool['cpu_us']:.1f} µs") for name, tool in document["tools"].items()]
-    picture = draw_bars("Processor time of the load generator for each request", bars, across="shorter is better")
-    return picture.replace("\n", f"\n<style>{STYLE}</style>\n", 1)
+    return stack(draw_bars("Processor time of the load generator for each request", bars, across="shorter is better"))

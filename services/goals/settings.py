@@ -53,7 +53,8 @@ class Settings(BaseSettings):
         "auto", description="`json` lines, `console` for people; `auto` is `console` on a terminal"
     )
     otel_exporter_otlp_endpoint: HttpUrl | None = Field(
-        None, description="Base URL of a trace collector (OTLP over HTTP); unset means no traces; needs `goals[otlp]`"
+        None,
+        description="Base URL of a trace collector (OTLP over HTTP); unset means no traces",
     )
     goals_revision: str = Field("unknown", description="Commit the build came from, shown by `/version`")
 

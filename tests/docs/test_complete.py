@@ -93,13 +93,6 @@ def test_every_answer_to_a_stuck_database_is_one_that_the_drill_expects() -> Non
     assert told == set(re.findall(r'"(\d{2}[0-9A-Z]{3})"', drill))
 
 
-@pytest.mark.parametrize("name", ["bench", "parity", "drills"])
-def test_what_is_measured_is_shown(name: str) -> None:
-    shown = re.search(rf"<!-- {name}: made by .* -->\n(.*)<!-- end of {name} -->", TEXT[ROOT / "README.md"], re.DOTALL)
-    assert shown
-    assert shown[1].count("\n|") > 5
-
-
 def test_every_decision_is_in_the_list_under_a_number_of_its_own() -> None:
     folder = ROOT / "docs/adr"
     files = sorted(path.name for path in folder.glob("[0-9]*.md"))

@@ -34,10 +34,10 @@ def measured(*, failed: int = 0, seconds: float = 0.01) -> Recorder:
     return recorder
 
 
-def conclude(recorder: Recorder, *thresholds: tuple[str, str], engine: str = "fast") -> tuple[report.Verdict, Any]:
+def conclude(recorder: Recorder, *thresholds: tuple[str, str]) -> tuple[report.Verdict, Any]:
     outcomes = evaluate([parse_threshold(*threshold) for threshold in thresholds], recorder)
     verdict = report.judge(recorder, outcomes)
-    return verdict, report.summarize(recorder, verdict, scenario="small", target="http://a", engine=engine)
+    return verdict, report.summarize(recorder, verdict, scenario="small", target="http://a")
 
 
 def test_a_run_passes_fails_or_is_invalid() -> None:
@@ -153,7 +153,7 @@ def test_the_terminal_is_told_everything() -> None:
     verdict, summary = conclude(measured(failed=3), ("http_reqs", "count>1000"), ("http_req_duration", "avg>1"))
     text = report.write_text(summary, verdict)
     for part in (
-        "small on http://a by the fast engine",
+        "small on http://a",
         "pass  page answers: 100 of 100",
         "FAIL  never: 0 of 3",
         "FAIL  http_reqs count>1000: measured 200\n",
@@ -163,10 +163,6 @@ def test_the_terminal_is_told_everything() -> None:
         "failed (exit 99)",
     ):
         assert part in text
-    alone = measured()
-    del alone.series["page"]
-    verdict, summary = conclude(alone, engine="fasthttp")
-    assert "connections not counted by this engine" in report.write_text(summary, verdict)
     verdict, summary = conclude(Recorder(), ("checks", "rate>0.9"))
     assert "FAIL  checks rate>0.9: nothing was measured" in report.write_text(summary, verdict)
     assert "invalid: no request" in report.write_text(summary, verdict)

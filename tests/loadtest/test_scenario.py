@@ -43,7 +43,7 @@ def test_every_scenario_in_the_folder_is_one() -> None:
 def test_the_seed_is_the_k6_scenario() -> None:
     seed = read_scenario("seed")
     assert seed.load == ConstantVus(executor="constant-vus", vus=100, duration="30s")  # type: ignore[arg-type]  # as a file has it
-    assert (seed.pause, seed.engine, len(seed.task), len(seed.task[0].step)) == (None, "fast", 1, 1)
+    assert (seed.pause, len(seed.task), len(seed.task[0].step)) == (None, 1, 1)
     (step,) = seed.task[0].step
     assert step.render(Target.parse("http://a/base"), {}).path == "/base", "the base URL itself"
     assert step.render(TARGET, {}) == ("GET", "/", {}, b"")

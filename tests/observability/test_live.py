@@ -17,8 +17,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from goals.settings import Settings
-from tests.conftest import ROOT
-from tests.observability import panels
 from tests.observability.conftest import Live, serving_faults
 from tests.observability.queries import (
     RULES,
@@ -164,14 +162,6 @@ def test_the_page_alert_goes_from_pending_to_firing(loaded: Live) -> None:
     crashes = [alert for alert in loaded.ask("alerts")["alerts"] if "Unhandled" in alert["labels"]["alertname"]]
     assert {alert["labels"]["error_type"] for alert in crashes} == {"RuntimeError", "StatementRefusedError"}
     assert not any("<no value>" in text for alert in crashes for text in alert["annotations"].values())
-
-
-def test_panels_can_be_drawn_for_people_who_run_nothing(loaded: Live) -> None:
-    now = time.time()
-    picture = panels.draw(loaded.ask, now - 180, now)
-    assert picture.count("<polyline") > len(panels.SHOWN)
-    (ROOT / "out").mkdir(exist_ok=True)
-    (ROOT / "out/panels.svg").write_text(picture)
 
 
 HOSTILE_REQUESTS = 10_000

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from loadtest.executors import parse_duration
 from tools.lint.inventory import Container, Inventory, first
 from tools.lint.manifests import Finding, Manifest, read
 from tools.lint.references import Reference, links, references
@@ -43,10 +44,7 @@ GATEWAYS_DEFAULT = 60.0
 
 def seconds(text: Any) -> float:
     """A duration such as 1m30s, 500ms or 4; raises `ValueError` for anything else."""
-    parts = re.findall(r"([0-9.]+)(ms|s|m|h|)", str(text))
-    if not parts or "".join(map("".join, parts)) != str(text):
-        raise ValueError(f"{text} is no duration")
-    return sum(float(number) * {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600}[unit] for number, unit in parts)
+    return float(text) if re.fullmatch(r"[0-9.]+", str(text)) else parse_duration(text)
 
 
 def find_unordered(where: str, limits: dict[str, float]) -> Iterator[str]:

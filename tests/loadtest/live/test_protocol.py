@@ -1,9 +1,8 @@
-"""What a server may do to a client on one connection, and what the engines make of it, by HTTP and HTTPS."""
+"""What a server may do to a client on one connection, and what the client makes of it, by HTTP and HTTPS."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytest
 import trustme
 
 from tests.loadtest.live.conftest import Play, Played
@@ -57,10 +56,9 @@ CASES = [
 ]
 
 
-def write_scenario(cases: list[Case], *, engine: str = "fast") -> str:
+def write_scenario(cases: list[Case]) -> str:
     lines = [
         'description = "cases"',
-        f'engine = "{engine}"',
         'timeout = "600ms"',
         'pause = "10s"',
         "objectives = false",
@@ -91,7 +89,7 @@ def compare(played: Played, cases: list[Case]) -> None:
     assert played.values("http_req_failed")["passes"] == sum(case.status == 0 or case.status >= 400 for case in cases)
 
 
-def test_fast_handles_every_case(play: Play, server: Server) -> None:
+def test_it_handles_every_case(play: Play, server: Server) -> None:
     played = play(write_scenario(CASES), server.url)
     compare(played, CASES)
     assert played.values("connections")["count"] == server.connections == 1 + sum(case.breaks for case in CASES)
@@ -99,7 +97,7 @@ def test_fast_handles_every_case(play: Play, server: Server) -> None:
     assert played.values("data_received")["count"] > len(LARGE)
 
 
-def test_fast_handles_every_case_by_tls(play: Play, tls_server: Server, authority: trustme.CA, tmp_path: Path) -> None:
+def test_it_handles_every_case_by_tls(play: Play, tls_server: Server, authority: trustme.CA, tmp_path: Path) -> None:
     # A reset looks like any other cut there, and what was cut off is told by TLS itself.
     cases = [case if case.status else case._replace(error="") for case in CASES]
     bundle = tmp_path / "authority.pem"
@@ -109,28 +107,8 @@ def test_fast_handles_every_case_by_tls(play: Play, tls_server: Server, authorit
     assert played.values("connections")["count"] == tls_server.connections
 
 
-def test_fasthttp_agrees_on_what_both_can_do(play: Play, server: Server) -> None:
-    # Locust's client takes a body that was cut off for whole, and differs on what is rare.
-    odd = {
-        "/cut-body",
-        "/cut-chunk",
-        "/continue",
-        "/hints",
-        "/end",
-        "/end-1.0",
-        "/switch",
-        "/twice",
-        "/garbage",
-        "/long-head",
-    }
-    cases = [case._replace(error="") for case in CASES if case.path not in odd | {"/refuse-early"}]
-    played = play(write_scenario(cases, engine="fasthttp"), server.url)
-    compare(played, cases)
-
-
-@pytest.mark.parametrize("engine", ["fast", "fasthttp"])
-def test_a_certificate_nobody_vouches_for_is_refused(play: Play, tls_server: Server, engine: str) -> None:
-    played = play(write_scenario([CASES[0]], engine=engine), tls_server.url, "-t", "1s")
+def test_a_certificate_nobody_vouches_for_is_refused(play: Play, tls_server: Server) -> None:
+    played = play(write_scenario([CASES[0]]), tls_server.url, "-t", "1s")
     assert [entry["status"] for entry in played.journal] == [0]
     assert "certificate" in played.journal[0]["error"].lower()
     assert tls_server.count == 0

@@ -106,7 +106,6 @@ def test_objectives_are_the_default_thresholds(play: Play, server: Server, tmp_p
         (write_scenario(closed(), "paht = '/'"), (), "task.0.step.0.paht: unknown key (and 1 more)"),
         (write_scenario(opened()), ("-u", "5"), "-u has no meaning for"),
         (write_scenario(closed()), ("--host", "127.0.0.1:80"), "is no base URL"),
-        (write_scenario(closed()), ("--engine", "slow"), "invalid choice"),
         (write_scenario(closed()), ("--host", "http://127.0.0.1:0"), "is no base URL"),
         (write_scenario(closed()), ("--host", "http://127.0.0.1:80/a b"), "a URL is of visible ASCII"),
         (write_scenario(closed(), head=OBJECTIVES), ("--slo", "/proc/none.toml"), "the objectives in /proc/none.toml"),
