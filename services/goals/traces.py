@@ -11,9 +11,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-CLOSE_TIMEOUT = 2.0
-"""Seconds that the last spans have at the stop; a collector that is away would hold it for longer."""
-
+from goals.limits import Limits
 
 # One line for each batch that is lost, none for each try to send it.
 logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.ERROR)
@@ -26,7 +24,8 @@ class Traces:
     from its own variables (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, …).
     """
 
-    def __init__(self, endpoint: str, resource: Resource, version: str) -> None:
+    def __init__(self, endpoint: str, resource: Resource, version: str, limits: Limits) -> None:
+        self._limits = limits
         # Nothing global: by default the SDK would measure itself by a provider that other variables choose.
         unmeasured = NoOpMeterProvider()
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=unmeasured)
@@ -59,9 +58,9 @@ class Traces:
         span.end(ended)
 
     def close(self) -> None:
-        """Send what is left, within `CLOSE_TIMEOUT`; after that the exporter's thread ends with the process."""
+        """Send what is left, within `traces_flush`; after that the exporter's thread ends with the process."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
-        closing.join(CLOSE_TIMEOUT)
+        closing.join(self._limits.traces_flush)
         if closing.is_alive():
             self._exporter.shutdown()  # type: ignore[no-untyped-call]  # the library's own omission
