@@ -20,16 +20,17 @@ migrate: $(VENV)/.local  ## bring the database to the newest revision (the embed
 	@$(BIN)/python -m goals migrate
 
 ##@ Develop
-check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint; actionlint and zizmor for the workflows
+check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint; actionlint and zizmor for the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd alembic && ../$(BIN)/mypy --config-file ../pyproject.toml env.py versions
 	$(BIN)/lint-imports
 	git grep -lE '^#!.*\bsh$$|^#!.*\bbash$$' | xargs $(BIN)/shellcheck --external-sources
-	git ls-files '*Dockerfile' | xargs --no-run-if-empty $(BIN)/hadolint
+	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --pedantic --quiet .github
+	$(BIN)/pytest --quiet tests/lint
 
 WORKERS ?= 2
 test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
@@ -42,6 +43,7 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 	$(LOCK) --group otlp -o requirements/goals.txt
 	$(LOCK) -c requirements/goals.txt --group otlp --group embedded -o requirements/local.txt
 	$(LOCK) -c requirements/local.txt --group otlp --group embedded --group dev -o requirements/dev.txt
+	$(LOCK_GROUP) -c requirements/dev.txt --group lint -o requirements/lint.txt
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
 	$(LOCK_GROUP) --group parity -o requirements/parity.txt
 	$(LOCK_GROUP) --group sbom -o requirements/sbom.txt
@@ -232,6 +234,11 @@ $(VENV)/.local: requirements/local.txt pyproject.toml $(UV)
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
+	@touch $@
+
+# Programs that only `make check` runs: what cannot be had of them on a machine does not stop the tests there.
+$(VENV)/.lint: requirements/lint.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
