@@ -157,14 +157,14 @@ compose-down:  ## stop and remove it, and nothing else; the data stay (ARGS=--vo
 compose-restart:  ## restart the replicas one after another: no request fails
 	$(NEED_DOCKER)
 	for replica in $$(docker compose ps --quiet goals); do \
-	  docker restart "$$replica" && docker compose up --detach --wait --no-deps --no-recreate goals; done
+	  docker restart "$$replica" && docker compose up --detach --wait --no-deps --no-recreate goals || exit 1; done
 
 compose-test: $(VENV)/.dev image  ## the images and compose.yaml, run in a project of their own: 5 minutes
 	$(BIN)/python -m pytest tests/compose $(ARGS)
 
 sbom: image  ## what is installed in each image, as CycloneDX, into out/sbom/
 	for image in $(IMAGES); do \
-	  docker buildx build --quiet --file compose/sbom/Dockerfile --build-arg IMAGE=$$image:$(TAG) --output out/sbom/$$image . ; done
+	  docker buildx build --quiet --file compose/sbom/Dockerfile --build-arg IMAGE=$$image:$(TAG) --output out/sbom/$$image . || exit 1; done
 	@ls out/sbom/*/sbom.json
 
 ##@ Clean
@@ -194,6 +194,9 @@ docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each pr
 
 audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
 	@$(BIN)/python -m tools.audit $(ARGS)
+
+wheels: $(VENV)/.dev  ## whether up, test and load install wheels only, on Linux and Apple Silicon and every Python that README names
+	@$(BIN)/python -m tools.wheels $(UV)
 
 licences: $(VENV)/.dev  ## the licence of each package in the images; fails at one that was not considered
 	@$(BIN)/python -m tools.licences
@@ -252,4 +255,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+.PHONY: docs-test audit wheels licences actions-pin release-notes site-images up migrate check test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help

@@ -39,7 +39,7 @@ def find_missing(uv: str, lock: Path, platform: str, python: str) -> str:
     without = {package for package, *where in WITHOUT if where == [platform, python]}
     pins = re.findall(r"^([^\s#=]+)(==\S+(?: ; [^\\\n]*)?)", lock.read_text(encoding="utf-8"), re.MULTILINE)
     command = [uv, "pip", "compile", "--quiet", "--no-deps", "--only-binary", ":all:", "--no-header"]
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: S603  the uv of the Makefile, on files of this repository
         [*command, "--python-platform", platform, "--python-version", python, "-"],
         input="".join(f"{name}{pin}\n" for name, pin in pins if name not in without),
         capture_output=True,

@@ -31,7 +31,7 @@ def database_log(_: Inventory, one: Manifest) -> Iterator[str]:
     """The texts of goals are in PostgreSQL's log, which is kept and read elsewhere than the database."""
     for parameter in ("log_parameter_max_length", "log_parameter_max_length_on_error"):
         if first(one, f"spec.postgresql.parameters.{parameter}") != "0":
-            yield f"{parameter} is not \"0\": parameters of slow and failed statements are logged"
+            yield f"{parameter} is not 0: parameters of slow and failed statements are logged"
 
 
 @every(of("Cluster"))
