@@ -228,7 +228,7 @@ def test_only_loopback_is_published_and_only_what_the_design_names(stack: Stack)
 
 def listening(stack: Stack) -> dict[tuple[str, int], str]:
     """Where the project's containers accept connections, each with the service's name."""
-    found = {}
+    found: dict[tuple[str, int], str] = {}
     for container in stack.inspect():
         if not container["State"]["Running"]:
             continue
@@ -300,22 +300,23 @@ def test_no_goal_is_in_the_log_of_postgresql(stack: Stack) -> None:
         subprocess.Popen(command, cwd=ROOT, env=stack.environment, stdin=pipe, stdout=pipe, text=True) as psql,
         stack.browsing() as client,
     ):
-        assert psql.stdin is not None
-        assert psql.stdout is not None
+        stdin, stdout = psql.stdin, psql.stdout
+        assert stdin is not None
+        assert stdout is not None
 
         def lock() -> None:
-            psql.stdin.write("BEGIN; LOCK TABLE goals;\n\\echo locked\n")
-            psql.stdin.flush()
-            assert psql.stdout.readline() == "locked\n"
+            stdin.write("BEGIN; LOCK TABLE goals;\n\\echo locked\n")
+            stdin.flush()
+            assert stdout.readline() == "locked\n"
 
         lock()
-        psql.stdin.write("SELECT FROM pg_sleep(0.7) \\g /dev/null\nCOMMIT;\n")
-        psql.stdin.flush()
+        stdin.write("SELECT FROM pg_sleep(0.7) \\g /dev/null\nCOMMIT;\n")
+        stdin.flush()
         assert client.post("/api/v1/goals", json={"goal_name": slow}).status_code == 201
         lock()
         assert client.post("/api/v1/goals", json={"goal_name": late}).status_code == 503
         # The control: the log does tell a slow statement's parameters where that is not switched off.
-        psql.stdin.write("ROLLBACK; SET log_parameter_max_length = -1;\n")
+        stdin.write("ROLLBACK; SET log_parameter_max_length = -1;\n")
         psql.communicate("SELECT pg_sleep(0.6), $1 \\bind 'the control' \\g /dev/null\n")
     until(lambda: "the control" in log())
     written = log()
