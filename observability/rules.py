@@ -169,6 +169,14 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "It crashes, is killed, or fails its liveness probe.",
             ),
             (
+                "GoalsConnectionsFull",
+                f'sum by (instance) (increase(goals_connections_dropped_total{{{JOB},reason="full"}}[5m])) > 0',
+                "5m",
+                "warning",
+                "{{ $labels.instance }} turns clients away: it holds as many connections as it may",
+                "Each of them is closed before a byte is read; the operators' port has room of its own.",
+            ),
+            (
                 "GoalsFileDescriptors",
                 f"process_open_fds{{{JOB}}} / process_max_fds{{{JOB}}} > 0.8",
                 "10m",
