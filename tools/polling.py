@@ -15,7 +15,7 @@ async def until(holds: Callable[[], Awaitable[object]], what: str = "it", second
         raise TimeoutError(f"{what}: not within {seconds:g} s") from None
 
 
-def wait_until(holds: Callable[[], object], what: str = "it", seconds: float = 100.0) -> None:
+def wait_until(holds: Callable[[], object], what: str = "it", seconds: float = 300.0) -> None:
     """The same for code without an event loop; asks every 100 ms."""
     end = time.monotonic() + seconds
     while not holds():

@@ -16,9 +16,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with reserved(len(PORTS)) as ports:
         stack = Stack(tmp_path_factory.mktemp("compose"), dict(zip(PORTS, ports, strict=True)))
         _stacks.append(stack)
-        stack.down("--volumes")  # what a run that was killed has left
+        stack.remove()  # what a run that was killed has left
         yield stack
-        stack.down("--volumes")
+        stack.remove()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
