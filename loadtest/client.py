@@ -15,7 +15,7 @@ import gevent
 from gevent import get_hub, getcurrent, socket, ssl as gevent_ssl
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from loadtest.scenario import Request, Target
+from loadtest.scenario import Request, Target, add_header
 
 SWEEP_SECONDS = 0.1
 """How late a timeout may be noticed."""
@@ -24,6 +24,8 @@ _LONGEST_PAUSE = 1.0
 _FIRST_PAUSE = 0.01
 _CHUNK = 65536
 _LONGEST_HEAD = 65536
+LONGEST_BODY = 8 * 2**20
+"""Bytes of a response body; a longer one is a failure, as every user keeps its response in memory."""
 
 
 class Response:
@@ -58,8 +60,10 @@ def _find_header(head: bytes, name: str) -> str | None:
 
 def encode(request: Request, target: Target) -> bytes:
     """The request as it goes over the wire (RFC 9112)."""
-    headers = {"Host": target.authority, "User-Agent": "goals-loadtest", **request.headers}
-    if request.body or request.method in {"POST", "PATCH"}:
+    headers = dict(request.headers)
+    add_header(headers, "Host", target.authority)
+    add_header(headers, "User-Agent", "goals-loadtest")
+    if request.body or request.method in {"POST", "PATCH", "PUT"}:
         headers["Content-Length"] = str(len(request.body))
     lines = [f"{request.method} {request.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode() + request.body
@@ -134,6 +138,7 @@ class Client:
     _head: bytes
     _in_head: bool
     _chunks: list[bytes]
+    _length: int
     _error: str | None
     _received: int
 
@@ -230,6 +235,7 @@ class Client:
         self._head = b""
         self._in_head = True
         self._chunks = []
+        self._length = 0
         self._received = 0
 
     def _on_readable(self) -> None:
@@ -263,7 +269,10 @@ class Client:
         except (HttpParserError, HttpParserUpgrade) as error:
             self.fail(f"not HTTP/1.1: {error}")
             return
-        if self._done:
+        if self._length > LONGEST_BODY:
+            self._done = False
+            self.fail(f"a body of more than {LONGEST_BODY // 2**20} MiB")
+        elif self._done:
             self._finish()
         elif self._in_head and len(self._head) > _LONGEST_HEAD:
             self.fail(f"a head of more than {_LONGEST_HEAD // 1024} KiB")
@@ -293,7 +302,9 @@ class Client:
         self._in_head = False
 
     def on_body(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
+        self._length += len(chunk)
+        if self._length <= LONGEST_BODY:  # what is beyond is a failure, as soon as the parser returns
+            self._chunks.append(chunk)
 
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -18,7 +18,7 @@ from locust.web import WebUI
 
 from loadtest.executors import Open
 from loadtest.recorder import Counter
-from loadtest.report import draw_progress
+from loadtest.report import draw_progress, find_no_connection
 from loadtest.scenario import ScenarioError, list_scenarios, read_scenario
 from loadtest.session import AT_ONCE, Session, round_milliseconds
 from loadtest.thresholds import USAGE, Threshold, evaluate
@@ -125,8 +125,10 @@ class ScenarioShape(LoadTestShape):
         due = [threshold for threshold in asked if at > threshold.delay_abort]
         outcomes = evaluate(due, self.session.recorder)
         crossed = [outcome.threshold for outcome in outcomes if outcome.measured is not None and not outcome.ok]
-        for threshold in crossed:
-            sys.stderr.write(f"\nstopping early: {threshold.selector} {threshold.expression}\n")
+        cause = find_no_connection(self.session.recorder)
+        for reason in [cause] if cause else [f"{threshold.selector} {threshold.expression}" for threshold in crossed]:
+            if crossed:
+                sys.stderr.write(f"\nstopping early: {reason}\n")
         return bool(crossed)
 
 
@@ -172,7 +174,7 @@ def connect(environment: Environment, runner: Any, web_ui: WebUI | None, **_: An
     listen.test_stop.add_listener(session.on_test_stop)
     listen.quitting.add_listener(session.on_quitting)
     listen.worker_report.add_listener(session.on_worker_report)
-    # First of all listeners: what it folds must be in Locust's own figures when they are sent.
+    # First of all listeners: what it flushes must be in Locust's own figures when they are sent.
     listen.report_to_master._handlers.insert(0, session.on_report_to_master)  # noqa: SLF001  there is no public way
     if web_ui is not None and web_ui.app is not None:
         web_ui.app.add_url_rule("/verdict", "verdict", lambda: Page(session.page, mimetype="text/html"))

@@ -14,13 +14,14 @@ from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING, STATE_STOPPED, MasterRunner, WorkerRunner
 
 from loadtest import report
+from loadtest.executors import Closed
 from loadtest.journal import Journal
-from loadtest.recorder import Recorder, Trend, middle
+from loadtest.recorder import Fresh, Recorder, middle
 from loadtest.scenario import Scenario, Target, read_scenario
 from loadtest.thresholds import ERROR, USAGE, Threshold, complete, evaluate, read_objectives
 from loadtest.users import Run, ScenarioUser
 
-FOLD_SECONDS = 0.2
+FLUSH_SECONDS = 0.2
 AT_ONCE = 50_000
 """A spawn rate that makes all users in one go."""
 
@@ -51,7 +52,7 @@ class Usage(NamedTuple):
 
     def until(self, later: Self) -> tuple[float, float]:
         """The shares of one core that were used, and that were wanted."""
-        elapsed = max(later.at - self.at, FOLD_SECONDS)
+        elapsed = max(later.at - self.at, FLUSH_SECONDS)
         used = later.used - self.used
         return used / elapsed, (used + later.waited - self.waited) / elapsed
 
@@ -176,7 +177,10 @@ class Session:
             part=self._runner.worker_index % self.options.parts if is_worker else 0,
             parts=self.options.parts if is_worker else 1,
         )
-        gevent.spawn(self._fold_on, self._run)
+        load = plan.scenario.load
+        if isinstance(load, Closed) and not load.count_users(0):
+            self.recorder.adjust_active_users(0)  # the run begins, although there is no user yet
+        gevent.spawn(self._flush_regularly, self._run)
 
     def on_test_stop(self, **_: Any) -> None:
         if isinstance(self._runner, MasterRunner):
@@ -184,10 +188,10 @@ class Session:
                 self._collect(self._runner)
         else:
             run, self._run = self._run, None
-            self._fold(run)
+            self._flush(run)
             if run is not None:
                 run.close()
-            gevent.sleep(2 * FOLD_SECONDS)  # lets `_fold_on` end, which notes how busy the process was
+            gevent.sleep(2 * FLUSH_SECONDS)  # lets `_flush_regularly` end, which notes how busy the process was
         if isinstance(self._runner, WorkerRunner):
             # What was measured last must arrive before the news that we stopped.
             self._runner._send_stats()  # noqa: SLF001  there is no public way
@@ -196,7 +200,7 @@ class Session:
             self._conclude(self.plan)
 
     def on_report_to_master(self, data: dict[str, Any], **_: Any) -> None:
-        self._fold(self._run)
+        self._flush(self._run)
         data["loadtest"] = self.recorder.drain()
         data["loadtest_final"] = self._runner.state == STATE_STOPPED
 
@@ -222,25 +226,25 @@ class Session:
             sys.stderr.write("error: the run ended before it began; nothing was measured\n")
             self._environment.process_exit_code = ERROR
 
-    def _fold_on(self, run: Run) -> None:
+    def _flush_regularly(self, run: Run) -> None:
         """Keep the figures fresh while the run goes on, and note how busy this process is at its worst."""
         recorder = self.recorder
         samples = deque([Usage.read()])
         while self._run is run:
-            gevent.sleep(FOLD_SECONDS)
+            gevent.sleep(FLUSH_SECONDS)
             if self._run is run:
-                self._fold(run)
+                self._flush(run)
             samples.append(Usage.read())
             while samples[-1].at - samples[0].at > _CPU_SPAN:
                 recorder.note_usage(*samples.popleft().until(samples[-1]))
         if not recorder.busy:
             recorder.note_usage(*samples[0].until(samples[-1]))
 
-    def _fold(self, run: Run | None) -> None:
+    def _flush(self, run: Run | None) -> None:
         """Move what is fresh into the trends, and into Locust's own figures for its web UI and files."""
-        for series, fresh, failed in self.recorder.fold():
+        for fresh in self.recorder.flush():
             if run is None or run.fire is None:
-                fold_into_locust(self._environment.stats, series.name, series.method, fresh, failed)
+                add_to_locust(self._environment.stats, fresh)
 
     def _collect(self, master: MasterRunner) -> None:
         """Ask headless workers to end, and wait until each has sent what it measured last."""
@@ -272,29 +276,36 @@ class Session:
         self._verdict = verdict
 
 
-def fold_into_locust(target: stats.RequestStats, name: str, method: str, fresh: Trend, failed: int) -> None:
+def add_to_locust(target: stats.RequestStats, fresh: Fresh) -> None:
     """Add many requests to Locust's figures at once; its own way takes them one by one."""
+    name, method = fresh.series.name, fresh.series.method
+    for error, times in fresh.errors.items():
+        key = stats.StatsError.create_key(method, name, error)
+        failure = target.errors.setdefault(key, stats.StatsError(method, name, error))
+        failure.occurred()
+        failure.occurrences += times - 1
     now = time.time()
     second = int(now)
-    times: dict[float, int] = {}
-    for bucket, count in fresh.counts.items():
-        key = round_milliseconds(1000 * middle(bucket))
-        times[key] = times.get(key, 0) + count
+    response_counts: dict[float, int] = {}
+    for bucket, count in fresh.trend.counts.items():
+        bucketed = round_milliseconds(1000 * middle(bucket))
+        response_counts[bucketed] = response_counts.get(bucketed, 0) + count
     for entry in (target.total, target.entries[name, method]):
         last = entry.last_request_timestamp
         if entry.use_response_times_cache and last and second > int(last):
             entry._cache_response_times(second - 1)  # noqa: SLF001  what its own `log` does
         response_times: dict[Any, int] = entry.response_times
-        entry.num_requests += fresh.count
-        entry.num_failures += failed
-        entry.num_reqs_per_sec[second] += fresh.count
-        if failed:
-            entry.num_fail_per_sec[second] += failed
+        entry.num_requests += fresh.trend.count
+        entry.num_failures += fresh.failed
+        entry.num_reqs_per_sec[second] += fresh.trend.count
+        if fresh.failed:
+            entry.num_fail_per_sec[second] += fresh.failed
+        entry.total_content_length += fresh.size
         entry.last_request_timestamp = now
         figures: Any = entry  # declared as whole milliseconds, used as any number
-        figures.total_response_time += 1000 * fresh.sum
+        figures.total_response_time += 1000 * fresh.trend.sum
         low = figures.min_response_time
-        figures.min_response_time = 1000 * fresh.min if low is None else min(low, 1000 * fresh.min)
-        figures.max_response_time = max(figures.max_response_time, 1000 * fresh.max)
-        for key, count in times.items():
-            response_times[key] = response_times.get(key, 0) + count
+        figures.min_response_time = 1000 * fresh.trend.min if low is None else min(low, 1000 * fresh.trend.min)
+        figures.max_response_time = max(figures.max_response_time, 1000 * fresh.trend.max)
+        for response_time, count in response_counts.items():
+            response_times[response_time] = response_times.get(response_time, 0) + count

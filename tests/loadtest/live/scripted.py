@@ -24,6 +24,8 @@ class Server:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.requests: Counter[str] = Counter()
         self.connections = 0
+        self.head = b""
+        """The last request's."""
         self.times: list[float] = []
         self.answer_after = 0.0
         self.stall: tuple[float, float] | None = None
@@ -76,6 +78,7 @@ class Server:
         name = path.decode()
         now = perf_counter()
         self.requests[name] += 1
+        self.head = head
         self.times.append(now)
         if name == "/refuse-early":
             # Answers and closes without having read the body.
@@ -143,6 +146,13 @@ async def _send_large(writer: Writer, _: bytes) -> bool:
     return await _whole(writer, LARGE)
 
 
+async def _send_without_end(writer: Writer, _: bytes) -> bool:
+    await _raw(writer, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _round in range(1000):  # far beyond any bound, though not for ever
+        await _raw(writer, b"%x\r\n%b\r\n" % (len(LARGE), LARGE))
+    return False
+
+
 async def _measure(writer: Writer, body: bytes) -> bool:
     return await _whole(writer, str(len(body)).encode())
 
@@ -173,6 +183,7 @@ SCRIPTS: dict[str, Script] = {
     "/reset": _reset,
     "/wait": _wait,
     "/large": _send_large,
+    "/endless": _send_without_end,
     "/measure": _measure,
 }
 
