@@ -153,11 +153,17 @@ class Client:
         self._watcher: Any = None
         self._switch_to_hub = get_hub().switch
         self._loop = get_hub().loop
+        self._has_body = True
+        self._parser_is_used_up = False
         self._reset()
         connector.clients.add(self)
 
-    def request(self, wire: bytes) -> Response:
-        """Send the encoded request and wait for its answer; errors come back in the response, none is raised."""
+    def request(self, wire: bytes, *, has_body: bool = True) -> Response:
+        """Send the encoded request and wait for its answer; errors come back in the response, none is raised.
+
+        `has_body` says whether an answer may have one: that to a HEAD has none, whatever it says of its length.
+        """
+        self._has_body = has_body
         self._wake = getcurrent().switch
         self._reset()
         self.begun = begun = perf_counter()
@@ -217,10 +223,14 @@ class Client:
             self._tls = None
             raw = connection._sock  # noqa: SLF001  gevent's own methods would wait
             self._send, self._receive = raw.send, raw.recv
-        self._parser = HttpResponseParser(self)
-        self._feed = self._parser.feed_data
+        self._make_parser()
         self._watcher = self._loop.io(connection.fileno(), 1)
         self._watcher.start(self._on_readable)
+
+    def _make_parser(self) -> None:
+        self._parser = HttpResponseParser(self)
+        self._feed = self._parser.feed_data
+        self._parser_is_used_up = False
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -230,6 +240,8 @@ class Client:
             self._connection = None
 
     def _reset(self) -> None:
+        if self._parser_is_used_up:
+            self._make_parser()
         self._done = False
         self._error = None
         self._head = b""
@@ -300,6 +312,10 @@ class Client:
         if self._done:
             raise ValueError("a second answer to one request")
         self._in_head = False
+        if not self._has_body and (status := self._parser.get_status_code()) >= 200:  # noqa: PLR2004  see below
+            # llhttp cannot be told: it waits for the body, so the next answer gets a parser of its own.
+            self._status, self._keep, self._done = status, self._parser.should_keep_alive(), True
+            self._parser_is_used_up = True
 
     def on_body(self, chunk: bytes) -> None:
         self._length += len(chunk)
@@ -307,6 +323,8 @@ class Client:
             self._chunks.append(chunk)
 
     def on_message_complete(self) -> None:
+        if self._done:  # the answer to a HEAD, without a length
+            return
         status = self._parser.get_status_code()
         if status < 200:  # noqa: PLR2004  an interim answer (RFC 9110, 15.2): the real one follows
             self._head = self._head.partition(b"\r\n\r\n")[2]

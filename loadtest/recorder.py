@@ -141,6 +141,7 @@ class Series:
         "fresh_bytes",
         "fresh_errors",
         "fresh_failed",
+        "is_foreign",
         "method",
         "name",
         "received",
@@ -149,6 +150,8 @@ class Series:
     def __init__(self, name: str, method: str) -> None:
         self.name = name
         self.method = method
+        self.is_foreign = False
+        """Whether Locust's own figures have these requests already."""
         self.fresh = Trend()
         self.fresh_failed = Trend()
         self.fresh_errors: dict[str, int] = defaultdict(int)

@@ -65,8 +65,13 @@ def find_no_connection(recorder: Recorder) -> str | None:
     return f"no connection was made, so nothing is judged: {told}"
 
 
-def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[str] = ()) -> Verdict:
-    """Weigh what was measured; `problems` are those that the run itself has met."""
+def judge(
+    recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[str] = (), *, waits: bool = False
+) -> Verdict:
+    """Weigh what was measured; `problems` are those that the run itself has met.
+
+    `waits` says that users may have waits of their own between their requests, of which Little's law knows nothing.
+    """
     if cause := find_no_connection(recorder):
         return Verdict([], [cause, *problems], [])
     found, warnings = list(problems), []
@@ -92,7 +97,7 @@ def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[st
             "use --processes, fewer users or a machine with more to spare"
         )
     little = recorder.littles_law_ratio
-    if little is not None and not LITTLE[0] <= little <= LITTLE[1]:
+    if little is not None and not waits and not LITTLE[0] <= little <= LITTLE[1]:
         warnings.append(
             f"Little's law: latencies account for {little:.2f} of the users' time "
             f"(expected {LITTLE[0]}-{LITTLE[1]}): the generator adds waits of its own"
@@ -147,10 +152,11 @@ def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: st
     }
 
 
-def draw_progress(recorder: Recorder, at: float, total: float, users: int, before: Counter) -> str:
+def draw_progress(recorder: Recorder, at: float, total: float | None, users: int, before: Counter) -> str:
     """One line on how the run goes; `before` is `http_reqs` as the last line knew it."""
+    when = f"{at:4.0f} s" if total is None else f"{at:4.0f} of {total:.0f} s"
     if cause := find_no_connection(recorder):
-        return f"{at:4.0f} of {total:.0f} s  {users} users  {cause}"
+        return f"{when}  {users} users  {cause}"
     requests, checks, failed = (recorder.metric(name) for name in ("http_reqs", "checks", "http_req_failed"))
     span = max(at - before.seconds, 0.001)
     latest = max(recorder.timeline, default=0)
@@ -160,7 +166,7 @@ def draw_progress(recorder: Recorder, at: float, total: float, users: int, befor
             recent.merge(recorder.timeline[second].trend)
     share = f"{checks.aggregate('rate'):.2%}" if checks.count else "none"
     return (
-        f"{at:4.0f} of {total:.0f} s  {users} users  {(requests.count - before.count) / span:,.0f} requests/s  "
+        f"{when}  {users} users  {(requests.count - before.count) / span:,.0f} requests/s  "
         f"p95 {recent.aggregate('p(95)'):.2f} ms  failed {failed.aggregate('rate'):.2%}  checks {share}"
     )
 

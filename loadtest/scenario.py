@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import quote, urlencode, urlsplit
 
-from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, ValidationError, field_validator, model_validator
 
 from loadtest.checks import parse_check
 from loadtest.executors import Duration, Load, Open, Span, Strict
@@ -242,16 +242,31 @@ class Scenario(Strict):
         return self
 
     def parse_thresholds(self) -> list[Threshold]:
-        return [
-            parse_threshold(
-                selector,
-                condition.threshold,
-                abort=condition.abort_on_fail,
-                delay=condition.delay_abort,
-            )
-            for selector, conditions in self.thresholds.items()
-            for condition in conditions
-        ]
+        return _parse_thresholds(self.thresholds)
+
+
+def _parse_thresholds(thresholds: Mapping[str, list[Condition]]) -> list[Threshold]:
+    return [
+        parse_threshold(selector, condition.threshold, abort=condition.abort_on_fail, delay=condition.delay_abort)
+        for selector, conditions in thresholds.items()
+        for condition in conditions
+    ]
+
+
+_CONDITIONS: TypeAdapter[dict[str, list[Condition]]] = TypeAdapter(dict[str, list[Condition]])
+
+
+def parse_conditions(content: Mapping[type, Mapping[str, Any]]) -> list[Threshold]:
+    """The thresholds of classes, written as a scenario's; raises a `ScenarioError` that names the class."""
+    found: list[Threshold] = []
+    for owner, thresholds in content.items():
+        try:
+            found += _parse_thresholds(_CONDITIONS.validate_python(dict(thresholds)))
+        except ValidationError as error:
+            raise ScenarioError(f"{owner.__name__}.thresholds: {_explain(error)}") from None
+        except ValueError as error:
+            raise ScenarioError(f"{owner.__name__}.thresholds: {error}") from None
+    return [threshold for place, threshold in enumerate(found) if threshold not in found[:place]]  # those inherited
 
 
 def parse_source(text: str) -> Source:

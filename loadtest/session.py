@@ -14,18 +14,23 @@ from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING, STATE_STOPPED, MasterRunner, WorkerRunner
 
 from loadtest import report
+from loadtest.client import Response
 from loadtest.executors import Closed
 from loadtest.journal import Journal
-from loadtest.recorder import Fresh, Recorder, middle
-from loadtest.scenario import Scenario, Target, read_scenario
+from loadtest.python_users import GoalsUser, PythonResponse, PythonRun
+from loadtest.recorder import Counter, Fresh, Recorder, middle
+from loadtest.scenario import Scenario, Target, parse_conditions, read_scenario
 from loadtest.thresholds import ERROR, USAGE, Threshold, complete, evaluate, read_objectives
 from loadtest.users import Run, ScenarioUser
 
 FLUSH_SECONDS = 0.2
+REPORT_SECONDS = 1.0
+"""How often a worker reports to its master."""
 AT_ONCE = 50_000
 """A spawn rate that makes all users in one go."""
 
 _CPU_SPAN = 5.0
+_OWN_LISTENERS = 2
 _REPORT_WAIT = 5.0
 
 
@@ -61,7 +66,10 @@ class Plan(NamedTuple):
     """What is played, as it was asked for when the run was prepared; the web UI's form may change meanwhile."""
 
     name: str
-    scenario: Scenario
+    scenario: Scenario | None
+    """None where users in plain Python say what they do."""
+    seconds: float | None
+    """How long it takes; `None`: until it is stopped, or as long as a shape of its own says."""
     thresholds: list[Threshold]
     host: str
     target: Target
@@ -94,13 +102,17 @@ class Session:
         """Set when the run's time is up, or a threshold has ended it: what ends otherwise was cut off."""
         self.page = "<p>No run has ended yet.</p>"
         """The last run's report, or why there was no run."""
+        self.outcome: tuple[str, list[str]] = ("", [])
+        """The last run's verdict and its reasons; empty where no run has ended."""
+        self.runner = runner
         self._environment = environment
-        self._runner = runner
         self._headless = headless
-        self._run: Run | None = None
+        self._run: Run | PythonRun | None = None
         self._problems: list[str] = []
         self._reported: set[str] = set()
         self._verdict: report.Verdict | None = None
+        self.has_shape = ScenarioUser in environment.user_classes
+        """Whether the load shape of the scenarios says when a run begins and ends."""
         self._was_refused = False
 
     def prepare(self) -> None:
@@ -112,16 +124,31 @@ class Session:
         except ValueError as error:
             self._was_refused = True
             self.page = f"<p>There was no run: {escape(str(error))}</p>"
+            self.outcome = ("invalid", [f"there was no run: {error}"])
             raise
         self._was_refused = False
+
+    def _prepare_or_say_why(self) -> None:
+        try:
+            self.prepare()
+        except ValueError as error:
+            sys.stderr.write(f"error: {error}\n")
 
     def _read_plan(self) -> Plan:
         host = str(self._environment.host or "")
         target = Target.parse(host)
-        scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
+        classes = self._environment.user_classes
+        python = [user for user in classes if issubclass(user, GoalsUser)]
+        scenario = None
+        if ScenarioUser in classes:
+            if python:
+                raise ValueError(
+                    f"a scenario and users in plain Python ({python[0].__name__}) are two runs: give -f one of them"
+                )
+            scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
         objectives: list[Threshold] = []
-        wanted = scenario.objectives and self.options.slo != "none"
-        if wanted and not isinstance(self._runner, WorkerRunner):  # a worker does not judge
+        wanted = (scenario is None or scenario.objectives) and self.options.slo != "none"
+        if wanted and not isinstance(self.runner, WorkerRunner):  # a worker does not judge
             objectives = read_objectives(Path(self.options.slo) if self.options.slo else None)
         journal = Path(self.options.journal) if self.options.journal else None
         if journal:
@@ -129,16 +156,24 @@ class Session:
                 Journal(journal).close()
             except OSError as error:
                 raise ValueError(f"the journal cannot be written: {error}") from None
-        name = Path(self.options.scenario).stem
+        name = Path(self.options.scenario if scenario else self._environment.locustfile or "locustfile").stem
+        chosen = (
+            scenario.parse_thresholds() if scenario else parse_conditions({user: user.thresholds for user in python})
+        )
+        seconds: float | None
+        if scenario:
+            seconds = scenario.load.seconds
+        else:
+            seconds = None if self._environment.shape_class else self.options.run_time
         folder = Path(self.options.out or f"out/load/{name}")
-        thresholds = complete(scenario.parse_thresholds(), objectives)
-        return Plan(name, scenario, thresholds, host, target, folder, journal)
+        thresholds = complete(chosen, objectives)
+        return Plan(name, scenario, seconds, thresholds, host, target, folder, journal)
 
     def await_workers(self, seconds: float) -> None:
         """Wait for the workers that a master expects: after a run it takes them a while to be ready for the next."""
         end = time.monotonic() + seconds
-        while isinstance(self._runner, MasterRunner) and time.monotonic() < end:
-            self.parts = self._runner.worker_count
+        while isinstance(self.runner, MasterRunner) and time.monotonic() < end:
+            self.parts = self.runner.worker_count
             if self.parts >= self.options.expect_workers:
                 break
             gevent.sleep(0.1)
@@ -147,34 +182,43 @@ class Session:
 
     def on_test_start(self, **_: Any) -> None:
         """Make what this process's users need, where it makes load."""
-        if isinstance(self._runner, MasterRunner):
+        if isinstance(self.runner, MasterRunner):
             # These go to the workers with all options.
+            if not self.has_shape:
+                self._prepare_or_say_why()
+                self.parts = self.runner.worker_count
             self.options.parts = self.parts
             self.options.asked = [self._users, self._seconds]
             return
-        is_worker = isinstance(self._runner, WorkerRunner)
+        is_worker = isinstance(self.runner, WorkerRunner)
         if is_worker:
             self._users, self._seconds = self.options.asked
-            try:
-                self.prepare()
-            except ValueError as error:
-                sys.stderr.write(f"error: {error}\n")
+            self._prepare_or_say_why()
+        elif not self.has_shape:
+            self._prepare_or_say_why()
         plan = self.plan
         if plan is None:
-            ScenarioUser.current = None
+            ScenarioUser.current = GoalsUser.current = None
             return
-        # Locust itself listens to every request; whoever else does wants to be called.
+        # Locust itself and we listen to every request; whoever else does wants to be called.
         listeners = len(self._environment.events.request._handlers)  # noqa: SLF001  there is no public count
-        fires = self.options.request_events or listeners > 1
+        fire = (
+            self._environment.events.request.fire if self.options.request_events or listeners > _OWN_LISTENERS else None
+        )
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it
+        if plan.scenario is None:
+            self._run = GoalsUser.current = PythonRun(self.recorder, fire)
+            self.recorder.adjust_active_users(0)  # the run begins, although users may still have to come
+            gevent.spawn(self._flush_regularly, self._run)
+            return
         self._run = ScenarioUser.current = Run(
             plan.scenario,
             plan.target,
             self.recorder,
             journal=Journal(plan.journal) if plan.journal else None,
-            fire=self._environment.events.request.fire if fires else None,
-            part=self._runner.worker_index % self.options.parts if is_worker else 0,
+            fire=fire,
+            part=self.runner.worker_index % self.options.parts if is_worker else 0,
             parts=self.options.parts if is_worker else 1,
         )
         load = plan.scenario.load
@@ -182,19 +226,31 @@ class Session:
             self.recorder.adjust_active_users(0)  # the run begins, although there is no user yet
         gevent.spawn(self._flush_regularly, self._run)
 
+    def on_request(self, request_type: str, name: str, response_time: float, **event: Any) -> None:
+        """Measure what clients other than ours report by Locust's event, such as one for another protocol."""
+        if isinstance(event.get("response"), Response | PythonResponse) or self._run is None:
+            return
+        series = self.recorder.add_series(name, request_type)
+        series.is_foreign = True
+        self.recorder.foreign += 1
+        error = event.get("exception")
+        series.add(
+            (response_time or 0) / 1000, None if error is None else str(error), event.get("response_length") or 0
+        )
+
     def on_test_stop(self, **_: Any) -> None:
-        if isinstance(self._runner, MasterRunner):
+        if isinstance(self.runner, MasterRunner):
             if self.plan is not None:
-                self._collect(self._runner)
+                self._collect(self.runner)
         else:
             run, self._run = self._run, None
             self._flush(run)
             if run is not None:
                 run.close()
             gevent.sleep(2 * FLUSH_SECONDS)  # lets `_flush_regularly` end, which notes how busy the process was
-        if isinstance(self._runner, WorkerRunner):
+        if isinstance(self.runner, WorkerRunner):
             # What was measured last must arrive before the news that we stopped.
-            self._runner._send_stats()  # noqa: SLF001  there is no public way
+            self.runner._send_stats()  # noqa: SLF001  there is no public way
             self.recorder = Recorder()  # what is reported from now on, while idle, is nothing
         elif self.plan is not None:
             self._conclude(self.plan)
@@ -202,7 +258,7 @@ class Session:
     def on_report_to_master(self, data: dict[str, Any], **_: Any) -> None:
         self._flush(self._run)
         data["loadtest"] = self.recorder.drain()
-        data["loadtest_final"] = self._runner.state == STATE_STOPPED
+        data["loadtest_final"] = self.runner.state == STATE_STOPPED
 
     def on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
         self.recorder.merge(data["loadtest"], client_id)
@@ -210,14 +266,16 @@ class Session:
             self._reported.add(client_id)
 
     def on_quitting(self, **_: Any) -> None:
-        if isinstance(self._runner, WorkerRunner):
+        if isinstance(self.runner, WorkerRunner):
             self._environment.process_exit_code = 0  # the master speaks for all
             return
-        if self._verdict is None and self._runner.state in {STATE_SPAWNING, STATE_RUNNING}:
-            self._runner.quit()  # a signal has cut the run off: judge what there is
+        if self._verdict is None and self.runner.state in {STATE_SPAWNING, STATE_RUNNING}:
+            self.runner.quit()  # a signal has cut the run off: judge what there is
         if not self._headless:
             # Workers that rest after a run would not hear that they shall quit, and live on.
             self.await_workers(self._environment.stop_timeout + _REPORT_WAIT)
+        if self._environment.process_exit_code:
+            return  # a listener of the users' own has found a reason to fail
         if self._verdict is not None:
             self._environment.process_exit_code = self._verdict.exit_code
         elif self._was_refused:
@@ -226,7 +284,7 @@ class Session:
             sys.stderr.write("error: the run ended before it began; nothing was measured\n")
             self._environment.process_exit_code = ERROR
 
-    def _flush_regularly(self, run: Run) -> None:
+    def _flush_regularly(self, run: Run | PythonRun) -> None:
         """Keep the figures fresh while the run goes on, and note how busy this process is at its worst."""
         recorder = self.recorder
         samples = deque([Usage.read()])
@@ -240,10 +298,10 @@ class Session:
         if not recorder.busy:
             recorder.note_usage(*samples[0].until(samples[-1]))
 
-    def _flush(self, run: Run | None) -> None:
+    def _flush(self, run: Run | PythonRun | None) -> None:
         """Move what is fresh into the trends, and into Locust's own figures for its web UI and files."""
         for fresh in self.recorder.flush():
-            if run is None or run.fire is None:
+            if not fresh.series.is_foreign and (run is None or run.fire is None):
                 add_to_locust(self._environment.stats, fresh)
 
     def _collect(self, master: MasterRunner) -> None:
@@ -259,10 +317,13 @@ class Session:
 
     def _conclude(self, plan: Plan) -> None:
         """Judge the run, and write what it says to the terminal and into files."""
-        if not self.is_over:
-            done, whole = self.recorder.seconds, plan.scenario.load.seconds
+        if plan.scenario is None:
+            self.is_over = plan.seconds is None or self.recorder.age > plan.seconds - 1
+        if not self.is_over and plan.seconds is not None:
+            done, whole = self.recorder.seconds, plan.seconds
             self._problems.append(f"the run was cut off after {done:.0f} of {whole:.0f} s")
-        verdict = report.judge(self.recorder, evaluate(plan.thresholds, self.recorder), self._problems)
+        outcomes = evaluate(plan.thresholds, self.recorder)
+        verdict = report.judge(self.recorder, outcomes, self._problems, waits=plan.scenario is None)
         summary = report.summarize(self.recorder, verdict, scenario=plan.name, target=plan.host)
         self.page = report.write_html(summary, verdict, self.recorder)
         sys.stdout.write(report.write_text(summary, verdict))
@@ -274,6 +335,13 @@ class Session:
             verdict = report.judge(self.recorder, verdict.outcomes, [*self._problems, "the reports cannot be written"])
         sys.stdout.flush()
         self._verdict = verdict
+        self.outcome = (verdict.text, verdict.reasons)
+
+    def draw_progress(self) -> str:
+        """How the run goes, in one line."""
+        before = Counter(0, 0.0)
+        seconds = self.plan.seconds if self.plan else None
+        return report.draw_progress(self.recorder, self.recorder.age, seconds, self.runner.user_count, before)
 
 
 def add_to_locust(target: stats.RequestStats, fresh: Fresh) -> None:

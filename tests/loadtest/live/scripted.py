@@ -92,7 +92,15 @@ class Server:
             await asyncio.sleep(self.stall[1] - since)
         if self.answer_after:
             await asyncio.sleep(self.answer_after)
-        if name == "/echo":
+        if method == b"HEAD":
+            return await _raw(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        for header in (b"cookie", b"authorization"):
+            if name == {b"cookie": "/cookie/show", b"authorization": "/auth"}[header]:
+                values = [
+                    line.partition(b":")[2].strip() for line in head.split(b"\r\n") if line.lower().startswith(header)
+                ]
+                return await _whole(writer, b", ".join(values))
+        if name.partition("?")[0] == "/echo":
             return await _whole(writer, method + b" " + body)
         script = SCRIPTS.get(name)
         return await script(writer, body) if script else await _raw(writer, OK)
@@ -167,6 +175,9 @@ SCRIPTS: dict[str, Script] = {
     "/500": _parts(b"HTTP/1.1 500 Broken\r\nContent-Length: 1\r\n\r\nE"),
     "/continue": _parts(b"HTTP/1.1 100 Continue\r\n\r\n" + OK),
     "/hints": _parts(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", b"HTTP/1.1 103 Early", b" Hints\r\n\r\n", OK),
+    "/redirect": _parts(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"),
+    "/loop": _parts(b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /loop\r\nContent-Length: 0\r\n\r\n"),
+    "/cookie/set": _parts(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/cookie\r\nContent-Length: 0\r\n\r\n"),
     "/204": _parts(b"HTTP/1.1 204 No Content\r\n\r\n"),
     "/304": _parts(b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\nContent-Length: 99\r\n\r\n'),
     "/switch": _parts(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
