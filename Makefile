@@ -117,6 +117,7 @@ k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
+	@[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || { echo "error: nginx serves both gateways' configurations; install it (Debian and Ubuntu: apt-get install nginx-light)" >&2; exit 1; }
 	$(BIN)/python -m tools.lint
 	$(BIN)/python -m pytest -q tests/k8s
 
@@ -194,6 +195,9 @@ docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each pr
 audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
 	@$(BIN)/python -m tools.audit $(ARGS)
 
+versions: $(VENV)/.dev  ## every pinned chart, release, image and action with its age; red where support ended or a vulnerability affects us
+	@$(BIN)/python -m tools.versions $(ARGS)
+
 licences: $(VENV)/.dev  ## the licence of each package in the images; fails at one that was not considered
 	@$(BIN)/python -m tools.licences
 
@@ -246,4 +250,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: docs-test audit licences actions-pin release-notes site-images up migrate check test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+.PHONY: docs-test audit versions licences actions-pin release-notes site-images up migrate check test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help

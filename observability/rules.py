@@ -84,6 +84,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
     by_class = f'{DURATION}_count{{{JOB},error_type!="",error_type!~"5.."}}'
     used = f'db_client_connection_count{{{JOB},db_client_connection_state="used"}}'
     delays = f"goals_eventloop_delay_seconds_bucket{{{JOB}}}"
+    at_gateway = 'sum(rate(nginx_http_requests_total{job="edge/edge"}[2m]))'
     return [
         _alert(name, expr, lasting, severity, summary, description, runbooks)
         for name, expr, lasting, severity, summary, description in (
@@ -134,6 +135,14 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "critical",
                 "Requests are refused because the queue for PostgreSQL is full",
                 "Each of them is answered by a 503 at once, so that the others are served in time.",
+            ),
+            (
+                "GoalsCutOffAtTheGateway",
+                f"(sum(rate({DURATION}_count{{{JOB}}}[2m])) or vector(0)) / {at_gateway} < 0.1 and {at_gateway} > 1",
+                "2m",
+                "critical",
+                "The gateway passes on {{ $value | humanizePercentage }} of its requests to goals",
+                "It answers the others itself: it takes every instance for dead, or a client is over its rate limit.",
             ),
             (
                 "GoalsPoolSaturated",

@@ -5,6 +5,7 @@ import html
 import logging
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from urllib.parse import quote
 
 import h2.config
@@ -15,10 +16,9 @@ import pytest
 from sqlalchemy import text
 
 from goals.database import Database
-from goals.middleware import LONGEST_BODY, LONGEST_HEADERS, LONGEST_TARGET, MOST_HEADERS
 from goals.schemas import NAME_LENGTH
 from goals.settings import Settings
-from tests.conftest import Service, serving
+from tests.conftest import LIMITS, WIDE, Service, serving
 from tests.wire import PATIENCE, Connection, ask, check, chunked, dripping, form, request
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -231,7 +231,7 @@ async def test_the_same_type_in_other_words_is_taken(service: Service, lines: li
     assert reply.status == 303
 
 
-TOO_LONG = b"goal_name=" + b"a" * LONGEST_BODY
+TOO_LONG = b"goal_name=" + b"a" * LIMITS.body_size
 LONG_BODIES = {
     "declared and sent": [form("/add_goal", TOO_LONG)],
     "declared by someone who waits to be asked": [
@@ -276,7 +276,7 @@ async def test_nothing_is_kept_of_a_body_that_was_refused(service: Service) -> N
 
 
 async def test_a_body_of_16_kb_is_read(service: Service) -> None:
-    body = b"goal_name=".ljust(LONGEST_BODY, b"a")
+    body = b"goal_name=".ljust(LIMITS.body_size, b"a")
     for pieces in ([form("/add_goal", body)], chunked(body)):
         check(reply := await ask(service.port, *pieces))
         assert (reply.status, b"A name has at most" in reply.body) == (422, True)
@@ -297,11 +297,18 @@ SLOW = {
 }
 
 
-async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles_in(service: Service) -> None:
-    """All at once, for each takes the two seconds; that it is 408 shows that it did not take the request's 3.3."""
+@pytest.fixture
+async def impatient(settings: Settings, schema: None) -> AsyncIterator[Service]:
+    """A service that waits for a body only half a second, though for everything else long."""
+    async with serving(settings, replace(WIDE, body_deadline=0.5)) as service:
+        yield service
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles_in(impatient: Service) -> None:
+    """All at once; that it is 408 shows that it did not take the request's whole time."""
 
     async def give_up(start: bytes, drop: bytes) -> tuple[int, str]:
-        async with asyncio.timeout(PATIENCE), Connection(service.port) as connection:
+        async with asyncio.timeout(PATIENCE), Connection(impatient.port) as connection:
             await connection.send(start)
             async with dripping(connection, drop):
                 check(reply := await connection.read_reply())
@@ -311,7 +318,7 @@ async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles
     slow = asyncio.gather(*(give_up(start, drop) for start, drop in SLOW.values()))
     while not slow.done():
         # Meanwhile others are served.
-        assert (await ask(service.port, request("GET", "/"))).status == 200
+        assert (await ask(impatient.port, request("GET", "/"))).status == 200
         await asyncio.sleep(0.1)
     assert dict(zip(SLOW, await slow, strict=True)) == dict.fromkeys(SLOW, (408, "close"))
 
@@ -546,23 +553,23 @@ async def test_an_unknown_address_is_404_and_leads_nowhere(service: Service, tar
 
 @pytest.mark.parametrize("start", ["/", "/nowhere?", "/api/v1/goals?before="])
 async def test_an_address_of_more_than_2_kb_is_refused(service: Service, start: str) -> None:
-    check(reply := await ask(service.port, request("GET", start.ljust(LONGEST_TARGET, "1"))))
+    check(reply := await ask(service.port, request("GET", start.ljust(LIMITS.target_size, "1"))))
     assert reply.status in {404, 422}
-    check(reply := await ask(service.port, request("GET", start.ljust(LONGEST_TARGET + 1, "1")), closes=True))
+    check(reply := await ask(service.port, request("GET", start.ljust(LIMITS.target_size + 1, "1")), closes=True))
     assert reply.status == 414
 
 
 async def test_a_header_over_the_limit_is_refused(service: Service) -> None:
     for lines in (
-        [f"X: {'a' * LONGEST_HEADERS}"],
+        [f"X: {'a' * LIMITS.headers_size}"],
         [f"X-{number}: {'a' * 1000}" for number in range(17)],
-        [f"X-{number}: a" for number in range(MOST_HEADERS)],
-        ["X: a"] * MOST_HEADERS,
+        [f"X-{number}: a" for number in range(LIMITS.headers_number)],
+        ["X: a"] * LIMITS.headers_number,
         ["If-None-Match: " + '"x", ' * 4000],
     ):
         check(reply := await ask(service.port, request("GET", "/health", *lines), closes=True))
         assert reply.status == 431
-    check(reply := await ask(service.port, request("GET", "/health", *["X: a"] * (MOST_HEADERS - 1))))
+    check(reply := await ask(service.port, request("GET", "/health", *["X: a"] * (LIMITS.headers_number - 1))))
     assert reply.status == 200
     # What does not fit into Hypercorn's buffer never reaches the application.
     for monster in (request("GET", "/" + "a" * 140_000), request("GET", "/", f"X: {'a' * 140_000}")):
@@ -743,13 +750,13 @@ class Exchange:
             return headers
 
 
-async def test_the_same_limits_hold_in_http_2(service: Service, database: Database) -> None:
+async def test_the_same_limits_hold_in_http_2(service: Service, impatient: Service, database: Database) -> None:
     post = [(":method", "POST"), (":path", "/add_goal"), ("content-type", FORM["content-type"])]
     added = await Exchange(service.port, *post).answer(BODY)
     assert (added[":status"], added["x-frame-options"]) == ("303", "DENY")
     assert (await Exchange(service.port, *post).answer(TOO_LONG))[":status"] == "413"
     declared = ("content-length", str(len(TOO_LONG)))
     assert (await Exchange(service.port, *post, declared).answer(BODY, complete=False))[":status"] == "413"
-    late = await Exchange(service.port, *post).answer(BODY, complete=False)
+    late = await Exchange(impatient.port, *post).answer(BODY, complete=False)
     assert (late[":status"], "connection" in late) == ("408", False)
     assert await count(database) == 1

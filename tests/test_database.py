@@ -1,12 +1,14 @@
-"""The way to PostgreSQL under every fault that the rules of `database` name, each made on a real server."""
+"""Statements, and the connections they need, under every fault that can be made on a real server."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import ssl
 import traceback
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,31 +19,19 @@ import trustme
 from sqlalchemy import text
 
 from drills import tls
-from goals import database as module, embedded
-from goals.database import GATE_QUEUE, Database, Gate
+from goals import embedded
+from goals.database import Database
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
-from tests.conftest import until
+from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, until, until_running
 
 ONE = text("SELECT 1 AS one")
-
-
-@pytest.fixture
-async def administrator(settings: Settings, schema: None) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(host=settings.db_host, user="postgres", database=settings.db_name)
-    yield connection
-    await connection.close()
 
 
 async def backends(administrator: asyncpg.Connection) -> list[int]:
     """The server processes behind the pools of this test."""
     rows = await administrator.fetch("SELECT pid FROM pg_stat_activity WHERE application_name = 'goals' ORDER BY pid")
     return [row["pid"] for row in rows]
-
-
-async def until_running(administrator: asyncpg.Connection, part: str) -> None:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE $1 AND pid <> pg_backend_pid()"
-    await until(lambda: administrator.fetchval(query, f"%{part}%"))
 
 
 async def terminate(administrator: asyncpg.Connection) -> None:
@@ -79,44 +69,55 @@ async def test_a_connection_that_is_lost_takes_no_other_with_it(
 ) -> None:
     await database.fill()
     before = set(await backends(administrator))
-    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.5), 'lost alone'")))
+    await administrator.execute("SELECT pg_advisory_lock(1)")
+    statement = asyncio.create_task(database.fetch(text(f"{WAIT_FOR_THE_LOCK}, 'lost alone'")))
     await until_running(administrator, "lost alone")
     lost = await administrator.fetchval(
         "SELECT pid FROM pg_stat_activity WHERE query LIKE '%lost alone%' AND pid <> pg_backend_pid()"
     )
     await administrator.execute("SELECT pg_terminate_backend($1, 5000)", lost)
+    await administrator.execute("SELECT pg_advisory_unlock(1)")
     await statement
     await asyncio.gather(*(database.fetch(ONE) for _ in range(database.size)))
     assert before - set(await backends(administrator)) == {lost}
 
 
 async def test_a_statement_that_was_sent_is_never_told_to_have_done_nothing(
-    database: Database, administrator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, administrator: asyncpg.Connection
 ) -> None:
-    sent = asyncio.create_task(database.run(text("SELECT pg_sleep(5), 'sent' AS what")))
+    database = Database(settings, replace(WIDE, gate_queue=0))
+    await administrator.execute("SELECT pg_advisory_lock(1)")
+
+    async def take_the_next_place() -> None:
+        while True:
+            with contextlib.suppress(OverloadedError):
+                await database.run(text(f"{WAIT_FOR_THE_LOCK}, 'other'"))
+            await asyncio.sleep(0)
+
+    sent = asyncio.create_task(database.run(text(f"{WAIT_FOR_THE_LOCK}, 'sent'")))
     await until_running(administrator, "'sent'")
-    others = [asyncio.create_task(database.run(text("SELECT pg_sleep(0.9)"))) for _ in range(database.size)]
-
-    async def is_full() -> bool:
-        return database.gate.waiting == 1
-
-    await until(is_full)
-    monkeypatch.setattr(module, "GATE_QUEUE", 0)
-    # Who waits takes its place, and it finds no other.
+    # One more than there are places: as soon as the first is free, it is taken, before the second attempt comes for it.
+    others = [asyncio.create_task(take_the_next_place()) for _ in range(database.size)]
+    await until_running(administrator, WAIT_FOR_THE_LOCK, database.size)
     await administrator.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE query LIKE '%''sent''%' AND pid <> pg_backend_pid()"
     )
     with pytest.raises(DatabaseUnavailableError):
         await sent
-    await asyncio.gather(*others)
+    for other in others:
+        other.cancel()
+    await asyncio.wait(others)
+    await database.close()
 
 
 async def test_a_statement_cut_off_is_sent_again(database: Database, administrator: asyncpg.Connection) -> None:
     with structlog.testing.capture_logs() as events:
-        statement = asyncio.create_task(database.run(text("SELECT pg_sleep(0.5), 'cut off' AS what")))
+        await administrator.execute("SELECT pg_advisory_lock(1)")
+        statement = asyncio.create_task(database.run(text(f"{WAIT_FOR_THE_LOCK}, 'cut off' AS what")))
         await until_running(administrator, "cut off")
         await terminate(administrator)
+        await administrator.execute("SELECT pg_advisory_unlock(1)")
         rows, attempts = await statement
         assert (rows[0].what, attempts) == ("cut off", 2)
         while len(events) < 2:
@@ -142,7 +143,8 @@ async def test_a_statement_whose_plan_a_migration_has_outdated_is_sent_again(
 async def test_a_statement_that_may_not_be_repeated_is_sent_once(
     database: Database, administrator: asyncpg.Connection
 ) -> None:
-    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.5), 'sent once'"), repeatable=False))
+    await administrator.execute("SELECT pg_advisory_lock(1)")
+    statement = asyncio.create_task(database.fetch(text(f"{WAIT_FOR_THE_LOCK}, 'sent once'"), repeatable=False))
     await until_running(administrator, "sent once")
     await terminate(administrator)
     with pytest.raises(DatabaseUnavailableError, match="did not say whether"):
@@ -187,9 +189,11 @@ async def test_a_table_that_is_not_there_yet_is_an_outage(database: Database) ->
         await database.fetch(text("SELECT * FROM no_such_table"))
 
 
-async def test_a_statement_that_takes_too_long_is_given_up_and_not_repeated(database: Database) -> None:
+async def test_a_statement_that_takes_too_long_is_given_up_and_not_repeated(settings: Settings, schema: None) -> None:
+    database = Database(settings, replace(WIDE, statement_timeout=0.1))
     with pytest.raises(DatabaseUnavailableError, match="cannot do this now"):
-        await database.fetch(text("SELECT pg_sleep(5)"))
+        await database.fetch(text("SELECT pg_sleep(60)"))
+    await database.close()
 
 
 async def test_a_standby_is_left(database: Database, administrator: asyncpg.Connection) -> None:
@@ -209,7 +213,8 @@ async def test_a_standby_is_left(database: Database, administrator: asyncpg.Conn
     assert attempts > 1
 
 
-async def test_a_frozen_connection_is_left_for_a_new_one(database: Database, administrator: asyncpg.Connection) -> None:
+async def test_a_frozen_connection_is_left_for_a_new_one(settings: Settings, administrator: asyncpg.Connection) -> None:
+    database = Database(settings, replace(WIDE, command_timeout=LIMITS.command_timeout))
     before = set(await backends(administrator))
     await database.fetch(ONE)
     (frozen,) = set(await backends(administrator)) - before
@@ -219,10 +224,11 @@ async def test_a_frozen_connection_is_left_for_a_new_one(database: Database, adm
         assert (rows[0].one, attempts) == (1, 2)
     finally:
         os.kill(frozen, signal.SIGCONT)
+        await database.close()
 
 
 async def test_a_server_that_is_not_there_is_given_up_after_the_budget(settings: Settings, tmp_path: Path) -> None:
-    database = Database(settings.model_copy(update={"db_host": str(tmp_path)}))
+    database = Database(settings.model_copy(update={"db_host": str(tmp_path)}), replace(WIDE, retry_budget=0.1))
     with pytest.raises(DatabaseUnavailableError, match="is not available"):
         await database.fetch(ONE)
     await database.close()
@@ -231,14 +237,17 @@ async def test_a_server_that_is_not_there_is_given_up_after_the_budget(settings:
 async def test_a_server_that_accepts_and_says_nothing_is_given_up_at_the_deadline(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        database = Database(settings.model_copy(update={"db_host": "127.0.0.1", "db_port": port}))
+        database = Database(
+            settings.model_copy(update={"db_host": "127.0.0.1", "db_port": port}), replace(WIDE, retry_budget=0.1)
+        )
         with pytest.raises(DatabaseUnavailableError):
             await database.fetch(ONE)
         await database.close()
 
 
 async def test_what_is_under_way_ends_with_the_pool(database: Database, administrator: asyncpg.Connection) -> None:
-    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.9), 'under way'")))
+    await administrator.execute("SELECT pg_advisory_lock(1)")
+    statement = asyncio.create_task(database.fetch(text(f"{WAIT_FOR_THE_LOCK}, 'under way'")))
     await until_running(administrator, "under way")
     await database.close()
     with pytest.raises(asyncio.CancelledError):
@@ -246,129 +255,13 @@ async def test_what_is_under_way_ends_with_the_pool(database: Database, administ
 
 
 async def test_a_pool_that_others_hold_is_an_overload(settings: Settings, schema: None) -> None:
-    database = Database(settings.model_copy(update={"goals_pool_size": 5}))
+    database = Database(settings.model_copy(update={"goals_pool_size": 5}), replace(WIDE, gate_timeout=0.1))
     held = [await database.engine.connect() for _ in range(5)]
     with pytest.raises(OverloadedError, match="No connection"):
         await database.fetch(ONE)
     for connection in held:
         await connection.close()
     await database.close()
-
-
-class Visitors:
-    """Visitors of a gate with room for one, in the order in which they came in."""
-
-    def __init__(self) -> None:
-        self.gate = Gate(1)
-        self.entered: list[str] = []
-
-    async def come(self, name: str, seconds: float = 60) -> asyncio.Task[None]:
-        async def enter() -> None:
-            await self.gate.enter(asyncio.get_running_loop().time() + seconds)
-            self.entered.append(name)
-
-        task = asyncio.create_task(enter())
-        await asyncio.sleep(0)
-        return task
-
-
-async def test_the_gate_lets_in_by_order_of_arrival() -> None:
-    visitors = Visitors()
-    tasks = [await visitors.come(name) for name in ("first", "second", "third")]
-    for task in tasks:
-        await task
-        visitors.gate.leave()
-    assert visitors.entered == ["first", "second", "third"]
-    await visitors.gate.enter(0)  # and there is room again
-
-
-async def test_a_full_queue_refuses_at_once() -> None:
-    visitors = Visitors()
-    tasks = [await visitors.come(str(number)) for number in range(1 + GATE_QUEUE)]
-    with pytest.raises(OverloadedError, match="Too many"):
-        await (await visitors.come("one too many"))
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
-
-async def test_a_wait_is_short_while_the_database_answers() -> None:
-    visitors = Visitors()
-    await visitors.come("first")
-    second = await visitors.come("second")
-    while not second.done():
-        visitors.gate.note_answer(asyncio.get_running_loop().time())
-        await asyncio.sleep(0.01)
-    with pytest.raises(OverloadedError, match="more to do"):
-        await second
-
-
-async def test_a_wait_lasts_until_the_deadline_while_the_database_is_away() -> None:
-    visitors = Visitors()
-    await visitors.come("first")
-    with pytest.raises(DatabaseUnavailableError):
-        await (await visitors.come("second", seconds=2 * module.GATE_TIMEOUT))
-    third = await visitors.come("third")
-    visitors.gate.leave()
-    await third
-
-
-async def test_a_wait_counts_anew_when_the_database_is_back() -> None:
-    visitors = Visitors()
-    loop = asyncio.get_running_loop()
-    await visitors.come("first")
-    visitors.gate.note_answer(loop.time())  # and from here on it hangs
-    second = await visitors.come("second")
-    await asyncio.wait({second}, timeout=2 * module.GATE_TIMEOUT)
-    visitors.gate.note_answer(loop.time())
-    await asyncio.wait({second}, timeout=module.GATE_TIMEOUT / 2)
-    assert not second.done()
-    visitors.gate.leave()
-    await second
-
-
-async def test_a_queue_that_stands_has_room_for_few() -> None:
-    visitors = Visitors()
-    visitors.gate = Gate(2)
-    loop = asyncio.get_running_loop()
-    for name in ("first", "beside the first"):
-        await visitors.come(name)
-    waiting = [await visitors.come(name) for name in ("second", "third")]
-    end = loop.time() + module.GATE_TIMEOUT - module.QUICK / 2
-    while loop.time() < end:
-        visitors.gate.note_answer(loop.time())
-        await asyncio.sleep(0.01)
-    visitors.gate.leave()
-    await waiting[0]  # after a wait that was not quick
-    while not waiting[1].done():
-        visitors.gate.note_answer(loop.time())
-        await asyncio.sleep(0.01)
-    with pytest.raises(OverloadedError, match="more to do"):
-        await waiting[1]
-    fourth = await visitors.come("fourth")
-    with pytest.raises(OverloadedError, match="Too many"):
-        await (await visitors.come("fifth"))
-    visitors.gate.leave()
-    await fourth
-    visitors.gate.leave()  # nobody waits: the queue does not stand any more
-    await visitors.come("sixth")
-    waiting = [await visitors.come(name) for name in ("seventh", "eighth")]
-    assert not any(task.done() for task in waiting)
-    for task in waiting:
-        task.cancel()
-    await asyncio.wait(waiting)
-
-
-async def test_a_visitor_who_leaves_gives_the_turn_to_the_next() -> None:
-    visitors = Visitors()
-    await visitors.come("first")
-    second, third, fourth = [await visitors.come(name) for name in ("second", "third", "fourth")]
-    third.cancel()
-    visitors.gate.leave()
-    second.cancel()  # just when the turn has come
-    await asyncio.wait({second, third})
-    await fourth
-    assert visitors.entered == ["first", "fourth"]
 
 
 class Remote(NamedTuple):
@@ -431,7 +324,10 @@ async def remote(guarded: Path, settings: Settings, tmp_path: Path) -> AsyncIter
     ],
 )
 async def test_tls_follows_the_words_of_libpq(remote: Remote, word: str, host: str, *, works: bool) -> None:
-    database = Database(remote.settings.model_copy(update={"ssl": word, "db_host": host}))
+    database = Database(
+        remote.settings.model_copy(update={"ssl": word, "db_host": host}),
+        replace(WIDE, retry_budget=LIMITS.retry_budget),
+    )
     try:
         await database.fetch(ONE)
         answered = True
@@ -443,14 +339,16 @@ async def test_tls_follows_the_words_of_libpq(remote: Remote, word: str, host: s
 
 async def test_a_certificate_of_another_authority_is_refused(remote: Remote, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.crt")
-    database = Database(remote.settings.model_copy(update={"db_ca_file": tmp_path / "other.crt"}))
+    database = Database(
+        remote.settings.model_copy(update={"db_ca_file": tmp_path / "other.crt"}), replace(WIDE, retry_budget=0.1)
+    )
     with pytest.raises(DatabaseUnavailableError):
         await database.fetch(ONE)
     await database.close()
 
 
 async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote) -> None:
-    database = Database(remote.settings)
+    database = Database(remote.settings, WIDE)
     await database.fetch(ONE)
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
     await terminate(remote.administrator)
@@ -465,7 +363,7 @@ async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote
 
 
 async def test_connections_that_work_are_found_among_those_that_cannot_be_replaced(remote: Remote) -> None:
-    database = Database(remote.settings)
+    database = Database(remote.settings, WIDE)
     await database.fill()
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
     await remote.administrator.execute(
@@ -486,7 +384,7 @@ async def test_connections_that_work_are_found_among_those_that_cannot_be_replac
 
 
 async def test_the_former_password_serves_until_the_server_has_the_new_one(remote: Remote) -> None:
-    database = Database(remote.settings)
+    database = Database(remote.settings, replace(WIDE, retry_budget=LIMITS.retry_budget))
     await database.fetch(ONE)
     with structlog.testing.capture_logs() as events:
         remote.password_file.write_text("second\n")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -12,9 +13,10 @@ from sqlalchemy import text
 
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
-from goals.middleware import LONGEST_BODY
 from goals.responses import _STATUSES, answer
 from goals.schemas import Problem
+from goals.settings import Settings
+from tests.conftest import LIMITS, WIDE, serving, speaking_to
 
 GOALS = "/api/v1/goals"
 ONE = f"{GOALS}/1"
@@ -48,7 +50,7 @@ WRONG = [
     Wrong("POST", GOALS, 415, headers=JSON | {"content-encoding": "gzip"}, body=NAME),
     Wrong("POST", GOALS, 415, headers={"content-type": "application/json; charset=utf-16"}, body=NAME),
     Wrong("POST", GOALS, 403, headers=JSON | {"origin": "https://evil.example"}, body=NAME),
-    Wrong("POST", GOALS, 413, headers=JSON, body=" " * (LONGEST_BODY + 1)),
+    Wrong("POST", GOALS, 413, headers=JSON, body=" " * (LIMITS.body_size + 1)),
     Wrong("POST", GOALS, 400, headers=JSON),
     Wrong("POST", GOALS, 400, headers=JSON, body="{"),
     Wrong("POST", GOALS, 400, headers=JSON, body="[" * 10_000),
@@ -122,9 +124,13 @@ async def test_a_goal_that_has_changed_and_a_key_that_is_taken_have_the_same_sha
 
 
 async def test_a_database_that_does_not_answer_is_503_on_every_route_that_needs_it(
-    client: httpx2.AsyncClient, database: Database
+    settings: Settings, database: Database
 ) -> None:
-    async with database.engine.execution_options(isolation_level="READ COMMITTED").begin() as locking:
+    async with (
+        serving(settings, replace(WIDE, statement_timeout=0.2)) as service,
+        speaking_to(service.port) as client,
+        database.engine.execution_options(isolation_level="READ COMMITTED").begin() as locking,
+    ):
         await locking.execute(text("LOCK TABLE goals"))
         problems = await asyncio.gather(
             client.get(GOALS),

@@ -8,9 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -22,7 +22,7 @@ from starlette.routing import Route
 from goals import app, logs, traces
 from goals.errors import ConfigurationError
 from goals.settings import Settings
-from tests.conftest import serving, until_ready
+from tests.conftest import LIMITS, serving, speaking_to, until_ready
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -71,7 +71,7 @@ async def test_requests_and_their_statements_are_spans_of_the_callers_trace(
         logs.configure("json")
         async with serving(traced) as service:
             await until_ready(service)
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+            async with speaking_to(service.port) as client:
                 answer = await client.get("/?utm=my-query", headers=TRACEPARENT)
         received = [spans.get_nowait() for _ in range(spans.qsize())]
     mine = {span.name: span for span in received if span.trace_id.hex() == TRACE}
@@ -109,7 +109,7 @@ async def test_a_failure_is_on_its_span(settings: Settings, schema: None, monkey
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
         async with serving(traced) as service:
             await until_ready(service)
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+            async with speaking_to(service.port) as client:
                 await client.get("/crash")
                 await client.get("/refuse")
                 await client.get("/nowhere")
@@ -127,10 +127,9 @@ def hanging() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_collector_that_hangs_does_not_hold_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "CLOSE_TIMEOUT", 0.05)
+def test_a_collector_that_hangs_does_not_hold_the_stop() -> None:
     with hanging() as endpoint:
-        sender = traces.Traces(endpoint, "test")
+        sender = traces.Traces(endpoint, "test", replace(LIMITS, traces_flush=0.05))
         sender.record_statement("goals_database", "SELECT", None, "57P01", 0.1, "SELECT 1")
         sender.close()
         (worker,) = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]
@@ -144,7 +143,7 @@ async def test_a_collector_that_is_away_changes_no_answer(settings: Settings, sc
     traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(f"http://127.0.0.1:{port}")})
     async with serving(traced) as service:
         await until_ready(service)
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+        async with speaking_to(service.port) as client:
             answers = [await client.get("/") for _ in range(20)]
     assert {answer.status_code for answer in answers} == {200}
 
@@ -168,4 +167,4 @@ def test_a_missing_exporter_is_told_with_its_remedy(settings: Settings, monkeypa
     with pytest.raises(
         ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install requirements/goals\.txt"
     ):
-        app.Application(traced, 0)
+        app.Application(traced, LIMITS, 0)

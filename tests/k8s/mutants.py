@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 from tools.lint import __main__ as lint, site
 from tools.lint.inventory import Inventory
@@ -20,7 +19,7 @@ from tools.lint.manifests import ROOT, Finding, Manifest, RenderError, includes,
 from tools.lint.reachability import find_unreviewed
 from tools.lint.rules import RULES, find_broken
 from tools.lint.schemas import Schemas
-from tools.lint.service import service
+from tools.lint.service import LIMITS
 from tools.lint.tree import TREE, find_misplaced
 
 OTHERS = ("schema", "stable-version", "duplicate", "immutable", "site", "compose", "reachability", "render")
@@ -93,6 +92,8 @@ MUTANTS = (
     Mutant("hostname", ROUTE, "hostnames: [goals.localhost]", "hostnames: [www.localhost]"),
     Mutant("redirect", "components/gateway/kustomization.yaml", "  - httproute-redirect.yaml\n", "", "no redirect to https"),
     Mutant("redirect", "components/gateway/httproute-redirect.yaml", "scheme: https", "scheme: http"),
+    Mutant("redirect-hostnames", "components/gateway/httproute-redirect.yaml", "  hostnames: [goals.localhost, argocd.localhost]\n", ""),
+    Mutant("graceful-stop", "components/gateway/nginxproxy.yaml", "nginx -s quit", "nginx -s stop"),
     Mutant("backend", ROUTE, "name: goals, port: 8080", "name: goals, port: 80"),
     Mutant("backend", ROUTE, "name: goals, port: 8080", "name: goal, port: 8080"),
     Mutant("backend-tls", f"{SERVER}/httproute.yaml", "port: 443", "port: 80", "Argo CD's route to port 80"),
@@ -194,7 +195,7 @@ MUTANTS = (
     Mutant("gateway-limits", f"{GATEWAY}/upstreamsettingspolicy.yaml", "timeout: 4s", "timeout: 60s"),
     Mutant("gateway-limits", f"{GATEWAY}/upstreamsettingspolicy.yaml", "    timeout: 4s\n", ""),
     Mutant("gateway-limits", f"{GATEWAY}/kustomization.yaml", "  - upstreamsettingspolicy.yaml\n", ""),
-    Mutant("gateway-limits", f"{GATEWAY}/proxysettingspolicy.yaml", "read: 5s", "read: 3s"),
+    Mutant("gateway-limits", f"{GATEWAY}/proxysettingspolicy.yaml", "read: 15s", "read: 3s"),
     Mutant("gateway-limits", f"{GATEWAY}/clientsettingspolicy-goals.yaml", "timeout: 2s", "timeout: 10s"),
     Mutant("shutdown", CODE, "keep_alive", "7"),
     Mutant("gateway-limits", CODE, "keep_alive", "4"),
@@ -354,9 +355,9 @@ def affected(root: Path, folder: Path) -> set[Path]:
 def find(mutant: Mutant, baseline: dict[str, list[Manifest]], schemas: Schemas) -> list[Finding]:
     """What the rule that is there for it says about a mutant."""
     if mutant.file == CODE:
-        changed = service()._replace(**{mutant.old: float(mutant.new)})  # type: ignore[arg-type]  # a limit, in seconds
-        with mock.patch("tools.lint.limits.service", return_value=changed):
-            return list(find_broken(Inventory({one: baseline[one] for one in lint.TOGETHER[0]}), mutant.rule))
+        limits = LIMITS | {mutant.old: float(mutant.new)}
+        renders = {one: baseline[one] for one in lint.TOGETHER[0]}
+        return list(find_broken(Inventory(renders, limits=limits), mutant.rule))
     with tempfile.TemporaryDirectory(prefix="goals-mutant-") as folder:
         copied = Copy(Path(folder).resolve(), mutant, baseline)
         try:

@@ -2,13 +2,13 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tools.lint.manifests import Manifest, read
 from tools.lint.schemas import CLUSTER_WIDE
-from tools.lint.service import is_service
+from tools.lint.service import LIMITS, is_service
 
 OPERATORS: Manifest = read(Path(__file__).with_name("operators.yaml").read_text(encoding="utf-8"))[0]
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
@@ -135,8 +135,17 @@ def _secrets(one: Manifest, name: str, spec: Manifest) -> Iterator[tuple[str, fr
 class Inventory:
     """The objects of some renders, and what exists because of them."""
 
-    def __init__(self, renders: dict[str, list[Manifest]], operators: frozenset[str] | None = None) -> None:
-        """Objects by the name of what they come from; `operators` narrows those that are installed."""
+    def __init__(
+        self,
+        renders: dict[str, list[Manifest]],
+        operators: frozenset[str] | None = None,
+        limits: Mapping[str, float] = LIMITS,
+    ) -> None:
+        """Objects by the name of what they come from; `operators` narrows those that are installed.
+
+        `limits` are those of the service.
+        """
+        self.limits = limits
         # Some kinds may leave their spec out.
         given: list[tuple[str, Manifest]] = [
             (where, {"spec": {}, **one}) for where, manifests in renders.items() for one in manifests
