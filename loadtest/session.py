@@ -108,6 +108,7 @@ class Session:
         self._environment = environment
         self._headless = headless
         self._run: Run | PythonRun | None = None
+        self._ending: gevent.Greenlet | None = None
         self._problems: list[str] = []
         self._reported: set[str] = set()
         self._verdict: report.Verdict | None = None
@@ -239,6 +240,11 @@ class Session:
         )
 
     def on_test_stop(self, **_: Any) -> None:
+        # In a greenlet of its own: a user that has ended the run, as tasks may, is killed while this goes on.
+        self._ending = gevent.spawn(self._end)
+        self._ending.join()
+
+    def _end(self) -> None:
         if isinstance(self.runner, MasterRunner):
             if self.plan is not None:
                 self._collect(self.runner)
@@ -274,6 +280,8 @@ class Session:
         if not self._headless:
             # Workers that rest after a run would not hear that they shall quit, and live on.
             self.await_workers(self._environment.stop_timeout + _REPORT_WAIT)
+        if self._ending is not None:
+            self._ending.join()
         if self._environment.process_exit_code:
             return  # a listener of the users' own has found a reason to fail
         if self._verdict is not None:
