@@ -1,5 +1,6 @@
 """The recording and alerting rules, made from the objectives and from what the service measures."""
 
+import re
 from typing import Any
 
 from observability.slo import Objectives
@@ -26,7 +27,8 @@ def budget_text(objective: float) -> str:
 
 
 def _record_indicators(objectives: Objectives) -> list[Rule]:
-    routes = "|".join(objectives.requests.excluded_routes)
+    # The braces of a template mean something in a regular expression, and so does a backslash in a string of PromQL.
+    routes = "|".join(map(re.escape, objectives.requests.excluded_routes)).replace("\\", "\\\\")
     valid = f'{JOB},http_route!~"{routes}"'
     total = f'{DURATION}_count{{{valid},http_response_status_code=~"[235].."}}'
     failed = f'{DURATION}_count{{{valid},http_response_status_code=~"5.."}}'
@@ -167,6 +169,14 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "warning",
                 "{{ $labels.instance }} restarted {{ $value }} times in 30 minutes",
                 "It crashes, is killed, or fails its liveness probe.",
+            ),
+            (
+                "GoalsConnectionsFull",
+                f'sum by (instance) (increase(goals_connections_dropped_total{{{JOB},reason="full"}}[5m])) > 0',
+                "5m",
+                "warning",
+                "{{ $labels.instance }} turns clients away: it holds as many connections as it may",
+                "Each of them is closed before a byte is read; the operators' port has room of its own.",
             ),
             (
                 "GoalsFileDescriptors",

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
@@ -23,7 +23,9 @@ _DELAY_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 # What our routes know. The convention lets a service narrow its list, and each method more is a set of series more.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
-_VERSIONS = frozenset({"1.0", "1.1", "2"})
+OTHER_METHOD = "_OTHER"
+"""What the conventions call a method that is not known, so that no client can make up values."""
+_VERSIONS = frozenset({"1.0", "1.1"})
 _SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
 _LOOP_PERIOD = 0.5
 
@@ -37,6 +39,26 @@ class Pool(NamedTuple):
     idle: int
     size: int
     waiting: int
+
+
+def describe_method(method: str) -> dict[str, str]:
+    """The attributes of a span that say its request's method."""
+    if method in _METHODS:
+        return {"http.request.method": method}
+    return {"http.request.method": OTHER_METHOD, "http.request.method_original": method[:32]}
+
+
+class Port(Protocol):
+    """A listening port, and what became of its connections by reason."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def open(self) -> int: ...
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
 
 
 class Reads(Protocol):
@@ -60,7 +82,7 @@ class RequestMetrics:
             meter, "http.server.request.duration", "Duration of HTTP server requests.", REQUEST_BOUNDS
         )
         self._attributes: dict[tuple[str, str, str, str | None, int, str | None], Attributes] = {}
-        self._active = dict.fromkeys([*_METHODS, "_OTHER"], 0)
+        self._active = dict.fromkeys([*_METHODS, OTHER_METHOD], 0)
         meter.create_observable_up_down_counter(
             "http.server.active_requests",
             callbacks=[self._observe_active],
@@ -86,7 +108,7 @@ class RequestMetrics:
 
     def start(self, method: str) -> str:
         """Count an active request and return its method as a label: `_OTHER` for one that no route has."""
-        label = method if method in _METHODS else "_OTHER"
+        label = method if method in _METHODS else OTHER_METHOD
         self._active[label] += 1
         return label
 
@@ -220,9 +242,13 @@ class Telemetry:
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         reader = PrometheusMetricReader(scope_info_enabled=False, registry=self.registry)
+        # What the environment says of the service comes last, and so wins.
+        self.resource = Resource.create({"service.name": "goals", "service.version": version}).merge(
+            OTELResourceDetector().detect()
+        )
         self._provider = MeterProvider(
             [reader],
-            resource=Resource.create({"service.name": "goals", "service.version": version}),
+            resource=self.resource,
             exemplar_filter=AlwaysOffExemplarFilter(),  # the exporter would drop them
             shutdown_on_exit=False,
         )
@@ -251,6 +277,32 @@ class Telemetry:
             "goals.read.queries",
             "Queries that served the reads: concurrent reads of the same kind and key share one.",
             lambda: [(one.queries, {"kind": kind}) for kind, one in reads.items()],
+        )
+
+    def observe_connections(self, ports: Iterable[Port]) -> None:
+        """Let each scrape ask both ports for their connections, and for those that came to nothing."""
+        self._meter.create_observable_up_down_counter(
+            "goals.connections",
+            callbacks=[lambda _: [Observation(port.open, {"port": port.name}) for port in ports]],
+            unit="{connection}",
+            description="Open connections of clients.",
+        )
+        self._meter.create_observable_up_down_counter(
+            "goals.connections.limit",
+            callbacks=[lambda _: [Observation(port.most, {"port": port.name}) for port in ports]],
+            unit="{connection}",
+            description="Connections that a port may hold; more are closed at once.",
+        )
+        _counter(
+            self._meter,
+            "goals.connections.dropped",
+            "Connections cut: over the limit (full), the client did not read (unread), another version of HTTP"
+            " (version); or could not be accepted (accept).",
+            lambda: [
+                (count, {"port": port.name, "reason": reason})
+                for port in ports
+                for reason, count in port.dropped.items()
+            ],
         )
 
     async def watch_loop(self) -> None:
