@@ -89,11 +89,12 @@ observability/node_modules/.made: observability/package-lock.json
 ##@ Load test
 SCENARIO ?= seed
 HOST ?= http://127.0.0.1:8080
-load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soak, breakpoint) against HOST; reports in out/load/
-	$(BIN)/locust --headless --scenario $(SCENARIO) --host $(HOST) $(ARGS)
+WHAT = $(if $(USERS),--locustfile $(USERS),--scenario $(SCENARIO))
+load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
+	$(BIN)/locust --headless $(WHAT) --host $(HOST) $(ARGS)
 
-load-ui: $(VENV)/.loadtest  ## Locust's web UI on 127.0.0.1:8089, where the scenario is chosen
-	$(BIN)/locust --scenario $(SCENARIO) --host $(HOST) $(ARGS)
+load-ui: $(VENV)/.loadtest  ## the web UI on 127.0.0.1:8089: choose, start, watch, read the verdict
+	@$(BIN)/locust $(WHAT) --host $(HOST) $(ARGS)
 
 load-test: export SOAK := $(or $(SOAK),20)
 load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, verdicts, stall, processes, soak (3 minutes; SOAK=60 is the full one)

@@ -1,5 +1,6 @@
 """Whole runs: their length, their figures beside the server's, their verdicts; in one process, in many, by the UI."""
 
+import csv
 import json
 import os
 import re
@@ -64,7 +65,7 @@ def test_a_run_lasts_as_long_as_it_says_and_counts_what_the_server_counts(play: 
     # Of the seconds that were asked for, the server saw all but start and end of the first and last request.
     assert (server.times[-1] - server.times[0]) / 3 == pytest.approx(1, abs=0.05)
     assert played.summary["state"]["testRunDurationMs"] / 3000 == pytest.approx(1, abs=0.05)
-    assert 0.95 <= played.summary["loadtest"]["little"] <= 1.05
+    assert 0.95 <= played.summary["loadtest"]["littles_law_ratio"] <= 1.05
     assert played.values("connections")["count"] == server.connections == 10
     assert played.values("http_req_duration")["min"] >= 20
     assert played.summary["loadtest"]["warnings"] == []
@@ -165,7 +166,7 @@ def test_users_ramp_up_and_down(play: Play, server: Server) -> None:
     assert played.requests == server.count
     assert played.values("vus_max")["value"] > 10
     assert played.summary["loadtest"]["users"] < 0.8 * played.values("vus_max")["value"]
-    assert 0.95 <= played.summary["loadtest"]["little"] <= 1.05
+    assert 0.95 <= played.summary["loadtest"]["littles_law_ratio"] <= 1.05
 
 
 def test_a_step_is_pressed_again_with_the_same_key(play: Play, server: Server) -> None:
@@ -407,3 +408,71 @@ def test_memory_stays_where_it_is_over_a_soak(server: Server, tmp_path: Path) ->
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_check_that_fails_every_time_lets_no_run_pass(play: Play, server: Server) -> None:
+    played = play(write_scenario(closed(1, "1s")).replace("status == 200", "status == 201"), server.url)
+    assert played.code == 1
+    assert played.summary["loadtest"]["problems"][0].startswith("the check `answered` failed every time (")
+
+
+def test_header_names_have_no_case(play: Play, server: Server) -> None:
+    step = 'method = "POST"\npath = "/"\nheaders = { content-type = "a/b", host = "c", user-agent = "d" }\njson = {}'
+    played = play(write_scenario(closed(1, "1s"), step), server.url)
+    assert played.code == 0, played.out
+    head = server.head.lower()
+    assert [head.count(name) for name in (b"content-type:", b"host:", b"user-agent:")] == [1, 1, 1]
+    assert b"content-type: a/b\r\n" in head
+
+
+def test_forms_of_k6_are_played(play: Play, server: Server) -> None:
+    stages = '[{ duration = "2s", target = 5 }, { duration = "0s", target = 2 }, { duration = "2s", target = 0 }]'
+    load = f'executor = "ramping-vus"\nstartVUs = 0\nstages = {stages}'
+    selector = '"http_req_duration{expected_response:true}" = ["p(95)<500"]'
+    server.answer_after = 0.02
+    played = play(write_scenario(load, thresholds=selector), server.url)
+    assert played.code == 0, played.out
+    assert played.summary["state"]["testRunDurationMs"] / 4000 == pytest.approx(1, abs=0.1)
+    assert played.requests == server.count
+    assert played.summary["loadtest"]["warnings"] == []
+
+
+def test_arrivals_by_time_unit(play: Play, server: Server) -> None:
+    load = 'executor = "constant-arrival-rate"\nrate = 1200\ntimeUnit = "1m"\nduration = "2s"\npreAllocatedVUs = 5'
+    assert play(write_scenario(load), server.url).requests == server.count == 40
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_locusts_own_files_have_the_failures_and_sizes(play: Play, server: Server, tmp_path: Path, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+    options = ("--csv", str(tmp_path / "c"), "--html", str(tmp_path / "locust.html"), *(processes() if many else ()))
+    played = play(write_scenario(closed(2, "2s"), 'path = "/500"'), server.url, *options)
+    assert played.code == 1
+    (failure,) = csv.DictReader((tmp_path / "c_failures.csv").open())
+    assert (failure["Method"], failure["Name"], failure["Error"]) == ("GET", "GET /500", "status 500")
+    assert int(failure["Occurrences"]) == played.requests == server.count
+    row, total = csv.DictReader((tmp_path / "c_stats.csv").open())
+    assert float(row["Average Content Size"]) == float(total["Average Content Size"]) == 1
+    assert int(total["Failure Count"]) == server.count
+    assert "status 500" in (tmp_path / "locust.html").read_text()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_refused_connections_are_reported_first_and_nothing_is_judged(play: Play, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+    thresholds = 'http_req_duration = ["p(95)<250"]\nhttp_req_failed = ["rate<=1"]'
+    url = f"http://127.0.0.1:{free_port()}"
+    played = play(write_scenario(closed(2, "2s"), thresholds=thresholds), url, *(processes() if many else ()))
+    assert played.code == 1
+    cause = played.summary["loadtest"]["problems"][0]
+    assert re.fullmatch(r"no connection was made, so nothing is judged: connection refused \(\d+ times\)", cause)
+    assert "thresholds" not in json.dumps(played.summary["metrics"])
+    assert played.out.splitlines()[3] == f"  invalid: {cause}"
+    assert "failed 100" not in played.err
+
+
+def test_a_body_without_an_end_is_a_failure(play: Play, server: Server) -> None:
+    step = 'path = "/endless"\nname = "endless"'
+    played = play(write_scenario(closed(2, "2s"), step, "http_req_failed = ['rate==1']"), server.url)
+    assert "a body of more than 8 MiB" in json.dumps(played.summary["loadtest"]["errors"])
+    assert played.values("http_req_failed")["rate"] == 1
+    # What the kernel had taken already comes on top of it.
+    assert played.values("data_received")["count"] / played.requests < 9 * 2**20
