@@ -135,8 +135,17 @@ def _secrets(one: Manifest, name: str, spec: Manifest) -> Iterator[tuple[str, fr
 class Inventory:
     """The objects of some renders, and what exists because of them."""
 
-    def __init__(self, renders: dict[str, list[Manifest]], operators: frozenset[str] | None = None) -> None:
-        """Objects by the name of what they come from; `operators` narrows those that are installed."""
+    def __init__(
+        self,
+        renders: dict[str, list[Manifest]],
+        operators: frozenset[str] | None = None,
+        refused: frozenset[tuple[str, str, str]] = frozenset(),
+    ) -> None:
+        """Objects by the name of what they come from; `operators` narrows those that are installed.
+
+        `refused` are kind, namespace and name of objects that are there but say nothing that can be relied on.
+        """
+        self.refused = refused
         # Some kinds may leave their spec out.
         given: list[tuple[str, Manifest]] = [
             (where, {"spec": {}, **one}) for where, manifests in renders.items() for one in manifests
@@ -152,6 +161,10 @@ class Inventory:
     def origin(self, manifest: Manifest) -> str:
         """What it was rendered from; empty for what an operator brings."""
         return self._origins.get(id(manifest), "")
+
+    def may_run_more(self, namespace: str) -> bool:
+        """Tell whether there are pods of which nothing is known, as their workload would be refused."""
+        return any(kind in WORKLOADS and where == namespace for kind, where, _ in self.refused)
 
     def of(self, *kinds: str) -> Iterator[Manifest]:
         return (one for one in self.objects if one["kind"] in kinds)
