@@ -15,10 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from goals import embedded, signals
-from goals.database import connect_arguments, sqlstate
+from goals.connections import connect_arguments
 from goals.errors import ConfigurationError
+from goals.limits import Limits
 from goals.models import metadata
 from goals.settings import Settings, read_settings
+from goals.sqlstates import sqlstate
 
 log = logging.getLogger("alembic.runtime.migration")
 
@@ -76,7 +78,7 @@ def run() -> None:
 async def _migrate(settings: Settings) -> None:
     async def connect() -> asyncpg.Connection:
         return await asyncpg.connect(
-            **connect_arguments(settings),
+            **connect_arguments(settings, Limits()),
             server_settings={
                 "application_name": "goals-migrate",
                 "lock_timeout": str(int(LOCK_TIMEOUT * 1000)),

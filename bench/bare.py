@@ -9,6 +9,7 @@ from hypercorn.asyncio import serve
 from starlette.types import Message, Receive, Scope, Send
 
 from goals.app import hypercorn_config
+from goals.limits import Limits
 
 _HEADERS = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"2")]
 
@@ -29,4 +30,4 @@ if __name__ == "__main__":
     # The service does so too; here it is about what this file's imports have left.
     gc.collect()
     gc.freeze()
-    asyncio.run(serve(answer, hypercorn_config([listener])))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
+    asyncio.run(serve(answer, hypercorn_config([listener], Limits())))  # type: ignore[arg-type]  # Starlette's ASGI types are looser

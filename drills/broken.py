@@ -1,15 +1,16 @@
 """The service with one safety taken out, so that a drill can show it would see the damage.
 
-`python -m drills.broken NAME` serves like `python -m goals serve`. No setting of the product can do this: it is
-done to the modules, here, before they serve.
+`python -m drills.broken NAME` serves like `python -m goals serve`. No setting of the product can do this: it gets other
+limits, or a function of it is replaced, here, before it serves.
 """
 
+import asyncio
 import functools
 import os
-import runpy
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import SimpleNamespace
 from uuid import UUID
@@ -18,12 +19,13 @@ import structlog
 import uuid_utils
 from sqlalchemy import DateTime, bindparam, insert
 
-from goals import database as module, logs, middleware, store
+from goals import app, connections, logs, sqlstates, store
 from goals.database import Database
 from goals.errors import DatabaseUnavailableError
+from goals.limits import Limits
 from goals.models import goals
 from goals.schemas import Goal
-from goals.settings import Settings
+from goals.settings import Settings, read_settings
 
 MODULE = "drills.broken"
 
@@ -46,11 +48,9 @@ def stop_without_a_drain() -> None:
     os.environ["GOALS_DRAIN_SECONDS"] = "0"
 
 
-def wait_without_a_gate() -> None:
+def wait_without_a_gate() -> Limits:
     """Everybody may wait for the database, as long as it takes: a pool's queue without a bound."""
-    module.GATE_QUEUE = 1_000_000
-    module.GATE_TIMEOUT = module.RETRY_BUDGET = 60.0
-    middleware.REQUEST_DEADLINE = 60.0
+    return Limits(gate_queue=1_000_000, gate_timeout=60.0, retry_budget=60.0, request_deadline=60.0)
 
 
 def read_the_password_once() -> None:
@@ -60,31 +60,30 @@ def read_the_password_once() -> None:
 
 def read_the_authority_once() -> None:
     """Whatever the mounted file says later, the authority is the one of the start."""
-    module._tls = functools.cache(module._tls)
+    connections._tls = functools.cache(connections._tls)
 
 
 def forget_the_former_password() -> None:
     """Only what the file says now is tried."""
-    module._Connector.accepted = property(lambda _: None, lambda _, _password: None)  # type: ignore[assignment]  # likewise
+    connections.Connector.accepted = property(lambda _: None, lambda _, _password: None)  # type: ignore[assignment]  # likewise
 
 
-def wait_without_time_limits() -> None:
+def wait_without_time_limits() -> Limits:
     """A statement may take as long as it takes, and so may its request."""
-    module.STATEMENT_TIMEOUT = 0.0  # PostgreSQL's word for none
-    module.COMMAND_TIMEOUT = module.RETRY_BUDGET = 60.0
-    middleware.REQUEST_DEADLINE = 60.0
+    # PostgreSQL's word for no limit is 0.
+    return Limits(statement_timeout=0.0, command_timeout=60.0, retry_budget=60.0, request_deadline=60.0)
 
 
 def send_nothing_again() -> None:
     """A statement that was cut off is told as an error at once."""
-    module._is_transient = lambda error: False  # noqa: ARG005  its type includes the name
-    translate = module._translate
+    sqlstates.is_transient = lambda error: False  # noqa: ARG005  its type includes the name
+    translate = sqlstates.translate
 
     def give_up(error: BaseException) -> BaseException:
         translated = translate(error)
         return DatabaseUnavailableError("It failed.") if isinstance(translated, OSError) else translated
 
-    module._translate = give_up
+    sqlstates.translate = give_up
 
 
 def jump_by_an_hour() -> None:
@@ -122,7 +121,7 @@ def stamp_goals_itself() -> None:
     store.insert_goal = insert_goal
 
 
-WAYS = {
+WAYS: dict[str, Callable[[], Limits | None]] = {
     way.__name__: way
     for way in (
         retry_without_a_key,
@@ -140,6 +139,7 @@ WAYS = {
 
 
 if __name__ == "__main__":
-    WAYS[sys.argv[1]]()
-    sys.argv = ["goals", "serve"]
-    runpy.run_module("goals", run_name="__main__", alter_sys=True)
+    limits = WAYS[sys.argv[1]]() or Limits()
+    settings = read_settings()
+    logs.configure(settings.goals_log_format)
+    asyncio.run(app.serve(settings, limits))

@@ -10,15 +10,17 @@ from drills.journal import Attempt
 from drills.scenarios import writers
 from drills.stage import Stage
 from drills.timeline import Mark
-from goals.database import COMMAND_TIMEOUT, CONNECT_TIMEOUT
+from goals.limits import Limits
 
 _NOTICE = 1.0
 """Seconds until somebody notices a primary that does not answer, and promotes a standby."""
 _SHORT_OUTAGE = 2.0
 _FLOW = 1.0
 _PATIENCE = {
-    "black hole": CONNECT_TIMEOUT,  # the kernel repeats a SYN that was dropped at the last moment only after a second
-    "half-open": COMMAND_TIMEOUT,  # this fault has no end: each connection is found dead by a statement's time limit
+    # The kernel repeats a SYN that was dropped at the last moment only after a second.
+    "black hole": Limits().connect_timeout,
+    # This fault has no end: each connection is found dead by a statement's time limit.
+    "half-open": Limits().command_timeout,
 }
 
 

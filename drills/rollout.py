@@ -11,13 +11,13 @@ from drills.drill import Case, Drill, observe
 from drills.scenarios import visitors
 from drills.stage import Load, Replica, Stage
 from drills.timeline import Mark
-from goals.middleware import REQUEST_DEADLINE
+from goals.limits import Limits
 from goals.settings import Settings
 
 REQUESTS = 20_000
 _PROPAGATION = 0.5
 """Seconds for which new connections are still led to a replica that was told to stop: kube-proxy learns it late."""
-_STOP = Settings.model_fields["goals_drain_seconds"].default + REQUEST_DEADLINE + 2.0
+_STOP = Settings.model_fields["goals_drain_seconds"].default + Limits().request_deadline + 2.0
 """Seconds within which a replica must be gone: its drain, its last requests, and the stop."""
 
 _HALF = (

@@ -28,7 +28,7 @@ from drills.overload import PACE, set_pace
 from drills.scenarios import visitors, writers
 from drills.stage import Replica, Stage
 from drills.timeline import Mark
-from goals.database import STATEMENT_TIMEOUT
+from goals.limits import Limits
 
 _RECOVERY = 1.0
 _BRIEF, _OUTAGE = 0.7, 1.7
@@ -308,7 +308,7 @@ async def _slow_down(drill: Drill, stage: Stage, case: Case, seconds: float) -> 
     await asyncio.sleep(seconds)
     await set_pace(stage, 0)
     case.marks.append(Mark(at, "slow", time.time()))
-    await asyncio.sleep(STATEMENT_TIMEOUT)  # so long may those that have begun still be slow
+    await asyncio.sleep(Limits().statement_timeout)  # so long may those that have begun still be slow
 
 
 async def _fill_disk(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:

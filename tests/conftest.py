@@ -18,9 +18,11 @@ from sqlalchemy import text
 
 from goals import app, embedded, logs
 from goals.database import Database
+from goals.limits import Limits
 from goals.settings import Settings
 
 ROOT = Path(__file__).parent.parent
+LIMITS = Limits()
 
 
 class Service(NamedTuple):
@@ -86,12 +88,12 @@ async def empty(settings: Settings) -> AsyncIterator[Settings]:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Service]:
+async def serving(settings: Settings, limits: Limits = LIMITS) -> AsyncIterator[Service]:
     """Serve as `python -m goals serve` does, but in this process and without its signals."""
     ports: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
     stops: list[Callable[[], None]] = []
     serving = asyncio.create_task(
-        app.serve(settings, announce=lambda *pair: ports.set_result(Service(*pair)), heed=stops.append)
+        app.serve(settings, limits, announce=lambda *pair: ports.set_result(Service(*pair)), heed=stops.append)
     )
     serving.add_done_callback(lambda _: ports.cancel())
     try:
@@ -136,7 +138,7 @@ def restored_logs() -> Iterator[None]:
 @pytest.fixture
 async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
     """The service's own way to an empty table."""
-    database = Database(settings)
+    database = Database(settings, LIMITS)
     async with database.engine.connect() as connection:
         await connection.execute(text("TRUNCATE goals RESTART IDENTITY"))
     await database.engine.dispose()

@@ -15,10 +15,9 @@ import pytest
 from sqlalchemy import text
 
 from goals.database import Database
-from goals.middleware import LONGEST_BODY, LONGEST_HEADERS, LONGEST_TARGET, MOST_HEADERS
 from goals.schemas import NAME_LENGTH
 from goals.settings import Settings
-from tests.conftest import Service, serving
+from tests.conftest import LIMITS, Service, serving
 from tests.wire import PATIENCE, Connection, ask, check, chunked, dripping, form, request
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -231,7 +230,7 @@ async def test_the_same_type_in_other_words_is_taken(service: Service, lines: li
     assert reply.status == 303
 
 
-TOO_LONG = b"goal_name=" + b"a" * LONGEST_BODY
+TOO_LONG = b"goal_name=" + b"a" * LIMITS.body_size
 LONG_BODIES = {
     "declared and sent": [form("/add_goal", TOO_LONG)],
     "declared by someone who waits to be asked": [
@@ -276,7 +275,7 @@ async def test_nothing_is_kept_of_a_body_that_was_refused(service: Service) -> N
 
 
 async def test_a_body_of_16_kb_is_read(service: Service) -> None:
-    body = b"goal_name=".ljust(LONGEST_BODY, b"a")
+    body = b"goal_name=".ljust(LIMITS.body_size, b"a")
     for pieces in ([form("/add_goal", body)], chunked(body)):
         check(reply := await ask(service.port, *pieces))
         assert (reply.status, b"A name has at most" in reply.body) == (422, True)
@@ -546,23 +545,23 @@ async def test_an_unknown_address_is_404_and_leads_nowhere(service: Service, tar
 
 @pytest.mark.parametrize("start", ["/", "/nowhere?", "/api/v1/goals?before="])
 async def test_an_address_of_more_than_2_kb_is_refused(service: Service, start: str) -> None:
-    check(reply := await ask(service.port, request("GET", start.ljust(LONGEST_TARGET, "1"))))
+    check(reply := await ask(service.port, request("GET", start.ljust(LIMITS.target_size, "1"))))
     assert reply.status in {404, 422}
-    check(reply := await ask(service.port, request("GET", start.ljust(LONGEST_TARGET + 1, "1")), closes=True))
+    check(reply := await ask(service.port, request("GET", start.ljust(LIMITS.target_size + 1, "1")), closes=True))
     assert reply.status == 414
 
 
 async def test_a_header_over_the_limit_is_refused(service: Service) -> None:
     for lines in (
-        [f"X: {'a' * LONGEST_HEADERS}"],
+        [f"X: {'a' * LIMITS.headers_size}"],
         [f"X-{number}: {'a' * 1000}" for number in range(17)],
-        [f"X-{number}: a" for number in range(MOST_HEADERS)],
-        ["X: a"] * MOST_HEADERS,
+        [f"X-{number}: a" for number in range(LIMITS.headers_number)],
+        ["X: a"] * LIMITS.headers_number,
         ["If-None-Match: " + '"x", ' * 4000],
     ):
         check(reply := await ask(service.port, request("GET", "/health", *lines), closes=True))
         assert reply.status == 431
-    check(reply := await ask(service.port, request("GET", "/health", *["X: a"] * (MOST_HEADERS - 1))))
+    check(reply := await ask(service.port, request("GET", "/health", *["X: a"] * (LIMITS.headers_number - 1))))
     assert reply.status == 200
     # What does not fit into Hypercorn's buffer never reaches the application.
     for monster in (request("GET", "/" + "a" * 140_000), request("GET", "/", f"X: {'a' * 140_000}")):

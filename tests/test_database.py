@@ -1,12 +1,14 @@
-"""The way to PostgreSQL under every fault that the rules of `database` name, each made on a real server."""
+"""Statements, and the connections they need, under every fault that can be made on a real server."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
 import ssl
 import traceback
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +19,11 @@ import trustme
 from sqlalchemy import text
 
 from drills import tls
-from goals import database as module, embedded
-from goals.database import GATE_QUEUE, Database, Gate
+from goals import embedded
+from goals.database import Database
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
-from tests.conftest import until
+from tests.conftest import LIMITS, until
 
 ONE = text("SELECT 1 AS one")
 
@@ -39,9 +41,14 @@ async def backends(administrator: asyncpg.Connection) -> list[int]:
     return [row["pid"] for row in rows]
 
 
-async def until_running(administrator: asyncpg.Connection, part: str) -> None:
+async def until_running(administrator: asyncpg.Connection, part: str, number: int = 1) -> None:
+    """Wait until so many statements run that have `part` in their text."""
     query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE $1 AND pid <> pg_backend_pid()"
-    await until(lambda: administrator.fetchval(query, f"%{part}%"))
+
+    async def are_running() -> bool:
+        return bool(await administrator.fetchval(query, f"%{part}%") >= number)
+
+    await until(are_running)
 
 
 async def terminate(administrator: asyncpg.Connection) -> None:
@@ -91,25 +98,31 @@ async def test_a_connection_that_is_lost_takes_no_other_with_it(
 
 
 async def test_a_statement_that_was_sent_is_never_told_to_have_done_nothing(
-    database: Database, administrator: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, administrator: asyncpg.Connection
 ) -> None:
-    sent = asyncio.create_task(database.run(text("SELECT pg_sleep(5), 'sent' AS what")))
+    database = Database(settings, replace(LIMITS, gate_queue=0, statement_timeout=0, command_timeout=60))
+
+    async def take_the_next_place() -> None:
+        while True:
+            with contextlib.suppress(OverloadedError):
+                await database.run(text("SELECT pg_sleep(60)"))
+            await asyncio.sleep(0)
+
+    sent = asyncio.create_task(database.run(text("SELECT pg_sleep(60), 'sent' AS what")))
     await until_running(administrator, "'sent'")
-    others = [asyncio.create_task(database.run(text("SELECT pg_sleep(0.9)"))) for _ in range(database.size)]
-
-    async def is_full() -> bool:
-        return database.gate.waiting == 1
-
-    await until(is_full)
-    monkeypatch.setattr(module, "GATE_QUEUE", 0)
-    # Who waits takes its place, and it finds no other.
+    # One more than there are places: as soon as the first is free, it is taken, before the second attempt comes for it.
+    others = [asyncio.create_task(take_the_next_place()) for _ in range(database.size)]
+    await until_running(administrator, "pg_sleep(60)", database.size)
     await administrator.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE query LIKE '%''sent''%' AND pid <> pg_backend_pid()"
     )
     with pytest.raises(DatabaseUnavailableError):
         await sent
-    await asyncio.gather(*others)
+    for other in others:
+        other.cancel()
+    await asyncio.wait(others)
+    await database.close()
 
 
 async def test_a_statement_cut_off_is_sent_again(database: Database, administrator: asyncpg.Connection) -> None:
@@ -222,7 +235,7 @@ async def test_a_frozen_connection_is_left_for_a_new_one(database: Database, adm
 
 
 async def test_a_server_that_is_not_there_is_given_up_after_the_budget(settings: Settings, tmp_path: Path) -> None:
-    database = Database(settings.model_copy(update={"db_host": str(tmp_path)}))
+    database = Database(settings.model_copy(update={"db_host": str(tmp_path)}), LIMITS)
     with pytest.raises(DatabaseUnavailableError, match="is not available"):
         await database.fetch(ONE)
     await database.close()
@@ -231,7 +244,7 @@ async def test_a_server_that_is_not_there_is_given_up_after_the_budget(settings:
 async def test_a_server_that_accepts_and_says_nothing_is_given_up_at_the_deadline(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        database = Database(settings.model_copy(update={"db_host": "127.0.0.1", "db_port": port}))
+        database = Database(settings.model_copy(update={"db_host": "127.0.0.1", "db_port": port}), LIMITS)
         with pytest.raises(DatabaseUnavailableError):
             await database.fetch(ONE)
         await database.close()
@@ -246,129 +259,13 @@ async def test_what_is_under_way_ends_with_the_pool(database: Database, administ
 
 
 async def test_a_pool_that_others_hold_is_an_overload(settings: Settings, schema: None) -> None:
-    database = Database(settings.model_copy(update={"goals_pool_size": 5}))
+    database = Database(settings.model_copy(update={"goals_pool_size": 5}), LIMITS)
     held = [await database.engine.connect() for _ in range(5)]
     with pytest.raises(OverloadedError, match="No connection"):
         await database.fetch(ONE)
     for connection in held:
         await connection.close()
     await database.close()
-
-
-class Visitors:
-    """Visitors of a gate with room for one, in the order in which they came in."""
-
-    def __init__(self) -> None:
-        self.gate = Gate(1)
-        self.entered: list[str] = []
-
-    async def come(self, name: str, seconds: float = 60) -> asyncio.Task[None]:
-        async def enter() -> None:
-            await self.gate.enter(asyncio.get_running_loop().time() + seconds)
-            self.entered.append(name)
-
-        task = asyncio.create_task(enter())
-        await asyncio.sleep(0)
-        return task
-
-
-async def test_the_gate_lets_in_by_order_of_arrival() -> None:
-    visitors = Visitors()
-    tasks = [await visitors.come(name) for name in ("first", "second", "third")]
-    for task in tasks:
-        await task
-        visitors.gate.leave()
-    assert visitors.entered == ["first", "second", "third"]
-    await visitors.gate.enter(0)  # and there is room again
-
-
-async def test_a_full_queue_refuses_at_once() -> None:
-    visitors = Visitors()
-    tasks = [await visitors.come(str(number)) for number in range(1 + GATE_QUEUE)]
-    with pytest.raises(OverloadedError, match="Too many"):
-        await (await visitors.come("one too many"))
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
-
-
-async def test_a_wait_is_short_while_the_database_answers() -> None:
-    visitors = Visitors()
-    await visitors.come("first")
-    second = await visitors.come("second")
-    while not second.done():
-        visitors.gate.note_answer(asyncio.get_running_loop().time())
-        await asyncio.sleep(0.01)
-    with pytest.raises(OverloadedError, match="more to do"):
-        await second
-
-
-async def test_a_wait_lasts_until_the_deadline_while_the_database_is_away() -> None:
-    visitors = Visitors()
-    await visitors.come("first")
-    with pytest.raises(DatabaseUnavailableError):
-        await (await visitors.come("second", seconds=2 * module.GATE_TIMEOUT))
-    third = await visitors.come("third")
-    visitors.gate.leave()
-    await third
-
-
-async def test_a_wait_counts_anew_when_the_database_is_back() -> None:
-    visitors = Visitors()
-    loop = asyncio.get_running_loop()
-    await visitors.come("first")
-    visitors.gate.note_answer(loop.time())  # and from here on it hangs
-    second = await visitors.come("second")
-    await asyncio.wait({second}, timeout=2 * module.GATE_TIMEOUT)
-    visitors.gate.note_answer(loop.time())
-    await asyncio.wait({second}, timeout=module.GATE_TIMEOUT / 2)
-    assert not second.done()
-    visitors.gate.leave()
-    await second
-
-
-async def test_a_queue_that_stands_has_room_for_few() -> None:
-    visitors = Visitors()
-    visitors.gate = Gate(2)
-    loop = asyncio.get_running_loop()
-    for name in ("first", "beside the first"):
-        await visitors.come(name)
-    waiting = [await visitors.come(name) for name in ("second", "third")]
-    end = loop.time() + module.GATE_TIMEOUT - module.QUICK / 2
-    while loop.time() < end:
-        visitors.gate.note_answer(loop.time())
-        await asyncio.sleep(0.01)
-    visitors.gate.leave()
-    await waiting[0]  # after a wait that was not quick
-    while not waiting[1].done():
-        visitors.gate.note_answer(loop.time())
-        await asyncio.sleep(0.01)
-    with pytest.raises(OverloadedError, match="more to do"):
-        await waiting[1]
-    fourth = await visitors.come("fourth")
-    with pytest.raises(OverloadedError, match="Too many"):
-        await (await visitors.come("fifth"))
-    visitors.gate.leave()
-    await fourth
-    visitors.gate.leave()  # nobody waits: the queue does not stand any more
-    await visitors.come("sixth")
-    waiting = [await visitors.come(name) for name in ("seventh", "eighth")]
-    assert not any(task.done() for task in waiting)
-    for task in waiting:
-        task.cancel()
-    await asyncio.wait(waiting)
-
-
-async def test_a_visitor_who_leaves_gives_the_turn_to_the_next() -> None:
-    visitors = Visitors()
-    await visitors.come("first")
-    second, third, fourth = [await visitors.come(name) for name in ("second", "third", "fourth")]
-    third.cancel()
-    visitors.gate.leave()
-    second.cancel()  # just when the turn has come
-    await asyncio.wait({second, third})
-    await fourth
-    assert visitors.entered == ["first", "fourth"]
 
 
 class Remote(NamedTuple):
@@ -431,7 +328,7 @@ async def remote(guarded: Path, settings: Settings, tmp_path: Path) -> AsyncIter
     ],
 )
 async def test_tls_follows_the_words_of_libpq(remote: Remote, word: str, host: str, *, works: bool) -> None:
-    database = Database(remote.settings.model_copy(update={"ssl": word, "db_host": host}))
+    database = Database(remote.settings.model_copy(update={"ssl": word, "db_host": host}), LIMITS)
     try:
         await database.fetch(ONE)
         answered = True
@@ -443,14 +340,14 @@ async def test_tls_follows_the_words_of_libpq(remote: Remote, word: str, host: s
 
 async def test_a_certificate_of_another_authority_is_refused(remote: Remote, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.crt")
-    database = Database(remote.settings.model_copy(update={"db_ca_file": tmp_path / "other.crt"}))
+    database = Database(remote.settings.model_copy(update={"db_ca_file": tmp_path / "other.crt"}), LIMITS)
     with pytest.raises(DatabaseUnavailableError):
         await database.fetch(ONE)
     await database.close()
 
 
 async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote) -> None:
-    database = Database(remote.settings)
+    database = Database(remote.settings, LIMITS)
     await database.fetch(ONE)
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
     await terminate(remote.administrator)
@@ -465,7 +362,7 @@ async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote
 
 
 async def test_connections_that_work_are_found_among_those_that_cannot_be_replaced(remote: Remote) -> None:
-    database = Database(remote.settings)
+    database = Database(remote.settings, LIMITS)
     await database.fill()
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
     await remote.administrator.execute(
@@ -486,7 +383,7 @@ async def test_connections_that_work_are_found_among_those_that_cannot_be_replac
 
 
 async def test_the_former_password_serves_until_the_server_has_the_new_one(remote: Remote) -> None:
-    database = Database(remote.settings)
+    database = Database(remote.settings, LIMITS)
     await database.fetch(ONE)
     with structlog.testing.capture_logs() as events:
         remote.password_file.write_text("second\n")

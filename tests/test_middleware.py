@@ -10,11 +10,11 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
-from goals import middleware
-from goals.middleware import STRICT_TRANSPORT_SECURITY, Headers, Limits, Record
+from goals.middleware import STRICT_TRANSPORT_SECURITY, Guard, Headers, Record
 from goals.settings import Settings
 from goals.telemetry import Telemetry
-from tests.conftest import serving
+from tests.clock import simulated
+from tests.conftest import LIMITS, serving
 from tests.wire import check_headers
 
 
@@ -70,7 +70,8 @@ def scope(path: str = "/", **values: object) -> Scope:
     }
 
 
-_receive_nothing: Receive = asyncio.Event().wait  # type: ignore[assignment]  # nobody asks for a body here
+async def _receive_nothing() -> Message:
+    return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # it never comes
 
 
 class Exchange:
@@ -125,39 +126,45 @@ async def test_while_the_service_drains_each_answer_asks_to_reconnect_where_http
         assert ((b"connection", b"close") in exchange.headers) == closing
 
 
-async def test_a_request_that_takes_too_long_is_503_and_gives_its_connection_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(middleware, "REQUEST_DEADLINE", 0.01)
+@simulated
+async def test_a_request_that_takes_too_long_is_503_and_gives_its_connection_up() -> None:
     exchange = Exchange()
-    await exchange.run(Limits(hang), scope())
+    await exchange.run(Guard(hang, limits=LIMITS), scope())
     assert exchange.status == 503
     assert {(b"retry-after", b"1"), (b"connection", b"close")} <= set(exchange.headers)
 
 
-async def test_the_time_that_a_body_took_is_not_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "REQUEST_DEADLINE", 0.01)
-
+@simulated
+async def test_the_time_that_a_body_took_is_not_the_requests() -> None:
     async def receive() -> Message:
-        monkeypatch.setattr(middleware, "REQUEST_DEADLINE", 60)
+        await asyncio.sleep(0.9 * LIMITS.body_deadline)
         return {"type": "http.request", "body": b"a", "more_body": False}
 
-    async def take_longer(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.sleep(0.05)  # longer than the whole request had at first
+    async def take_long(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.9 * LIMITS.request_deadline)
         await greet(scope, receive, send)
 
     exchange = Exchange()
-    await exchange.run(Limits(take_longer), scope(headers=[(b"content-length", b"1")]), receive)
+    await exchange.run(Guard(take_long, limits=LIMITS), scope(headers=[(b"content-length", b"1")]), receive)
     assert exchange.status == 200
 
 
-async def test_a_client_that_does_not_read_its_answer_is_left_without_a_fuss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(middleware, "REQUEST_DEADLINE", 0.01)
+@simulated
+async def test_a_client_that_does_not_read_its_answer_is_left_without_a_fuss() -> None:
     exchange = Exchange(patience=1)
     with capture_logs() as events:
-        await exchange.run(Limits(greet), scope())
+        await exchange.run(Guard(greet, limits=LIMITS), scope())
     assert [message["type"] for message in exchange.sent] == ["http.response.start"]
     assert events == [{"event": "client did not read the answer in time", "log_level": "warning"}]
+
+
+async def test_headers_are_added_to_an_answer_and_not_to_what_it_was_made_from() -> None:
+    response = PlainTextResponse("shared")
+    given = list(response.raw_headers)
+    exchange = Exchange()
+    await exchange.run(Headers(response, hsts=True, draining=lambda: True), scope())
+    assert len(exchange.headers) > len(given)
+    assert response.raw_headers == given
 
 
 @pytest.fixture
@@ -172,7 +179,7 @@ async def test_a_crash_is_logged_answered_and_not_explained(telemetry: Telemetry
     for path in ("/", "/api/v1/goals"):
         exchange = Exchange()
         with capture_logs() as events:
-            record = Record(Limits(fail), metrics=telemetry.requests, write=lines.append)
+            record = Record(Guard(fail, limits=LIMITS), metrics=telemetry.requests, write=lines.append)
             await exchange.run(record, scope(path))
         assert exchange.status == 500
         assert b"x-request-id" in dict(exchange.headers)

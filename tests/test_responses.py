@@ -12,9 +12,9 @@ from sqlalchemy import text
 
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
-from goals.middleware import LONGEST_BODY
 from goals.responses import _STATUSES, answer
 from goals.schemas import Problem
+from tests.conftest import LIMITS
 
 GOALS = "/api/v1/goals"
 ONE = f"{GOALS}/1"
@@ -48,7 +48,7 @@ WRONG = [
     Wrong("POST", GOALS, 415, headers=JSON | {"content-encoding": "gzip"}, body=NAME),
     Wrong("POST", GOALS, 415, headers={"content-type": "application/json; charset=utf-16"}, body=NAME),
     Wrong("POST", GOALS, 403, headers=JSON | {"origin": "https://evil.example"}, body=NAME),
-    Wrong("POST", GOALS, 413, headers=JSON, body=" " * (LONGEST_BODY + 1)),
+    Wrong("POST", GOALS, 413, headers=JSON, body=" " * (LIMITS.body_size + 1)),
     Wrong("POST", GOALS, 400, headers=JSON),
     Wrong("POST", GOALS, 400, headers=JSON, body="{"),
     Wrong("POST", GOALS, 400, headers=JSON, body="[" * 10_000),

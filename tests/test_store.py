@@ -11,7 +11,7 @@ from goals.database import Database
 from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
 from goals.models import SCHEMA_REVISION
 from goals.schemas import Goal
-from tests.test_pages import alter, fill
+from tests.rows import alter, fill
 
 BEYOND = [store.BIGGEST_ID + 1, 10**38]
 

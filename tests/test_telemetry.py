@@ -9,12 +9,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from sqlalchemy import func, literal, select, text
 from starlette.types import Receive, Scope, Send
 
-from goals.database import GATE_QUEUE, Database
+from goals.database import Database
 from goals.errors import OverloadedError, StatementRefusedError
 from goals.middleware import Record
 from goals.settings import Settings
 from goals.telemetry import Telemetry
-from tests.conftest import serving, until
+from tests.conftest import LIMITS, serving, until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -74,7 +74,7 @@ async def test_the_seeds_counters_keep_names_labels_and_meaning(
 
 
 async def test_every_counter_is_zero_before_its_first_event(telemetry: Telemetry, settings: Settings) -> None:
-    database = Database(settings, telemetry.database)
+    database = Database(settings, LIMITS, telemetry.database)
     telemetry.observe_reads(lambda: {"page": (0, 0)})
     page = read(telemetry)
     for metric, number in (
@@ -148,7 +148,7 @@ def test_active_requests_are_those_that_have_not_ended(telemetry: Telemetry) -> 
 async def test_statements_are_recorded_by_operation_table_and_sqlstate(
     settings: Settings, telemetry: Telemetry, schema: None
 ) -> None:
-    database = Database(settings, telemetry.database)
+    database = Database(settings, LIMITS, telemetry.database)
     await database.fetch(select(func.version()))
     with pytest.raises(StatementRefusedError):
         await database.fetch(select(literal(1) / literal(0)))
@@ -169,7 +169,7 @@ async def test_statements_are_recorded_by_operation_table_and_sqlstate(
 async def test_the_pool_and_the_gate_say_how_full_they_are(
     settings: Settings, telemetry: Telemetry, schema: None
 ) -> None:
-    database = Database(settings, telemetry.database)
+    database = Database(settings, LIMITS, telemetry.database)
     slow = [asyncio.create_task(database.fetch(select(func.pg_sleep(0.2)))) for _ in range(database.size + 2)]
     while database.gate.waiting < 2:
         await asyncio.sleep(0)
@@ -181,7 +181,7 @@ async def test_the_pool_and_the_gate_say_how_full_they_are(
     assert samples(page, "db_client_connection_count")[used] == database.size
     assert samples(page, "db_client_connection_max") == {labels(**pool): database.size}
     assert samples(page, "db_client_connection_pending_requests") == {labels(**pool): 2}
-    many = [asyncio.create_task(database.fetch(select(1))) for _ in range(GATE_QUEUE)]
+    many = [asyncio.create_task(database.fetch(select(1))) for _ in range(LIMITS.gate_queue)]
     results = await asyncio.gather(*slow, *many, return_exceptions=True)
     refused = sum(isinstance(result, OverloadedError) for result in results)
     rejections = samples(read(telemetry), "goals_gate_rejections_total")

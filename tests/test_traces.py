@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx2
@@ -22,7 +23,7 @@ from starlette.routing import Route
 from goals import app, logs, traces
 from goals.errors import ConfigurationError
 from goals.settings import Settings
-from tests.conftest import serving, until_ready
+from tests.conftest import LIMITS, serving, until_ready
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -127,10 +128,9 @@ def hanging() -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_collector_that_hangs_does_not_hold_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "CLOSE_TIMEOUT", 0.05)
+def test_a_collector_that_hangs_does_not_hold_the_stop() -> None:
     with hanging() as endpoint:
-        sender = traces.Traces(endpoint, "test")
+        sender = traces.Traces(endpoint, "test", replace(LIMITS, traces_flush=0.05))
         sender.record_statement("goals_database", "SELECT", None, "57P01", 0.1, "SELECT 1")
         sender.close()
         (worker,) = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]
@@ -168,4 +168,4 @@ def test_a_missing_exporter_is_told_with_its_remedy(settings: Settings, monkeypa
     with pytest.raises(
         ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install requirements/goals\.txt"
     ):
-        app.Application(traced, 0)
+        app.Application(traced, LIMITS, 0)

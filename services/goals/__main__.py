@@ -20,6 +20,7 @@ import structlog
 
 from goals import app, embedded, logs
 from goals.errors import ConfigurationError
+from goals.limits import Limits
 from goals.models import SCHEMA_REVISION
 from goals.openapi import DOCUMENT
 from goals.settings import Settings, read_settings
@@ -59,14 +60,14 @@ def up() -> None:
             settings = settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})
         running.callback(signals.ignore)
         _migrate(settings)
-        asyncio.run(app.serve(settings, announce=_welcome(settings)))
+        asyncio.run(app.serve(settings, Limits(), announce=_welcome(settings)))
 
 
 def serve() -> None:
     """Serve the page, the API and the operators' port until SIGTERM."""
     settings = _read_remote_settings()
     logs.configure(settings.goals_log_format)
-    asyncio.run(app.serve(settings))
+    asyncio.run(app.serve(settings, Limits()))
 
 
 def migrate() -> None:

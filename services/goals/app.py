@@ -25,8 +25,9 @@ from goals import __version__, api, health, pages, signals, store
 from goals.api import write_list
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
+from goals.limits import Limits
 from goals.logs import request_writer
-from goals.middleware import BODY_DEADLINE, REQUEST_DEADLINE, Headers, Limits, Record, Trace
+from goals.middleware import Guard, Headers, Record, Trace
 from goals.pages import draw_page
 from goals.readiness import Readiness
 from goals.reads import SharedReads
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from goals.traces import Traces
 
 log = structlog.get_logger(__name__)
-
-KEEP_ALIVE_SECONDS = 5
-"""Longer than a gateway keeps an idle connection (4 s), shorter than the drain (6 s)."""
 
 # fmt: off
 PUBLIC_ROUTES = [
@@ -74,12 +72,13 @@ class Application:
     Nothing for operators can be reached by the public port, whatever path or host is asked for.
     """
 
-    def __init__(self, settings: Settings, operators_port: int) -> None:
-        self.readiness = Readiness()
+    def __init__(self, settings: Settings, limits: Limits, operators_port: int) -> None:
+        self.readiness = Readiness(limits)
         self._settings = settings
+        self._limits = limits
         self._operators_port = operators_port
         self._telemetry = Telemetry(__version__)
-        self._traces = _trace(settings)
+        self._traces = _make_traces(settings, limits)
         headers = Middleware(Headers, hsts=settings.goals_hsts, draining=lambda: self.readiness.draining)
         self.public = Starlette(
             routes=PUBLIC_ROUTES,
@@ -89,11 +88,11 @@ class Application:
                 headers,
                 Middleware(Record, metrics=self._telemetry.requests, write=request_writer(settings.goals_log_format)),
                 *([] if self._traces is None else [Middleware(Trace, tracer=self._traces.tracer)]),
-                Middleware(Limits, hosts=settings.goals_hosts),
+                Middleware(Guard, limits=limits, hosts=settings.goals_hosts),
             ],
             exception_handlers={GoalsError: _answer_error, HTTPException: _answer_error},
         )
-        self.operators = Starlette(routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Limits)])
+        self.operators = Starlette(routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Guard, limits=limits)])
         for app in (self.public, self.operators):
             app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
 
@@ -103,7 +102,7 @@ class Application:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
-        database = Database(self._settings, self._telemetry.database, self._traces)
+        database = Database(self._settings, self._limits, self._telemetry.database, self._traces)
 
         async def load_page(key: tuple[int | None, int | None]) -> Listing:
             before, after = key
@@ -160,7 +159,7 @@ class Application:
         gc.freeze()
 
 
-def _trace(settings: Settings) -> "Traces | None":
+def _make_traces(settings: Settings, limits: Limits) -> "Traces | None":
     if settings.otel_exporter_otlp_endpoint is None:
         return None
     try:
@@ -168,7 +167,7 @@ def _trace(settings: Settings) -> "Traces | None":
     except ModuleNotFoundError as error:
         remedy = "install requirements/goals.txt, or unset the variable"
         raise ConfigurationError(f"OTEL_EXPORTER_OTLP_ENDPOINT needs {error.name}: {remedy}") from None
-    return Traces(str(settings.otel_exporter_otlp_endpoint), __version__)
+    return Traces(str(settings.otel_exporter_otlp_endpoint), __version__, limits)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -186,6 +185,7 @@ def log_ports(port: int, operators_port: int) -> None:
 
 async def serve(
     settings: Settings,
+    limits: Limits,
     *,
     announce: Callable[[int, int], None] = log_ports,
     heed: Callable[[Callable[[], None]], None] = signals.call,
@@ -197,8 +197,8 @@ async def serve(
     """
     listeners = [_listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
     public_port, operators_port = (listener.getsockname()[1] for listener in listeners)
-    application = Application(settings, operators_port)
-    config = hypercorn_config(listeners)
+    application = Application(settings, limits, operators_port)
+    config = hypercorn_config(listeners, limits)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     hurrying = asyncio.Event()
@@ -214,29 +214,31 @@ async def serve(
     heed(stop)
     server = asyncio.create_task(serve_hypercorn(application, config, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
     announce(public_port, operators_port)
-    await _wait_for_stop(server, stopping, hurrying)
+    await _wait_for_stop(server, stopping, hurrying, limits)
     log.info("stopped")
 
 
-def hypercorn_config(listeners: Iterable[socket.socket]) -> Config:
+def hypercorn_config(listeners: Iterable[socket.socket], limits: Limits) -> Config:
     """How Hypercorn is run, whatever it serves on `listeners`; it takes them over."""
     config = Config()
     config.bind = [f"fd://{listener.detach()}" for listener in listeners]
-    config.backlog = 1024  # of each port, before a connection is refused
+    config.backlog = limits.backlog
     config.include_server_header = False
-    config.keep_alive_timeout = KEEP_ALIVE_SECONDS
-    config.keep_alive_max_requests = 1_000_000_000  # the default makes every client reconnect after a thousand
-    config.graceful_timeout = BODY_DEADLINE + REQUEST_DEADLINE
+    config.keep_alive_timeout = limits.keep_alive
+    config.keep_alive_max_requests = limits.keep_alive_requests
+    config.graceful_timeout = limits.body_deadline + limits.request_deadline
     config.errorlog = logging.getLogger("hypercorn.error")
     return config
 
 
-async def _wait_for_stop(server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event) -> None:
+async def _wait_for_stop(
+    server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event, limits: Limits
+) -> None:
     """Wait for Hypercorn, but not for a client that neither reads nor leaves once the requests' deadline is over."""
 
     async def lose_patience() -> None:
         await stopping.wait()
-        await asyncio.sleep(BODY_DEADLINE + REQUEST_DEADLINE + 1)
+        await asyncio.sleep(limits.body_deadline + limits.request_deadline + limits.stop_margin)
 
     impatience = [asyncio.create_task(hurrying.wait()), asyncio.create_task(lose_patience())]
     await asyncio.wait({server, *impatience}, return_when=asyncio.FIRST_COMPLETED)

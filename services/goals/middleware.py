@@ -10,24 +10,17 @@ import structlog
 import uuid_utils
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, format_span_id, format_trace_id
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from goals import logs
+from goals.limits import Limits
 from goals.responses import answer
 from goals.telemetry import RequestMetrics
 
 log = structlog.get_logger(__name__)
-
-REQUEST_DEADLINE = 3.3
-"""Seconds for a request once its body is there: more than the database's retry budget, less than a proxy's patience."""
-BODY_DEADLINE = 2.0
-"""Seconds for a request's body to arrive, whatever trickles in."""
-LONGEST_BODY = 16 * 1024
-LONGEST_TARGET = 2048
-LONGEST_HEADERS = 16 * 1024
-MOST_HEADERS = 100
 
 _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
@@ -68,10 +61,11 @@ class Headers:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] += self._headers
+                headers = MutableHeaders(scope=message)
+                headers.raw.extend(self._headers)
                 # HTTP/2 forbids the header (RFC 9113, 8.2.2) and has its own way to go away.
                 if scope["http_version"] != "2" and self._draining():
-                    message["headers"].append((b"connection", b"close"))
+                    headers.append("connection", "close")
             await send(message)
 
         return await self.app(scope, receive, send_with_headers)
@@ -102,7 +96,7 @@ class Record:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].append((b"x-request-id", request_id.encode()))
+                MutableHeaders(scope=message).append("x-request-id", request_id)
             else:
                 size += len(message.get("body", b""))
             await send(message)
@@ -154,11 +148,11 @@ class Trace:
             context = span.get_span_context()
             trace_id = format_trace_id(context.trace_id)
             logs.context.set({**logs.context.get(), "trace_id": trace_id})
-            response = f"00-{trace_id}-{format_span_id(context.span_id)}-{context.trace_flags:02x}".encode()
+            response = f"00-{trace_id}-{format_span_id(context.span_id)}-{context.trace_flags:02x}"
 
             async def send_traced(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    message["headers"].append((b"traceresponse", response))
+                    MutableHeaders(scope=message).append("traceresponse", response)
                     span.set_attribute("http.response.status_code", message["status"])
                     if message["status"] >= 500:  # noqa: PLR2004  HTTP's own border
                         span.set_attribute("error.type", str(message["status"]))
@@ -178,14 +172,15 @@ class Trace:
         return None
 
 
-class Limits:
+class Guard:
     """Refuses what is too long, contradictory, slow, foreign or not for us, before any handler runs, and hangs up.
 
-    A handler sees a body only once all of it has arrived, within `BODY_DEADLINE` and `LONGEST_BODY`.
+    A handler sees a body only once all of it has arrived, within `body_deadline` and `body_size`.
     """
 
-    def __init__(self, app: ASGIApp, *, hosts: tuple[str, ...] = ()) -> None:
+    def __init__(self, app: ASGIApp, *, limits: Limits, hosts: tuple[str, ...] = ()) -> None:
         self.app = app
+        self._limits = limits
         self._hosts = frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -199,16 +194,16 @@ class Limits:
             started = True
             await send(message)
 
-        deadline = asyncio.timeout(REQUEST_DEADLINE)
+        deadline = asyncio.timeout(self._limits.request_deadline)
         try:
             async with deadline:
                 try:
                     self._check(scope, headers)
                     body = receive
                     if _has_body(scope, headers):
-                        body = await _receive_all(receive, headers)
+                        body = await self._receive_all(receive, headers)
                         # Its time is its own: the database's retry budget must fit into what is left.
-                        deadline.reschedule(asyncio.get_running_loop().time() + REQUEST_DEADLINE)
+                        deadline.reschedule(asyncio.get_running_loop().time() + self._limits.request_deadline)
                     await self.app(scope, body, send_noted)
                 except HTTPException as refusal:
                     # Hypercorn waits for ever to hand over what nobody takes (its queue holds ten pieces of a body).
@@ -234,19 +229,44 @@ class Limits:
         # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
             raise HTTPException(400, "The length of the body is stated in a way that cannot be trusted.", _CLOSING)
-        query = scope["query_string"]
-        if len(scope["raw_path"]) + len(query) + bool(query) > LONGEST_TARGET:
-            raise HTTPException(414, f"The address is longer than {LONGEST_TARGET} bytes.", _CLOSING)
+        limits, query, fields = self._limits, scope["query_string"], scope["headers"]
+        if len(scope["raw_path"]) + len(query) + bool(query) > limits.target_size:
+            raise HTTPException(414, f"The address is longer than {limits.target_size} bytes.", _CLOSING)
         # Hypercorn's own limit depends on how many bytes happen to arrive at once.
-        if len(scope["headers"]) > MOST_HEADERS or sum(map(len, chain(*scope["headers"]))) > LONGEST_HEADERS:
-            raise HTTPException(
-                431, f"The header has more than {MOST_HEADERS} fields or {LONGEST_HEADERS} bytes.", _CLOSING
-            )
+        if len(fields) > limits.headers_number or sum(map(len, chain(*fields))) > limits.headers_size:
+            too_long = f"The header has more than {limits.headers_number} fields or {limits.headers_size} bytes."
+            raise HTTPException(431, too_long, _CLOSING)
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts and _PORT.sub("", host) not in self._hosts:
             raise HTTPException(400, "This service does not answer to that host name.", _CLOSING)
         if scope["method"] not in _SAFE_METHODS and _is_cross_origin(headers, host):
             raise HTTPException(403, "This request was made by another site.", _CLOSING)
+
+    async def _receive_all(self, receive: Receive, headers: dict[bytes, bytes]) -> Receive:
+        too_long = HTTPException(413, f"The body is longer than {self._limits.body_size} bytes.", _CLOSING)
+        declared = headers.get(b"content-length", b"").lstrip(b"0") or b"0"
+        if len(declared) > len(str(self._limits.body_size)) or int(declared) > self._limits.body_size:
+            raise too_long
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.body_deadline):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientDisconnect
+                    body += message.get("body", b"")
+                    if len(body) > self._limits.body_size:
+                        raise too_long
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            too_slow = f"The body did not arrive within {self._limits.body_deadline:g} seconds."
+            raise HTTPException(408, too_slow, _CLOSING) from None
+
+        async def receive_body() -> Message:
+            return {"type": "http.request", "body": bytes(body), "more_body": False}
+
+        return receive_body
 
 
 def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
@@ -272,29 +292,3 @@ def _has_body(scope: Scope, headers: dict[bytes, bytes]) -> bool:
 async def _discard(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _receive_all(receive: Receive, headers: dict[bytes, bytes]) -> Receive:
-    too_long = HTTPException(413, f"The body is longer than {LONGEST_BODY} bytes.", _CLOSING)
-    declared = headers.get(b"content-length", b"").lstrip(b"0") or b"0"
-    if len(declared) > len(str(LONGEST_BODY)) or int(declared) > LONGEST_BODY:
-        raise too_long
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_DEADLINE):
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
-                if len(body) > LONGEST_BODY:
-                    raise too_long
-                more = message.get("more_body", False)
-    except TimeoutError:
-        raise HTTPException(408, f"The body did not arrive within {BODY_DEADLINE:g} seconds.", _CLOSING) from None
-
-    async def receive_body() -> Message:
-        return {"type": "http.request", "body": bytes(body), "more_body": False}
-
-    return receive_body

@@ -7,11 +7,10 @@ import structlog
 from goals import store
 from goals.database import Database
 from goals.errors import GoalsError
+from goals.limits import Limits
 from goals.models import SCHEMA_REVISION
 
 log = structlog.get_logger(__name__)
-
-SHORTEST_WAIT, LONGEST_WAIT = 0.1, 2.0
 
 
 class Readiness:
@@ -21,13 +20,14 @@ class Readiness:
     second would last for a probe's period. Requests are then answered 503 with `Retry-After`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
         self.draining = False
         self.obstacle: str | None = "starting"
 
     async def wait_for_schema(self, database: Database) -> None:
         """Return once the database has answered at our revision or a newer one; until then say why it has not."""
-        wait = SHORTEST_WAIT
+        pause = self._limits.first_schema_pause
         while True:
             obstacle = await _find_obstacle(database)
             if obstacle is None:
@@ -35,8 +35,8 @@ class Readiness:
             if obstacle != self.obstacle:
                 log.warning("not ready", obstacle=obstacle)
             self.obstacle = obstacle
-            await asyncio.sleep(wait)
-            wait = min(wait * 2, LONGEST_WAIT)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, self._limits.longest_schema_pause)
         self.obstacle = None
         log.info("ready")
 

@@ -10,9 +10,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-CLOSE_TIMEOUT = 2.0
-"""Seconds that the last spans have at the stop; a collector that is away would hold it for longer."""
-
+from goals.limits import Limits
 
 # One line for each batch that is lost, none for each try to send it.
 logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.ERROR)
@@ -25,7 +23,8 @@ class Traces:
     from its own variables (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, …).
     """
 
-    def __init__(self, endpoint: str, version: str) -> None:
+    def __init__(self, endpoint: str, version: str, limits: Limits) -> None:
+        self._limits = limits
         resource = Resource.create({"service.name": "goals", "service.version": version})
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
@@ -57,9 +56,9 @@ class Traces:
         span.end(ended)
 
     def close(self) -> None:
-        """Send what is left, within `CLOSE_TIMEOUT`; after that the exporter's thread ends with the process."""
+        """Send what is left, within `traces_flush`; after that the exporter's thread ends with the process."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
-        closing.join(CLOSE_TIMEOUT)
+        closing.join(self._limits.traces_flush)
         if closing.is_alive():
             self._exporter.shutdown()  # type: ignore[no-untyped-call]  # the library's own omission

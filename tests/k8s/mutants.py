@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 from tools.lint import __main__ as lint, site
 from tools.lint.inventory import Inventory
@@ -20,7 +19,7 @@ from tools.lint.manifests import ROOT, Finding, Manifest, RenderError, includes,
 from tools.lint.reachability import find_unreviewed
 from tools.lint.rules import RULES, find_broken
 from tools.lint.schemas import Schemas
-from tools.lint.service import service
+from tools.lint.service import LIMITS
 from tools.lint.tree import TREE, find_misplaced
 
 OTHERS = ("schema", "stable-version", "duplicate", "immutable", "site", "compose", "reachability", "render")
@@ -354,9 +353,9 @@ def affected(root: Path, folder: Path) -> set[Path]:
 def find(mutant: Mutant, baseline: dict[str, list[Manifest]], schemas: Schemas) -> list[Finding]:
     """What the rule that is there for it says about a mutant."""
     if mutant.file == CODE:
-        changed = service()._replace(**{mutant.old: float(mutant.new)})  # type: ignore[arg-type]  # a limit, in seconds
-        with mock.patch("tools.lint.limits.service", return_value=changed):
-            return list(find_broken(Inventory({one: baseline[one] for one in lint.TOGETHER[0]}), mutant.rule))
+        limits = LIMITS | {mutant.old: float(mutant.new)}
+        renders = {one: baseline[one] for one in lint.TOGETHER[0]}
+        return list(find_broken(Inventory(renders, limits=limits), mutant.rule))
     with tempfile.TemporaryDirectory(prefix="goals-mutant-") as folder:
         copied = Copy(Path(folder).resolve(), mutant, baseline)
         try:

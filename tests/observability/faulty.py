@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from goals import app, logs
+from goals.limits import Limits
 from goals.settings import read_settings
 from goals.state import State
 
@@ -44,7 +45,9 @@ def main() -> None:
     logs.configure(settings.goals_log_format)
     log = structlog.get_logger(__name__)
     asyncio.run(
-        app.serve(settings, announce=lambda *ports: log.info("serving", port=ports[0], operators_port=ports[1]))
+        app.serve(
+            settings, Limits(), announce=lambda *ports: log.info("serving", port=ports[0], operators_port=ports[1])
+        )
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tools.lint.inventory import Container, Inventory, annotation, dig, first, space
 from tools.lint.manifests import Manifest, name
 from tools.lint.rules import every, of, of_the_service
-from tools.lint.service import service
+from tools.lint.service import SETTINGS
 from tools.lint.workloads import quantity, scaled
 
 LEAST_STORAGE = "10Gi"
@@ -79,6 +79,6 @@ def connections(inventory: Inventory, one: Manifest) -> Iterator[str]:
         pods = most + (math.ceil(most * float(surge[:-1]) / 100) if surge.endswith("%") else int(surge))
         for each in inventory.containers:
             if each.is_ours and each.serves and each.pod.manifest is target and space(target) == space(one):
-                size = each.variables.get("GOALS_POOL_SIZE") or service().settings["GOALS_POOL_SIZE"]
+                size = each.variables.get("GOALS_POOL_SIZE") or SETTINGS["GOALS_POOL_SIZE"]
                 if (needed := int(str(size)) * pods + RESERVED) > offered:
                     yield f"max_connections is {offered}; {name(scaler)} may need {needed}"

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 from tools.lint.inventory import Container, Inventory, dig, space
 from tools.lint.rules import every, of_the_service
-from tools.lint.service import problem, service
+from tools.lint.service import SETTINGS, problem
 
 
 @every(of_the_service)
 def setting(_: Inventory, one: Container) -> Iterator[str]:
     """The variable is ignored in silence, or the service refuses to start."""
-    settings, given = service().settings, {key: value for key, value in one.variables.items() if value is not None}
+    settings, given = SETTINGS, {key: value for key, value in one.variables.items() if value is not None}
     if unknown := one.variables.keys() - settings.keys():
         yield f"the service has no setting {', '.join(sorted(unknown))}"
     if said := problem(given):
@@ -34,7 +34,7 @@ def setting(_: Inventory, one: Container) -> Iterator[str]:
 def service_links(inventory: Inventory, one: Container) -> Iterator[str]:
     """Kubernetes puts NAME_PORT=tcp://… of each Service into the environment, over a setting of that name."""
     names = [each["metadata"]["name"] for each in inventory.of("Service") if space(each) == one.pod.namespace]
-    links = {f"{name.upper().replace('-', '_')}_PORT" for name in names} & service().settings.keys()
+    links = {f"{name.upper().replace('-', '_')}_PORT" for name in names} & SETTINGS.keys()
     if one.pod.spec.get("enableServiceLinks", True) and links:
         yield f"enableServiceLinks must be false: {', '.join(sorted(links))}"
 

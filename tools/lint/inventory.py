@@ -2,13 +2,13 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tools.lint.manifests import Manifest, read
 from tools.lint.schemas import CLUSTER_WIDE
-from tools.lint.service import is_service
+from tools.lint.service import LIMITS, is_service
 
 OPERATORS: Manifest = read(Path(__file__).with_name("operators.yaml").read_text(encoding="utf-8"))[0]
 WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
@@ -139,12 +139,15 @@ class Inventory:
         self,
         renders: dict[str, list[Manifest]],
         operators: frozenset[str] | None = None,
+        limits: Mapping[str, float] = LIMITS,
         refused: frozenset[tuple[str, str, str]] = frozenset(),
     ) -> None:
         """Objects by the name of what they come from; `operators` narrows those that are installed.
 
-        `refused` are kind, namespace and name of objects that are there but say nothing that can be relied on.
+        `limits` are those of the service. `refused` are kind, namespace and name of objects that are there but say
+        nothing that can be relied on.
         """
+        self.limits = limits
         self.refused = refused
         # Some kinds may leave their spec out.
         given: list[tuple[str, Manifest]] = [

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from tools.lint.inventory import Container, Inventory, first
 from tools.lint.manifests import Finding, Manifest, read
 from tools.lint.references import Reference, links, references
 from tools.lint.rules import Wrong, every, name_and_harm, of_the_service, rule
-from tools.lint.service import is_service, service
+from tools.lint.service import LIMITS, SETTINGS, is_service
 
 ORDER = {
     "service": [
@@ -47,12 +47,11 @@ def seconds(text: Any) -> float:
     return float(text) if re.fullmatch(r"[0-9.]+", str(text)) else parse_duration(text)
 
 
-def find_unordered(where: str, limits: dict[str, float]) -> Iterator[str]:
-    """Each sum of a line must be below the next; limits are the service's own and these."""
-    known = service()._asdict() | limits
+def find_unordered(where: str, limits: Mapping[str, float]) -> Iterator[str]:
+    """Each sum of a line must be below the next; limits are the service's own and others by name."""
 
     def total(terms: str) -> float:
-        return sum(float(known.get(term, term)) for term in terms.split(" + "))
+        return sum(float(limits.get(term, term)) for term in terms.split(" + "))
 
     for less, more in (pair for line in ORDER[where] for pair in itertools.pairwise(line.split(" < "))):
         if not total(less) < total(more):
@@ -61,15 +60,15 @@ def find_unordered(where: str, limits: dict[str, float]) -> Iterator[str]:
 
 def drain(variables: dict[str, Any]) -> float:
     """How long the service drains; of a variable of compose its default counts."""
-    stated = str(variables.get("GOALS_DRAIN_SECONDS") or service().settings["GOALS_DRAIN_SECONDS"])
+    stated = str(variables.get("GOALS_DRAIN_SECONDS") or SETTINGS["GOALS_DRAIN_SECONDS"])
     return seconds(re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", stated))
 
 
 @every(of_the_service)
-def service_limits(_: Inventory, one: Container) -> Iterator[str]:
+def service_limits(inventory: Inventory, one: Container) -> Iterator[str]:
     """A try that nobody waits for any more holds a connection, and the answer comes from the wrong layer."""
     if one.spec.get("ports"):
-        yield from find_unordered("service", {})
+        yield from find_unordered("service", inventory.limits)
 
 
 def stops(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[str, dict[str, float]]]]:
@@ -91,10 +90,10 @@ def stops(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[str, dict
 
 
 @every(stops)
-def shutdown(_: Inventory, one: tuple[str, dict[str, float]]) -> Iterator[str]:
+def shutdown(inventory: Inventory, one: tuple[str, dict[str, float]]) -> Iterator[str]:
     """Requests are cut off at each rollout: the pod is killed before the last of them is answered."""
     where, limits = one
-    yield from find_unordered(where, limits)
+    yield from find_unordered(where, {**inventory.limits, **limits})
 
 
 def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
@@ -117,7 +116,7 @@ def gateway_limits(inventory: Inventory) -> Wrong:
         if any(_leads_to_service(inventory, link) for link in targets):
             paths = re.findall(r"\w+\.\w+", " ".join(ORDER[policy["kind"]]))
             limits = {path: seconds(first(policy["spec"], path, GATEWAYS_DEFAULT)) for path in paths}
-            yield from ((policy, problem) for problem in find_unordered(policy["kind"], limits))
+            yield from ((policy, problem) for problem in find_unordered(policy["kind"], {**inventory.limits, **limits}))
     for route, _, link in links("backend")(inventory):
         if link.target not in ruled and _leads_to_service(inventory, link):
             yield route, f"no UpstreamSettingsPolicy keeps idle connections to {link} below the service's keep-alive"
@@ -142,7 +141,7 @@ def _stopped_early(compose: Manifest) -> Iterator[tuple[str, str]]:
         given = one.get("environment", {})
         given = dict(item.split("=", 1) for item in given) if isinstance(given, list) else given
         limits = {"drain": drain(given), "stop_grace_period": seconds(one.get("stop_grace_period", 10))}
-        yield from ((key, problem) for problem in find_unordered("compose", limits))
+        yield from ((key, problem) for problem in find_unordered("compose", LIMITS | limits))
 
 
 def _proxied(root: Path, compose: Manifest) -> Iterator[tuple[str, str]]:
@@ -157,7 +156,7 @@ def _proxied(root: Path, compose: Manifest) -> Iterator[tuple[str, str]]:
                 for each in re.findall(block, text):
                     for value in re.findall(rf"{directive}\s+([^;\s]+)", each) or [GATEWAYS_DEFAULT]:
                         limit = {directive: seconds(value)}
-                        yield from ((key, problem) for problem in find_unordered(directive, limit))
+                        yield from ((key, problem) for problem in find_unordered(directive, LIMITS | limit))
 
 
 def _mounted(root: Path, one: Manifest) -> Iterator[str]:

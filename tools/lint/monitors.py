@@ -7,7 +7,7 @@ from tools.lint.inventory import Inventory, Pod, dig, first, matches, space
 from tools.lint.manifests import Manifest
 from tools.lint.references import links
 from tools.lint.rules import every
-from tools.lint.service import service
+from tools.lint.service import routes
 
 
 class Scrape(NamedTuple):
@@ -46,7 +46,7 @@ def monitor(inventory: Inventory, one: Scrape) -> Iterator[str]:
         yield f"selects nothing that has the port {one.endpoint.get('port', one.endpoint.get('portNumber'))}"
     ours = [container.pod for container in inventory.containers if container.is_ours and container.serves]
     for pod, number in one.ends:
-        if pod in ours and path not in service().routes.get(number, ()):
+        if pod in ours and path not in routes().get(number, ()):
             yield f"asks {path} on {number}, where the service has no such route"
 
 

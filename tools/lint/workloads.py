@@ -18,7 +18,7 @@ from tools.lint.inventory import (
 )
 from tools.lint.manifests import Manifest, name
 from tools.lint.rules import Wrong, containers, every, of, rule
-from tools.lint.service import service
+from tools.lint.service import routes
 
 ANTI_AFFINITY = (
     "affinity.podAntiAffinity.preferredDuringSchedulingIgnoredDuringExecution[].podAffinityTerm.labelSelector",
@@ -103,7 +103,7 @@ def probe(inventory: Inventory, one: Container) -> Iterator[str]:
             asked[kind] = path
             if isinstance(port, str):
                 yield f"{kind}Probe asks port {port}, which it does not have"
-            elif one.is_ours and path not in service().routes.get(port, ()):
+            elif one.is_ours and path not in routes().get(port, ()):
                 yield f"{kind}Probe asks {path} on {port}, where the service has no such route"
     if "liveness" in asked and asked["liveness"] == asked.get("readiness"):
         yield "one address for both probes: a lost database restarts every pod"

@@ -1,0 +1,111 @@
+"""How a connection to PostgreSQL is opened: TLS, the password of the moment, and a pause after a refusal."""
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+import asyncpg
+import structlog
+
+from goals.limits import Limits
+from goals.settings import Settings
+from goals.sqlstates import is_rejection, sqlstate
+
+log = structlog.get_logger(__name__)
+
+
+def connect_arguments(settings: Settings, limits: Limits) -> dict[str, Any]:
+    """Keyword arguments for `asyncpg.connect`; the password is read anew at each call."""
+    return {
+        "host": settings.db_host,
+        "port": settings.db_port,
+        "user": settings.db_username,
+        "password": settings.password(),
+        "database": settings.db_name,
+        "ssl": _tls(settings),
+        "timeout": limits.connect_timeout,
+    }
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
+    if settings.ssl == "disable":
+        return False
+    if settings.ssl in {"verify-ca", "verify-full"}:
+        context = ssl.create_default_context(cafile=settings.db_ca_file)
+        context.check_hostname = settings.ssl == "verify-full"
+        return context
+    return settings.ssl
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
+    """Closes without a goodbye: a server that froze or vanished would let us wait for its answer."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  asyncpg's own signature
+        self.terminate()
+
+
+class Connector:
+    """Opens connections with the password that the file holds now, and else with the one that was accepted last.
+
+    A rotation changes the server and the file one after the other. Where the file comes first, every connection that
+    is lost between them can be replaced only by the former password. After a refusal none is asked for during a
+    moment: each place in the pool whose connection was lost would ask again for every statement.
+    """
+
+    def __init__(self, settings: Settings, limits: Limits) -> None:
+        self._settings = settings
+        self._limits = limits
+        self.accepted: str | None = None
+        self._uses_former = False
+        self._rejection: Exception | None = None
+        self._shut_until = 0.0
+
+    async def open(self) -> asyncpg.Connection:
+        """Open a connection; a refusal is remembered for `rejected_backoff`, and raised again until then."""
+        loop = asyncio.get_running_loop()
+        if self._rejection is not None and loop.time() < self._shut_until:
+            raise self._rejection.with_traceback(None)
+        try:
+            connection = await self._log_in()
+        except (asyncpg.PostgresError, OSError) as error:
+            if is_rejection(error):
+                if self._rejection is None:
+                    log.warning("database refuses a connection", error=type(error).__name__, sqlstate=sqlstate(error))
+                self._rejection, self._shut_until = error, loop.time() + self._limits.rejected_backoff
+            raise
+        if self._rejection is not None:
+            self._rejection = None
+            log.info("database accepts connections again")
+        return connection
+
+    async def _log_in(self) -> asyncpg.Connection:
+        arguments = connect_arguments(self._settings, self._limits)
+        password = arguments["password"]
+        try:
+            connection = await self._connect(arguments)
+        except asyncpg.InvalidPasswordError:
+            if self.accepted in {None, password}:
+                raise
+            connection = await self._connect({**arguments, "password": self.accepted})
+            if not self._uses_former:
+                self._uses_former = True
+                log.warning("database refuses the password, and takes the former one", sqlstate="28P01")
+            return connection
+        if self._uses_former:
+            self._uses_former = False
+            log.info("database takes the password")
+        self.accepted = password
+        return connection
+
+    async def _connect(self, arguments: Mapping[str, Any]) -> asyncpg.Connection:
+        return await asyncpg.connect(
+            **arguments,
+            command_timeout=self._limits.command_timeout,
+            connection_class=_Connection,
+            server_settings={
+                "application_name": "goals",
+                "jit": "off",
+                "statement_timeout": str(int(self._limits.statement_timeout * 1000)),
+            },
+        )

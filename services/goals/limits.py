@@ -1,0 +1,69 @@
+"""Every limit of time, size and number in one place; it imports nothing of the service, so that any check can read it.
+
+What a goal may be (the length of its name, goals on a page) is no limit of a machine but a rule of the API: `schemas`.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What the service waits for and accepts: seconds, bytes and numbers.
+
+    One object is made at the start and passed to everything that needs it. A test, or a drill, that needs other limits
+    makes another with `dataclasses.replace`. docs/operations.md has the same table with the reason of each value.
+    """
+
+    # A request.
+    target_size: int = 2048
+    """Bytes of the path and the query string."""
+    headers_size: int = 16 * 1024
+    headers_number: int = 100
+    body_size: int = 16 * 1024
+    body_deadline: float = 2.0
+    """For the body to arrive, whatever trickles in."""
+    request_deadline: float = 3.3
+    """Once the body is there: more than `retry_budget`, less than a proxy waits for an answer."""
+
+    # A client's connection, and the stop.
+    backlog: int = 1024
+    """Connections of each port that wait to be accepted; the kernel refuses the next one."""
+    keep_alive: float = 5.0
+    """Without a request: longer than a gateway keeps an idle connection (4 s), shorter than the drain (6 s)."""
+    keep_alive_requests: int = 1_000_000_000
+    """On one connection: Hypercorn's default would make every client reconnect after a thousand."""
+    stop_margin: float = 1.0
+    """For the server's own stop, beyond what the requests under way may take."""
+    traces_flush: float = 2.0
+    """For the last spans at the stop; a collector that is away would hold it for longer."""
+
+    # Who may use the database.
+    gate_queue: int = 128
+    """Statements that may wait for a connection; the next one is refused at once."""
+    gate_timeout: float = 0.5
+    """For a connection to become free while the database answers."""
+    unresponsive_after: float = 0.25
+    """Without an answer for so long, while statements are under way, the database counts as away."""
+    acceptable_wait: float = 0.25
+    """No sign of overload up to here; after `gate_timeout` without a shorter wait the queue is only a delay."""
+
+    # A statement and its attempts.
+    connect_timeout: float = 1.0
+    statement_timeout: float = 1.0
+    """PostgreSQL's own; 0 is none."""
+    command_timeout: float = 1.2
+    """The driver's: a server that froze cannot end its own statements."""
+    retry_budget: float = 3.0
+    """For all attempts, the wait for a connection included."""
+    first_pause: float = 0.02
+    """Between two attempts, at most; each further pause may be twice as long."""
+    longest_pause: float = 0.5
+    rejected_backoff: float = 0.25
+    """How long no other connection is opened after the server has refused one."""
+    recovered_after: float = 1.0
+    """An outage is over when no statement has failed for so long: in some, only part of the connections is lost."""
+
+    # The start.
+    first_schema_pause: float = 0.1
+    """Until the schema is looked for again; each further pause is twice as long."""
+    longest_schema_pause: float = 2.0

@@ -1,0 +1,132 @@
+"""Who gets in, who waits and who is refused, on a clock that jumps."""
+
+import asyncio
+
+import pytest
+
+from goals.errors import DatabaseUnavailableError, OverloadedError
+from goals.gate import Gate
+from tests.clock import simulated
+from tests.conftest import LIMITS
+
+
+class Visitors:
+    """Visitors of a gate, in the order in which they came in."""
+
+    def __init__(self, size: int = 1) -> None:
+        self.gate = Gate(size, LIMITS)
+        self.entered: list[str] = []
+
+    async def come(self, name: str, seconds: float = 60) -> asyncio.Task[None]:
+        async def enter() -> None:
+            await self.gate.enter(asyncio.get_running_loop().time() + seconds)
+            self.entered.append(name)
+
+        task = asyncio.create_task(enter())
+        await asyncio.sleep(0)
+        return task
+
+    async def answer(self, seconds: float) -> None:
+        """Let the database answer for so long, much more often than it would count as away."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while loop.time() < end:
+            self.gate.note_answer(loop.time())
+            await asyncio.sleep(LIMITS.unresponsive_after / 10)
+
+
+@simulated
+async def test_the_gate_lets_in_by_order_of_arrival() -> None:
+    visitors = Visitors()
+    tasks = [await visitors.come(name) for name in ("first", "second", "third")]
+    for task in tasks:
+        await task
+        visitors.gate.leave()
+    assert visitors.entered == ["first", "second", "third"]
+    await visitors.gate.enter(0)  # and there is room again
+
+
+@simulated
+async def test_a_full_queue_refuses_at_once() -> None:
+    visitors = Visitors()
+    tasks = [await visitors.come(str(number)) for number in range(1 + LIMITS.gate_queue)]
+    with pytest.raises(OverloadedError, match="Too many"):
+        await (await visitors.come("one too many"))
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+@simulated
+async def test_a_wait_is_short_while_the_database_answers() -> None:
+    visitors = Visitors()
+    await visitors.come("first")
+    second = await visitors.come("second")
+    await visitors.answer(LIMITS.gate_timeout)
+    with pytest.raises(OverloadedError, match="more to do"):
+        await second
+
+
+@simulated
+async def test_a_wait_lasts_until_the_deadline_while_the_database_is_away() -> None:
+    visitors = Visitors()
+    await visitors.come("first")
+    with pytest.raises(DatabaseUnavailableError):
+        await (await visitors.come("second", seconds=2 * LIMITS.gate_timeout))
+    third = await visitors.come("third")
+    visitors.gate.leave()
+    await third
+
+
+@simulated
+async def test_a_wait_counts_anew_when_the_database_is_back() -> None:
+    visitors = Visitors()
+    loop = asyncio.get_running_loop()
+    await visitors.come("first")
+    visitors.gate.note_answer(loop.time())  # and from here on it hangs
+    second = await visitors.come("second")
+    await asyncio.wait({second}, timeout=2 * LIMITS.gate_timeout)
+    visitors.gate.note_answer(loop.time())
+    await asyncio.wait({second}, timeout=LIMITS.gate_timeout / 2)
+    assert not second.done()
+    visitors.gate.leave()
+    await second
+
+
+@simulated
+async def test_a_queue_that_stands_has_room_for_few() -> None:
+    visitors = Visitors(2)
+    for name in ("first", "beside the first"):
+        await visitors.come(name)
+    waiting = [await visitors.come(name) for name in ("second", "third")]
+    await visitors.answer(LIMITS.gate_timeout - LIMITS.acceptable_wait / 2)
+    visitors.gate.leave()
+    await waiting[0]  # after a wait that was not quick
+    await visitors.answer(LIMITS.gate_timeout)
+    with pytest.raises(OverloadedError, match="more to do"):
+        await waiting[1]
+    fourth = await visitors.come("fourth")
+    with pytest.raises(OverloadedError, match="Too many"):
+        await (await visitors.come("fifth"))
+    visitors.gate.leave()
+    await fourth
+    visitors.gate.leave()  # nobody waits: the queue does not stand any more
+    await visitors.come("sixth")
+    waiting = [await visitors.come(name) for name in ("seventh", "eighth")]
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+
+
+@simulated
+async def test_a_visitor_who_leaves_gives_the_turn_to_the_next() -> None:
+    visitors = Visitors()
+    await visitors.come("first")
+    second, third, fourth = [await visitors.come(name) for name in ("second", "third", "fourth")]
+    third.cancel()
+    visitors.gate.leave()
+    second.cancel()  # just when the turn has come
+    await asyncio.wait({second, third})
+    await fourth
+    assert visitors.entered == ["first", "fourth"]
