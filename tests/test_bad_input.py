@@ -5,6 +5,7 @@ import html
 import logging
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from urllib.parse import quote
 
 import h2.config
@@ -17,7 +18,7 @@ from sqlalchemy import text
 from goals.database import Database
 from goals.schemas import NAME_LENGTH
 from goals.settings import Settings
-from tests.conftest import LIMITS, Service, serving
+from tests.conftest import LIMITS, WIDE, Service, serving
 from tests.wire import PATIENCE, Connection, ask, check, chunked, dripping, form, request
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -296,11 +297,18 @@ SLOW = {
 }
 
 
-async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles_in(service: Service) -> None:
-    """All at once, for each takes the two seconds; that it is 408 shows that it did not take the request's 3.3."""
+@pytest.fixture
+async def impatient(settings: Settings, schema: None) -> AsyncIterator[Service]:
+    """A service that waits for a body only half a second, though for everything else long."""
+    async with serving(settings, replace(WIDE, body_deadline=0.5)) as service:
+        yield service
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles_in(impatient: Service) -> None:
+    """All at once; that it is 408 shows that it did not take the request's whole time."""
 
     async def give_up(start: bytes, drop: bytes) -> tuple[int, str]:
-        async with asyncio.timeout(PATIENCE), Connection(service.port) as connection:
+        async with asyncio.timeout(PATIENCE), Connection(impatient.port) as connection:
             await connection.send(start)
             async with dripping(connection, drop):
                 check(reply := await connection.read_reply())
@@ -310,7 +318,7 @@ async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles
     slow = asyncio.gather(*(give_up(start, drop) for start, drop in SLOW.values()))
     while not slow.done():
         # Meanwhile others are served.
-        assert (await ask(service.port, request("GET", "/"))).status == 200
+        assert (await ask(impatient.port, request("GET", "/"))).status == 200
         await asyncio.sleep(0.1)
     assert dict(zip(SLOW, await slow, strict=True)) == dict.fromkeys(SLOW, (408, "close"))
 
@@ -742,13 +750,13 @@ class Exchange:
             return headers
 
 
-async def test_the_same_limits_hold_in_http_2(service: Service, database: Database) -> None:
+async def test_the_same_limits_hold_in_http_2(service: Service, impatient: Service, database: Database) -> None:
     post = [(":method", "POST"), (":path", "/add_goal"), ("content-type", FORM["content-type"])]
     added = await Exchange(service.port, *post).answer(BODY)
     assert (added[":status"], added["x-frame-options"]) == ("303", "DENY")
     assert (await Exchange(service.port, *post).answer(TOO_LONG))[":status"] == "413"
     declared = ("content-length", str(len(TOO_LONG)))
     assert (await Exchange(service.port, *post, declared).answer(BODY, complete=False))[":status"] == "413"
-    late = await Exchange(service.port, *post).answer(BODY, complete=False)
+    late = await Exchange(impatient.port, *post).answer(BODY, complete=False)
     assert (late[":status"], "connection" in late) == ("408", False)
     assert await count(database) == 1

@@ -14,7 +14,7 @@ from goals.middleware import STRICT_TRANSPORT_SECURITY, Guard, Headers, Record
 from goals.settings import Settings
 from goals.telemetry import Telemetry
 from tests.clock import simulated
-from tests.conftest import LIMITS, serving
+from tests.conftest import LIMITS, serving, speaking_to
 from tests.wire import check_headers
 
 
@@ -36,7 +36,7 @@ async def test_strict_transport_security_is_sent_where_it_is_asked_for(settings:
     name, value = (part.decode() for part in STRICT_TRANSPORT_SECURITY)
     async with (
         serving(settings.model_copy(update={"goals_hsts": True})) as service,
-        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client,
+        speaking_to(service.port) as client,
     ):
         assert (await client.get("/nowhere")).headers[name] == value
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -23,7 +22,7 @@ from starlette.routing import Route
 from goals import app, logs, traces
 from goals.errors import ConfigurationError
 from goals.settings import Settings
-from tests.conftest import LIMITS, serving, until_ready
+from tests.conftest import LIMITS, serving, speaking_to, until_ready
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -72,7 +71,7 @@ async def test_requests_and_their_statements_are_spans_of_the_callers_trace(
         logs.configure("json")
         async with serving(traced) as service:
             await until_ready(service)
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+            async with speaking_to(service.port) as client:
                 answer = await client.get("/?utm=my-query", headers=TRACEPARENT)
         received = [spans.get_nowait() for _ in range(spans.qsize())]
     mine = {span.name: span for span in received if span.trace_id.hex() == TRACE}
@@ -110,7 +109,7 @@ async def test_a_failure_is_on_its_span(settings: Settings, schema: None, monkey
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
         async with serving(traced) as service:
             await until_ready(service)
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+            async with speaking_to(service.port) as client:
                 await client.get("/crash")
                 await client.get("/refuse")
                 await client.get("/nowhere")
@@ -144,7 +143,7 @@ async def test_a_collector_that_is_away_changes_no_answer(settings: Settings, sc
     traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(f"http://127.0.0.1:{port}")})
     async with serving(traced) as service:
         await until_ready(service)
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+        async with speaking_to(service.port) as client:
             answers = [await client.get("/") for _ in range(20)]
     assert {answer.status_code for answer in answers} == {200}
 

@@ -6,6 +6,7 @@ import gc
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -21,20 +22,17 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from goals import __version__, api, health, pages, signals, store
-from goals.api import write_list
+from goals import __version__, api, health, pages, signals
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.limits import Limits
 from goals.logs import request_writer
 from goals.middleware import Guard, Headers, Record, Trace
-from goals.pages import draw_page
 from goals.readiness import Readiness
 from goals.reads import SharedReads
 from goals.responses import answer
-from goals.schemas import PAGE_SIZE, Goal
 from goals.settings import Settings
-from goals.state import Document, Listing, State
+from goals.state import State
 from goals.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -104,26 +102,10 @@ class Application:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
         database = Database(self._settings, self._limits, self._telemetry.database, self._traces)
 
-        async def load_page(key: tuple[int | None, int | None]) -> Listing:
-            before, after = key
-            page, total = await store.select_page_and_total(database, before=before, after=after, limit=PAGE_SIZE)
-            return draw_page(before, after, page, total)
-
-        async def load_list(key: tuple[int | None, int]) -> Document:
-            before, limit = key
-            return write_list(limit, await store.select_page(database, before=before, limit=limit))
-
-        async def load_goal(goal_id: int) -> Goal:
-            return await store.select_goal(database, goal_id)
-
-        pages, lists, goals = SharedReads(load_page), SharedReads(load_list), SharedReads(load_goal)
-        self._telemetry.observe_reads(
-            lambda: {
-                "page": (pages.asked, pages.loaded),
-                "list": (lists.asked, lists.loaded),
-                "goal": (goals.asked, goals.loaded),
-            }
-        )
+        shared_pages = SharedReads(partial(pages.load_page, database))
+        shared_lists = SharedReads(partial(api.load_list, database))
+        shared_goals = SharedReads(partial(api.load_goal, database))
+        self._telemetry.observe_reads({"page": shared_pages, "list": shared_lists, "goal": shared_goals})
         tasks = [
             asyncio.create_task(self._get_ready(database)),
             asyncio.create_task(self._telemetry.watch_loop()),
@@ -131,9 +113,9 @@ class Application:
         try:
             yield State(
                 database=database,
-                pages=pages,
-                lists=lists,
-                goals=goals,
+                pages=shared_pages,
+                lists=shared_lists,
+                goals=shared_goals,
                 readiness=self.readiness,
                 telemetry=self._telemetry,
                 revision=self._settings.goals_revision,

@@ -78,10 +78,10 @@ class JSON(Response):
         return content.model_dump_json().encode() if isinstance(content, BaseModel) else orjson.dumps(content)
 
 
-def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = None) -> Response:
+def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | None = None) -> Response:
     """Answer an error in the caller's language: RFC 9457 under `/api`, a page elsewhere.
 
-    Texts come from our own errors and from HTTP's phrases; of any other exception nothing is told. `again` are the
+    Texts come from our own errors and from HTTP's phrases; of any other exception nothing is told. `retry_form` has the
     fields of a form that is worth sending once more, to the same address: the page keeps them and offers it.
     """
     detail, fields, headers = str(error), {}, {}
@@ -98,7 +98,7 @@ def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = 
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             detail = "The service failed, and its log says how. What you sent may have been done, or not."
     if not scope["path"].startswith("/api/"):
-        page = render("error.html", title=status.phrase, status=status.value, detail=detail, again=again)
+        page = render("error.html", title=status.phrase, status=status.value, detail=detail, retry_form=retry_form)
         return show(page, status, headers)
     problem = Problem(
         type="about:blank",

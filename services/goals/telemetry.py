@@ -6,7 +6,7 @@ request microseconds, so attributes are built once, and whatever can be a plain 
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
@@ -37,6 +37,15 @@ class Pool(NamedTuple):
     idle: int
     size: int
     waiting: int
+
+
+class Reads(Protocol):
+    """Shared reads of one kind."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def queries(self) -> int: ...
 
 
 class RequestMetrics:
@@ -229,19 +238,19 @@ class Telemetry:
             _DELAY_BOUNDS,
         )
 
-    def observe_reads(self, look: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
-        """Let each scrape ask how many reads of each kind were asked for, and how many loads served them."""
+    def observe_reads(self, reads: Mapping[str, Reads]) -> None:
+        """Let each scrape ask, by kind, how many reads were requested and how many queries served them."""
         _counter(
             self._meter,
             "goals.reads",
-            "Reads asked for, by kind.",
-            lambda: [(asked, {"kind": kind}) for kind, (asked, _) in look().items()],
+            "Reads requested, by kind.",
+            lambda: [(one.requests, {"kind": kind}) for kind, one in reads.items()],
         )
         _counter(
             self._meter,
-            "goals.loads",
-            "Statements that served the reads: concurrent reads of the same kind and key share one.",
-            lambda: [(loaded, {"kind": kind}) for kind, (_, loaded) in look().items()],
+            "goals.read.queries",
+            "Queries that served the reads: concurrent reads of the same kind and key share one.",
+            lambda: [(one.queries, {"kind": kind}) for kind, one in reads.items()],
         )
 
     async def watch_loop(self) -> None:
