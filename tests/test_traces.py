@@ -167,4 +167,4 @@ def test_a_missing_exporter_is_told_with_its_remedy(settings: Settings, monkeypa
     with pytest.raises(
         ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install requirements/goals\.txt"
     ):
-        app.Application(traced, LIMITS, 0)
+        app.Application(traced, LIMITS)

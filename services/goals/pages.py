@@ -20,7 +20,7 @@ from goals.errors import (
 )
 from goals.models import Goal, Listing, Page, Total
 from goals.requests import read_form
-from goals.responses import STATIC, answer, render, show, static_url
+from goals.responses import STATIC, SharedPage, answer, render, show, static_url
 from goals.schemas import (
     NAME_LENGTH,
     PAGE_SIZE,
@@ -33,6 +33,8 @@ from goals.schemas import (
 )
 from goals.state import State
 
+_SHARED_FROM = 16 * 1024
+"""Bytes of a page from which on a second message costs less than a copy for each reader who is slow to read."""
 _FORM_KEY_PLACEHOLDER = "\0"
 """Stands in a shared page where each reader's form key goes; PostgreSQL's text cannot hold it, so no name can."""
 
@@ -46,7 +48,8 @@ async def get_page(request: Request[State]) -> Response:
     if query.after is not None and not listing.page.more:
         # Nothing newer is left: the first page, whole, is what the reader is after.
         listing = await listings.get((None, None))
-    return show(b"%b%b%b" % (listing.head, new_form_key().encode(), listing.tail))
+    own = listing.head + new_form_key().encode()
+    return SharedPage(own, listing.tail) if len(listing.tail) > _SHARED_FROM else show(own + listing.tail)
 
 
 async def load_page(database: Database, key: tuple[int | None, int | None]) -> Listing:

@@ -23,7 +23,7 @@ _DELAY_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 # What our routes know. The convention lets a service narrow its list, and each method more is a set of series more.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
-_VERSIONS = frozenset({"1.0", "1.1", "2"})
+_VERSIONS = frozenset({"1.0", "1.1"})
 _SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
 _LOOP_PERIOD = 0.5
 
@@ -37,6 +37,19 @@ class Pool(NamedTuple):
     idle: int
     size: int
     waiting: int
+
+
+class Port(Protocol):
+    """A listening port, and what became of its connections by reason."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def open(self) -> int: ...
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
 
 
 class Reads(Protocol):
@@ -251,6 +264,32 @@ class Telemetry:
             "goals.read.queries",
             "Queries that served the reads: concurrent reads of the same kind and key share one.",
             lambda: [(one.queries, {"kind": kind}) for kind, one in reads.items()],
+        )
+
+    def observe_connections(self, ports: Iterable[Port]) -> None:
+        """Let each scrape ask both ports for their connections, and for those that came to nothing."""
+        self._meter.create_observable_up_down_counter(
+            "goals.connections",
+            callbacks=[lambda _: [Observation(port.open, {"port": port.name}) for port in ports]],
+            unit="{connection}",
+            description="Open connections of clients.",
+        )
+        self._meter.create_observable_up_down_counter(
+            "goals.connections.limit",
+            callbacks=[lambda _: [Observation(port.most, {"port": port.name}) for port in ports]],
+            unit="{connection}",
+            description="Connections that a port may hold; more are closed at once.",
+        )
+        _counter(
+            self._meter,
+            "goals.connections.dropped",
+            "Connections cut: over the limit (full), the client did not read (unread), another version of HTTP"
+            " (version); or could not be accepted (accept).",
+            lambda: [
+                (count, {"port": port.name, "reason": reason})
+                for port in ports
+                for reason, count in port.dropped.items()
+            ],
         )
 
     async def watch_loop(self) -> None:
