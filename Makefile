@@ -33,7 +33,7 @@ check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, h
 	$(BIN)/pytest --quiet tests/lint
 
 WORKERS ?= 2
-test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
+test: $(VENV)/.dev  ## service, load test and tools on a real PostgreSQL 18, with branch coverage; CONTRIBUTING.md has the other suites
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
 	$(BIN)/coverage combine --quiet

@@ -104,6 +104,8 @@ def test_every_decision_is_in_the_list_under_a_number_of_its_own() -> None:
         (number, name, f"# {int(number)}. {title}") for number, name, title in listed
     ]
     for name in files:
+        status = TEXT[folder / name].splitlines()[2]
+        assert re.fullmatch(r"(Accepted|Replaced by \d{4}), \d{4}-\d\d-\d\d\.", status), f"{name}: {status}"
         for part in ("**Context.**", "**Decision.**", "**Consequences.**"):
             assert part in TEXT[folder / name], f"{name}: {part}"
 
