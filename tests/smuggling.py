@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.wire import PATIENCE, request
+from tests.wire import PATIENCE, form, request
 
 HOST = b"Host: goals.example\r\n"
 FIELDS = HOST + b"Content-Type: application/x-www-form-urlencoded\r\n"
@@ -164,15 +165,30 @@ class Outcome(NamedTuple):
     closed: bool
 
 
-async def send(port: int, shape: Shape, hidden: bytes) -> Outcome:
-    """Send a shape with `hidden` behind it, and one that ends the connection, and read everything."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def send(
+    port: int, shape: Shape, name: str, host: str = "goals.example", tls: ssl.SSLContext | None = None
+) -> Outcome:
+    """Send a shape with one behind it that adds a goal, and one that ends the connection, and read everything."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=host if tls else None)
+    hidden = form("/add_goal", f"goal_name={name}").replace(b"goals.example", host.encode())
+    sent = shape.write(hidden) + request("GET", "/health", "Connection: close")
     received, closed = b"", False
     with contextlib.suppress(ConnectionError, TimeoutError):
         async with asyncio.timeout(PATIENCE + 2):
-            writer.write(shape.write(hidden) + request("GET", "/health", "Connection: close"))
+            writer.write(sent.replace(b"goals.example", host.encode()))
             while chunk := await reader.read(65536):
                 received += chunk
             closed = True
     writer.close()
     return Outcome([int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3})", received)], closed)
+
+
+async def send_all(port: int, host: str = "goals.example", tls: ssl.SSLContext | None = None) -> dict[str, Outcome]:
+    """Each shape on a connection of its own, four at a time: some take as long as a body may."""
+    turns = asyncio.Semaphore(4)
+
+    async def take_turn(name: str) -> Outcome:
+        async with turns:
+            return await send(port, SHAPES[name], name, host, tls)
+
+    return dict(zip(SHAPES, await asyncio.gather(*map(take_turn, SHAPES)), strict=True))

@@ -1,25 +1,11 @@
-"""No request hides behind another: what is carried out is answered, at both ports (nginx before it: tests/gateway)."""
-
-import asyncio
+"""No request hides behind another: what is carried out is answered, at both ports (through gateways: tests/k8s)."""
 
 import pytest
 from sqlalchemy import text
 
 from goals.database import Database
 from tests.conftest import Service
-from tests.smuggling import SHAPES, Outcome, send
-from tests.wire import form
-
-
-async def send_all(port: int) -> dict[str, Outcome]:
-    """Each shape on a connection of its own, four at a time: some take as long as a body may."""
-    turns = asyncio.Semaphore(4)
-
-    async def take_turn(name: str) -> Outcome:
-        async with turns:
-            return await send(port, SHAPES[name], form("/add_goal", f"goal_name={name}"))
-
-    return dict(zip(SHAPES, await asyncio.gather(*map(take_turn, SHAPES)), strict=True))
+from tests.smuggling import SHAPES, send_all
 
 
 def test_there_are_as_many_shapes_as_are_known() -> None:

@@ -173,13 +173,13 @@ def read_compose(addresses: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def serve(name: str, folder: Path) -> Iterator[Gateway]:
-    """Run one of the two, "compose" or "cluster", with upstreams of its own; it is over at the end."""
+def serve(name: str, folder: Path, addresses: list[str] | None = None) -> Iterator[Gateway]:
+    """Run one of the two, "compose" or "cluster", with upstreams of its own or before `addresses`."""
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
     assert Path(nginx).exists(), "nginx is not installed (Debian and Ubuntu: apt-get install nginx-light)"
     with contextlib.ExitStack() as stack:
         upstreams = (stack.enter_context(Upstream()), stack.enter_context(Upstream()))
-        addresses = [f"127.0.0.1:{one.port}" for one in upstreams]
+        addresses = addresses or [f"127.0.0.1:{one.port}" for one in upstreams]
         if name == "compose":
             http = read_compose(addresses)
         else:
