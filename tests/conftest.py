@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -196,3 +196,16 @@ async def operator(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
     """Speaks to the operators' port."""
     async with speaking_to(service.operators_port) as client:
         yield client
+
+
+async def fill(database: Database, number: int, gaps: Iterable[int] = ()) -> list[int]:
+    """Add goals of one moment, take those with the ids in `gaps` away, and return the ids, newest first."""
+    statement = "INSERT INTO goals (goal_name) SELECT 'goal ' || number FROM generate_series(1, :number) AS number"
+    await database.fetch(text(f"{statement} RETURNING id"), {"number": number})
+    await database.fetch(text("DELETE FROM goals WHERE id = ANY(:gaps) RETURNING id"), {"gaps": list(gaps)})
+    return sorted(set(range(1, number + 1)) - set(gaps), reverse=True)
+
+
+async def alter(database: Database, statement: str) -> None:
+    async with database.engine.connect() as connection:
+        await connection.execute(text(statement))

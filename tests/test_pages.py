@@ -16,8 +16,7 @@ from goals.database import Database
 from goals.responses import STATIC, static_url
 from goals.schemas import PAGE_SIZE
 from goals.settings import Settings
-from tests.conftest import WIDE, serving, speaking_to
-from tests.rows import alter, fill
+from tests.conftest import WIDE, alter, fill, serving, speaking_to
 
 KEY = "01890a5d-ac96-774b-bcce-b302099a8057"
 

@@ -12,7 +12,6 @@ import pytest
 
 from tests.loadtest.live.conftest import LOCUST, ROOT, Played
 from tests.loadtest.live.scripted import Server
-from tests.loadtest.live.test_runs import processes
 
 Python = Callable[..., Played]
 
@@ -78,8 +77,14 @@ def names(played: Played) -> set[str]:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_several_classes_are_judged_as_one_run(python: Python, server: Server, tmp_path: Path, many: bool) -> None:  # noqa: FBT001  a parameter of the test
-    options = ("--csv", str(tmp_path / "c"), "--html", str(tmp_path / "locust.html"), *(processes() if many else ()))
+def test_several_classes_are_judged_as_one_run(
+    python: Python,
+    server: Server,
+    tmp_path: Path,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
+    options = ("--csv", str(tmp_path / "c"), "--html", str(tmp_path / "locust.html"), *(processes if many else ()))
     played = python(TWO, *options)
     assert played.code == 0, played.out + played.err
     assert played.requests == server.count == played.values("iterations")["count"]

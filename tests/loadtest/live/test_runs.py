@@ -6,20 +6,15 @@ import os
 import re
 import signal
 import subprocess
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.loadtest.live.conftest import LOCUST, ROOT, Play
-from tests.loadtest.live.scripted import OK, Server
+from tests.loadtest.live.conftest import LOCUST, ROOT, Play, read, web_ui
+from tests.loadtest.live.scripted import OK, Server, closed_port
 from tools.polling import wait_until
-from tools.ports import reserved
 
 CLOSED = 'executor = "constant-vus"\nvus = {vus}\nduration = "{duration}"'
 OBJECTIVES = "objectives = true"
@@ -40,18 +35,6 @@ def closed(vus: int = 10, duration: str = "3s") -> str:
 
 def opened(duration: str = "3s", max_vus: int = 500) -> str:
     return OPEN.format(duration=duration, max_vus=max_vus)
-
-
-@pytest.fixture
-def port() -> Iterator[str]:
-    with reserved(1) as (number,):
-        yield str(number)
-
-
-@pytest.fixture
-def processes(port: str) -> tuple[str, ...]:
-    """What splits a run over two processes."""
-    return ("--processes", "2", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port)
 
 
 def test_a_run_lasts_as_long_as_it_says_and_counts_what_the_server_counts(play: Play, server: Server) -> None:
@@ -241,28 +224,6 @@ def test_distributed_over_a_master_and_two_workers(play: Play, server: Server, p
             process.communicate()
 
 
-@contextmanager
-def web_ui(*options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    with reserved(1) as (port,):
-        command = [*LOCUST, "--web-port", str(port), *options]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        url = f"http://127.0.0.1:{port}"
-        try:
-            wait_until(lambda: answers(url))
-            yield url, process
-        finally:
-            process.kill()
-            process.communicate()
-
-
-def answers(url: str) -> bool:
-    try:
-        read(url)
-    except OSError:
-        return False
-    return True
-
-
 def starts(url: str, form: dict[str, str]) -> bool:
     """Press the button; Locust ignores it for a moment after the run before has been judged."""
     read(f"{url}/swarm", form)
@@ -271,12 +232,6 @@ def starts(url: str, form: dict[str, str]) -> bool:
 
 def shows(url: str, text: str) -> bool:
     return text in read(url)
-
-
-def read(url: str, form: dict[str, str] | None = None) -> str:
-    data = urllib.parse.urlencode(form).encode() if form else None
-    with urllib.request.urlopen(url, data, timeout=10) as answer:  # noqa: S310  a server of this test
-        return str(answer.read().decode())
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -443,8 +398,14 @@ def test_arrivals_by_time_unit(play: Play, server: Server) -> None:
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_locusts_own_files_have_the_failures_and_sizes(play: Play, server: Server, tmp_path: Path, many: bool) -> None:  # noqa: FBT001  a parameter of the test
-    options = ("--csv", str(tmp_path / "c"), "--html", str(tmp_path / "locust.html"), *(processes() if many else ()))
+def test_locusts_own_files_have_the_failures_and_sizes(
+    play: Play,
+    server: Server,
+    tmp_path: Path,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
+    options = ("--csv", str(tmp_path / "c"), "--html", str(tmp_path / "locust.html"), *(processes if many else ()))
     played = play(write_scenario(closed(2, "2s"), 'path = "/500"'), server.url, *options)
     assert played.code == 1
     (failure,) = csv.DictReader((tmp_path / "c_failures.csv").open())
@@ -457,10 +418,15 @@ def test_locusts_own_files_have_the_failures_and_sizes(play: Play, server: Serve
 
 
 @pytest.mark.parametrize("many", [False, True])
-def test_refused_connections_are_reported_first_and_nothing_is_judged(play: Play, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+def test_refused_connections_are_reported_first_and_nothing_is_judged(
+    play: Play,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
     thresholds = 'http_req_duration = ["p(95)<250"]\nhttp_req_failed = ["rate<=1"]'
-    url = f"http://127.0.0.1:{free_port()}"
-    played = play(write_scenario(closed(2, "2s"), thresholds=thresholds), url, *(processes() if many else ()))
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        played = play(write_scenario(closed(2, "2s"), thresholds=thresholds), url, *(processes if many else ()))
     assert played.code == 1
     cause = played.summary["loadtest"]["problems"][0]
     assert re.fullmatch(r"no connection was made, so nothing is judged: connection refused \(\d+ times\)", cause)

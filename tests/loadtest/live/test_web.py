@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.loadtest.live.conftest import web_ui
 from tests.loadtest.live.scripted import Server
-from tests.loadtest.live.test_runs import until, web_ui
+from tools.polling import wait_until
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
@@ -132,7 +133,7 @@ def test_the_login_is_locusts(tmp_path: Path) -> None:
     file = tmp_path / "with_login.py"
     file.write_text(LOGIN)
     with web_ui("--web-login", "--locustfile", str(file)) as (url, _):
-        until(lambda: ask(url, "GET", "/login", {})[0] == 200)
+        wait_until(lambda: ask(url, "GET", "/login", {})[0] == 200)
         for path in ("/", "/locust", "/verdict", "/status", "/stats/requests"):
             status, place, _ = ask(url, "GET", path, {})
             assert (status, place.partition("?")[0]) == (302, "/login"), path
