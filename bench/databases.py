@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import asyncpg
@@ -15,6 +15,8 @@ from goals.settings import Settings
 
 SIZES = (10, 1_000, 100_000, 1_000_000)
 WRITES = "goals_writes"
+LONG = "goals_long"
+"""A page of it is as large as one can be."""
 
 # Ten goals a day, the last one today, as if people had written them.
 _FILL = """
@@ -30,21 +32,24 @@ def name(size: int) -> str:
 
 
 @contextlib.contextmanager
-def run() -> Iterator[Path]:
+def run(sizes: Sequence[int] = SIZES) -> Iterator[Path]:
     """Run the server and yield the folder of its socket."""
     with tempfile.TemporaryDirectory(prefix="goals-bench-") as folder, embedded.run(Path(folder)) as socket:
         settings = Settings().model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})
         command.upgrade(Config("alembic.ini", attributes={"settings": settings}), "head")
-        asyncio.run(_fill(str(socket)))
+        asyncio.run(_fill(str(socket), sizes))
         yield socket
 
 
-async def _fill(socket: str) -> None:
+async def _fill(socket: str, sizes: Sequence[int]) -> None:
     superuser = await asyncpg.connect(host=socket, user="postgres", database="postgres")
-    for database in (WRITES, *map(name, SIZES)):
+    for database in (WRITES, LONG, *map(name, sizes)):
         await superuser.execute(f"CREATE DATABASE {database} OWNER goals_user TEMPLATE goals_database")
     await superuser.close()
-    for size in SIZES:
+    owner = await asyncpg.connect(host=socket, user="goals_user", database=LONG)
+    await owner.execute("INSERT INTO goals (goal_name) SELECT repeat(chr(128640), 255) FROM generate_series(1, 60)")
+    await owner.close()
+    for size in sizes:
         owner = await asyncpg.connect(host=socket, user="goals_user", database=name(size))
         await owner.execute(_FILL, size)
         # What autovacuum does within a minute.

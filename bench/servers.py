@@ -59,6 +59,10 @@ class Server:
         """Empty the file that the log went to, so that a long run does not fill the disk."""
         self._output.truncate(0)
 
+    def read_output(self) -> str:
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace")
+
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         try:
@@ -83,8 +87,8 @@ class Servers(NamedTuple):
             yield server
 
     @contextlib.contextmanager
-    def service(self, socket_folder: Path, database: str) -> Iterator[Server]:
-        """The service on `database`; it runs once its page is answered."""
+    def service(self, socket_folder: Path, database: str, *, descriptors: int | None = None) -> Iterator[Server]:
+        """The service on `database`, with a hard limit of `descriptors`; it runs once its page is answered."""
         with reserved(1) as (port,):
             variables = {
                 "DB_HOST": str(socket_folder),
@@ -99,7 +103,10 @@ class Servers(NamedTuple):
                 "GOALS_LOG_FORMAT": "json",
                 "GOALS_HOSTS": "",
             }
-            with _running([str(self.python), "-m", "goals", "serve"], port, variables) as server:
+            command = [str(self.python), "-m", "goals", "serve"]
+            if descriptors is not None:
+                command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
+            with _running(command, port, variables) as server:
                 yield server
 
 

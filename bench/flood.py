@@ -1,0 +1,293 @@
+"""What the service is like for others while clients do not read, only connect, or send junk: `make flood`."""
+
+import argparse
+import asyncio
+import contextlib
+import re
+import socket
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from bench import databases
+from bench.servers import Server, Servers
+from bench.wrk import MeasurementError
+from goals.errors import ConfigurationError
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+LAST = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+PIPELINED = 60
+JUNK_RATE = 500_000
+"""Bytes a second."""
+JUNK = {
+    "bad heads": b"GET / HTTP/1.1\r\nX : " + b"a" * 1000 + b"\r\n\r\n",
+    "half requests": b"POST /add_goal HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n\r\n" + b"a" * 1000,
+    "requests for nothing": b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 1000 + b"\r\n\r\n",
+    "no HTTP": bytes(range(256)) * 4,
+}
+
+
+class Finding(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    limit: str
+    measured: str
+    holds: bool
+
+
+class Client:
+    """A client of a flood: it sends what it has to and takes nothing, and comes again where it is told to."""
+
+    def __init__(self, port: int, sent: bytes) -> None:
+        self._port, self._sent = port, sent
+        self.socket: socket.socket | None = None
+
+    async def connect(self) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self.socket.settimeout(0)
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(5):
+                await loop.sock_connect(self.socket, ("127.0.0.1", self._port))
+                await loop.sock_sendall(self.socket, self._sent)
+
+    def is_cut(self) -> bool:
+        return self.socket is None or self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+
+
+@contextlib.asynccontextmanager
+async def flood(port: int, number: int, sent: bytes, *, again: bool) -> AsyncIterator[None]:
+    """That many clients, which come again each second where `again` says so and they were cut."""
+    clients = [Client(port, sent) for _ in range(number)]
+
+    async def press() -> None:
+        while True:
+            for start in range(0, number, 100):
+                cut = [client for client in clients[start : start + 100] if client.is_cut()]
+                for client in cut:
+                    client.close()
+                await asyncio.gather(*(client.connect() for client in cut))
+            if not again:
+                return
+            await asyncio.sleep(1)
+
+    pressing = asyncio.create_task(press())
+    try:
+        yield
+    finally:
+        pressing.cancel()
+        await asyncio.wait([pressing])
+        for client in clients:
+            client.close()
+
+
+async def ask(port: int, request: bytes) -> tuple[int, float]:
+    """The status and the seconds it took; 0 where the connection was closed at once, -1 where nothing came."""
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with contextlib.closing(writer):
+                writer.write(request)
+                received = await reader.read()
+    except ConnectionError:
+        received = b""
+    except TimeoutError:
+        return -1, time.monotonic() - started
+    return int(received[9:12] or 0), time.monotonic() - started
+
+
+async def watch(port: int, request: bytes, seconds: float, every: float) -> list[tuple[int, float]]:
+    """Ask at a steady pace, whatever the answers take."""
+    asking = []
+    for _ in range(int(seconds / every)):
+        asking.append(asyncio.create_task(ask(port, request)))
+        await asyncio.sleep(every)
+    return await asyncio.gather(*asking)
+
+
+def connections(process: psutil.Process, port: int) -> int:
+    return sum(one.laddr[1] == port and bool(one.raddr) for one in process.net_connections("tcp"))
+
+
+async def stay_silent(service: "Service", clients: int, seconds: float) -> list[Finding]:
+    """Three floods of clients that never read, each until its clients have been cut and left."""
+    peaks, ends, gone = [], [], []
+    for _ in range(3):
+        started = time.monotonic()
+        peak = 0
+        async with flood(service.port, clients, GET * PIPELINED, again=False):
+            last = started
+            while time.monotonic() - started < seconds:
+                peak = max(peak, service.process.memory_info().rss)
+                if connections(service.process, service.port):
+                    last = time.monotonic()
+                await asyncio.sleep(0.2)
+            gone.append(last - started)
+        await asyncio.sleep(10)
+        peaks.append(peak / 1e6)
+        ends.append(service.process.memory_info().rss / 1e6)
+    left, growth = connections(service.process, service.port), ends[2] - ends[0]
+    return [
+        Finding("RSS, peak of three floods, MB", "< 150", f"{max(peaks):.0f}", max(peaks) < 150),
+        Finding("RSS after the third, above the first, MB", "≤ 5", f"{growth:.1f}", growth <= 5),
+        Finding("connections left", "0", str(left), left == 0),
+        Finding("all cut after, s", "", f"{max(gone):.1f}", holds=True),
+    ]
+
+
+async def take_descriptors(service: "Service", clients: int, seconds: float, sent: bytes, name: str) -> list[Finding]:
+    """More clients than there are descriptors, which come again when they are cut."""
+    service.server.forget_output()
+    async with flood(service.port, clients, sent, again=True):
+        probes, honest = await asyncio.gather(
+            watch(service.operators_port, LIVEZ, seconds, 0.25), watch(service.port, LAST, seconds, 0.1)
+        )
+    lines = service.lines()
+    await asyncio.sleep(10)
+    after = await watch(service.port, LAST, 5, 0.1)
+    slowest = max(took for _, took in probes)
+    bad = sum(status != 200 for status, _ in probes)
+    statuses = Counter(status for status, _ in honest)
+    well = sum(status == 200 for status, _ in after) / len(after)
+    return [
+        Finding(f"{name}: /livez, longest, s", "≤ 1", f"{slowest:.2f}, {bad} failed", slowest <= 1 and not bad),
+        Finding(
+            f"{name}: honest, 200 or closed at once",
+            "all",
+            f"{statuses[200]} and {statuses[0]} of {len(honest)}",
+            statuses[200] + statuses[0] == len(honest),
+        ),
+        Finding(f"{name}: 200 ten seconds later", "≥ 95 %", f"{well:.0%}", well >= 0.95),
+        Finding(f"{name}: log lines beside requests", "≤ 100", str(lines), lines <= 100),
+    ]
+
+
+async def send_junk(port: int, kind: str, *, fresh: bool) -> None:
+    """Junk at a steady rate until cancelled, on one connection while it lasts, or on new ones; each ends in a reset."""
+    junk = JUNK[kind]
+    writer: asyncio.StreamWriter | None = None
+    started, sent = time.monotonic(), 0
+    while True:
+        with contextlib.suppress(OSError):
+            if writer is None or fresh or writer.is_closing():
+                if writer is not None:
+                    writer.transport.abort()
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(junk)
+            await writer.drain()
+        sent += len(junk)
+        await asyncio.sleep(max(0.0, started + sent / JUNK_RATE - time.monotonic()))
+
+
+async def be_honest(port: int, seconds: float) -> float:
+    """The p99 of eight clients on connections of their own, one request after another."""
+    times: list[float] = []
+
+    async def one() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        until = time.monotonic() + seconds
+        with contextlib.closing(writer):
+            while (started := time.monotonic()) < until:
+                writer.write(GET)
+                head = await reader.readuntil(b"\r\n\r\n")
+                found = re.search(rb"content-length: (\d+)", head)
+                if found is None:
+                    raise MeasurementError(f"an honest client was answered {head[9:12].decode()}")
+                await reader.readexactly(int(found[1]))
+                times.append(time.monotonic() - started)
+
+    await asyncio.gather(*(one() for _ in range(8)))
+    return statistics.quantiles(times, n=100)[98]
+
+
+async def throw_junk(service: "Service", rounds: int, seconds: float) -> list[Finding]:
+    """Pairs of the same honest load, without and with junk."""
+    findings = []
+    for fresh in (False, True):
+        for kind in JUNK:
+            ratios = []
+            for _ in range(rounds):
+                calm = await be_honest(service.port, seconds)
+                throwing = asyncio.create_task(send_junk(service.port, kind, fresh=fresh))
+                ratios.append(await be_honest(service.port, seconds) / calm)
+                throwing.cancel()
+                await asyncio.wait([throwing])
+            ratio = statistics.median(ratios)
+            where = "new connections" if fresh else "one connection"
+            spread = f"{ratio:.2f} [{min(ratios):.2f}-{max(ratios):.2f}]"
+            findings.append(Finding(f"{kind} on {where}: honest p99, times that without", "≤ 2", spread, ratio <= 2))
+    return findings
+
+
+class Service(NamedTuple):
+    """A running service, its ports, and its process as the kernel sees it."""
+
+    server: Server
+    port: int
+    operators_port: int
+    process: psutil.Process
+
+    def lines(self) -> int:
+        text = self.server.read_output()
+        return sum('"event":"request"' not in line for line in text.splitlines())
+
+
+@contextlib.contextmanager
+def running(servers: Servers, folder: Path, descriptors: int | None = None) -> Iterator[Service]:
+    with servers.service(folder, databases.LONG, descriptors=descriptors) as server:
+        ports = re.search(r'"port":(\d+),"operators_port":(\d+)', server.read_output())
+        if ports is None:
+            raise MeasurementError("the service did not say where it listens")
+        yield Service(server, int(ports[1]), int(ports[2]), psutil.Process(server.process.pid))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.flood", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30, help="length of a flood (30)")
+    parser.add_argument("--rounds", type=int, default=5, help="pairs of runs without and with junk (5)")
+    parser.add_argument("--python", type=Path, default=Path(sys.executable), help="interpreter of the service")
+    chosen = parser.parse_args()
+    servers = Servers(chosen.python.absolute())
+    print("| must hold | limit | measured | |\n|---|--:|--:|---|")
+    missed = 0
+    try:
+        for finding in measure(servers, chosen.seconds, chosen.rounds):
+            missed += not finding.holds
+            print(
+                f"| {finding.what} | {finding.limit} | {finding.measured} | {'' if finding.holds else 'missed'} |",
+                flush=True,
+            )
+    except (MeasurementError, ConfigurationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 1 if missed else 0
+
+
+def measure(servers: Servers, seconds: float, rounds: int) -> Iterator[Finding]:
+    """All of it, each kind of flood on a service of its own."""
+    with databases.run(()) as folder:
+        with running(servers, folder) as service:
+            yield from asyncio.run(stay_silent(service, 1000, seconds))
+        with running(servers, folder, descriptors=1024) as service:
+            for name, sent in (("2,000 that do not read", GET * PIPELINED), ("2,000 that only connect", b"")):
+                yield from asyncio.run(take_descriptors(service, 2000, seconds / 2, sent, name))
+        with running(servers, folder) as service:
+            yield from asyncio.run(throw_junk(service, rounds, 2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
