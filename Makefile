@@ -57,6 +57,9 @@ SECONDS ?= 2
 bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json
 	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
 
+flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands do not read, only connect, or send junk (6 minutes)
+	@$(BIN)/python -m bench.flood --python .cache/bench/bin/python $(ARGS)
+
 # What the image carries and nothing else: a tool's libraries would count in the service's start and memory.
 .cache/bench/.goals: requirements/goals.txt $(UV)
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .cache/bench
@@ -260,4 +263,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: docs-test audit wheels versions licences actions-pin release-notes site-images up migrate check test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+.PHONY: flood docs-test audit wheels versions licences actions-pin release-notes site-images up migrate check test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
