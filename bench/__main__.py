@@ -82,19 +82,21 @@ def measure(servers: Servers, rounds: int, seconds: int) -> Figures:
         socket = running.enter_context(databases.run())
         _say(f"starting the service {STARTS} times")
         starts = list(_start_times(servers, socket))
-        bare = Target("bare Hypercorn", running.enter_context(servers.bare()), "/")
+        bare = Target(report.HYPERCORN, running.enter_context(servers.bare("hypercorn")), "/")
+        room = running.enter_context(servers.bare("server"))
         reads = [
             (size, running.enter_context(servers.service(socket, databases.name(size)))) for size in databases.SIZES
         ]
         writes = running.enter_context(servers.service(socket, databases.WRITES))
         _, smallest = reads[0]
         targets = [
+            Target(report.SERVER, room, "/"),
             Target(report.HEALTH, smallest, "/health"),
             *(Target(report.page_of(size), server, "/") for size, server in reads),
             *(Target(report.list_of(size), server, "/api/v1/goals") for size, server in reads),
             Target(report.POST, writes, "/add_goal", post=True),
         ]
-        page = targets[1]
+        page = targets[2]
         _say("warming up")
         for target in {target.server: target for target in (bare, *targets)}.values():
             _run(program, target, 1)  # the first answers of a process are not like the others

@@ -1,14 +1,17 @@
-"""The yardstick: Hypercorn as the service starts it, before an application that does nothing."""
+"""The yardsticks: an application that does nothing, served by Hypercorn as it is released, or in our server room.
+
+Both have the service's configuration of Hypercorn: `python -m bench.bare hypercorn|server PORT`.
+"""
 
 import asyncio
 import gc
-import socket
 import sys
 
-from hypercorn.asyncio import serve
+from hypercorn.asyncio import serve as serve_by_hypercorn
+from hypercorn.config import Config
 from starlette.types import Message, Receive, Scope, Send
 
-from goals.app import hypercorn_config
+from goals import capacity, server, signals
 from goals.limits import Limits
 
 _HEADERS = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"2")]
@@ -25,9 +28,22 @@ async def answer(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b"OK"})
 
 
+async def serve(name: str, port: int) -> None:
+    limits = Limits()
+    listener = server.listen("127.0.0.1", port)
+    if name == "hypercorn":
+        config = server.configure(Config(), limits)
+        config.bind = [f"fd://{listener.detach()}"]
+        await serve_by_hypercorn(answer, config)  # type: ignore[arg-type]  # Starlette's ASGI types are looser
+    else:
+        public = server.Listener("public", listener, answer, capacity.most_connections(None, limits))
+        room = server.Server([public], limits, lambda: None, 0)
+        signals.call(room.stop)
+        await room.serve()
+
+
 if __name__ == "__main__":
-    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
     # The service does so too; here it is about what this file's imports have left.
     gc.collect()
     gc.freeze()
-    asyncio.run(serve(answer, hypercorn_config([listener], Limits())))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
+    asyncio.run(serve(sys.argv[1], int(sys.argv[2])))

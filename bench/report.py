@@ -8,6 +8,8 @@ from pydantic import BaseModel
 
 from loadtest.pages import write_markdown
 
+HYPERCORN = "bare Hypercorn, as released"
+SERVER = "the same application in the server room"
 HEALTH = "GET /health"
 POST = "POST /add_goal"
 
@@ -116,7 +118,7 @@ def draw(figures: Figures) -> str:
 
 def _rows(figures: Figures) -> Iterable[list[str]]:
     bare = [pair.bare for comparison in figures.comparisons for pair in comparison.pairs]
-    yield _row("bare Hypercorn", bare, "1", "1")
+    yield _row(HYPERCORN, bare, "1", "1")
     for comparison in figures.comparisons:
         rates = comparison.over_pairs(_relative_rate)
         costs = comparison.over_pairs(_relative_cost)
@@ -142,7 +144,10 @@ def _promises(figures: Figures) -> Iterable[list[str]]:
     flat = [big.service.rate / small.service.rate for small, big in zip(thousand.pairs, million.pairs, strict=True)]
     early, late = figures.memory
     yield _promise(
-        "CPU of `GET /` of 10, times bare", "≤ 2.0", figures.of(page_of(10)).over_pairs(_relative_cost), ".2f"
+        "requests/s of the server room, of bare", "≥ 1.3", figures.of(SERVER).over_pairs(_relative_rate), ".2f"
+    )
+    yield _promise(
+        "CPU of `GET /` of 10, times bare", "≤ 1.55", figures.of(page_of(10)).over_pairs(_relative_cost), ".2f"
     )
     yield _promise("requests/s of `GET /` of 1,000,000, of those of 1,000", "≥ 0.85", flat, ".2f")
     yield _promise(

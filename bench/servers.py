@@ -74,10 +74,10 @@ class Servers(NamedTuple):
     python: Path
 
     @contextlib.contextmanager
-    def bare(self) -> Iterator[Server]:
-        """Hypercorn alone, with an application that only answers."""
+    def bare(self, name: str) -> Iterator[Server]:
+        """An application that only answers, served by `hypercorn` as it is released or by our `server`."""
         port = _free_port()
-        with _running([str(self.python), "-m", "bench.bare", str(port)], port, {}) as server:
+        with _running([str(self.python), "-m", "bench.bare", name, str(port)], port, {}) as server:
             yield server
 
     @contextlib.contextmanager

@@ -23,8 +23,7 @@ from goals import app, connections, logs, sqlstates, store
 from goals.database import Database
 from goals.errors import DatabaseUnavailableError
 from goals.limits import Limits
-from goals.models import goals
-from goals.schemas import Goal
+from goals.models import Goal, goals
 from goals.settings import Settings, read_settings
 
 MODULE = "drills.broken"

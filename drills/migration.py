@@ -304,7 +304,7 @@ async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, rev
         case.check("times the migrator gave up and tried again", migrators.count(_GAVE_UP), ">", 0)
     case.check("migrators that did the work", migrators.count_that(_DID), "=", 1)
     case.check("migrators that failed", sum(code != 0 for code in codes), "=", 0)
-    case.check("time to migrate once the table is free, s", done - released, "<", 60)
+    case.check("time to migrate once the table is free, s", done - released, "<", 60, kind="timing")
     return has_met
 
 
@@ -374,7 +374,7 @@ def _check_waits(case: Case, log: str, *, has_met: bool) -> None:
         case.check("statements that had to wait for a lock", len(waits), ">", 0)
     else:
         case.explanation += "; it takes no lock that anybody waits for"
-    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", _LONGEST_WAIT)
+    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", _LONGEST_WAIT, kind="timing")
 
 
 async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:

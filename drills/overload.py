@@ -147,12 +147,15 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
         percentile(accepted, 0.99) / knee.p99,
         "<=",
         _SLOWDOWN,
+        kind="timing",
     )
     case.check("rejected in the peak", len(rejected), ">", 0)
-    case.check("median time to a rejection, s", median(rejected), "<", _REJECTION)
+    case.check("median time to a rejection, s", median(rejected), "<", _REJECTION, kind="timing")
     case.check("answered otherwise", len(inside) - len(accepted) - len(rejected), "=", 0)
-    case.check("time to recover, s", _time_to_recover(attempts, started + before + peak, knee), "<", _RECOVERY)
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
+    case.check(
+        "time to recover, s", _time_to_recover(attempts, started + before + peak, knee), "<", _RECOVERY, kind="timing"
+    )
+    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 
@@ -173,8 +176,8 @@ async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.marks.append(Mark(at, "slow", until))
     case.figures = observe(attempts, case.began, case.ended)
     case.check("rejected while it was slow", sum(a.status == 503 for a in attempts if at < a.begun < until), ">", 0)
-    case.check("time to recover, s", _time_to_recover(attempts, until, knee), "<", _RECOVERY)
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
+    case.check("time to recover, s", _time_to_recover(attempts, until, knee), "<", _RECOVERY, kind="timing")
+    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 
@@ -206,13 +209,13 @@ async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.figures = observe(attempts, case.began, case.ended)
     bodies = [end for end in ends if end.kind != "dripped head"]
     case.check("slow bodies not answered 408", sum(end.status != 408 for end in bodies), "=", 0)
-    case.check("longest life of a slow body, s", max(end.seconds for end in bodies), "<", 2.5)
-    case.check("longest life of a slow head, s", max(end.seconds for end in ends), "<", 6.0)
+    case.check("longest life of a slow body, s", max(end.seconds for end in bodies), "<", 2.5, kind="timing")
+    case.check("longest life of a slow head, s", max(end.seconds for end in ends), "<", 6.0, kind="timing")
     case.check("normal requests refused or failed", sum(a.shows_error for a in attempts), "=", 0)
     with_them = percentile((a.seconds for a in attempts if at < a.begun < until), 0.99)
     without = percentile((a.seconds for a in attempts if a.begun < at), 0.99)
-    case.check("p99 of normal requests, times that without them", with_them / without, "<=", _SLOWDOWN)
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
+    case.check("p99 of normal requests, times that without them", with_them / without, "<=", _SLOWDOWN, kind="timing")
+    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 

@@ -198,7 +198,7 @@ async def _restore(
         await _judge(case, stage, attempts, marker)
         drill.say(f"{marker.name}: restored in {seconds:.1f} s")
     drill.end(case)
-    case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT)
+    case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT, kind="timing")
     case.explanation += f": {longest:.1f} s at most, for {megabytes:.0f} MB and {fetched} segments of WAL fetched"
 
 

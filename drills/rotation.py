@@ -188,7 +188,7 @@ async def _play(play: Play) -> None:
 def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt]) -> None:
     case.figures = observe(attempts, case.began, case.ended)
     case.check("requests failed", case.figures.errors, "=", 0)
-    case.check("longest answer, s", case.figures.longest_answer_s, "<", LONGEST_ANSWER)
+    case.check("longest answer, s", case.figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
     drill.draw(case, attempts)
 
 

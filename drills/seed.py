@@ -13,9 +13,7 @@ from sqlalchemy import text
 
 from goals import store
 from goals.database import Database
-from goals.models import SCHEMA_REVISION
-from goals.schemas import Goal
-from goals.store import Page, Total
+from goals.models import SCHEMA_REVISION, Goal, Page, Total
 
 MODULE = "drills.seed"
 TABLE = "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name VARCHAR(255) NOT NULL)"

@@ -202,15 +202,16 @@ def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt], fault: Fault) 
     end = case.healed or case.marks[-1].until
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > end), default=float("inf"))
     errors = [a.begun for a in attempts if a.shows_error and case.began <= a.ended < case.ended]
-    case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY)
+    case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY, kind="timing")
     if not drill.short:  # whose cases end before a late answer would come
         case.check(
             "time from its end to the last request that was shown an error, s",
             max([end, *errors]) - end,
             "<",
             _RECOVERY,
+            kind="timing",
         )
-    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
+    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
     case.check("errors shown", figures.errors, ">" if fault.errors == "always" else "=", 0)
     drill.draw(case, attempts)
 

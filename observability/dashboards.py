@@ -183,8 +183,8 @@ def _build_resources() -> dict[str, Any]:
                 "Shared reads",
                 "Reads asked for and the statements that served them: concurrent equal reads share one.",
                 "ops",
-                (f"sum by (kind) (rate(goals_reads_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} asked"),
-                (f"sum by (kind) (rate(goals_loads_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} statements"),
+                (f"sum by (kind) (rate(goals_reads_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} requests"),
+                (f"sum by (kind) (rate(goals_read_queries_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} queries"),
                 width=third,
             ),
             _series(

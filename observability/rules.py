@@ -86,6 +86,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
     by_class = f'{DURATION}_count{{{JOB},error_type!="",error_type!~"5.."}}'
     used = f'db_client_connection_count{{{JOB},db_client_connection_state="used"}}'
     delays = f"goals_eventloop_delay_seconds_bucket{{{JOB}}}"
+    at_gateway = 'sum(rate(nginx_http_requests_total{job="edge/edge"}[2m]))'
     return [
         _alert(name, expr, lasting, severity, summary, description, runbooks)
         for name, expr, lasting, severity, summary, description in (
@@ -138,6 +139,14 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "Each of them is answered by a 503 at once, so that the others are served in time.",
             ),
             (
+                "GoalsCutOffAtTheGateway",
+                f"(sum(rate({DURATION}_count{{{JOB}}}[2m])) or vector(0)) / {at_gateway} < 0.1 and {at_gateway} > 1",
+                "2m",
+                "critical",
+                "The gateway passes on {{ $value | humanizePercentage }} of its requests to goals",
+                "It answers the others itself: it takes every instance for dead, or a client is over its rate limit.",
+            ),
+            (
                 "GoalsPoolSaturated",
                 f"sum by (instance) ({used}) / sum by (instance) (db_client_connection_max{{{JOB}}}) > 0.9",
                 "10m",
@@ -160,6 +169,14 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "warning",
                 "{{ $labels.instance }} restarted {{ $value }} times in 30 minutes",
                 "It crashes, is killed, or fails its liveness probe.",
+            ),
+            (
+                "GoalsConnectionsFull",
+                f'sum by (instance) (increase(goals_connections_dropped_total{{{JOB},reason="full"}}[5m])) > 0',
+                "5m",
+                "warning",
+                "{{ $labels.instance }} turns clients away: it holds as many connections as it may",
+                "Each of them is closed before a byte is read; the operators' port has room of its own.",
             ),
             (
                 "GoalsFileDescriptors",

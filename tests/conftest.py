@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -23,6 +24,26 @@ from goals.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 LIMITS = Limits()
+WIDE = replace(
+    LIMITS,
+    body_deadline=10 * LIMITS.body_deadline,
+    request_deadline=10 * LIMITS.request_deadline,
+    keep_alive=10 * LIMITS.keep_alive,
+    stop_margin=10 * LIMITS.stop_margin,
+    traces_flush=10 * LIMITS.traces_flush,
+    gate_timeout=10 * LIMITS.gate_timeout,
+    unresponsive_after=10 * LIMITS.unresponsive_after,
+    acceptable_wait=10 * LIMITS.acceptable_wait,
+    connect_timeout=10 * LIMITS.connect_timeout,
+    statement_timeout=10 * LIMITS.statement_timeout,
+    command_timeout=10 * LIMITS.command_timeout,
+    retry_budget=10 * LIMITS.retry_budget,
+)
+"""For tests that wait for no limit: only a machine that is ten times too slow for the product can break them."""
+
+
+WAIT_FOR_THE_LOCK = "SELECT pg_advisory_xact_lock_shared(1)"
+"""A statement that is under way for as long as the administrator holds the lock: `SELECT pg_advisory_lock(1)`."""
 
 
 class Service(NamedTuple):
@@ -88,7 +109,7 @@ async def empty(settings: Settings) -> AsyncIterator[Settings]:
 
 
 @contextlib.asynccontextmanager
-async def serving(settings: Settings, limits: Limits = LIMITS) -> AsyncIterator[Service]:
+async def serving(settings: Settings, limits: Limits = WIDE) -> AsyncIterator[Service]:
     """Serve as `python -m goals serve` does, but in this process and without its signals."""
     ports: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
     stops: list[Callable[[], None]] = []
@@ -104,6 +125,11 @@ async def serving(settings: Settings, limits: Limits = LIMITS) -> AsyncIterator[
         await serving  # raises what kept it from its ports
 
 
+def speaking_to(port: int) -> httpx2.AsyncClient:
+    """A client for one port of this machine; it follows no redirect, and waits longer than any limit."""
+    return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
+
+
 async def until(holds: Callable[[], Awaitable[object]]) -> None:
     """Ask again and again until it holds; pytest's time limit bounds it."""
     while not await holds():
@@ -111,7 +137,7 @@ async def until(holds: Callable[[], Awaitable[object]]) -> None:
 
 
 async def until_ready(service: Service) -> None:
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
 
         async def is_ready() -> bool:
             return (await client.get(f"http://127.0.0.1:{service.operators_port}/readyz")).status_code == 200
@@ -136,9 +162,26 @@ def restored_logs() -> Iterator[None]:
 
 
 @pytest.fixture
+async def administrator(settings: Settings, schema: None) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(host=settings.db_host, user="postgres", database=settings.db_name)
+    yield connection
+    await connection.close()
+
+
+async def until_running(administrator: asyncpg.Connection, part: str, number: int = 1) -> None:
+    """Wait until so many statements run that have `part` in their text."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE $1 AND pid <> pg_backend_pid()"
+
+    async def are_running() -> bool:
+        return bool(await administrator.fetchval(query, f"%{part}%") >= number)
+
+    await until(are_running)
+
+
+@pytest.fixture
 async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
     """The service's own way to an empty table."""
-    database = Database(settings, LIMITS)
+    database = Database(settings, WIDE)
     async with database.engine.connect() as connection:
         await connection.execute(text("TRUNCATE goals RESTART IDENTITY"))
     await database.engine.dispose()
@@ -149,12 +192,12 @@ async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
 @pytest.fixture
 async def client(service: Service, database: Database) -> AsyncIterator[httpx2.AsyncClient]:
     """Speaks to the public port of a service whose table is empty; follows no redirect."""
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+    async with speaking_to(service.port) as client:
         yield client
 
 
 @pytest.fixture
 async def operator(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
     """Speaks to the operators' port."""
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.operators_port}", trust_env=False) as client:
+    async with speaking_to(service.operators_port) as client:
         yield client

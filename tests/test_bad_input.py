@@ -5,11 +5,9 @@ import html
 import logging
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from urllib.parse import quote
 
-import h2.config
-import h2.connection
-import h2.events
 import httpx2
 import pytest
 from sqlalchemy import text
@@ -18,7 +16,7 @@ from structlog.testing import capture_logs
 from goals.database import Database
 from goals.schemas import NAME_LENGTH
 from goals.settings import Settings
-from tests.conftest import LIMITS, Service, serving
+from tests.conftest import LIMITS, WIDE, Service, serving
 from tests.wire import PATIENCE, Connection, ask, check, chunked, dripping, form, request
 
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -305,11 +303,18 @@ SLOW = {
 }
 
 
-async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles_in(service: Service) -> None:
-    """All at once, for each takes the two seconds; that it is 408 shows that it did not take the request's 3.3."""
+@pytest.fixture
+async def impatient(settings: Settings, schema: None) -> AsyncIterator[Service]:
+    """A service that waits for a body only half a second, though for everything else long."""
+    async with serving(settings, replace(WIDE, body_deadline=0.5)) as service:
+        yield service
+
+
+async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles_in(impatient: Service) -> None:
+    """All at once; that it is 408 shows that it did not take the request's whole time."""
 
     async def give_up(start: bytes, drop: bytes) -> tuple[int, str]:
-        async with asyncio.timeout(PATIENCE), Connection(service.port) as connection:
+        async with asyncio.timeout(PATIENCE), Connection(impatient.port) as connection:
             await connection.send(start)
             async with dripping(connection, drop):
                 check(reply := await connection.read_reply())
@@ -319,7 +324,7 @@ async def test_a_body_that_does_not_arrive_in_time_is_given_up_whatever_trickles
     slow = asyncio.gather(*(give_up(start, drop) for start, drop in SLOW.values()))
     while not slow.done():
         # Meanwhile others are served.
-        assert (await ask(service.port, request("GET", "/"))).status == 200
+        assert (await ask(impatient.port, request("GET", "/"))).status == 200
         await asyncio.sleep(0.1)
     assert dict(zip(SLOW, await slow, strict=True)) == dict.fromkeys(SLOW, (408, "close"))
 
@@ -330,7 +335,9 @@ async def test_a_client_that_leaves_with_half_a_body_sent_adds_nothing(service: 
     async with asyncio.timeout(PATIENCE), Connection(service.port) as connection:
         await connection.send(form("/add_goal", "goal_name=abc")[:-2])
         connection.end_sending()
+        check(reply := await connection.read_reply())  # who has ended only its own half is there to read
         await connection.read_end()
+    assert reply.status == 400
     assert await count(database) == 0
 
 
@@ -799,21 +806,56 @@ async def test_requests_sent_without_waiting_are_answered_in_their_order(service
         assert [(await connection.read_reply()).status for _ in range(3)] == [200, 404, 422]
 
 
-UPGRADE = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+UPGRADES = {
+    "a websocket": [
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+    ],
+    "half a websocket handshake": ["Upgrade: websocket", "Connection: Upgrade"],
+    "HTTP/2": ["Upgrade: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA"],
+    "HTTP/2 alone": ["Upgrade: h2c"],
+    "HTTP/2 with settings that are none": ["Upgrade: h2c", "HTTP2-Settings: ???", "Connection: Upgrade"],
+    "HTTP/2 in capitals": ["UPGRADE: H2C", "CONNECTION: UPGRADE"],
+    "a choice": ["Upgrade: websocket, h2c", "Connection: keep-alive, Upgrade"],
+    "a choice in two lines": ["Upgrade: websocket", "Upgrade: h2c", "Connection: Upgrade"],
+    "HTTP/2 by TLS": ["Upgrade: h2", "Connection: Upgrade"],
+    "TLS": ["Upgrade: TLS/1.3, HTTP/1.1", "Connection: Upgrade"],
+    "nothing": ["Upgrade: ", "Connection: Upgrade"],
+}
 
 
-@pytest.mark.parametrize("path", ["/", "/add_goal", "/nowhere", "/metrics", "/" + "a" * 5000])
-async def test_a_websocket_is_refused(service: Service, path: str) -> None:
+@pytest.mark.parametrize("lines", UPGRADES.values(), ids=UPGRADES)
+async def test_an_upgrade_is_ignored_at_both_ports(service: Service, lines: list[str]) -> None:
+    """RFC 9110, 7.8; `ask` sends a second request on the connection, which is still HTTP/1.1."""
+    check(reply := await ask(service.port, request("GET", "/health", *lines)))
+    assert (reply.status, reply.body) == (200, b"OK")
+    check(reply := await ask(service.port, request("OPTIONS", "/", *lines)))
+    assert reply.status == 405
+    check(reply := await ask(service.port, form("/add_goal", "goal_name=", *lines)))
+    assert reply.status == 422
+    ended = request("GET", "/livez", *lines, "Connection: close")
+    reply = await ask(service.operators_port, ended, closes=True)
+    assert (reply.status, reply.body) == (200, b"live")
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+OTHER_PROTOCOLS = {
+    "the preface of HTTP/2": (PREFACE, 400),
+    "the preface and its settings": (PREFACE + bytes(9), 400),
+    "half the preface": (PREFACE[:18], 400),
+    "CONNECT": (b"CONNECT goals.example:443 HTTP/1.1\r\nHost: goals.example:443\r\n\r\n", 501),
+    "CONNECT to a path": (request("CONNECT", "/health"), 501),
+    "CONNECT with a body": (request("CONNECT", "goals.example:443", body=b"a"), 501),
+}
+
+
+@pytest.mark.parametrize(("data", "status"), OTHER_PROTOCOLS.values(), ids=OTHER_PROTOCOLS)
+async def test_another_protocol_is_refused_at_both_ports(service: Service, data: bytes, status: int) -> None:
     for port in service:
-        check(reply := await ask(port, request("GET", path, *UPGRADE, "Sec-WebSocket-Version: 13"), closes=True))
-        assert reply.status == 403
-
-
-async def test_half_a_websocket_handshake_is_refused(service: Service) -> None:
-    async with asyncio.timeout(PATIENCE), Connection(service.port) as connection:
-        await connection.send(request("GET", "/", *UPGRADE[:2]))
-        check(reply := await connection.read_reply())
-        assert reply.status == 400
+        check(reply := await ask(port, data, closes=True))
+        assert (reply.status, reply.headers["connection"]) == (status, "close")
 
 
 async def test_a_huge_header_or_an_odd_field_never_breaks_the_api(client: httpx2.AsyncClient) -> None:
@@ -829,40 +871,3 @@ async def test_a_huge_header_or_an_odd_field_never_breaks_the_api(client: httpx2
     ):
         response = await client.get("/api/v1/goals", headers=headers)
         assert (response.status_code, response.json()) == (200, {"goals": []})
-
-
-class Exchange:
-    """A request of HTTP/2 with prior knowledge (RFC 9113, 3.3), which Hypercorn serves on the same port."""
-
-    def __init__(self, port: int, *headers: tuple[str, str]) -> None:
-        self._wire = Connection(port)
-        self._state = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-        self._headers = [(":scheme", "http"), (":authority", "localhost"), *headers]
-
-    async def answer(self, body: bytes, *, complete: bool = True) -> dict[str, str]:
-        async with asyncio.timeout(PATIENCE), self._wire as wire:
-            self._state.initiate_connection()
-            self._state.send_headers(1, self._headers)
-            for start in range(0, len(body), 8192):
-                self._state.send_data(1, body[start : start + 8192])
-            if complete:
-                self._state.end_stream(1)
-            headers: dict[str, str] = {}
-            while not headers:
-                await wire.send(self._state.data_to_send())
-                for event in self._state.receive_data(await wire.read_some()):
-                    if isinstance(event, h2.events.ResponseReceived):
-                        headers = {str(name): str(value) for name, value in event.headers}
-            return headers
-
-
-async def test_the_same_limits_hold_in_http_2(service: Service, database: Database) -> None:
-    post = [(":method", "POST"), (":path", "/add_goal"), ("content-type", FORM["content-type"])]
-    added = await Exchange(service.port, *post).answer(BODY)
-    assert (added[":status"], added["x-frame-options"]) == ("303", "DENY")
-    assert (await Exchange(service.port, *post).answer(TOO_LONG))[":status"] == "413"
-    declared = ("content-length", str(len(TOO_LONG)))
-    assert (await Exchange(service.port, *post, declared).answer(BODY, complete=False))[":status"] == "413"
-    late = await Exchange(service.port, *post).answer(BODY, complete=False)
-    assert (late[":status"], "connection" in late) == ("408", False)
-    assert await count(database) == 1

@@ -23,32 +23,15 @@ from goals import embedded
 from goals.database import Database
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
-from tests.conftest import LIMITS, until
+from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, until, until_running
 
 ONE = text("SELECT 1 AS one")
-
-
-@pytest.fixture
-async def administrator(settings: Settings, schema: None) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(host=settings.db_host, user="postgres", database=settings.db_name)
-    yield connection
-    await connection.close()
 
 
 async def backends(administrator: asyncpg.Connection) -> list[int]:
     """The server processes behind the pools of this test."""
     rows = await administrator.fetch("SELECT pid FROM pg_stat_activity WHERE application_name = 'goals' ORDER BY pid")
     return [row["pid"] for row in rows]
-
-
-async def until_running(administrator: asyncpg.Connection, part: str, number: int = 1) -> None:
-    """Wait until so many statements run that have `part` in their text."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE $1 AND pid <> pg_backend_pid()"
-
-    async def are_running() -> bool:
-        return bool(await administrator.fetchval(query, f"%{part}%") >= number)
-
-    await until(are_running)
 
 
 async def terminate(administrator: asyncpg.Connection) -> None:
@@ -86,12 +69,14 @@ async def test_a_connection_that_is_lost_takes_no_other_with_it(
 ) -> None:
     await database.fill()
     before = set(await backends(administrator))
-    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.5), 'lost alone'")))
+    await administrator.execute("SELECT pg_advisory_lock(1)")
+    statement = asyncio.create_task(database.fetch(text(f"{WAIT_FOR_THE_LOCK}, 'lost alone'")))
     await until_running(administrator, "lost alone")
     lost = await administrator.fetchval(
         "SELECT pid FROM pg_stat_activity WHERE query LIKE '%lost alone%' AND pid <> pg_backend_pid()"
     )
     await administrator.execute("SELECT pg_terminate_backend($1, 5000)", lost)
+    await administrator.execute("SELECT pg_advisory_unlock(1)")
     await statement
     await asyncio.gather(*(database.fetch(ONE) for _ in range(database.size)))
     assert before - set(await backends(administrator)) == {lost}
@@ -100,19 +85,20 @@ async def test_a_connection_that_is_lost_takes_no_other_with_it(
 async def test_a_statement_that_was_sent_is_never_told_to_have_done_nothing(
     settings: Settings, administrator: asyncpg.Connection
 ) -> None:
-    database = Database(settings, replace(LIMITS, gate_queue=0, statement_timeout=0, command_timeout=60))
+    database = Database(settings, replace(WIDE, gate_queue=0))
+    await administrator.execute("SELECT pg_advisory_lock(1)")
 
     async def take_the_next_place() -> None:
         while True:
             with contextlib.suppress(OverloadedError):
-                await database.run(text("SELECT pg_sleep(60)"))
+                await database.run(text(f"{WAIT_FOR_THE_LOCK}, 'other'"))
             await asyncio.sleep(0)
 
-    sent = asyncio.create_task(database.run(text("SELECT pg_sleep(60), 'sent' AS what")))
+    sent = asyncio.create_task(database.run(text(f"{WAIT_FOR_THE_LOCK}, 'sent'")))
     await until_running(administrator, "'sent'")
     # One more than there are places: as soon as the first is free, it is taken, before the second attempt comes for it.
     others = [asyncio.create_task(take_the_next_place()) for _ in range(database.size)]
-    await until_running(administrator, "pg_sleep(60)", database.size)
+    await until_running(administrator, WAIT_FOR_THE_LOCK, database.size)
     await administrator.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE query LIKE '%''sent''%' AND pid <> pg_backend_pid()"
@@ -127,9 +113,11 @@ async def test_a_statement_that_was_sent_is_never_told_to_have_done_nothing(
 
 async def test_a_statement_cut_off_is_sent_again(database: Database, administrator: asyncpg.Connection) -> None:
     with structlog.testing.capture_logs() as events:
-        statement = asyncio.create_task(database.run(text("SELECT pg_sleep(0.5), 'cut off' AS what")))
+        await administrator.execute("SELECT pg_advisory_lock(1)")
+        statement = asyncio.create_task(database.run(text(f"{WAIT_FOR_THE_LOCK}, 'cut off' AS what")))
         await until_running(administrator, "cut off")
         await terminate(administrator)
+        await administrator.execute("SELECT pg_advisory_unlock(1)")
         rows, attempts = await statement
         assert (rows[0].what, attempts) == ("cut off", 2)
         while len(events) < 2:
@@ -155,7 +143,8 @@ async def test_a_statement_whose_plan_a_migration_has_outdated_is_sent_again(
 async def test_a_statement_that_may_not_be_repeated_is_sent_once(
     database: Database, administrator: asyncpg.Connection
 ) -> None:
-    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.5), 'sent once'"), repeatable=False))
+    await administrator.execute("SELECT pg_advisory_lock(1)")
+    statement = asyncio.create_task(database.fetch(text(f"{WAIT_FOR_THE_LOCK}, 'sent once'"), repeatable=False))
     await until_running(administrator, "sent once")
     await terminate(administrator)
     with pytest.raises(DatabaseUnavailableError, match="did not say whether"):
@@ -200,9 +189,11 @@ async def test_a_table_that_is_not_there_yet_is_an_outage(database: Database) ->
         await database.fetch(text("SELECT * FROM no_such_table"))
 
 
-async def test_a_statement_that_takes_too_long_is_given_up_and_not_repeated(database: Database) -> None:
+async def test_a_statement_that_takes_too_long_is_given_up_and_not_repeated(settings: Settings, schema: None) -> None:
+    database = Database(settings, replace(WIDE, statement_timeout=0.1))
     with pytest.raises(DatabaseUnavailableError, match="cannot do this now"):
-        await database.fetch(text("SELECT pg_sleep(5)"))
+        await database.fetch(text("SELECT pg_sleep(60)"))
+    await database.close()
 
 
 async def test_a_standby_is_left(database: Database, administrator: asyncpg.Connection) -> None:
@@ -222,7 +213,8 @@ async def test_a_standby_is_left(database: Database, administrator: asyncpg.Conn
     assert attempts > 1
 
 
-async def test_a_frozen_connection_is_left_for_a_new_one(database: Database, administrator: asyncpg.Connection) -> None:
+async def test_a_frozen_connection_is_left_for_a_new_one(settings: Settings, administrator: asyncpg.Connection) -> None:
+    database = Database(settings, replace(WIDE, command_timeout=LIMITS.command_timeout))
     before = set(await backends(administrator))
     await database.fetch(ONE)
     (frozen,) = set(await backends(administrator)) - before
@@ -232,10 +224,11 @@ async def test_a_frozen_connection_is_left_for_a_new_one(database: Database, adm
         assert (rows[0].one, attempts) == (1, 2)
     finally:
         os.kill(frozen, signal.SIGCONT)
+        await database.close()
 
 
 async def test_a_server_that_is_not_there_is_given_up_after_the_budget(settings: Settings, tmp_path: Path) -> None:
-    database = Database(settings.model_copy(update={"db_host": str(tmp_path)}), LIMITS)
+    database = Database(settings.model_copy(update={"db_host": str(tmp_path)}), replace(WIDE, retry_budget=0.1))
     with pytest.raises(DatabaseUnavailableError, match="is not available"):
         await database.fetch(ONE)
     await database.close()
@@ -244,14 +237,17 @@ async def test_a_server_that_is_not_there_is_given_up_after_the_budget(settings:
 async def test_a_server_that_accepts_and_says_nothing_is_given_up_at_the_deadline(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        database = Database(settings.model_copy(update={"db_host": "127.0.0.1", "db_port": port}), LIMITS)
+        database = Database(
+            settings.model_copy(update={"db_host": "127.0.0.1", "db_port": port}), replace(WIDE, retry_budget=0.1)
+        )
         with pytest.raises(DatabaseUnavailableError):
             await database.fetch(ONE)
         await database.close()
 
 
 async def test_what_is_under_way_ends_with_the_pool(database: Database, administrator: asyncpg.Connection) -> None:
-    statement = asyncio.create_task(database.fetch(text("SELECT pg_sleep(0.9), 'under way'")))
+    await administrator.execute("SELECT pg_advisory_lock(1)")
+    statement = asyncio.create_task(database.fetch(text(f"{WAIT_FOR_THE_LOCK}, 'under way'")))
     await until_running(administrator, "under way")
     await database.close()
     with pytest.raises(asyncio.CancelledError):
@@ -259,7 +255,7 @@ async def test_what_is_under_way_ends_with_the_pool(database: Database, administ
 
 
 async def test_a_pool_that_others_hold_is_an_overload(settings: Settings, schema: None) -> None:
-    database = Database(settings.model_copy(update={"goals_pool_size": 5}), LIMITS)
+    database = Database(settings.model_copy(update={"goals_pool_size": 5}), replace(WIDE, gate_timeout=0.1))
     held = [await database.engine.connect() for _ in range(5)]
     with pytest.raises(OverloadedError, match="No connection"):
         await database.fetch(ONE)
@@ -328,7 +324,10 @@ async def remote(guarded: Path, settings: Settings, tmp_path: Path) -> AsyncIter
     ],
 )
 async def test_tls_follows_the_words_of_libpq(remote: Remote, word: str, host: str, *, works: bool) -> None:
-    database = Database(remote.settings.model_copy(update={"ssl": word, "db_host": host}), LIMITS)
+    database = Database(
+        remote.settings.model_copy(update={"ssl": word, "db_host": host}),
+        replace(WIDE, retry_budget=LIMITS.retry_budget),
+    )
     try:
         await database.fetch(ONE)
         answered = True
@@ -340,14 +339,16 @@ async def test_tls_follows_the_words_of_libpq(remote: Remote, word: str, host: s
 
 async def test_a_certificate_of_another_authority_is_refused(remote: Remote, tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.crt")
-    database = Database(remote.settings.model_copy(update={"db_ca_file": tmp_path / "other.crt"}), LIMITS)
+    database = Database(
+        remote.settings.model_copy(update={"db_ca_file": tmp_path / "other.crt"}), replace(WIDE, retry_budget=0.1)
+    )
     with pytest.raises(DatabaseUnavailableError):
         await database.fetch(ONE)
     await database.close()
 
 
 async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote) -> None:
-    database = Database(remote.settings, LIMITS)
+    database = Database(remote.settings, WIDE)
     await database.fetch(ONE)
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
     await terminate(remote.administrator)
@@ -362,7 +363,7 @@ async def test_a_new_password_is_read_when_the_old_one_is_refused(remote: Remote
 
 
 async def test_connections_that_work_are_found_among_those_that_cannot_be_replaced(remote: Remote) -> None:
-    database = Database(remote.settings, LIMITS)
+    database = Database(remote.settings, WIDE)
     await database.fill()
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
     await remote.administrator.execute(
@@ -383,7 +384,7 @@ async def test_connections_that_work_are_found_among_those_that_cannot_be_replac
 
 
 async def test_the_former_password_serves_until_the_server_has_the_new_one(remote: Remote) -> None:
-    database = Database(remote.settings, LIMITS)
+    database = Database(remote.settings, replace(WIDE, retry_budget=LIMITS.retry_budget))
     await database.fetch(ONE)
     with structlog.testing.capture_logs() as events:
         remote.password_file.write_text("second\n")

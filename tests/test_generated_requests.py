@@ -8,19 +8,20 @@ import random
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from goals import logs
 from goals.app import OPERATORS_ROUTES, PUBLIC_ROUTES
 from goals.settings import Settings
-from tests.conftest import serving, until_ready
+from tests.conftest import LIMITS, WIDE, serving, until_ready
 from tests.wire import BODILESS, LEAKS, form
 
 REQUESTS = 5000
 CONNECTIONS = 16
 PATIENCE = 60.0
-"""Seconds for an answer: ten times the deadlines of a body and of a request, for machines as slow as they like."""
+"""Seconds for an answer: more than the limits that the service is given here."""
 
 ANSWERED = re.compile(rb"(?:HTTP/1\.1 100 \r\n(?:.+\r\n)*\r\n)?HTTP/1\.1 ([2-4][0-9][0-9]|501|503|505) ")
 NAMES = [*"abz09", *"/?#%&=+:;.,@[]{}\"'\\ <>\t\r\n\0\x7f", "%2F", "%00", "%zz", "..", "é", "\u202e", "\N{ROCKET}"]
@@ -159,7 +160,7 @@ async def test_each_of_thousands_of_generated_requests_is_answered(
     logs.configure("json")
     draw = random.Random(seed)  # noqa: S311  nothing secret
     statuses: set[int] = set()
-    async with serving(settings) as service:
+    async with serving(settings, replace(WIDE, body_deadline=LIMITS.body_deadline)) as service:
         await until_ready(service)
         requests = iter([(port, draw_request(draw)) for port, _ in zip(itertools.cycle(service), range(REQUESTS))])
 

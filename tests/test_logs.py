@@ -16,7 +16,7 @@ from goals import logs
 from goals.middleware import Record
 from goals.settings import Settings
 from goals.telemetry import Telemetry
-from tests.conftest import serving, until_ready
+from tests.conftest import serving, speaking_to, until_ready
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -31,7 +31,7 @@ async def test_each_request_is_one_line_with_its_route_and_without_its_content(
     logs.configure("json")
     async with serving(settings) as service:
         await until_ready(service)
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+        async with speaking_to(service.port) as client:
             await client.post("/add_goal", data={"goal_name": "my diary"}, headers={"x-request-id": "from-a-gateway"})
             minted = (await client.get("/?before=my-query", headers={"x-request-id": "no token!"})).headers
     output = capsys.readouterr().out

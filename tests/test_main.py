@@ -332,7 +332,7 @@ def probe(service: Service) -> httpx2.Response:
 
 
 def test_a_service_that_is_told_to_stop_drains_first(folder: Path, variables: dict[str, str]) -> None:
-    with started(*SERVE, folder=folder, variables=variables | {"GOALS_DRAIN_SECONDS": "1"}) as process:
+    with started(*SERVE, folder=folder, variables=variables | {"GOALS_DRAIN_SECONDS": "300"}) as process:
         service = ready(process)
         with httpx2.Client(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
             assert "connection" not in client.get("/health").headers
@@ -344,6 +344,7 @@ def test_a_service_that_is_told_to_stop_drains_first(folder: Path, variables: di
             for path, status in (("/health", 200), ("/", 200), ("/nowhere", 404), ("/add_goal", 405)):
                 response = client.get(path)
                 assert (response.status_code, response.headers["connection"]) == (status, "close")
+        process.terminate()
         assert process.wait() == 0
 
 

@@ -4,6 +4,7 @@ import asyncio
 import html
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -16,7 +17,7 @@ from goals.database import Database
 from goals.responses import STATIC, static_url
 from goals.schemas import PAGE_SIZE
 from goals.settings import Settings
-from tests.conftest import serving
+from tests.conftest import WIDE, serving, speaking_to
 
 KEY = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -268,8 +269,8 @@ async def test_what_was_typed_is_kept_with_a_key_while_the_database_is_away(sett
         {"goal_name": ""},
     ]
     async with (
-        serving(settings.model_copy(update={"db_host": str(tmp_path)})) as service,
-        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client,
+        serving(settings.model_copy(update={"db_host": str(tmp_path)}), replace(WIDE, retry_budget=0.2)) as service,
+        speaking_to(service.port) as client,
     ):
         answers = await asyncio.gather(*(client.post("/add_goal", data=form) for form in forms))
     assert {answer.status_code for answer in answers} == {503}

@@ -1,5 +1,6 @@
 """When requests should come: once the schema is there, and from then on whatever becomes of the database."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
@@ -7,17 +8,17 @@ import httpx2
 import structlog
 
 from goals.settings import Settings
-from tests.conftest import Service, serving, until, until_ready, upgrade
+from tests.conftest import WIDE, Service, serving, until, until_ready, upgrade
 
 
 async def readiness(service: Service) -> tuple[int, str]:
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
         response = await client.get(f"http://127.0.0.1:{service.operators_port}/readyz")
         return response.status_code, response.text
 
 
 async def status(service: Service, path: str) -> int:
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
         return (await client.get(f"http://127.0.0.1:{service.port}{path}")).status_code
 
 
@@ -49,9 +50,11 @@ async def test_without_a_schema_it_lives_and_waits_and_says_why(empty: Settings)
 async def test_without_a_database_it_lives_and_answers_503_with_a_time_to_come_back(
     settings: Settings, tmp_path: Path
 ) -> None:
-    async with serving(settings.model_copy(update={"db_host": str(tmp_path)})) as service:
+    async with serving(
+        settings.model_copy(update={"db_host": str(tmp_path)}), replace(WIDE, retry_budget=0.2)
+    ) as service:
         await until_not_ready_because(service, "Is it up")
-        async with httpx2.AsyncClient(trust_env=False) as client:
+        async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
             response = await client.get(f"http://127.0.0.1:{service.port}/api/v1/goals")
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 

@@ -28,9 +28,9 @@ class Loader:
 
 async def asked(reads: SharedReads[str, tuple[str, int]], key: str = "page") -> asyncio.Task[tuple[str, int]]:
     """Somebody who has asked."""
-    before = reads.asked
+    before = reads.requests
     task = asyncio.create_task(reads.get(key))
-    while reads.asked == before:
+    while reads.requests == before:
         await asyncio.sleep(0)
     await asyncio.sleep(0)
     return task
@@ -45,7 +45,7 @@ async def test_who_comes_while_a_query_runs_shares_the_next_one() -> None:
     assert await first == ("page", 1)
     loader.finish()
     assert await asyncio.gather(*others) == [("page", 2)] * 10
-    assert (reads.asked, reads.loaded) == (11, 2)
+    assert (reads.requests, reads.queries) == (11, 2)
 
 
 async def test_keys_do_not_wait_for_one_another() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.responses import _STATUSES, answer
 from goals.schemas import Problem
-from tests.conftest import LIMITS
+from goals.settings import Settings
+from tests.conftest import LIMITS, WIDE, serving, speaking_to
 
 GOALS = "/api/v1/goals"
 ONE = f"{GOALS}/1"
@@ -124,9 +126,13 @@ async def test_a_goal_that_has_changed_and_a_key_that_is_taken_have_the_same_sha
 
 
 async def test_a_database_that_does_not_answer_is_503_on_every_route_that_needs_it(
-    client: httpx2.AsyncClient, database: Database
+    settings: Settings, database: Database
 ) -> None:
-    async with database.engine.execution_options(isolation_level="READ COMMITTED").begin() as locking:
+    async with (
+        serving(settings, replace(WIDE, statement_timeout=0.2)) as service,
+        speaking_to(service.port) as client,
+        database.engine.execution_options(isolation_level="READ COMMITTED").begin() as locking,
+    ):
         await locking.execute(text("LOCK TABLE goals"))
         problems = await asyncio.gather(
             client.get(GOALS),

@@ -9,8 +9,7 @@ from sqlalchemy import text
 from goals import store
 from goals.database import Database
 from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
-from goals.models import SCHEMA_REVISION
-from goals.schemas import Goal
+from goals.models import SCHEMA_REVISION, Goal, Total
 from tests.test_pages import alter, fill
 
 BEYOND = [store.BIGGEST_ID + 1, 10**38]
@@ -34,11 +33,11 @@ async def test_pages_of_goals_are_newest_first_and_say_whether_there_are_more(da
 async def test_a_page_comes_with_the_total_in_both_directions(database: Database) -> None:
     await fill(database, 5, gaps=[3])
 
-    async def ids(*, before: int | None = None, after: int | None = None) -> tuple[list[int], bool, store.Total]:
+    async def ids(*, before: int | None = None, after: int | None = None) -> tuple[list[int], bool, Total]:
         page, total = await store.select_page_and_total(database, before=before, after=after, limit=2)
         return [goal.id for goal in page.goals], page.more, total
 
-    four = store.Total(4, exact=True)
+    four = Total(4, exact=True)
     assert await ids() == ([5, 4], True, four)
     assert await ids(before=4) == ([2, 1], False, four)
     assert await ids(before=1) == ([], False, four)
@@ -49,17 +48,17 @@ async def test_a_page_comes_with_the_total_in_both_directions(database: Database
 
 
 async def test_a_total_is_exact_as_long_as_counting_is_cheap_and_then_the_planners(database: Database) -> None:
-    async def total() -> store.Total:
+    async def total() -> Total:
         return (await store.select_page_and_total(database, before=None, after=None, limit=1))[1]
 
     await alter(database, "ALTER TABLE goals SET (autovacuum_enabled = off)")
-    assert await total() == store.Total(0, exact=True)
+    assert await total() == Total(0, exact=True)
     await fill(database, store.EXACT_COUNT)
-    assert await total() == store.Total(store.EXACT_COUNT, exact=True)
+    assert await total() == Total(store.EXACT_COUNT, exact=True)
     await fill(database, 1)
-    assert await total() == store.Total(None, exact=False)
+    assert await total() == Total(None, exact=False)
     await alter(database, "ANALYZE goals")
-    assert await total() == store.Total(store.EXACT_COUNT + 1, exact=False)
+    assert await total() == Total(store.EXACT_COUNT + 1, exact=False)
     # The estimate grows with the table, without another ANALYZE.
     await fill(database, 3 * store.EXACT_COUNT)
     number, exact = await total()

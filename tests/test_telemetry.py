@@ -1,7 +1,9 @@
 """What the service measures of itself, read as Prometheus reads it."""
 
 import asyncio
+from dataclasses import replace
 
+import asyncpg
 import httpx2
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -12,9 +14,10 @@ from starlette.types import Receive, Scope, Send
 from goals.database import Database
 from goals.errors import OverloadedError, StatementRefusedError
 from goals.middleware import Record
+from goals.reads import SharedReads
 from goals.settings import Settings
 from goals.telemetry import Telemetry
-from tests.conftest import LIMITS, serving, until
+from tests.conftest import WAIT_FOR_THE_LOCK, WIDE, serving, speaking_to, until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -74,8 +77,8 @@ async def test_the_seeds_counters_keep_names_labels_and_meaning(
 
 
 async def test_every_counter_is_zero_before_its_first_event(telemetry: Telemetry, settings: Settings) -> None:
-    database = Database(settings, LIMITS, telemetry.database)
-    telemetry.observe_reads(lambda: {"page": (0, 0)})
+    database = Database(settings, WIDE, telemetry.database)
+    telemetry.observe_reads({"page": SharedReads(asyncio.sleep)})
     page = read(telemetry)
     for metric, number in (
         ("http_requests_total", 4),
@@ -84,7 +87,7 @@ async def test_every_counter_is_zero_before_its_first_event(telemetry: Telemetry
         ("goals_gate_rejections_total", 3),
         ("db_client_connection_timeouts_total", 1),
         ("goals_reads_total", 1),
-        ("goals_loads_total", 1),
+        ("goals_read_queries_total", 1),
     ):
         assert [*samples(page, metric).values()] == [0.0] * number, metric
     await database.close()
@@ -148,7 +151,7 @@ def test_active_requests_are_those_that_have_not_ended(telemetry: Telemetry) -> 
 async def test_statements_are_recorded_by_operation_table_and_sqlstate(
     settings: Settings, telemetry: Telemetry, schema: None
 ) -> None:
-    database = Database(settings, LIMITS, telemetry.database)
+    database = Database(settings, WIDE, telemetry.database)
     await database.fetch(select(func.version()))
     with pytest.raises(StatementRefusedError):
         await database.fetch(select(literal(1) / literal(0)))
@@ -167,12 +170,11 @@ async def test_statements_are_recorded_by_operation_table_and_sqlstate(
 
 
 async def test_the_pool_and_the_gate_say_how_full_they_are(
-    settings: Settings, telemetry: Telemetry, schema: None
+    settings: Settings, telemetry: Telemetry, administrator: asyncpg.Connection
 ) -> None:
-    database = Database(settings, LIMITS, telemetry.database)
-    slow = [asyncio.create_task(database.fetch(select(func.pg_sleep(0.2)))) for _ in range(database.size + 2)]
-    while database.gate.waiting < 2:
-        await asyncio.sleep(0)
+    database = Database(settings, replace(WIDE, gate_queue=2), telemetry.database)
+    await administrator.execute("SELECT pg_advisory_lock(1)")
+    under_way = [asyncio.create_task(database.fetch(text(WAIT_FOR_THE_LOCK))) for _ in range(database.size + 2)]
     while database._look().used < database.size:
         await asyncio.sleep(0.01)
     page = read(telemetry)
@@ -181,11 +183,12 @@ async def test_the_pool_and_the_gate_say_how_full_they_are(
     assert samples(page, "db_client_connection_count")[used] == database.size
     assert samples(page, "db_client_connection_max") == {labels(**pool): database.size}
     assert samples(page, "db_client_connection_pending_requests") == {labels(**pool): 2}
-    many = [asyncio.create_task(database.fetch(select(1))) for _ in range(LIMITS.gate_queue)]
-    results = await asyncio.gather(*slow, *many, return_exceptions=True)
-    refused = sum(isinstance(result, OverloadedError) for result in results)
-    rejections = samples(read(telemetry), "goals_gate_rejections_total")
-    assert refused == 2 == rejections[labels(reason="full")]
+    for _ in range(2):
+        with pytest.raises(OverloadedError):
+            await database.fetch(select(1))
+    assert samples(read(telemetry), "goals_gate_rejections_total")[labels(reason="full")] == 2
+    await administrator.execute("SELECT pg_advisory_unlock(1)")
+    await asyncio.gather(*under_way)
     await database.close()
 
 
@@ -195,10 +198,10 @@ async def test_shared_reads_are_counted_with_the_statements_that_served_them(
     async def count(metric: str) -> float:
         return samples((await operator.get("/metrics")).text, metric)[labels(kind="page")]
 
-    asked, loaded = await count("goals_reads_total"), await count("goals_loads_total")
+    requests, queries = await count("goals_reads_total"), await count("goals_read_queries_total")
     await asyncio.gather(*(client.get("/") for _ in range(20)))
-    assert await count("goals_reads_total") == asked + 20
-    assert loaded < await count("goals_loads_total") <= loaded + 20
+    assert await count("goals_reads_total") == requests + 20
+    assert queries < await count("goals_read_queries_total") <= queries + 20
 
 
 async def test_the_delay_of_the_event_loop_is_measured(operator: httpx2.AsyncClient) -> None:
@@ -237,7 +240,7 @@ async def test_metrics_need_no_database(settings: Settings) -> None:
     nowhere = settings.model_copy(update={"db_host": "/no/such/folder"})
     async with (
         serving(nowhere) as service,
-        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.operators_port}", trust_env=False) as operator,
+        speaking_to(service.operators_port) as operator,
     ):
         answer = await operator.get("/metrics")
     assert answer.status_code == 200

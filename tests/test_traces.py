@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -25,7 +24,7 @@ from structlog.testing import capture_logs
 from goals import __version__, app, logs, traces
 from goals.errors import ConfigurationError
 from goals.settings import Settings
-from tests.conftest import LIMITS, serving, until_ready
+from tests.conftest import LIMITS, serving, speaking_to, until_ready
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -74,7 +73,7 @@ async def test_requests_and_their_statements_are_spans_of_the_callers_trace(
         logs.configure("json")
         async with serving(traced) as service:
             await until_ready(service)
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+            async with speaking_to(service.port) as client:
                 answer = await client.get("/?utm=my-query", headers=TRACEPARENT)
         received = [spans.get_nowait() for _ in range(spans.qsize())]
     mine = {span.name: span for span in received if span.trace_id.hex() == TRACE}
@@ -112,7 +111,7 @@ async def test_a_failure_is_on_its_span(settings: Settings, schema: None, monkey
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
         async with serving(traced) as service:
             await until_ready(service)
-            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+            async with speaking_to(service.port) as client:
                 await client.get("/crash")
                 await client.get("/refuse")
                 await client.get("/nowhere")
@@ -135,10 +134,9 @@ async def test_the_environment_names_the_service(
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
         async with serving(traced) as service:
             await until_ready(service)
-            metrics = f"http://127.0.0.1:{service.operators_port}/metrics"
-            async with httpx2.AsyncClient(trust_env=False) as client:
-                exposition = (await client.get(metrics)).text
-                await client.get(f"http://127.0.0.1:{service.port}/")
+            async with speaking_to(service.port) as client, speaking_to(service.operators_port) as operator:
+                exposition = (await operator.get("/metrics")).text
+                await client.get("/")
         spans.get_nowait()
     (target,) = [line for line in exposition.splitlines() if line.startswith("target_info{")]
     for label in ('service_name="tracker"', f'service_version="{__version__}"', 'name="test bench"'):
@@ -154,9 +152,9 @@ async def test_no_traces_are_sent_where_the_environment_forbids_it(
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
         async with serving(traced) as service:
             await until_ready(service)
-            async with httpx2.AsyncClient(trust_env=False) as client:
-                answer = await client.get(f"http://127.0.0.1:{service.port}/")
-                metrics = (await client.get(f"http://127.0.0.1:{service.operators_port}/metrics")).text
+            async with speaking_to(service.port) as client, speaking_to(service.operators_port) as operator:
+                answer = await client.get("/")
+                metrics = (await operator.get("/metrics")).text
     assert (answer.status_code, "traceresponse" in answer.headers, spans.qsize()) == (200, False, 0)
     disabled = variable == "OTEL_SDK_DISABLED"
     assert [variable in event["event"] for event in events].count(True) == disabled
@@ -187,7 +185,7 @@ async def test_a_collector_that_is_away_changes_no_answer(settings: Settings, sc
     traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(f"http://127.0.0.1:{port}")})
     async with serving(traced) as service:
         await until_ready(service)
-        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", trust_env=False) as client:
+        async with speaking_to(service.port) as client:
             answers = [await client.get("/") for _ in range(20)]
     assert {answer.status_code for answer in answers} == {200}
 
@@ -211,4 +209,4 @@ def test_a_missing_exporter_is_told_with_its_remedy(settings: Settings, monkeypa
     with pytest.raises(
         ConfigurationError, match=r"OTEL_EXPORTER_OTLP_ENDPOINT needs .*: install requirements/goals\.txt"
     ):
-        app.Application(traced, LIMITS, 0)
+        app.Application(traced, LIMITS)

@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import NamedTuple, Self
 
 from goals.middleware import SECURITY_HEADERS
+from tests.conftest import WIDE
 
 BODILESS = b""
 LEAKS = (b"Traceback", b'File "', b"Error(", b"sqlalchemy", b"asyncpg", b"pydantic", b"starlette", b"hypercorn", b".py")
-PATIENCE = 4.5
+PATIENCE = 0.9 * WIDE.keep_alive
 """Seconds to wait for the end of a connection: less than an idle one is kept, so that an idle one is told apart."""
 
 

@@ -19,6 +19,8 @@ Variables (and what they are now):
   KUBERNETES_VERSION=$KUBERNETES_VERSION  NODE_SIZE=$NODE_SIZE  DATABASE_NODE_SIZE=$DATABASE_NODE_SIZE
   REGISTRY, VAULT, STORAGE: names that must be free in all of Azure; made from NAME and the subscription when unset
   ALERT_URL: the webhook that alerts are sent to; can be set in the vault later
+  AUTHORIZED_RANGES=$AUTHORIZED_RANGES: the addresses that may reach the API server, as 203.0.113.0/24,198.51.100.7/32; empty: any
+  MAINTENANCE_DAY=$MAINTENANCE_DAY  MAINTENANCE_START=$MAINTENANCE_START: the weekly four hours (UTC) for upgrades of Kubernetes and of the nodes
 HELP
 }
 
@@ -93,7 +95,7 @@ fi
 subscription=$(ask subscription az account show --query id)
 tenant=$(ask tenant az account show --query tenantId)
 # The same names at each run, and others in another subscription.
-if [ -n "$dry_run" ]; then suffix=00000000; else suffix=$(printf '%s%s' "$subscription" "$RESOURCE_GROUP" | sha256sum | cut -c1-8); fi
+if [ -n "$dry_run" ]; then suffix=00000000; else suffix=$(printf '%s%s' "$subscription" "$RESOURCE_GROUP" | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-8); fi
 REGISTRY=${REGISTRY:-${NAME//-/}$suffix}
 VAULT=${VAULT:-$NAME-$suffix}
 STORAGE=${STORAGE:-${NAME//-/}$suffix}
@@ -141,7 +143,6 @@ fi
 vault=$scope/providers/Microsoft.KeyVault/vaults/$VAULT
 allow_me "Key Vault Administrator" "$vault"
 allow cluster "Key Vault Crypto User" "$vault"
-allow secrets "Key Vault Secrets User" "$vault"
 if missing az keyvault key show --vault-name "$VAULT" --name etcd; then
   run patiently az keyvault key create --vault-name "$VAULT" --name etcd --kty RSA --size 2048
 fi
@@ -162,7 +163,13 @@ alert_url() { echo "${ALERT_URL:-https://alerts.invalid/}"; }
 keep grafana-admin-password new_password
 keep argocd-admin-password new_password
 keep alert-receiver-url alert_url
+# Only these three: what else is in the vault, the cluster cannot read.
+for secret in grafana-admin-password argocd-admin-password alert-receiver-url; do
+  allow secrets "Key Vault Secrets User" "$vault/secrets/$secret"
+done
 
+authorized=()
+[ -z "$AUTHORIZED_RANGES" ] || authorized=(--api-server-authorized-ip-ranges "$AUTHORIZED_RANGES")
 say "The cluster: three zones, Cilium's network policies, workload identity, no local accounts"
 if missing az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER"; then
   run az aks create --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --location "$LOCATION" \
@@ -172,19 +179,29 @@ if missing az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER"; the
     --enable-oidc-issuer --enable-workload-identity --assign-identity "$cluster_identity" \
     --enable-aad --enable-azure-rbac --disable-local-accounts \
     --enable-azure-keyvault-kms --azure-keyvault-kms-key-vault-network-access Public --azure-keyvault-kms-key-id "$key" \
-    --attach-acr "$REGISTRY" --auto-upgrade-channel patch --node-os-upgrade-channel NodeImage --no-ssh-key
+    --attach-acr "$REGISTRY" --auto-upgrade-channel patch --node-os-upgrade-channel NodeImage --no-ssh-key \
+    ${authorized[@]+"${authorized[@]}"}
 fi
 allow_me "Azure Kubernetes Service RBAC Cluster Admin" "$scope/providers/Microsoft.ContainerService/managedClusters/$CLUSTER"
 
-say "Nodes for PostgreSQL alone, one in each zone"
+say "Upgrades only in the weekly window"
+for window in aksManagedAutoUpgradeSchedule aksManagedNodeOSUpgradeSchedule; do
+  if missing az aks maintenanceconfiguration show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name "$window"; then
+    run az aks maintenanceconfiguration add --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name "$window" \
+      --schedule-type Weekly --day-of-week "$MAINTENANCE_DAY" --interval-weeks 1 --start-time "$MAINTENANCE_START" --duration 4 --utc-offset +00:00
+  fi
+done
+
+say "Nodes for PostgreSQL alone, one in each zone; an upgrade adds a node first, and a drain that hangs leaves the node cordoned after 30 minutes"
 if missing az aks nodepool show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name postgres; then
   run az aks nodepool add --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name postgres --zones 1 2 3 --node-count 3 \
-    --node-vm-size "$DATABASE_NODE_SIZE" --labels workload=postgres --node-taints workload=postgres:NoSchedule
+    --node-vm-size "$DATABASE_NODE_SIZE" --labels workload=postgres --node-taints workload=postgres:NoSchedule \
+    --max-surge 1 --drain-timeout 30 --undrainable-node-behavior Cordon
 fi
 
-say "The backups' storage, in three zones; no shared keys, and what is deleted stays for two weeks"
+say "The backups' storage, in three zones and copied to the paired region, where it can be read; no shared keys, and what is deleted stays for two weeks"
 if missing az storage account show --resource-group "$RESOURCE_GROUP" --name "$STORAGE"; then
-  run az storage account create --resource-group "$RESOURCE_GROUP" --name "$STORAGE" --location "$LOCATION" --kind StorageV2 --sku Standard_ZRS \
+  run az storage account create --resource-group "$RESOURCE_GROUP" --name "$STORAGE" --location "$LOCATION" --kind StorageV2 --sku Standard_RAGZRS \
     --allow-blob-public-access false --allow-shared-key-access false --min-tls-version TLS1_2
 fi
 run az storage account blob-service-properties update --resource-group "$RESOURCE_GROUP" --account-name "$STORAGE" \

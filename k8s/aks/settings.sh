@@ -7,6 +7,10 @@ CLUSTER=${CLUSTER:-$NAME}
 KUBERNETES_VERSION=${KUBERNETES_VERSION:-1.36}
 NODE_SIZE=${NODE_SIZE:-Standard_D4ds_v5}
 DATABASE_NODE_SIZE=${DATABASE_NODE_SIZE:-Standard_D2ds_v5}
+# Who may reach the API server (CIDRs, comma-separated); empty is anybody with a login.
+AUTHORIZED_RANGES=${AUTHORIZED_RANGES:-}
+MAINTENANCE_DAY=${MAINTENANCE_DAY:-Sunday}
+MAINTENANCE_START=${MAINTENANCE_START:-02:00}
 # The mark by which delete.sh knows its own.
 TAG=created-by
 TAG_VALUE=goals-k8s-aks

@@ -69,31 +69,78 @@ install() {
   exit 1
 }
 
-wait_for() {
-  run kubectl --namespace "$1" rollout status "$2" --timeout=300s
+# settle NAMESPACE WORKLOAD…: waits until each runs in its newest form
+settle() {
+  local namespace=$1 workload
+  shift
+  for workload in "$@"; do
+    # What an operator makes is not there at once.
+    run kubectl --namespace "$namespace" wait --for=create "$workload" --timeout=120s
+    run kubectl --namespace "$namespace" rollout status "$workload" --timeout=300s
+  done
 }
 
+# know CRD…: waits until the API server serves their kinds
+know() {
+  run kubectl wait --for=condition=Established --timeout=60s "${@/#/crd/}"
+}
+
+# NAMESPACE of the step, for the line that says where to look.
+namespace=
+trap 'hint $? >&2' EXIT
+hint() {
+  [ "$1" != 0 ] && [ -n "${step:-}" ] || return 0
+  echo "error: step $step did not finish; the steps before it are done. Look at:"
+  echo "  kubectl --namespace ${namespace:-default} get pods,events"
+  echo "then run this script again: what is done stays."
+}
+
+number=0
 for step in "${steps[@]}"; do
+  number=$((number + 1))
+  echo "# $step ($number of ${#steps[@]})"
   case $step in
-    namespaces | gateway-api | prometheus-operator-crds) apply "$step" ;;
-    cert-manager | external-secrets) install "$step" --wait --timeout 5m ;;
-    cloudnative-pg)
+    namespaces) apply "$step" ;;
+    gateway-api)
       apply "$step"
-      wait_for cnpg-system deployment/cnpg-controller-manager
+      know gateways.gateway.networking.k8s.io httproutes.gateway.networking.k8s.io
+      ;;
+    prometheus-operator-crds)
+      apply "$step"
+      know servicemonitors.monitoring.coreos.com podmonitors.monitoring.coreos.com prometheusrules.monitoring.coreos.com
+      ;;
+    cert-manager | external-secrets)
+      namespace=$step
+      install "$step" --wait --timeout 5m
+      ;;
+    cloudnative-pg)
+      namespace=cnpg-system
+      apply "$step"
+      settle "$namespace" deployment/cnpg-controller-manager
       ;;
     nginx-gateway-fabric)
+      namespace=nginx-gateway
       apply nginx-gateway-fabric/crds
       install "$step" --wait --timeout 5m
       ;;
     plugin-barman-cloud)
+      namespace=cnpg-system
       apply "$step"
-      wait_for cnpg-system deployment/barman-cloud
+      settle "$namespace" deployment/barman-cloud
       ;;
-    # Not waited for: Grafana starts once an overlay has made its password.
-    kube-prometheus-stack) install "$step" ;;
+    kube-prometheus-stack)
+      namespace=monitoring
+      install "$step"
+      # Grafana is not waited for: it starts once an overlay has made its password.
+      settle "$namespace" deployment/kube-prometheus-stack-operator deployment/kube-prometheus-stack-kube-state-metrics
+      settle "$namespace" statefulset/prometheus-kube-prometheus-stack-prometheus statefulset/alertmanager-kube-prometheus-stack-alertmanager
+      ;;
     argocd)
+      namespace=argocd
       apply "$step" --force-conflicts
-      wait_for argocd deployment/argocd-server
+      settle "$namespace" deployment/argocd-redis deployment/argocd-repo-server deployment/argocd-server \
+        deployment/argocd-dex-server deployment/argocd-applicationset-controller deployment/argocd-notifications-controller statefulset/argocd-application-controller
       ;;
   esac
 done
+step=

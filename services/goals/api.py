@@ -7,12 +7,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from goals import store
+from goals.database import Database
 from goals.errors import GoalChangedError
+from goals.models import Document, Goal
 from goals.openapi import DOCUMENT
 from goals.requests import read_json
 from goals.responses import JSON
 from goals.schemas import (
-    Goal,
     GoalBody,
     GoalListOut,
     GoalOut,
@@ -23,7 +24,7 @@ from goals.schemas import (
     parse_fields,
     validate,
 )
-from goals.state import Document, State
+from goals.state import State
 
 ROOT = "/api/v1/goals"
 
@@ -34,8 +35,10 @@ async def get_goals(request: Request[State]) -> Response:
     return _unless_known(request, Response(document.body, headers=document.headers, media_type="application/json"))
 
 
-def write_list(limit: int, page: store.Page) -> Document:
-    """Write a list once for all who share its rows."""
+async def load_list(database: Database, key: tuple[int | None, int]) -> Document:
+    """Read and write a list, `(before, limit)`, once for all who ask for it at the same time."""
+    before, limit = key
+    page = await store.select_page(database, before=before, limit=limit)
     body = GoalListOut(goals=[_out(goal) for goal in page.goals]).model_dump_json().encode()
     headers = {"etag": _etag(body)}
     if page.more:
@@ -53,6 +56,10 @@ async def post_goal(request: Request[State]) -> Response:
 
 async def get_goal(request: Request[State]) -> Response:
     return _unless_known(request, _represent(await request.state["goals"].get(_read_id(request))))
+
+
+async def load_goal(database: Database, goal_id: int) -> Goal:
+    return await store.select_goal(database, goal_id)
 
 
 async def patch_goal(request: Request[State]) -> Response:

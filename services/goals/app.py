@@ -3,16 +3,13 @@
 import asyncio
 import contextlib
 import gc
-import logging
 import os
-import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
-from hypercorn.asyncio import serve as serve_hypercorn
-from hypercorn.config import Config
 from opentelemetry.sdk.resources import Resource
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
@@ -21,22 +18,18 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import Receive, Scope, Send
 
-from goals import __version__, api, health, otel, pages, signals, store
-from goals.api import write_list
+from goals import __version__, api, capacity, health, otel, pages, server, signals
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.limits import Limits
 from goals.logs import request_writer
-from goals.middleware import Guard, Headers, Record, Trace, to_origin_form
-from goals.pages import draw_page
+from goals.middleware import Guard, Headers, Record, Trace
 from goals.readiness import Readiness
 from goals.reads import SharedReads
 from goals.responses import answer
-from goals.schemas import PAGE_SIZE, Goal
 from goals.settings import Settings
-from goals.state import Document, Listing, State
+from goals.state import State
 from goals.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -69,18 +62,14 @@ OPERATORS_ROUTES = [
 
 
 class Application:
-    """Two ASGI applications on two ports in one process, told apart by the port a request came in by.
+    """Two ASGI applications, one for each port: nothing for operators can be reached by the public one."""
 
-    Nothing for operators can be reached by the public port, whatever path or host is asked for.
-    """
-
-    def __init__(self, settings: Settings, limits: Limits, operators_port: int) -> None:
+    def __init__(self, settings: Settings, limits: Limits) -> None:
         self.readiness = Readiness(limits)
         self._settings = settings
         self._limits = limits
-        self._operators_port = operators_port
-        self._telemetry = Telemetry(__version__)
-        self._traces = _make_traces(settings, limits, self._telemetry.resource)
+        self.telemetry = Telemetry(__version__)
+        self._traces = _make_traces(settings, limits, self.telemetry.resource)
         loopback = settings.loopback_hosts()
         headers = Middleware(Headers, hsts=settings.goals_hsts, draining=lambda: self.readiness.draining)
         self.public = Starlette(
@@ -89,7 +78,7 @@ class Application:
             # Outermost first.
             middleware=[
                 headers,
-                Middleware(Record, metrics=self._telemetry.requests, write=request_writer(settings.goals_log_format)),
+                Middleware(Record, metrics=self.telemetry.requests, write=request_writer(settings.goals_log_format)),
                 *([] if self._traces is None else [Middleware(Trace, tracer=self._traces.tracer)]),
                 Middleware(Guard, limits=limits, hosts=settings.goals_hosts or loopback),
             ],
@@ -102,48 +91,26 @@ class Application:
         for app in (self.public, self.operators):
             app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        operators = scope["type"] != "lifespan" and scope["server"][1] == self._operators_port
-        if scope["type"] == "http":
-            to_origin_form(scope)
-        await (self.operators if operators else self.public)(scope, receive, send)
-
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
-        database = Database(self._settings, self._limits, self._telemetry.database, self._traces)
+        database = Database(self._settings, self._limits, self.telemetry.database, self._traces)
 
-        async def load_page(key: tuple[int | None, int | None]) -> Listing:
-            before, after = key
-            page, total = await store.select_page_and_total(database, before=before, after=after, limit=PAGE_SIZE)
-            return draw_page(before, after, page, total)
-
-        async def load_list(key: tuple[int | None, int]) -> Document:
-            before, limit = key
-            return write_list(limit, await store.select_page(database, before=before, limit=limit))
-
-        async def load_goal(goal_id: int) -> Goal:
-            return await store.select_goal(database, goal_id)
-
-        pages, lists, goals = SharedReads(load_page), SharedReads(load_list), SharedReads(load_goal)
-        self._telemetry.observe_reads(
-            lambda: {
-                "page": (pages.asked, pages.loaded),
-                "list": (lists.asked, lists.loaded),
-                "goal": (goals.asked, goals.loaded),
-            }
-        )
+        shared_pages = SharedReads(partial(pages.load_page, database))
+        shared_lists = SharedReads(partial(api.load_list, database))
+        shared_goals = SharedReads(partial(api.load_goal, database))
+        self.telemetry.observe_reads({"page": shared_pages, "list": shared_lists, "goal": shared_goals})
         tasks = [
             asyncio.create_task(self._get_ready(database)),
-            asyncio.create_task(self._telemetry.watch_loop()),
+            asyncio.create_task(self.telemetry.watch_loop()),
         ]
         try:
             yield State(
                 database=database,
-                pages=pages,
-                lists=lists,
-                goals=goals,
+                pages=shared_pages,
+                lists=shared_lists,
+                goals=shared_goals,
                 readiness=self.readiness,
-                telemetry=self._telemetry,
+                telemetry=self.telemetry,
                 revision=self._settings.goals_revision,
             )
         finally:
@@ -152,7 +119,7 @@ class Application:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
             await database.close()
-            self._telemetry.close()
+            self.telemetry.close()
             if self._traces is not None:
                 self._traces.close()
 
@@ -201,75 +168,20 @@ async def serve(
     announce: Callable[[int, int], None] = log_ports,
     heed: Callable[[Callable[[], None]], None] = signals.call,
 ) -> None:
-    """Serve until told to stop; then drain, and stop listeners, requests, pool and telemetry, in this order.
+    """Serve until told to stop, then drain and stop.
 
     `announce` is told the public and the operators' port once both are bound. `heed` is given the function that stops
     the service, and at once when it is called again. A port that cannot be had raises a `ConfigurationError`.
     """
-    listeners = [_listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
-    public_port, operators_port = (listener.getsockname()[1] for listener in listeners)
-    application = Application(settings, limits, operators_port)
-    config = hypercorn_config(listeners, limits)
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    hurrying = asyncio.Event()
-
-    def stop() -> None:
-        if application.readiness.draining:
-            hurrying.set()
-            return
-        application.readiness.draining = True
-        loop.call_later(settings.goals_drain_seconds, stopping.set)
-        log.info("draining", seconds=settings.goals_drain_seconds)
-
-    heed(stop)
-    server = asyncio.create_task(serve_hypercorn(application, config, shutdown_trigger=stopping.wait))  # type: ignore[arg-type]  # Starlette's ASGI types are looser
-    announce(public_port, operators_port)
-    await _wait_for_stop(server, stopping, hurrying, limits)
-    log.info("stopped")
-
-
-def hypercorn_config(listeners: Iterable[socket.socket], limits: Limits) -> Config:
-    """How Hypercorn is run, whatever it serves on `listeners`; it takes them over."""
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
-    config.backlog = limits.backlog
-    config.include_server_header = False
-    config.keep_alive_timeout = limits.keep_alive
-    config.keep_alive_max_requests = limits.keep_alive_requests
-    config.graceful_timeout = limits.body_deadline + limits.request_deadline
-    config.errorlog = logging.getLogger("hypercorn.error")
-    return config
-
-
-async def _wait_for_stop(
-    server: asyncio.Task[None], stopping: asyncio.Event, hurrying: asyncio.Event, limits: Limits
-) -> None:
-    """Wait for Hypercorn, but not for a client that neither reads nor leaves once the requests' deadline is over."""
-
-    async def lose_patience() -> None:
-        await stopping.wait()
-        await asyncio.sleep(limits.body_deadline + limits.request_deadline + limits.stop_margin)
-
-    impatience = [asyncio.create_task(hurrying.wait()), asyncio.create_task(lose_patience())]
-    await asyncio.wait({server, *impatience}, return_when=asyncio.FIRST_COMPLETED)
-    for task in impatience:
-        task.cancel()
-    if server.done():
-        return server.result()
-    while not server.done():
-        server.cancel()  # each time ends one of the waits in Hypercorn's own stop
-        await asyncio.sleep(0)
-    with contextlib.suppress(asyncio.CancelledError):
-        server.exception()  # marks it as seen: however that ended was our doing
-    return None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family)
-    except OSError as error:
-        reason = (error.strerror or "").partition(" (while")[0]  # the rest names the address once more
-        remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
-        raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None
+    sockets = [server.listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
+    most = capacity.most_connections(settings.goals_max_connections, limits)
+    application = Application(settings, limits)
+    listeners = [
+        server.Listener("public", sockets[0], application.public, most),
+        server.Listener("operators", sockets[1], application.operators, limits.operators_connections),
+    ]
+    application.telemetry.observe_connections(listeners)
+    room = server.Server(listeners, limits, application.readiness.drain, settings.goals_drain_seconds)
+    heed(room.stop)
+    announce(*(listener.port for listener in listeners))
+    await room.serve()

@@ -34,6 +34,29 @@ class Limits:
     """On one connection: Hypercorn's default would make every client reconnect after a thousand."""
     stop_margin: float = 1.0
     """For the server's own stop, beyond what the requests under way may take."""
+    transport_grace: float = 0.5
+    """Beyond both deadlines, until the connection is cut: a request that is late is still answered by a 503."""
+    linger: float = 1.0
+    """For a client to read its last answer and hang up; what it sends meanwhile is dropped (RFC 9112, 9.6)."""
+    head_size: int = 20 * 1024
+    """More than is accepted above, where the answer says what is wrong; h11 answers a longer head by a bare 431."""
+    read_ahead: int = 8 * 1024
+    """Of pipelined requests, in h11; asyncio's reader, whose own default is 64 kB, and its transport (256 kB) hold
+    twice as much each."""
+    answer_piece: int = 16 * 1024
+    """Of an answer, copied to wait for the client; the rest stays where the application has it."""
+    kernel_buffer: int = 32 * 1024
+    """In each direction; the kernel doubles it, and would take megabytes of the pod's memory otherwise."""
+    accepts_per_turn: int = 64
+    """Connections of a port in one turn of the event loop, so that requests under way do not wait for a flood."""
+    operators_connections: int = 64
+    """To the operators' port, whatever the public one holds."""
+    spare_descriptors: int = 64
+    """For PostgreSQL and files; what these two leave is the public port's."""
+    connection_memory: int = 105_000
+    """Of a client that does not read: 41 kB of ours and 64 kB of the kernel's; an idle connection takes 8 kB."""
+    log_interval: float = 10.0
+    """Between two log lines about clients that do the same; each is counted."""
     traces_flush: float = 2.0
     """For the last spans at the stop; a collector that is away would hold it for longer."""
 

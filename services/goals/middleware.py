@@ -50,7 +50,7 @@ SECURITY_HEADERS = [
 STRICT_TRANSPORT_SECURITY = (b"strict-transport-security", b"max-age=31536000")
 
 
-def to_origin_form(scope: Scope) -> None:
+def _to_origin_form(scope: Scope) -> None:
     """Read a target in absolute form as the same target in origin form, its authority as the Host (RFC 9112, 3.2.2)."""
     target = _ABSOLUTE_TARGET.fullmatch(scope["raw_path"])
     if target is not None:
@@ -60,7 +60,10 @@ def to_origin_form(scope: Scope) -> None:
 
 
 class Headers:
-    """Gives every answer the security headers, and tells clients to reconnect while the service drains."""
+    """Gives every answer the security headers, and tells clients to reconnect while the service drains.
+
+    The outermost of all, it also sees to it that the others meet a target in one form.
+    """
 
     def __init__(self, app: ASGIApp, *, hsts: bool, draining: Callable[[], bool]) -> None:
         self.app = app
@@ -70,13 +73,13 @@ class Headers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        _to_origin_form(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.raw.extend(self._headers)
-                # HTTP/2 forbids the header (RFC 9113, 8.2.2) and has its own way to go away.
-                if scope["http_version"] != "2" and self._draining():
+                if self._draining():
                     headers.append("connection", "close")
             await send(message)
 
@@ -214,7 +217,7 @@ class Guard:
                 try:
                     self._check(scope, headers)
                     body = receive
-                    if _has_body(scope, headers):
+                    if _has_body(headers):
                         body = await self._receive_all(receive, headers)
                         # Its time is its own: the database's retry budget must fit into what is left.
                         deadline.reschedule(asyncio.get_running_loop().time() + self._limits.request_deadline)
@@ -230,16 +233,12 @@ class Guard:
             if not deadline.expired():
                 raise
             if started:
-                # Half an answer is out: returning now makes Hypercorn close the connection.
-                log.warning("client did not read the answer in time")
-                return None
+                return None  # half an answer is out: the server ends the connection, and counts it
             late = HTTPException(503, "The request took too long.", {"retry-after": "1", "connection": "close"})
             await answer(scope, late)(scope, receive, send)
         return None
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
-        if scope["http_version"] not in {"1.0", "1.1", "2"}:
-            raise HTTPException(400, "This version of HTTP does not exist.", _CLOSING)
         # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
             raise HTTPException(400, "The length of the body is stated in a way that cannot be trusted.", _CLOSING)
@@ -325,9 +324,7 @@ def _quote(value: bytes) -> str:
     return value[:255].decode("latin-1").encode("ascii", "backslashreplace").decode()
 
 
-def _has_body(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    if scope["http_version"] == "2":
-        return True  # its frames tell, not its header
+def _has_body(headers: dict[bytes, bytes]) -> bool:
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 

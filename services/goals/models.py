@@ -1,4 +1,7 @@
-"""The one table, as Alembic's head revision leaves it."""
+"""What a goal is: the one table, as Alembic's head revision leaves it, and the shapes in which its rows travel."""
+
+from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Column, DateTime, Index, Integer, MetaData, Table, Text, Uuid, func
 
@@ -27,3 +30,41 @@ Index(
     unique=True,
     postgresql_where=goals.c.idempotency_key.is_not(None),
 )
+
+
+class Goal(NamedTuple):
+    """A row of the table, as `store` reads it."""
+
+    id: int
+    goal_name: str
+    created_at: datetime | None
+
+
+class Page(NamedTuple):
+    """Goals, newest first; `more`: there are others in the direction of the walk."""
+
+    goals: list[Goal]
+    more: bool
+
+
+class Total(NamedTuple):
+    """How many goals there are; `number` is None for "more than are counted" where PostgreSQL has no estimate yet."""
+
+    number: int | None
+    exact: bool
+
+
+class Listing(NamedTuple):
+    """What one read found, and the page of it: HTML in two parts, between which each reader's form key goes."""
+
+    page: Page
+    total: Total
+    head: bytes
+    tail: bytes
+
+
+class Document(NamedTuple):
+    """One answer of the API, the same for all who share the read: JSON, and the headers that belong to it."""
+
+    body: bytes
+    headers: dict[str, str]

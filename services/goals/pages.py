@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from goals import store
+from goals.database import Database
 from goals.errors import (
     DatabaseUnavailableError,
     GoalNotFoundError,
@@ -17,11 +18,12 @@ from goals.errors import (
     InvalidInputError,
     OverloadedError,
 )
+from goals.models import Goal, Listing, Page, Total
 from goals.requests import read_form
-from goals.responses import STATIC, answer, render, show, static_url
+from goals.responses import STATIC, SharedPage, answer, render, show, static_url
 from goals.schemas import (
     NAME_LENGTH,
-    Goal,
+    PAGE_SIZE,
     GoalForm,
     PageQuery,
     RemovalForm,
@@ -29,9 +31,11 @@ from goals.schemas import (
     parse_fields,
     validate,
 )
-from goals.state import Listing, State
+from goals.state import State
 
-_HOLE = "\0"
+_SHARED_FROM = 16 * 1024
+"""Bytes of a page from which on a second message costs less than a copy for each reader who is slow to read."""
+_FORM_KEY_PLACEHOLDER = "\0"
 """Stands in a shared page where each reader's form key goes; PostgreSQL's text cannot hold it, so no name can."""
 
 
@@ -44,12 +48,19 @@ async def get_page(request: Request[State]) -> Response:
     if query.after is not None and not listing.page.more:
         # Nothing newer is left: the first page, whole, is what the reader is after.
         listing = await listings.get((None, None))
-    return show(b"%b%b%b" % (listing.head, new_form_key().encode(), listing.tail))
+    own = listing.head + new_form_key().encode()
+    return SharedPage(own, listing.tail) if len(listing.tail) > _SHARED_FROM else show(own + listing.tail)
 
 
-def draw_page(before: int | None, after: int | None, page: store.Page, total: store.Total) -> Listing:
-    """Draw a page once for all who share its rows."""
-    head, tail = _render(before, after, page, total, form_key=_HOLE).encode().split(_HOLE.encode())
+async def load_page(database: Database, key: tuple[int | None, int | None]) -> Listing:
+    """Read and draw a page, `(before, after)`, once for all who ask for it at the same time."""
+    before, after = key
+    page, total = await store.select_page_and_total(database, before=before, after=after, limit=PAGE_SIZE)
+    head, tail = (
+        _render(before, after, page, total, form_key=_FORM_KEY_PLACEHOLDER)
+        .encode()
+        .split(_FORM_KEY_PLACEHOLDER.encode())
+    )
     return Listing(page, total, head, tail)
 
 
@@ -75,7 +86,7 @@ async def post_goal(request: Request[State]) -> Response:
         first = await request.state["pages"].get((None, None))
     except (DatabaseUnavailableError, OverloadedError) as error:
         # With the key of this try, whoever made it: a repeat of an outcome that is not known adds no second goal.
-        return answer(request.scope, error, again={"goal_name": typed, "idempotency_key": key} if typed else None)
+        return answer(request.scope, error, retry_form={"goal_name": typed, "idempotency_key": key} if typed else None)
     return show(_render(None, None, first.page, first.total, goal_name=typed, error=message), 422)
 
 
@@ -105,8 +116,8 @@ def _see_page() -> Response:
 def _render(
     before: int | None,
     after: int | None,
-    page: store.Page,
-    total: store.Total,
+    page: Page,
+    total: Total,
     *,
     form_key: str | None = None,
     goal_name: str = "",
@@ -131,7 +142,7 @@ def _day(goal: Goal) -> date | None:
     return goal.created_at and goal.created_at.date()
 
 
-def _neighbours(before: int | None, after: int | None, page: store.Page) -> tuple[str | None, str | None]:
+def _neighbours(before: int | None, after: int | None, page: Page) -> tuple[str | None, str | None]:
     """The addresses of the next older and the next newer page."""
     if not page.goals:
         return None, None if before is None else "/"
@@ -142,7 +153,7 @@ def _neighbours(before: int | None, after: int | None, page: store.Page) -> tupl
     return older, newer
 
 
-def _describe(total: store.Total) -> str:
+def _describe(total: Total) -> str:
     if total.number is None:
         return f"more than {store.EXACT_COUNT:,} goals"
     if not total.exact:

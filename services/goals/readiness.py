@@ -25,6 +25,10 @@ class Readiness:
         self.draining = False
         self.obstacle: str | None = "starting"
 
+    def drain(self) -> None:
+        """Let no more requests come: this process is about to stop."""
+        self.draining = True
+
     async def wait_for_schema(self, database: Database) -> None:
         """Return once the database has answered at our revision or a newer one; until then say why it has not."""
         pause = self._limits.first_schema_pause

@@ -20,11 +20,11 @@ class SharedReads(Generic[Key, Answer]):
         self._load = load
         self._next: dict[Key, tuple[asyncio.Future[Answer], contextvars.Context]] = {}
         self._loading: dict[Key, asyncio.Task[None]] = {}
-        self.asked = 0
-        self.loaded = 0
+        self.requests = 0
+        self.queries = 0
 
     async def get(self, key: Key) -> Answer:
-        self.asked += 1
+        self.requests += 1
         if key in self._next:
             shared, _ = self._next[key]
         else:
@@ -42,7 +42,7 @@ class SharedReads(Generic[Key, Answer]):
 
     async def _answer(self, key: Key) -> None:
         shared, _ = self._next.pop(key)
-        self.loaded += 1
+        self.queries += 1
         try:
             answer = await self._load(key)
         except Exception as error:  # noqa: BLE001  handed to everyone who asked

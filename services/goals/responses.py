@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
-from starlette.types import Scope
+from starlette.types import Message, Receive, Scope, Send
 
 from goals.errors import (
     DatabaseUnavailableError,
@@ -46,6 +46,8 @@ _environment = Environment(
     auto_reload=False,
 )
 _environment.globals["static"] = static_url
+# Now, and not when each is first used: the one of errors is needed when no file can be opened any more.
+_templates = {name: _environment.get_template(name) for name in _environment.list_templates()}
 
 _STATUSES: dict[type[GoalsError], HTTPStatus] = {
     MalformedRequestError: HTTPStatus.BAD_REQUEST,
@@ -61,12 +63,30 @@ _RETRY_LATER = {"retry-after": "1"}
 
 
 def render(template: str, **context: object) -> str:
-    return _environment.get_template(template).render(context)
+    return _templates[template].render(context)
 
 
 def show(page: str | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> HTMLResponse:
     """Answer with a page; no page may be stored, for each carries a form key of its own."""
     return HTMLResponse(page, status, {"cache-control": "no-store", **(headers or {})})
+
+
+class SharedPage(HTMLResponse):
+    """A page of two pieces: the reader's own, and one that concurrent answers share and nobody copies."""
+
+    def __init__(self, own: bytes, shared: bytes) -> None:
+        length = str(len(own) + len(shared))
+        super().__init__(own, headers={"cache-control": "no-store", "content-length": length})
+        self._shared = shared
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_both(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                message = {"type": "http.response.body", "body": self._shared}
+            await send(message)
+
+        await super().__call__(scope, receive, send_both)
 
 
 class JSON(Response):
@@ -78,10 +98,10 @@ class JSON(Response):
         return content.model_dump_json().encode() if isinstance(content, BaseModel) else orjson.dumps(content)
 
 
-def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = None) -> Response:
+def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | None = None) -> Response:
     """Answer an error in the caller's language: RFC 9457 under `/api`, a page elsewhere.
 
-    Texts come from our own errors and from HTTP's phrases; of any other exception nothing is told. `again` are the
+    Texts come from our own errors and from HTTP's phrases; of any other exception nothing is told. `retry_form` has the
     fields of a form that is worth sending once more, to the same address: the page keeps them and offers it.
     """
     detail, fields, headers = str(error), {}, {}
@@ -98,7 +118,7 @@ def answer(scope: Scope, error: Exception, *, again: Mapping[str, str] | None = 
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             detail = "The service failed, and its log says how. What you sent may have been done, or not."
     if not scope["path"].startswith("/api/"):
-        page = render("error.html", title=status.phrase, status=status.value, detail=detail, again=again)
+        page = render("error.html", title=status.phrase, status=status.value, detail=detail, retry_form=retry_form)
         return show(page, status, headers)
     problem = Problem(
         type="about:blank",

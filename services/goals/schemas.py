@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from datetime import datetime
 from itertools import islice
-from typing import Annotated, NamedTuple, TypeVar
+from typing import Annotated, TypeVar
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
@@ -215,14 +215,6 @@ class Problem(BaseModel):
     detail: str
     instance: str
     errors: list[InvalidField] | None = None
-
-
-class Goal(NamedTuple):
-    """A row of the table, as `store` reads it."""
-
-    id: int
-    goal_name: str
-    created_at: datetime | None
 
 
 Shape = TypeVar("Shape", bound=Input)

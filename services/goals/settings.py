@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     goals_ops_port: int = Field(
         9464, ge=0, le=65535, description="Port of probes and metrics; 0 lets the kernel choose"
     )
+    goals_max_connections: int | None = Field(
+        None, ge=1, description="Connections to the page and the API; unset means what descriptors and memory allow"
+    )
     goals_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="Host names the page and the API answer to, separated by commas; unset means any, "

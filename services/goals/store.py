@@ -1,6 +1,6 @@
 """Every SQL statement of the service, each a single one; what may not be sent twice says so."""
 
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -28,27 +28,12 @@ from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from goals.database import Database
 from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
-from goals.models import goals
-from goals.schemas import Goal
+from goals.models import Goal, Page, Total, goals
 
 BIGGEST_ID = 2**63 - 1
 """PostgreSQL's bigint: no goal has an id beyond it."""
 EXACT_COUNT = 10_000
 """Up to here goals are counted; counting further would cost more with every goal."""
-
-
-class Page(NamedTuple):
-    """Goals, newest first; `more`: there are others in the direction of the walk."""
-
-    goals: list[Goal]
-    more: bool
-
-
-class Total(NamedTuple):
-    """How many goals there are; `number` is None for "more than `EXACT_COUNT`" where PostgreSQL has no estimate yet."""
-
-    number: int | None
-    exact: bool
 
 
 _COLUMNS = (goals.c.id, goals.c.goal_name, goals.c.created_at)

@@ -6,7 +6,7 @@ request microseconds, so attributes are built once, and whatever can be a plain 
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
@@ -25,7 +25,7 @@ _DELAY_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
 OTHER_METHOD = "_OTHER"
 """What the conventions call a method that is not known, so that no client can make up values."""
-_VERSIONS = frozenset({"1.0", "1.1", "2"})
+_VERSIONS = frozenset({"1.0", "1.1"})
 _SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
 _LOOP_PERIOD = 0.5
 
@@ -46,6 +46,28 @@ def describe_method(method: str) -> dict[str, str]:
     if method in _METHODS:
         return {"http.request.method": method}
     return {"http.request.method": OTHER_METHOD, "http.request.method_original": method[:32]}
+
+
+class Port(Protocol):
+    """A listening port, and what became of its connections by reason."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def open(self) -> int: ...
+    @property
+    def dropped(self) -> Mapping[str, int]: ...
+
+
+class Reads(Protocol):
+    """Shared reads of one kind."""
+
+    @property
+    def requests(self) -> int: ...
+    @property
+    def queries(self) -> int: ...
 
 
 class RequestMetrics:
@@ -242,19 +264,45 @@ class Telemetry:
             _DELAY_BOUNDS,
         )
 
-    def observe_reads(self, look: Callable[[], Mapping[str, tuple[int, int]]]) -> None:
-        """Let each scrape ask how many reads of each kind were asked for, and how many loads served them."""
+    def observe_reads(self, reads: Mapping[str, Reads]) -> None:
+        """Let each scrape ask, by kind, how many reads were requested and how many queries served them."""
         _counter(
             self._meter,
             "goals.reads",
-            "Reads asked for, by kind.",
-            lambda: [(asked, {"kind": kind}) for kind, (asked, _) in look().items()],
+            "Reads requested, by kind.",
+            lambda: [(one.requests, {"kind": kind}) for kind, one in reads.items()],
         )
         _counter(
             self._meter,
-            "goals.loads",
-            "Statements that served the reads: concurrent reads of the same kind and key share one.",
-            lambda: [(loaded, {"kind": kind}) for kind, (_, loaded) in look().items()],
+            "goals.read.queries",
+            "Queries that served the reads: concurrent reads of the same kind and key share one.",
+            lambda: [(one.queries, {"kind": kind}) for kind, one in reads.items()],
+        )
+
+    def observe_connections(self, ports: Iterable[Port]) -> None:
+        """Let each scrape ask both ports for their connections, and for those that came to nothing."""
+        self._meter.create_observable_up_down_counter(
+            "goals.connections",
+            callbacks=[lambda _: [Observation(port.open, {"port": port.name}) for port in ports]],
+            unit="{connection}",
+            description="Open connections of clients.",
+        )
+        self._meter.create_observable_up_down_counter(
+            "goals.connections.limit",
+            callbacks=[lambda _: [Observation(port.most, {"port": port.name}) for port in ports]],
+            unit="{connection}",
+            description="Connections that a port may hold; more are closed at once.",
+        )
+        _counter(
+            self._meter,
+            "goals.connections.dropped",
+            "Connections cut: over the limit (full), the client did not read (unread), another version of HTTP"
+            " (version); or could not be accepted (accept).",
+            lambda: [
+                (count, {"port": port.name, "reason": reason})
+                for port in ports
+                for reason, count in port.dropped.items()
+            ],
         )
 
     async def watch_loop(self) -> None:

@@ -14,9 +14,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack, not yet up: the first test starts it."""
     stack = Stack(tmp_path_factory.mktemp("compose"))
     _stacks.append(stack)
-    stack.down("--volumes")  # what a run that was killed has left
+    stack.remove()  # what a run that was killed has left
     yield stack
-    stack.down("--volumes")
+    stack.remove()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -27,6 +27,9 @@ PORTS = (
     "JAEGER_PORT",
 )
 ONE_SHOT = {"setup", "migrate", "load-gate"}
+OURS = ("goals", "goals-loadtest", "goals-setup")
+BY_MAKE = ("VERSION", "REVISION", "CREATED", "SOURCE_DATE_EPOCH")
+"""What `make` adds to the environment, and `docker compose` by itself does without."""
 
 
 class Stack:
@@ -37,8 +40,9 @@ class Stack:
         self.without: dict[str, str] = {}
         self.figures: dict[str, str] = {}
         self.authority = folder / "ca.crt"
-        self.environment = os.environ | {
+        self.environment = {name: value for name, value in os.environ.items() if name not in BY_MAKE} | {
             "COMPOSE_PROJECT_NAME": PROJECT,
+            "TAG": PROJECT,  # images of its own, which the first `up` has to build
             "COMPOSE_FILE": f"compose.yaml{os.pathsep}tests/compose/compose.test.yaml",
             "COMPOSE_ENV_FILES": os.devnull,  # the user's own .env takes no part
             **{name: str(port) for name, port in self.ports.items()},
@@ -67,12 +71,19 @@ class Stack:
         loaded: dict[str, Any] = json.loads(self.compose("--profile", "*", "config", "--format", "json").stdout)
         return loaded
 
-    def up(self, *arguments: str) -> None:
-        self.compose("up", "--detach", "--wait", "--wait-timeout", "120", *arguments, *self.services)
+    def up(self) -> str:
+        """Start everything and wait; return what Compose printed."""
+        done = self.compose("up", "--detach", "--wait", *self.services, timeout=420)
         self.compose("cp", "setup:/setup/trust/ca.crt", str(self.authority))
+        return done.stdout + done.stderr
 
     def down(self, *arguments: str) -> None:
         self.compose("--profile", "*", "down", "--remove-orphans", *arguments)
+
+    def remove(self) -> None:
+        """Remove containers, networks, data and images."""
+        self.down("--volumes")
+        run("image", "rm", "--force", *(f"{name}:{PROJECT}" for name in OURS), check=False)
 
     def replicas(self, service: str) -> list[str]:
         """The ids of a service's running containers."""

@@ -106,10 +106,33 @@ def test_create_dry_run_needs_no_az_and_changes_nothing(tmp_path: Path) -> None:
         "system:serviceaccount:goals:goals-db-restored ",
         "system:serviceaccount:monitoring:key-vault ",
         "system:serviceaccount:argocd:key-vault ",
+        # A drain ends, upgrades keep to their window, the backups outlive their region.
+        "--name postgres --zones 1 2 3 --node-count 3",
+        "--max-surge 1 --drain-timeout 30 --undrainable-node-behavior Cordon",
+        "--name aksManagedAutoUpgradeSchedule --schedule-type Weekly --day-of-week Sunday",
+        "--name aksManagedNodeOSUpgradeSchedule --schedule-type Weekly --day-of-week Sunday",
+        "--sku Standard_RAGZRS",
+        "/vaults/goals-00000000/secrets/grafana-admin-password",
+        "/vaults/goals-00000000/secrets/argocd-admin-password",
+        "/vaults/goals-00000000/secrets/alert-receiver-url",
     ):
         assert needed in done.stdout, needed
     # Kubernetes's Gateway API CRDs have one owner, and that is k8s/platform.
     assert "--enable-gateway-api" not in done.stdout
+
+
+def test_the_cluster_cannot_read_the_whole_vault() -> None:
+    done = run("aks/create.sh", "--dry-run")
+    readers = [line for line in done.stdout.splitlines() if "Secrets\\ User" in line]
+    assert len(readers) == 3
+    assert all("/secrets/" in line for line in readers)
+
+
+def test_the_api_server_is_open_to_the_listed_addresses_only_where_there_is_a_list() -> None:
+    environment = {"PATH": os.environ["PATH"]}
+    assert "--api-server-authorized-ip-ranges" not in run("aks/create.sh", "--dry-run", env=environment).stdout
+    done = run("aks/create.sh", "--dry-run", env=environment | {"AUTHORIZED_RANGES": "203.0.113.0/24,198.51.100.7/32"})
+    assert "--api-server-authorized-ip-ranges 203.0.113.0/24" in done.stdout
 
 
 def test_create_without_az_says_so(tmp_path: Path) -> None:
@@ -132,7 +155,7 @@ def test_create_twice_makes_everything_once_and_fills_in_the_site(azure: dict[st
     made = [
         call for call in calls(azure) if any(verb in f" {call} " for verb in once) and "role assignment" not in call
     ]
-    assert len(made) == len(set(made)) == 18
+    assert len(made) == len(set(made)) == 20
     number = len(calls(azure))
     second = run("aks/create.sh", env=azure)
     assert second.returncode == 0, second.stderr
@@ -210,15 +233,38 @@ def test_install_dry_run_has_the_order_and_the_pinned_versions() -> None:
     assert "argocd" not in local
 
 
-def test_crds_are_fetched_once_and_only_with_the_known_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = tmp_path / "there" / crds.SOURCES["argo-cd"]
-    there.mkdir(parents=True)
-    (there / "appproject-crd.yaml").write_text("kind: CustomResourceDefinition\n")
-    digest = hashlib.sha256(b"other bytes").hexdigest()
-    monkeypatch.setattr(crds, "wanted", lambda: {"argo-cd/appproject-crd.yaml": digest})
+def test_install_waits_for_all_that_it_installs_and_names_the_step_that_hangs(tmp_path: Path) -> None:
+    for tool, code in (("kubectl", 'case "$*" in *cnpg*rollout*) exit 1 ;; esac'), ("helm", ":")):
+        (tmp_path / tool).write_text(f'#!/bin/sh\necho "{tool} $*" >> "{tmp_path}/calls"\n{code}\n')
+        (tmp_path / tool).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = run("platform/install.sh", "local", env=environment)
+    assert done.returncode == 1
+    assert "error: step cloudnative-pg did not finish" in done.stderr
+    assert "kubectl --namespace cnpg-system get pods,events" in done.stderr
+    assert "# cloudnative-pg (5 of 8)" in done.stdout
+    assert "external-secrets" not in (tmp_path / "calls").read_text()
+    installed = run(
+        "platform/install.sh", "namespaces", "gateway-api", "kube-prometheus-stack", "argocd", env=environment
+    )
+    assert installed.returncode == 0, installed.stderr
+    made = (tmp_path / "calls").read_text()
+    for waited in (
+        "crd/gateways.gateway.networking.k8s.io",
+        "wait --for=create statefulset/prometheus-kube-prometheus-stack-prometheus",
+        "rollout status deployment/argocd-repo-server",
+        "rollout status statefulset/argocd-application-controller",
+    ):
+        assert waited in made, waited
+
+
+def test_published_files_are_fetched_once_and_only_with_the_known_bytes(tmp_path: Path) -> None:
+    there = tmp_path / "there.yaml"
+    there.write_text("kind: CustomResourceDefinition\n")
+    other = hashlib.sha256(b"other bytes").hexdigest()
     with pytest.raises(ValueError, match="it is not the file"):
-        crds.fetch(tmp_path / "here", host=(tmp_path / "there").as_uri())
+        crds.fetch(tmp_path / "here", {"argo-cd/a.yaml": (there.as_uri(), other)})
     assert not (tmp_path / "here").exists()
-    digest = hashlib.sha256((there / "appproject-crd.yaml").read_bytes()).hexdigest()
-    assert crds.fetch(tmp_path / "here", host=(tmp_path / "there").as_uri()) == 1
-    assert crds.fetch(tmp_path / "here", host=(tmp_path / "there").as_uri()) == 0
+    files = {"argo-cd/a.yaml": (there.as_uri(), hashlib.sha256(there.read_bytes()).hexdigest())}
+    assert crds.fetch(tmp_path / "here", files) == 1
+    assert crds.fetch(tmp_path / "here", files) == 0

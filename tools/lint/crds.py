@@ -1,10 +1,12 @@
-"""Fetches the CRDs of the pinned operators (`make crds`) into $CRDS, each checked against the sum in crds.sha256.
+"""Fetches what the pinned operators publish (`make crds`): their CRDs into $CRDS, their release files into $RELEASES.
 
-The sums are of files that were read, at these tags; a different byte is refused.
+Each is checked against a sum, of crds.sha256 or k8s/platform/sums.txt; a different byte is refused. A release file
+without a sum is not fetched: `make platform-sums` records it.
 """
 
 import hashlib
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -24,6 +26,7 @@ SOURCES = {
 
 HOST = "https://raw.githubusercontent.com"
 SUMS = Path(__file__).with_name("crds.sha256")
+PLATFORM = Path(__file__).resolve().parents[2] / "k8s" / "platform"
 
 
 def wanted() -> dict[str, str]:
@@ -32,18 +35,31 @@ def wanted() -> dict[str, str]:
     return {path: digest for digest, path in lines}
 
 
-def fetch(folder: Path, host: str = HOST) -> int:
-    """Bring `folder` up to the list, leaving alone what is right already; the number of files fetched.
+def releases(platform: Path = PLATFORM) -> dict[str, tuple[str, str | None]]:
+    """What the kustomizations take from elsewhere, by `folder/file`: address and sum; no sum where none is known."""
+    lines = (line.split() for line in (platform / "sums.txt").read_text(encoding="utf-8").splitlines())
+    sums = {address: digest for digest, address in lines}
+    return {
+        f"{file.parent.name}/{address.rpartition('/')[2]}": (address, sums.get(address))
+        for file in sorted(platform.glob("*/kustomization.yaml"))
+        for address in re.findall(r"https://\S+\.yaml", file.read_text(encoding="utf-8"))
+    }
+
+
+def is_right(file: Path, digest: str) -> bool:
+    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == digest
+
+
+def fetch(folder: Path, files: dict[str, tuple[str, str]]) -> int:
+    """Bring `folder` up to the list of addresses and sums, leaving alone what is right already; the number fetched.
 
     Raises `OSError` where a file cannot be had, `ValueError` where it is not the one that was read.
     """
     fetched = 0
-    for path, digest in wanted().items():
+    for path, (url, digest) in files.items():
         target = folder / path
-        if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == digest:
+        if is_right(target, digest):
             continue
-        project, _, file = path.partition("/")
-        url = f"{host}/{SOURCES[project]}/{file}"
         with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  the host is a constant, a test's server apart
             content = response.read()
         if (got := hashlib.sha256(content).hexdigest()) != digest:
@@ -55,15 +71,27 @@ def fetch(folder: Path, host: str = HOST) -> int:
     return fetched
 
 
+def address(path: str, host: str = HOST) -> str:
+    """Where a CRD is published, from its `folder/file`."""
+    project, _, file = path.partition("/")
+    return f"{host}/{SOURCES[project]}/{file}"
+
+
 def main() -> int:
-    """Fetch into $CRDS, else .cache/crds beside the folder k8s."""
-    folder = Path(os.environ.get("CRDS") or Path(__file__).resolve().parents[2] / ".cache" / "crds")
+    """Fetch CRDs into $CRDS, else .cache/crds, and release files into $RELEASES, else .cache/releases."""
+    cache = PLATFORM.parents[1] / ".cache"
+    known = {path: (url, digest) for path, (url, digest) in releases().items() if digest}
+    crds = {path: (address(path), digest) for path, digest in wanted().items()}
     try:
-        fetched = fetch(folder)
+        for variable, name, files in (("CRDS", "crds", crds), ("RELEASES", "releases", known)):
+            folder = Path(os.environ.get(variable) or cache / name)
+            fetched = fetch(folder, files)
+            print(f"{folder}: {len(files)} files, {fetched} of them new", file=sys.stderr)
     except (urllib.error.URLError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{folder}: {len(wanted())} CRDs, {fetched} of them new", file=sys.stderr)
+    for path in releases().keys() - known.keys():
+        print(f"{path} has no recorded sum and was not fetched: `make platform-sums` records it", file=sys.stderr)
     return 0
 
 

@@ -98,6 +98,22 @@ def redirect(inventory: Inventory, gateway: Manifest) -> Iterator[str]:
             yield f"listener {listener['name']}: no route there redirects to https"
 
 
+@every(attachments)
+def redirect_hostnames(_: Inventory, one: Attachment) -> Iterator[str]:
+    """NGINX makes a server of its own for the ACME solver's name, without the redirect: http answers 404 meanwhile."""
+    redirects = "https" in dig(one.route, "spec.rules[].filters[].requestRedirect.scheme")
+    if redirects and not any(dig(one.route, "spec.hostnames[]")):
+        yield "redirects to https and lists no hostnames"
+
+
+@every(of("NginxProxy"))
+def graceful_stop(_: Inventory, one: Manifest) -> Iterator[str]:
+    """The data plane's entrypoint answers TERM with a fast stop: each replaced pod cuts the requests it holds."""
+    stop = " ".join(dig(one, "spec.kubernetes.deployment.container.lifecycle.preStop.exec.command[]"))
+    if "nginx -s quit" not in stop:
+        yield "its preStop does not let NGINX finish (nginx -s quit)"
+
+
 @every(links("backend"))
 def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The service answers http with a redirect to https, round and round, or https is spoken to by http and refused."""

@@ -79,7 +79,11 @@ def render(folder: Path) -> list[Manifest]:
     Raises `RenderError` and, without kubectl, `FileNotFoundError`.
     """
     if is_remote(folder):
-        return [one for file in sorted(folder.glob("configmap-*.yaml")) for one in read(file.read_text("utf-8"))]
+        (kustomization,) = read((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+        patches = [one for file in sorted(folder.glob("configmap-*.yaml")) for one in read(file.read_text("utf-8"))]
+        for one in patches:  # a patch names no namespace: the release's objects have none either, and get it afterwards
+            one["metadata"].setdefault("namespace", kustomization["namespace"])
+        return patches
     command = ["kubectl", "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  a constant and our own folder
     if done.returncode:

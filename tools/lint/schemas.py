@@ -20,7 +20,16 @@ KUBERNETES = "1.36"
 """The version the platform is pinned to, on AKS and in kind."""
 
 CLUSTER_WIDE = frozenset(
-    {"Namespace", "StorageClass", "ClusterRole", "ClusterRoleBinding", "PriorityClass", "GatewayClass"}
+    {
+        "Namespace",
+        "StorageClass",
+        "ClusterRole",
+        "ClusterRoleBinding",
+        "PriorityClass",
+        "GatewayClass",
+        "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    }
 )
 """The built-in kinds that live in no namespace, as far as they are used here."""
 

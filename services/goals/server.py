@@ -1,0 +1,450 @@
+"""Listeners, Hypercorn with its doors closed, connections that end in time, drain and stop: the server room.
+
+Hypercorn's release is pinned exactly, because parts of it are overridden (docs/adr/0030-a-server-room-of-our-own.md):
+`TCPServer` for a deadline that ends in an aborted transport and for bounds on what is read ahead and waits to be sent;
+`H11Protocol` for no way to HTTP/2, WebSocket and CONNECT, and for the head in one write with the body's first piece;
+`worker_serve`, which names its own classes and logs an error of `accept` once for each place in the backlog.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import socket
+import struct
+import sys
+import termios
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from wsgiref.handlers import format_date_time
+
+import h11
+import structlog
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.lifespan import Lifespan
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import events
+from hypercorn.protocol.h11 import STREAM_ID, H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.typing import ConnectionState, H11SendableEvent, LifespanState
+from hypercorn.utils import parse_socket_addr
+from starlette.types import ASGIApp
+
+from goals.errors import ConfigurationError
+from goals.limits import Limits
+
+log = structlog.get_logger(__name__)
+
+Address = tuple[str, int] | None
+
+
+class Refused(Exception):  # noqa: N818  no error of ours: it unwinds Hypercorn's loop over the events of a connection
+    """The connection ends here; its argument is a status to answer before."""
+
+
+class Gate(EventWrapper):
+    """`can_read` that is never waited for once the connection has ended.
+
+    Hypercorn's own keeps a pipelined connection for ever when its application gives up: the loop over its events is
+    woken, sees the next request still waiting, and waits again for somebody who has left.
+    """
+
+    _left = False
+
+    async def wait(self) -> None:
+        if not self._left:
+            await super().wait()
+        if self._left:
+            raise Refused
+
+    def leave(self) -> None:
+        self._left = True
+        self._event.set()
+
+
+class Parser(h11.Connection):
+    """h11's, to which what follows a client's last request is nothing (RFC 9112, 9.6), not an error in its stead."""
+
+    def receive_data(self, data: bytes) -> None:
+        if self.their_state is not h11.MUST_CLOSE:
+            super().receive_data(data)
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        return h11.NEED_DATA if self.their_state is h11.MUST_CLOSE else super().next_event()
+
+
+class Protocol(H11Protocol):
+    """HTTP/1.1 with no way out of it: an upgrade is ignored (RFC 9110, 7.8), CONNECT and other versions refused."""
+
+    def __init__(self, connection: "Connection", task_group: TaskGroup, client: Address, server: Address) -> None:
+        about = connection.config, connection.context, task_group, ConnectionState(connection.state)
+        super().__init__(connection.app, *about, False, client, server, connection.protocol_send)  # noqa: FBT003  no TLS
+        self.connection: Parser = Parser(h11.SERVER, self.config.h11_max_incomplete_size)
+        self.can_read = connection.gate
+        self._transport = connection
+        self._head = b""
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, Closed):
+            self._transport.gate.leave()
+        try:
+            await super().handle(event)
+        except Refused as refusal:
+            for status in refusal.args:
+                await self._send_error_response(status)
+                await self.send(Closed())
+
+    async def _check_protocol(self, request: h11.Request) -> None:
+        """Instead of Hypercorn's, which takes up `Upgrade: h2c` and the preface of HTTP/2."""
+        if request.http_version not in {b"1.0", b"1.1"}:
+            self._transport.listener.note("version", "refused another version of HTTP")
+            raise Refused(400)
+        if request.method == b"CONNECT":
+            raise Refused(501)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Instead of Hypercorn's, which takes up WebSocket."""
+        about = self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server
+        self.stream = HTTPStream(*about, self.stream_send, STREAM_ID)
+        version, method = request.http_version.decode(), request.method.decode().upper()
+        start = list(request.headers), version, method, request.target, self.connection_state
+        await self.stream.handle(events.Request(STREAM_ID, *start))
+
+    async def stream_send(self, event: events.Event) -> None:
+        """Hold a final answer's head until there is something of its body: ASGI has it so, and it is one write."""
+        match event:
+            case events.Response(headers=headers, status_code=status) if status >= 200:  # noqa: PLR2004  HTTP's own border
+                headers = headers + self.config.response_headers("h11")
+                self._head = b"".join(self._encode(h11.Response(status_code=status, headers=headers)))
+            case events.Body(data=data):
+                pieces = self._encode(h11.Data(data=data))
+                await self._flush(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            case events.EndBody():
+                await self._flush(b"".join(self._encode(h11.EndOfMessage())))
+            case events.StreamClosed():
+                self._head = b""  # of an application that crashed before its body: nothing of it is out
+                await self._maybe_recycle()
+            case _:
+                await super().stream_send(event)
+
+    async def _flush(self, body: bytes) -> None:
+        head, self._head = self._head, b""
+        if head or body:
+            await self._transport.write(head, body)
+
+    def _encode(self, event: H11SendableEvent) -> list[bytes]:
+        """As `_send_h11_event`, without a copy of the body: an event's bytes, none for a client that broke HTTP."""
+        try:
+            return self.connection.send_with_data_passthrough(event) or []
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return []
+
+
+class Connection(TCPServer):
+    """Hypercorn's connection with one timer, armed again only when it fires, that ends in an aborted transport."""
+
+    def __init__(self, listener: "Listener", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server = listener.server
+        super().__init__(listener.app, server.loop, server.config, server.context, server.state, reader, writer)
+        self.listener = listener
+        self.gate = Gate()
+        self.idle = True
+        self._limits = server.limits
+        self._longest = server.limits.body_deadline + server.limits.request_deadline + server.limits.transport_grace
+        self._leaving = False
+        self._transport = writer.transport
+        self._transport.set_write_buffer_limits(high=0)  # `drain` returns once the kernel has it all
+        self._transport.max_size = 2 * server.limits.read_ahead  # type: ignore[attr-defined]  # not documented; 256 kB
+        self._task = asyncio.current_task()
+        self._expires = self.loop.time() + server.limits.keep_alive
+        self._timer = self.loop.call_at(self._expires, self._expire)
+
+    async def run(self) -> None:
+        """Serve the connection until it has ended, within its limits."""
+        self.listener.server.connections.add(self)
+        sock = self.writer.get_extra_info("socket")
+        try:
+            # Outside of the group, which would wrap the error of a client that has reset the connection already.
+            client, server = (parse_socket_addr(sock.family, of()) for of in (sock.getpeername, sock.getsockname))
+            async with TaskGroup(self.loop) as task_group:
+                self.protocol = Protocol(self, task_group, client, server)  # type: ignore[assignment]  # its wrapper chooses HTTP/2
+                await self._read_data()
+        except OSError:
+            pass
+        finally:
+            self.listener.server.connections.discard(self)
+            self.gate.leave()
+            self._timer.cancel()
+            self._transport.close()
+
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Updated):
+            self.idle = event.idle
+            self._expire_in(self._limits.keep_alive if self.idle else self._longest)
+        elif isinstance(event, Closed):
+            self._leave()
+        elif isinstance(event, RawData) and event.data:
+            await self.write(event.data)
+
+    async def write(self, head: bytes, body: bytes = b"") -> None:
+        """Send the head with the body's first piece, and each other piece once the kernel has the one before."""
+        piece = self._limits.answer_piece
+        data: bytes | memoryview = head + (body if len(body) <= piece else body[:piece])
+        sent = piece
+        with contextlib.suppress(OSError):
+            while not (self._leaving or self._transport.is_closing()):
+                self._transport.write(data)
+                data = b""  # asyncio keeps what is left of it
+                if self._transport.get_write_buffer_size():
+                    await self.writer.drain()
+                if sent >= len(body):
+                    return
+                data = memoryview(body)[sent : sent + piece]
+                sent += piece
+        await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        data = None
+        while data != b"" and not self._transport.is_closing():
+            try:
+                data = await self.reader.read(self._limits.read_ahead)
+            except OSError:
+                break
+            if not self._leaving:
+                await self.protocol.handle(RawData(data))
+        await self.protocol.handle(Closed())
+
+    def stop(self) -> None:
+        """Close it unless a request is under way, which ends it by itself."""
+        if self.idle:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End it now, whatever waits to be sent."""
+        self._transport.abort()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _leave(self) -> None:
+        """End it once the client has read the last answer and hung up, or has had the time to."""
+        self.gate.leave()
+        if self._leaving or self._transport.is_closing():
+            return
+        self._leaving = True
+        if self._transport.get_write_buffer_size():
+            self._cut_off()  # whoever wrote it has given up waiting for the client
+            return
+        try:
+            self._transport.write_eof()
+        except OSError:
+            self._transport.abort()  # it has been reset
+        self._expire_in(self._limits.linger)
+
+    def _expire_in(self, seconds: float) -> None:
+        self._expires = self.loop.time() + seconds
+        if self._expires < self._timer.when():
+            self._timer.cancel()
+            self._timer = self.loop.call_at(self._expires, self._expire)
+
+    def _expire(self) -> None:
+        if self._expires > self.loop.time():
+            self._timer = self.loop.call_at(self._expires, self._expire)
+        else:
+            self._cut_off()
+
+    def _cut_off(self) -> None:
+        sock = self.writer.get_extra_info("socket")
+        if not self._transport.is_closing() and (self._transport.get_write_buffer_size() or _count_unsent(sock)):
+            self.listener.note("unread", "client did not read the answer in time")
+            # So that the kernel forgets it as well, instead of waiting for the client in our stead.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+        self._timer.cancel()
+        # An application that goes on without its client is not waited for either.
+        self._timer = self.loop.call_later(self._limits.linger, self.abort)
+
+
+def _count_unsent(sock: socket.socket) -> int:
+    """Bytes that the kernel holds for the client; 0 where it does not tell."""
+    with contextlib.suppress(OSError):
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
+
+
+class Listener:
+    """A port: its application, its share of connections, and what became of those beyond it."""
+
+    def __init__(self, name: str, sock: socket.socket, app: ASGIApp, most: int) -> None:
+        self.name, self.most = name, most
+        self.app = ASGIWrapper(app)  # type: ignore[arg-type]  # Starlette's ASGI types are looser
+        self.open = 0
+        self.dropped = dict.fromkeys(("full", "unread", "version", "accept"), 0)
+        self._socket = sock
+        self._quiet_until: dict[str, float] = {}
+
+    @property
+    def port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
+    def start(self, server: "Server") -> None:
+        self.server = server
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, server.limits.kernel_buffer)  # each connection's, too
+        self._socket.settimeout(0)
+        self._socket.listen(server.limits.backlog)
+        self._resume()
+
+    def close(self) -> None:
+        self.server.loop.remove_reader(self._socket)
+        self._socket.close()
+
+    def note(self, kind: str, event: str, **about: object) -> None:
+        """Count what became of a connection, and log it if none of its kind was logged just now."""
+        self.dropped[kind] += 1
+        now = self.server.loop.time()
+        if now >= self._quiet_until.get(kind, 0):
+            self._quiet_until[kind] = now + self.server.limits.log_interval
+            log.warning(event, port=self.name, so_far=self.dropped[kind], **about)
+
+    def _resume(self) -> None:
+        if self._socket.fileno() >= 0:
+            self.server.loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(self.server.limits.accepts_per_turn):
+            try:
+                sock, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self.note("accept", "cannot accept connections", error=error.strerror)
+                self.server.loop.remove_reader(self._socket)
+                self.server.loop.call_later(0.1, self._resume)
+                return
+            if self.open >= self.most:
+                sock.close()
+                self.note("full", "connections over the limit are closed", limit=self.most)
+            else:
+                self.open += 1
+                self.server.start(self._serve(sock))
+
+    async def _serve(self, sock: socket.socket) -> None:
+        loop = self.server.loop
+        try:
+            reader = asyncio.StreamReader(self.server.limits.read_ahead, loop)
+            protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+            connection = Connection(self, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+            await connection.run()
+        except asyncio.CancelledError:
+            pass  # by `Connection.abort`
+        except Exception:
+            log.exception("connection crashed")
+        finally:
+            self.open -= 1
+
+
+class Server:
+    """Hypercorn's `worker_serve` for listeners of ours, of whose applications the first has the lifespan; and the stop.
+
+    `drain` is called `drain_seconds` before the listeners are closed.
+    """
+
+    def __init__(
+        self, listeners: Sequence[Listener], limits: Limits, drain: Callable[[], None], drain_seconds: float
+    ) -> None:
+        self.config, self.limits = configure(_Config(), limits), limits
+        self.connections: set[Connection] = set()
+        self.context = WorkerContext(None)
+        self.state: LifespanState = {}
+        self.loop = asyncio.get_running_loop()
+        self._listeners = listeners
+        self._drain, self._drain_seconds = drain, drain_seconds
+        self._draining, self._stopping, self._patience = False, asyncio.Event(), self.config.graceful_timeout
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, serving: Coroutine[None, None, None]) -> None:
+        task = self.loop.create_task(serving)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def stop(self) -> None:
+        """Drain, then stop; called again, stop at once, whatever is under way."""
+        if self._draining:
+            self._patience = 0
+            self._stopping.set()
+            self._abort()
+        else:
+            self._draining = True
+            self._drain()
+            self.loop.call_later(self._drain_seconds, self._stopping.set)
+            log.info("draining", seconds=self._drain_seconds)
+
+    async def serve(self) -> None:
+        """Serve until stopped; then end what is idle, wait for what is under way, and end the application."""
+        lifespan = Lifespan(self._listeners[0].app, self.config, self.loop, self.state)
+        application = self.loop.create_task(lifespan.handle_lifespan())
+        await lifespan.wait_for_startup()
+        if application.done():
+            application.result()
+        for listener in self._listeners:
+            listener.start(self)
+        try:
+            await self._stopping.wait()
+        finally:
+            await self.context.terminated.set()
+            for listener in self._listeners:
+                listener.close()
+            for connection in self.connections.copy():
+                connection.stop()
+            for seconds in (self._patience, self.limits.stop_margin):
+                if self._tasks:
+                    await asyncio.wait(self._tasks, timeout=seconds)
+                self._abort()
+            await lifespan.wait_for_shutdown()
+            await application
+        log.info("stopped")
+
+    def _abort(self) -> None:
+        for connection in self.connections.copy():
+            connection.abort()
+
+
+class _Config(Config):
+    """Hypercorn's, with a `Date` that is written once a second."""
+
+    _second, _date = 0, b""
+
+    def response_headers(self, _protocol: str) -> list[tuple[bytes, bytes]]:
+        if (second := int(time.time())) != self._second:
+            self._second, self._date = second, format_date_time(second).encode("ascii")
+        return [(b"date", self._date)]
+
+
+def configure(config: Config, limits: Limits) -> Config:
+    """Tell Hypercorn how it is run here, whatever it serves."""
+    config.backlog = limits.backlog
+    config.include_server_header = False
+    config.keep_alive_timeout = limits.keep_alive
+    config.keep_alive_max_requests = limits.keep_alive_requests
+    config.h11_max_incomplete_size = limits.head_size
+    config.graceful_timeout = limits.body_deadline + limits.request_deadline
+    config.errorlog = logging.getLogger("hypercorn.error")
+    return config
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; a `ConfigurationError` says why there is none, and what to do."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = (error.strerror or "").partition(" (while")[0]  # the rest names the address once more
+        remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
+        raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None

@@ -1,0 +1,42 @@
+"""No request hides behind another: what is carried out is answered, at both ports (nginx before it: tests/gateway)."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import text
+
+from goals.database import Database
+from tests.conftest import Service
+from tests.smuggling import SHAPES, Outcome, send
+from tests.wire import form
+
+
+async def send_all(port: int) -> dict[str, Outcome]:
+    """Each shape on a connection of its own, four at a time: some take as long as a body may."""
+    turns = asyncio.Semaphore(4)
+
+    async def take_turn(name: str) -> Outcome:
+        async with turns:
+            return await send(port, SHAPES[name], form("/add_goal", f"goal_name={name}"))
+
+    return dict(zip(SHAPES, await asyncio.gather(*map(take_turn, SHAPES)), strict=True))
+
+
+def test_there_are_as_many_shapes_as_are_known() -> None:
+    assert len(SHAPES) == 122
+
+
+@pytest.mark.parametrize("public", [True, False])
+async def test_a_request_behind_an_ambiguous_one_is_answered_or_not_carried_out(
+    service: Service,
+    database: Database,
+    public: bool,  # noqa: FBT001  a parameter of the test
+) -> None:
+    outcomes = await send_all(service.port if public else service.operators_port)
+    added = {row.goal_name for row in await database.fetch(text("SELECT goal_name FROM goals"))}
+    answered = {name for name, outcome in outcomes.items() if 303 in outcome.statuses}
+    assert added == answered
+    assert added <= (set(SHAPES) if public else set())
+    assert {name for name, outcome in outcomes.items() if not outcome.closed or not outcome.statuses} == set()
+    statuses = {status for outcome in outcomes.values() for status in outcome.statuses}
+    assert statuses <= {100, 200, 303, 400, 404, 405, 408, 413, 422, 501, 503}  # the last where PostgreSQL is slow
