@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -237,7 +238,7 @@ def test_after_a_kill_the_next_up_takes_over_and_leaves_nothing(folder: Path) ->
 
 
 def test_up_ends_with_the_make_that_started_it(folder: Path) -> None:
-    with started("sh", "-c", f"{' '.join(UP)}; true", folder=folder) as shell:
+    with started("sh", "-c", f"{shlex.join(UP)}; true", folder=folder) as shell:
         service = addresses(shell)
         shell.kill()
         shell.wait()

@@ -93,8 +93,8 @@ def ignore_client_variables() -> None:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """A lock file that no other account can open, and so hold."""
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii")
+    """Open a lock file that no other account can open, and so hold."""
+    file = open(str(path), "r+", encoding="ascii", opener=lambda name, _: os.open(name, os.O_RDWR | os.O_CREAT, 0o600))  # noqa: SIM115  Path.open takes no opener, and the caller closes it
     os.fchmod(file.fileno(), 0o600)  # an earlier version's could be read by all
     return file
 
