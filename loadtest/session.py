@@ -12,6 +12,7 @@ import gevent
 from locust import stats
 from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING, STATE_STOPPED, MasterRunner, WorkerRunner
+from locust.stats import CSV_STATS_INTERVAL_SEC
 
 from loadtest import report
 from loadtest.client import Response
@@ -282,6 +283,9 @@ class Session:
             self.await_workers(self._environment.stop_timeout + _REPORT_WAIT)
         if self._ending is not None:
             self._ending.join()
+        if getattr(self._environment.parsed_options, "csv_prefix", None):
+            # Locust's writer puts the last second into its files only when its next turn comes.
+            gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.1)
         if self._environment.process_exit_code:
             return  # a listener of the users' own has found a reason to fail
         if self._verdict is not None:

@@ -42,7 +42,7 @@ class Writer(GoalsUser):
         def write(self):
             with self.client.rename_request("/goals/[id]"):
                 self.client.post("/echo", json={"a": 1})
-            self.interrupt()
+            self.interrupt(reschedule=False)
 """
 )
 
@@ -87,14 +87,19 @@ def test_several_classes_are_judged_as_one_run(
     options = ("--csv", str(tmp_path / "c"), "--html", str(tmp_path / "locust.html"), *(processes if many else ()))
     played = python(TWO, *options)
     assert played.code == 0, played.out + played.err
-    assert played.requests == server.count == played.values("iterations")["count"]
+    assert played.requests == server.count
+    # A wait ends an iteration, and the last one of each of the four users may have ended without one.
+    assert played.requests - 4 <= played.values("iterations")["count"] <= played.requests
     assert names(played) == {"page", "/measure", "/goals/[id]"}
     assert server.requests["/"] + server.requests["/measure"] > server.requests["/echo"] > 0
     assert played.values("checks")["passes"] == server.requests["/"]
     assert played.summary["metrics"]["http_req_duration{name:page}"]["thresholds"] == {"p(95)<5000": {"ok": True}}
     assert played.values("vus_max")["value"] == 4
     assert played.summary["loadtest"]["warnings"] == []
-    rows = {row["Name"]: int(row["Request Count"]) for row in csv.DictReader((tmp_path / "c_stats.csv").open())}
+    rows = {
+        row["Name"]: int(row["Request Count"])
+        for row in csv.DictReader((tmp_path / "c_stats.csv").read_text().splitlines())
+    }
     assert rows["Aggregated"] == played.requests
     assert rows["page"] == server.requests["/"]
     assert "/goals/[id]" in (tmp_path / "locust.html").read_text()
@@ -193,8 +198,9 @@ EVENTS = (
 counts = {"request": 0, "start": 0, "stop": 0}
 
 @events.request.add_listener
-def on_request(request_type, name, response_time, response_length, response, exception, context, url, start_time, **_):
-    counts["request"] += 1
+def on_request(request_type, name, response_time, response_length, exception, **more):
+    # What Locust's own client adds to what `measure` gives.
+    counts["request"] += name != "/" or {"response", "context", "url", "start_time"} <= more.keys()
     if exception:
         print("failed", name, exception)
 

@@ -408,10 +408,10 @@ def test_locusts_own_files_have_the_failures_and_sizes(
     options = ("--csv", str(tmp_path / "c"), "--html", str(tmp_path / "locust.html"), *(processes if many else ()))
     played = play(write_scenario(closed(2, "2s"), 'path = "/500"'), server.url, *options)
     assert played.code == 1
-    (failure,) = csv.DictReader((tmp_path / "c_failures.csv").open())
+    (failure,) = csv.DictReader((tmp_path / "c_failures.csv").read_text().splitlines())
     assert (failure["Method"], failure["Name"], failure["Error"]) == ("GET", "GET /500", "status 500")
     assert int(failure["Occurrences"]) == played.requests == server.count
-    row, total = csv.DictReader((tmp_path / "c_stats.csv").open())
+    row, total = csv.DictReader((tmp_path / "c_stats.csv").read_text().splitlines())
     assert float(row["Average Content Size"]) == float(total["Average Content Size"]) == 1
     assert int(total["Failure Count"]) == server.count
     assert "status 500" in (tmp_path / "locust.html").read_text()
