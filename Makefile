@@ -20,16 +20,17 @@ migrate: $(VENV)/.local  ## bring the database to the newest revision (the embed
 	@$(BIN)/python -m goals migrate
 
 ##@ Develop
-check: $(VENV)/.dev  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint; actionlint and zizmor for the workflows
+check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint; actionlint and zizmor for the workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	cd alembic && ../$(BIN)/mypy --config-file ../pyproject.toml env.py versions
 	$(BIN)/lint-imports
 	git grep -lE '^#!.*\bsh$$|^#!.*\bbash$$' | xargs $(BIN)/shellcheck --external-sources
-	git ls-files '*Dockerfile' | xargs --no-run-if-empty $(BIN)/hadolint
+	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --pedantic --quiet .github
+	$(BIN)/pytest --quiet tests/lint
 
 WORKERS ?= 2
 test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
@@ -42,6 +43,7 @@ lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, n
 	$(LOCK) --group otlp -o requirements/goals.txt
 	$(LOCK) -c requirements/goals.txt --group otlp --group embedded -o requirements/local.txt
 	$(LOCK) -c requirements/local.txt --group otlp --group embedded --group dev -o requirements/dev.txt
+	$(LOCK_GROUP) -c requirements/dev.txt --group lint -o requirements/lint.txt
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
 	$(LOCK_GROUP) --group parity -o requirements/parity.txt
 	$(LOCK_GROUP) --group sbom -o requirements/sbom.txt
@@ -54,6 +56,9 @@ ROUNDS ?= 7
 SECONDS ?= 2
 bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json
 	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
+
+flood: $(VENV)/.dev .cache/bench/.goals  ## clients that do not read, only connect, or send junk, beside honest ones: limits and figures (6 minutes)
+	@$(BIN)/python -m bench.flood --python .cache/bench/bin/python $(ARGS)
 
 # What the image carries and nothing else: a tool's libraries would count in the service's start and memory.
 .cache/bench/.goals: requirements/goals.txt $(UV)
@@ -87,11 +92,12 @@ observability/node_modules/.made: observability/package-lock.json
 ##@ Load test
 SCENARIO ?= seed
 HOST ?= http://127.0.0.1:8080
-load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soak, breakpoint) against HOST; reports in out/load/
-	$(BIN)/locust --headless --scenario $(SCENARIO) --host $(HOST) $(ARGS)
+WHAT = $(if $(USERS),--locustfile $(USERS),--scenario $(SCENARIO))
+load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
+	$(BIN)/locust --headless $(WHAT) --host $(HOST) $(ARGS)
 
-load-ui: $(VENV)/.loadtest  ## Locust's web UI on 127.0.0.1:8089, where the scenario is chosen
-	$(BIN)/locust --scenario $(SCENARIO) --host $(HOST) $(ARGS)
+load-ui: $(VENV)/.loadtest  ## the web UI on 127.0.0.1:8089: choose, start, watch, read the verdict
+	@$(BIN)/locust $(WHAT) --host $(HOST) $(ARGS)
 
 load-test: export SOAK := $(or $(SOAK),20)
 load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, verdicts, stall, processes, soak (3 minutes; SOAK=60 is the full one)
@@ -156,14 +162,14 @@ compose-down:  ## stop and remove it, and nothing else; the data stay (ARGS=--vo
 compose-restart:  ## restart the replicas one after another: no request fails
 	$(NEED_DOCKER)
 	for replica in $$(docker compose ps --quiet goals); do \
-	  docker restart "$$replica" && docker compose up --detach --wait --no-deps --no-recreate goals; done
+	  docker restart "$$replica" && docker compose up --detach --wait --no-deps --no-recreate goals || exit 1; done
 
 compose-test: $(VENV)/.dev image  ## the images and compose.yaml, run in a project of their own: 5 minutes
 	$(BIN)/python -m pytest tests/compose $(ARGS)
 
 sbom: image  ## what is installed in each image, as CycloneDX, into out/sbom/
 	for image in $(IMAGES); do \
-	  docker buildx build --quiet --file compose/sbom/Dockerfile --build-arg IMAGE=$$image:$(TAG) --output out/sbom/$$image . ; done
+	  docker buildx build --quiet --file compose/sbom/Dockerfile --build-arg IMAGE=$$image:$(TAG) --output out/sbom/$$image . || exit 1; done
 	@ls out/sbom/*/sbom.json
 
 ##@ Clean
@@ -193,6 +199,9 @@ docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each pr
 
 audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
 	@$(BIN)/python -m tools.audit $(ARGS)
+
+wheels: $(VENV)/.dev  ## whether up, test and load install wheels only, on Linux and Apple Silicon and every Python that README names
+	@$(BIN)/python -m tools.wheels $(UV)
 
 versions: $(VENV)/.dev  ## every pinned chart, release, image and action with its age; red where support ended or a vulnerability affects us
 	@$(BIN)/python -m tools.versions $(ARGS)
@@ -239,6 +248,11 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
+# Programs that only `make check` runs: what cannot be had of them on a machine does not stop the tests there.
+$(VENV)/.lint: requirements/lint.txt $(VENV)/.dev
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
+	@touch $@
+
 $(VENV)/.loadtest: requirements/loadtest.txt $(UV)
 	$(NEED_PYTHON)
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
@@ -249,4 +263,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: docs-test audit versions licences actions-pin release-notes site-images up migrate check test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+.PHONY: docs-test audit wheels versions licences actions-pin release-notes site-images up migrate check test lock bench flood e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help

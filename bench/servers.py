@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import IO, NamedTuple, Self
 import psutil
 
 from bench.wrk import MeasurementError
+from tools.ports import reserved
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
@@ -80,32 +80,34 @@ class Servers(NamedTuple):
     @contextlib.contextmanager
     def bare(self, name: str) -> Iterator[Server]:
         """An application that only answers, served by `hypercorn` as it is released or by our `server`."""
-        port = _free_port()
-        with _running([str(self.python), "-m", "bench.bare", name, str(port)], port, {}) as server:
+        with (
+            reserved(1) as (port,),
+            _running([str(self.python), "-m", "bench.bare", name, str(port)], port, {}) as server,
+        ):
             yield server
 
     @contextlib.contextmanager
     def service(self, socket_folder: Path, database: str, *, descriptors: int | None = None) -> Iterator[Server]:
         """The service on `database`, with a hard limit of `descriptors`; it runs once its page is answered."""
-        port = _free_port()
-        variables = {
-            "DB_HOST": str(socket_folder),
-            "DB_PORT": "5432",
-            "DB_NAME": database,
-            "DB_USERNAME": "goals_user",
-            "SSL": "disable",
-            "GOALS_BIND": "127.0.0.1",
-            "GOALS_PORT": str(port),
-            "GOALS_OPS_PORT": "0",
-            "GOALS_DRAIN_SECONDS": "0",
-            "GOALS_LOG_FORMAT": "json",
-            "GOALS_HOSTS": "",
-        }
         command = [str(self.python), "-m", "goals", "serve"]
         if descriptors is not None:
             command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
-        with _running(command, port, variables) as server:
-            yield server
+        with reserved(1) as (port,):
+            variables = {
+                "DB_HOST": str(socket_folder),
+                "DB_PORT": "5432",
+                "DB_NAME": database,
+                "DB_USERNAME": "goals_user",
+                "SSL": "disable",
+                "GOALS_BIND": "127.0.0.1",
+                "GOALS_PORT": str(port),
+                "GOALS_OPS_PORT": "0",
+                "GOALS_DRAIN_SECONDS": "0",
+                "GOALS_LOG_FORMAT": "json",
+                "GOALS_HOSTS": "",
+            }
+            with _running(command, port, variables) as server:
+                yield server
 
 
 @contextlib.contextmanager
@@ -128,8 +130,3 @@ def _status(port: int) -> int | None:
         return None
     finally:
         connection.close()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

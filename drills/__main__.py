@@ -12,7 +12,7 @@ import httpx2
 
 from drills import report
 from drills.catalogue import ALONE, DRILLS
-from drills.cluster import DrillError, LateError
+from drills.cluster import DrillError
 from drills.drill import Drill
 
 AT_ONCE = 3
@@ -30,8 +30,8 @@ def main() -> int:
     parser.add_argument(
         "--again",
         action="store_true",
-        help="hold those a second time, alone, that failed by what a machine that others share may explain: times, "
-        "answers of 503, or a control that showed nothing; never where a write is lost or a count is wrong",
+        help="run those a second time, alone, that failed by nothing but timing checks, a wait that was too long or a "
+        "control that showed nothing; never after a safety check failed. Both attempts leave a report",
     )
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in DRILLS]
@@ -65,21 +65,20 @@ def _hold_all(options: argparse.Namespace) -> int:
     results: dict[Drill, int] = {}
     for group in groups:
         results |= asyncio.run(_hold(group, options.out))
-    second = []
     if options.again:
         failed = [drill for drill, result in results.items() if result == FAILED or drill.is_late]
-        for drill in (drill for drill in failed if drill.may_be_tried_again):
-            sys.stdout.write(f"{drill.name}: a second try, as a busy machine may explain the first\n")
-            second.append(drill.name)
-            del results[drill]
-            results |= asyncio.run(_hold([Drill(drill.name, short=drill.short, seed=seed)], options.out))
+        for first in (drill for drill in failed if drill.may_be_tried_again):
+            sys.stdout.write(f"{first.name}: a second attempt, as a busy machine may explain the first\n")
+            report.keep_files(first, options.out)
+            second = Drill(first.name, short=first.short, seed=seed)
+            second.first_attempt = first
+            del results[first]
+            results |= asyncio.run(_hold([second], options.out))
     if len(drills) > 1:
         held = [report.summarize(drill) for drill, result in results.items() if result != NOT_HELD]
         if held:
             (options.out / "drills.md").write_text(report.write_tables(held), encoding="utf-8")
         sys.stdout.write(report.write_total(sorted(results, key=lambda drill: list(DRILLS).index(drill.name))))
-    if second:
-        sys.stdout.write(f"held a second time: {', '.join(second)}\n")
     return max(results.values())
 
 
@@ -95,7 +94,9 @@ async def _hold_one(drill: Drill, folder: Path) -> int:
     except (DrillError, TimeoutError, httpx2.TimeoutException) as error:
         why = str(error) or "an answer did not come in time"
         sys.stderr.write(f"error: the drill `{drill.name}` could not be held: {why}\n")
-        drill.is_late = not isinstance(error, DrillError) or isinstance(error, LateError)
+        drill.is_late = not isinstance(error, DrillError)
+        drill.broken_off = why
+        report.write_files(drill, folder)
         return NOT_HELD
     drill.seconds = time.time() - drill.started
     report.write_files(drill, folder)

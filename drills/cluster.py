@@ -7,10 +7,9 @@ import pwd
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +18,8 @@ import asyncpg
 import psutil
 
 from goals import embedded
+from tools.polling import until
+from tools.ports import reserved
 
 NAMES = ("pg1", "pg2", "pg3")
 QUORUM = "ANY 1 (pg1,pg2,pg3)"
@@ -45,30 +46,6 @@ _ACCESS = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 tr
 
 class DrillError(Exception):
     """A drill could not be held as planned; nothing is known about what it was to show."""
-
-
-class LateError(DrillError):
-    """Something was waited for in vain, which a machine that others share may explain."""
-
-
-async def until(holds: Callable[[], Awaitable[object]], what: str, seconds: float = 30.0) -> None:
-    """Ask every 20 ms until it holds; a `LateError` names `what` has not come about in time."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            while not await holds():
-                await asyncio.sleep(0.02)
-            return
-    raise LateError(f"{what}: not within {seconds:g} s")
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on, below those that the kernel gives to outgoing connections."""
-    found: list[int] = []
-    while len(found) < number:
-        port = random.randrange(20_000, 32_000)  # noqa: S311  no secret
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            found.append(port)
-    return found
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -98,7 +75,9 @@ class Cluster:
     def __init__(self, *, disk: int | None = None) -> None:
         # Not a test framework's folder: PostgreSQL refuses to run as root, so another account has to reach it.
         self.folder = Path(tempfile.mkdtemp(prefix="goals-drill-"))
-        self.ports = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
+        self._reserved = contextlib.ExitStack()
+        self.ports: dict[str, int] = {}
+        self.choose_ports(NAMES)
         self.primary = NAMES[0]
         self.no_disk = "none was asked for"
         self._disk = disk
@@ -107,6 +86,10 @@ class Cluster:
         self._synchronous = QUORUM
         self._restore = ""
         self._leader: dict[str, str | None] = dict.fromkeys(NAMES)
+
+    def choose_ports(self, names: Sequence[str]) -> None:
+        """Give each of these instances a port, which stays theirs while they are down."""
+        self.ports |= zip(names, self._reserved.enter_context(reserved(len(names))), strict=True)
 
     @property
     def standbys(self) -> list[str]:
@@ -139,6 +122,7 @@ class Cluster:
                 # Lazy: one that does not die has a file open.
                 await _call("umount", "--lazy", self._data(NAMES[0]))
             shutil.rmtree(self.folder, ignore_errors=True)
+            self._reserved.close()
 
     async def _build(self) -> None:
         first = self._data(self.primary)

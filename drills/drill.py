@@ -3,14 +3,13 @@
 import operator
 import os
 import random
-import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from drills.journal import Attempt, Verdict, longest_gap
 from drills.timeline import Mark, Timeline
@@ -28,10 +27,8 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
-_OF_THE_MACHINE = re.compile(
-    r", s$|, times that |^(errors shown|requests failed|normal requests refused)|was not ready$"
-)
-"""What a machine that others share may explain: a limit in seconds, and the 503s that a missed one leads to."""
+Kind = Literal["safety", "timing"]
+"""Safety holds on every machine, however busy; timing is a speed, which a machine that others share may explain."""
 
 
 class Check(NamedTuple):
@@ -41,15 +38,11 @@ class Check(NamedTuple):
     measured: float
     comparison: str
     limit: float
+    kind: Kind = "safety"
 
     @property
     def holds(self) -> bool:
         return _COMPARISONS[self.comparison](self.measured, self.limit)
-
-    @property
-    def is_of_the_machine(self) -> bool:
-        """Whether it does not hold for what a machine that others share may explain."""
-        return not self.holds and self.comparison in {"<", "<=", "="} and bool(_OF_THE_MACHINE.search(self.what))
 
 
 class Figures(NamedTuple):
@@ -107,10 +100,10 @@ class Case:
     not_run: str = ""
     """Why it could not be held here, where something that it needs is missing."""
 
-    def check(self, what: str, measured: float, comparison: str, limit: float) -> None:
-        if what.endswith(", s") and comparison in {"<", "<="}:
+    def check(self, what: str, measured: float, comparison: str, limit: float, *, kind: Kind = "safety") -> None:
+        if what.endswith(", s") and kind == "timing":
             limit *= self.patience
-        self.checks.append(Check(what, round(measured, 4), comparison, limit))
+        self.checks.append(Check(what, round(measured, 4), comparison, limit, kind))
 
     @property
     def passed(self) -> bool:
@@ -151,8 +144,12 @@ class Drill:
         self.verdict = Verdict()
         self.requests = 0
         self.failed = 0
+        self.first_attempt: Drill | None = None
+        """The attempt that failed before this one."""
+        self.broken_off = ""
+        """Why it did not come to its end."""
         self.is_late = False
-        """It could not be held to its end, as something was waited for in vain."""
+        """It did not come to its end because a wait was too long."""
 
     def say(self, text: str) -> None:
         """A line of progress."""
@@ -229,19 +226,20 @@ class Drill:
 
     @property
     def may_be_tried_again(self) -> bool:
-        """Whether a busy machine may explain why it failed, or a control was silent; never that a write is lost.
+        """Whether it failed by a timing check, a wait that was too long or a silent control, and by nothing else.
 
-        A case without a check is none, but where the drill broke off in it.
+        No safety check is ever tried again. A case without a check counts as failed unless the drill broke off in it.
         """
         if not (self.is_late or all(case.checks for case in self.held)):
             return False
         checks = [*chain.from_iterable(case.checks for case in self.held), *self.whole[1:]]
-        return not self.passed and all(check.holds or check.is_of_the_machine for check in checks)
+        return not self.passed and all(check.holds or check.kind == "timing" for check in checks)
 
     @property
     def passed(self) -> bool:
         return (
             bool(self.held)
+            and not self.broken_off
             and bool(self.controls)
             and all(case.passed for case in self.held)
             and all(check.holds for check in self.whole)

@@ -118,12 +118,12 @@ def _judge(case: Case, attempts: list[Attempt]) -> None:
         last = max((write.ended for write in writes if write.ended < mark.until), default=case.began)
         flows.append(first - mark.until)
         outages.append(first - last)
-    case.check("longest time from a promotion to a write, s", max(flows), "<", _FLOW)
-    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
+    case.check("longest time from a promotion to a write, s", max(flows), "<", _FLOW, kind="timing")
+    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
     if case.name == "long outage":
         case.check("errors shown", figures.errors, ">", 0)
     else:
-        case.check("longest outage, s", max(outages), "<=", _OUTAGE)
+        case.check("longest outage, s", max(outages), "<=", _OUTAGE, kind="timing")
         case.check("errors shown", figures.errors, "=", 0)
 
 

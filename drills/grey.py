@@ -57,10 +57,9 @@ def _judge(case: Case, attempts: Sequence[Attempt]) -> None:
     (mark,) = case.marks
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > mark.until), default=float("inf"))
     patience = _PATIENCE.get(case.name, 0)
-    case.check(
-        "time from the fault's end to a write, s", max(flow - (case.healed or mark.until), 0), "<", _FLOW + patience
-    )
-    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
+    late = max(flow - (case.healed or mark.until), 0)
+    case.check("time from the fault's end to a write, s", late, "<", _FLOW + patience, kind="timing")
+    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
     if mark.until - mark.at <= _SHORT_OUTAGE:
         case.check("errors shown", figures.errors, "=", 0)
     if case.name in {"zombie primary", "no standby"}:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drills import ROOT, seed
-from drills.cluster import DrillError, LateError, until
+from drills.cluster import DrillError
 from drills.drill import Case, Drill, observe
 from drills.history import VERSIONS, History, HistoryError, copy_tree, list_revisions
 from drills.journal import Attempt
 from drills.scenarios import visitors, writers
 from drills.stage import Load, Replica, Stage
 from drills.timeline import Mark
+from tools.polling import until
 
 NEXT = "next revision"
 REQUESTS = 20_000
@@ -45,6 +46,7 @@ _LOGGING = {
 _REVISION = '''"""A column and an index, as most revisions bring."""
 
 from alembic import op
+from tools.polling import until
 
 revision = "{revision}"
 down_revision = "{former}"
@@ -304,7 +306,7 @@ async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, rev
         case.check("times the migrator gave up and tried again", migrators.count(_GAVE_UP), ">", 0)
     case.check("migrators that did the work", migrators.count_that(_DID), "=", 1)
     case.check("migrators that failed", sum(code != 0 for code in codes), "=", 0)
-    case.check("time to migrate once the table is free, s", done - released, "<", 60)
+    case.check("time to migrate once the table is free, s", done - released, "<", 60, kind="timing")
     return has_met
 
 
@@ -341,7 +343,7 @@ class Migrators:
             async with asyncio.timeout(120):
                 return [await process.wait() for process in self._processes]
         except TimeoutError:
-            raise LateError(f"a migrator does not end: {self._read()[-500:]}") from None
+            raise TimeoutError(f"a migrator does not end: {self._read()[-500:]}") from None
 
     def kill(self) -> None:
         for process in self._processes:
@@ -374,7 +376,7 @@ def _check_waits(case: Case, log: str, *, has_met: bool) -> None:
         case.check("statements that had to wait for a lock", len(waits), ">", 0)
     else:
         case.explanation += "; it takes no lock that anybody waits for"
-    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", _LONGEST_WAIT)
+    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", _LONGEST_WAIT, kind="timing")
 
 
 async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:

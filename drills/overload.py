@@ -8,7 +8,6 @@ from typing import NamedTuple
 import httpx2
 
 from drills.broken import MODULE, wait_without_a_gate
-from drills.cluster import LateError
 from drills.drill import Drill, median, observe, percentile
 from drills.journal import Attempt
 from drills.scenarios import arrivals
@@ -120,7 +119,7 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
             low, knee = rate, Knee(rate, p99)
             case.figures = observe(attempts, attempts[0].ended, attempts[-1].ended)
     if not knee.rate:
-        raise LateError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
+        raise TimeoutError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
     drill.end(case)
     case.check("capacity, requests a second", knee.rate, ">", 0)
     case.check("p99 at capacity, s", knee.p99, ">", 0)
@@ -147,12 +146,15 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
         percentile(accepted, 0.99) / knee.p99,
         "<=",
         _SLOWDOWN,
+        kind="timing",
     )
     case.check("rejected in the peak", len(rejected), ">", 0)
-    case.check("median time to a rejection, s", median(rejected), "<", _REJECTION)
+    case.check("median time to a rejection, s", median(rejected), "<", _REJECTION, kind="timing")
     case.check("answered otherwise", len(inside) - len(accepted) - len(rejected), "=", 0)
-    case.check("time to recover, s", _time_to_recover(attempts, started + before + peak, knee), "<", _RECOVERY)
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
+    case.check(
+        "time to recover, s", _time_to_recover(attempts, started + before + peak, knee), "<", _RECOVERY, kind="timing"
+    )
+    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 
@@ -173,8 +175,8 @@ async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.marks.append(Mark(at, "slow", until))
     case.figures = observe(attempts, case.began, case.ended)
     case.check("rejected while it was slow", sum(a.status == 503 for a in attempts if at < a.begun < until), ">", 0)
-    case.check("time to recover, s", _time_to_recover(attempts, until, knee), "<", _RECOVERY)
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
+    case.check("time to recover, s", _time_to_recover(attempts, until, knee), "<", _RECOVERY, kind="timing")
+    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 
@@ -206,13 +208,13 @@ async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.figures = observe(attempts, case.began, case.ended)
     bodies = [end for end in ends if end.kind != "dripped head"]
     case.check("slow bodies not answered 408", sum(end.status != 408 for end in bodies), "=", 0)
-    case.check("longest life of a slow body, s", max(end.seconds for end in bodies), "<", 2.5)
-    case.check("longest life of a slow head, s", max(end.seconds for end in ends), "<", 6.0)
+    case.check("longest life of a slow body, s", max(end.seconds for end in bodies), "<", 2.5, kind="timing")
+    case.check("longest life of a slow head, s", max(end.seconds for end in ends), "<", 6.0, kind="timing")
     case.check("normal requests refused or failed", sum(a.shows_error for a in attempts), "=", 0)
     with_them = percentile((a.seconds for a in attempts if at < a.begun < until), 0.99)
     without = percentile((a.seconds for a in attempts if a.begun < at), 0.99)
-    case.check("p99 of normal requests, times that without them", with_them / without, "<=", _SLOWDOWN)
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ)
+    case.check("p99 of normal requests, times that without them", with_them / without, "<=", _SLOWDOWN, kind="timing")
+    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 

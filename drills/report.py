@@ -21,6 +21,8 @@ def summarize(drill: Drill) -> dict[str, Any]:
     return {
         "drill": drill.name,
         "passed": drill.passed,
+        "attempts": 1 if drill.first_attempt is None else 2,
+        "broken_off": drill.broken_off,
         "not_run": drill.not_run,
         "short": drill.short,
         "seed": drill.seed,
@@ -82,6 +84,12 @@ def write_total(drills: Sequence[Drill]) -> str:
     told = "".join(f"\n  not run: {what}" for what in left_out)
     failed = len(drills) - passed - not_run
     cases = f"{len(left_out)} of {sum(len(drill.cases) for drill in drills)} cases not run"
+    again = [drill.name for drill in drills if drill.first_attempt is not None]
+    told += (
+        f"\n  second attempts: {len(again)} ({', '.join(again)}); the first failed, see NAME-first.html"
+        if again
+        else ""
+    )
     return f"{len(drills)} drills: {passed} passed, {failed} failed, {not_run} not run; {cases}{told}\n"
 
 
@@ -100,6 +108,9 @@ def write_html(drill: Drill) -> str:
         f"{', short form' if drill.short else ''}.</p>"
     )
     parts += [f"<p>{escape(drill.warning.capitalize())}.</p>"] if drill.warning else []
+    parts += [f'<p class="bad">Broken off: {escape(drill.broken_off)}.</p>'] if drill.broken_off else []
+    if drill.first_attempt is not None:
+        parts.append(f'<p>A second attempt: <a href="{drill.name}-first.html">the first</a> failed.</p>')
     drawn = {timeline.title: "\n".join(draw(timeline)) for timeline in drill.timelines}
     for case in drill.cases:
         parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
@@ -127,10 +138,16 @@ def _write_whole(drill: Drill) -> list[str]:
 
 def _table(title: str, checks: list[Check]) -> str:
     rows = [
-        [check.what, f"{check.measured:,g}", f"{check.comparison} {check.limit:,g}", "pass" if check.holds else "FAIL"]
+        [
+            check.what,
+            check.kind,
+            f"{check.measured:,g}",
+            f"{check.comparison} {check.limit:,g}",
+            "pass" if check.holds else "FAIL",
+        ]
         for check in checks
     ]
-    return write_table(title, ["Check", "Measured", "Limit", ""], rows)
+    return write_table(title, ["Check", "Kind", "Measured", "Limit", ""], rows)
 
 
 def write_tables(reports: Sequence[dict[str, Any]]) -> str:
@@ -174,8 +191,17 @@ def _write_cells(case: dict[str, Any]) -> list[str]:
 
 
 def remove_files(drill: Drill, folder: Path) -> None:
+    """Remove what an earlier run left, but not the report of this one's first attempt."""
     for kind in ("json", "html"):
         (folder / f"{drill.name}.{kind}").unlink(missing_ok=True)
+        if drill.first_attempt is None:
+            (folder / f"{drill.name}-first.{kind}").unlink(missing_ok=True)
+
+
+def keep_files(drill: Drill, folder: Path) -> None:
+    """Keep the report of a first attempt beside that of the second."""
+    for kind in ("json", "html"):
+        (folder / f"{drill.name}.{kind}").rename(folder / f"{drill.name}-first.{kind}")
 
 
 def write_files(drill: Drill, folder: Path) -> None:

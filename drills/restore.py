@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import asyncpg
 
-from drills.cluster import Cluster, DrillError, free_ports, until
+from drills.cluster import Cluster, DrillError
 from drills.drill import Case, Drill, observe
 from drills.journal import Attempt, cut, reconcile
 from drills.scenarios import writers
 from drills.stage import Stage
 from drills.timeline import Mark
+from tools.polling import until
 
 RESTORED = "restored"
 """The one instance of the second cluster; a real one would then clone its standbys, as any new cluster does."""
@@ -90,7 +91,7 @@ class Store:
         data = cluster._data(RESTORED)
         shutil.rmtree(data, ignore_errors=True)
         await asyncio.to_thread(shutil.copytree, self.base, data)
-        cluster.ports[RESTORED] = free_ports(1)[0]
+        cluster.choose_ports([RESTORED])
         cluster._configure(RESTORED, leader=None)
         # Its own writes wait for nobody, and must not go into the archive that it came from.
         lines = ["synchronous_standby_names = ''", "archive_mode = off", *settings]
@@ -198,7 +199,7 @@ async def _restore(
         await _judge(case, stage, attempts, marker)
         drill.say(f"{marker.name}: restored in {seconds:.1f} s")
     drill.end(case)
-    case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT)
+    case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT, kind="timing")
     case.explanation += f": {longest:.1f} s at most, for {megabytes:.0f} MB and {fetched} segments of WAL fetched"
 
 

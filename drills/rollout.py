@@ -116,7 +116,7 @@ async def _read_status(reader: asyncio.StreamReader) -> int:
 
 def _check_stop(case: Case) -> None:
     longest = max(mark.until - mark.at for mark in case.marks)
-    case.check("longest time from SIGTERM to the end of the process, s", longest, "<", _STOP)
+    case.check("longest time from SIGTERM to the end of the process, s", longest, "<", _STOP, kind="timing")
 
 
 async def _control(drill: Drill, stage: Stage) -> None:

@@ -13,12 +13,12 @@ import trustme
 
 from drills import tls
 from drills.broken import MODULE, forget_the_former_password, read_the_authority_once, read_the_password_once
-from drills.cluster import LateError, until
 from drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from drills.journal import Attempt
 from drills.scenarios import visitors, writers
 from drills.stage import Stage
 from drills.timeline import Mark
+from tools.polling import until
 
 _HOST = "localhost"
 """What the certificates are for: the service verifies the name as well."""
@@ -188,7 +188,7 @@ async def _play(play: Play) -> None:
 def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt]) -> None:
     case.figures = observe(attempts, case.began, case.ended)
     case.check("requests failed", case.figures.errors, "=", 0)
-    case.check("longest answer, s", case.figures.longest_answer_s, "<", LONGEST_ANSWER)
+    case.check("longest answer, s", case.figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
     drill.draw(case, attempts)
 
 
@@ -200,7 +200,7 @@ async def _lose_all(play: Play, case: Case, what: str) -> None:
     async def are_made() -> bool:
         return await play.count_connections(at) > 0
 
-    with contextlib.suppress(LateError):  # the check tells of it
+    with contextlib.suppress(TimeoutError):  # the check tells of it
         await until(are_made, f"connections are made with {what}", _CONNECT * case.patience)
     case.check(f"connections made with {what}", await play.count_connections(at), ">", 0)
     await asyncio.sleep(0.3 if play.drill.short else 2)

@@ -16,9 +16,10 @@ from typing import Self
 import httpx2
 
 from drills import ROOT
-from drills.cluster import Cluster, DrillError, LateError, read_to_the_end, until
+from drills.cluster import Cluster, DrillError, read_to_the_end
 from drills.journal import Attempt, Verdict, read_journal, reconcile
 from drills.relay import Relay
+from tools.polling import until
 
 _LISTENING = re.compile(r'"port":(\d+),"operators_port":(\d+),"event":"listening"')
 _CUT_OFF = 1
@@ -263,7 +264,7 @@ class Stage:
         try:
             await self.cluster.until_whole()
             await self.cluster.until_same()
-        except LateError as error:
+        except TimeoutError as error:
             # A standby that has diverged can never follow: what it holds is not known, and no busy machine explains it.
             raise DrillError(str(error)) from error
 

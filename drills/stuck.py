@@ -21,7 +21,7 @@ from drills.broken import (
     stamp_goals_itself,
     wait_without_time_limits,
 )
-from drills.cluster import DrillError, until
+from drills.cluster import DrillError
 from drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from drills.journal import ADD, Attempt
 from drills.overload import PACE, set_pace
@@ -29,6 +29,7 @@ from drills.scenarios import visitors, writers
 from drills.stage import Replica, Stage
 from drills.timeline import Mark
 from goals.limits import Limits
+from tools.polling import until
 
 _RECOVERY = 1.0
 _BRIEF, _OUTAGE = 0.7, 1.7
@@ -202,15 +203,16 @@ def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt], fault: Fault) 
     end = case.healed or case.marks[-1].until
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > end), default=float("inf"))
     errors = [a.begun for a in attempts if a.shows_error and case.began <= a.ended < case.ended]
-    case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY)
+    case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY, kind="timing")
     if not drill.short:  # whose cases end before a late answer would come
         case.check(
             "time from its end to the last request that was shown an error, s",
             max([end, *errors]) - end,
             "<",
             _RECOVERY,
+            kind="timing",
         )
-    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER)
+    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
     case.check("errors shown", figures.errors, ">" if fault.errors == "always" else "=", 0)
     drill.draw(case, attempts)
 

@@ -15,7 +15,7 @@ import gevent
 from gevent import get_hub, getcurrent, socket, ssl as gevent_ssl
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from loadtest.scenario import Request, Target
+from loadtest.scenario import Request, Target, add_header
 
 SWEEP_SECONDS = 0.1
 """How late a timeout may be noticed."""
@@ -24,6 +24,8 @@ _LONGEST_PAUSE = 1.0
 _FIRST_PAUSE = 0.01
 _CHUNK = 65536
 _LONGEST_HEAD = 65536
+LONGEST_BODY = 8 * 2**20
+"""Bytes of a response body; a longer one is a failure, as every user keeps its response in memory."""
 
 
 class Response:
@@ -58,8 +60,10 @@ def _find_header(head: bytes, name: str) -> str | None:
 
 def encode(request: Request, target: Target) -> bytes:
     """The request as it goes over the wire (RFC 9112)."""
-    headers = {"Host": target.authority, "User-Agent": "goals-loadtest", **request.headers}
-    if request.body or request.method in {"POST", "PATCH"}:
+    headers = dict(request.headers)
+    add_header(headers, "Host", target.authority)
+    add_header(headers, "User-Agent", "goals-loadtest")
+    if request.body or request.method in {"POST", "PATCH", "PUT"}:
         headers["Content-Length"] = str(len(request.body))
     lines = [f"{request.method} {request.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode() + request.body
@@ -134,6 +138,7 @@ class Client:
     _head: bytes
     _in_head: bool
     _chunks: list[bytes]
+    _length: int
     _error: str | None
     _received: int
 
@@ -148,11 +153,17 @@ class Client:
         self._watcher: Any = None
         self._switch_to_hub = get_hub().switch
         self._loop = get_hub().loop
+        self._has_body = True
+        self._parser_is_used_up = False
         self._reset()
         connector.clients.add(self)
 
-    def request(self, wire: bytes) -> Response:
-        """Send the encoded request and wait for its answer; errors come back in the response, none is raised."""
+    def request(self, wire: bytes, *, has_body: bool = True) -> Response:
+        """Send the encoded request and wait for its answer; errors come back in the response, none is raised.
+
+        `has_body` says whether an answer may have one: that to a HEAD has none, whatever it says of its length.
+        """
+        self._has_body = has_body
         self._wake = getcurrent().switch
         self._reset()
         self.begun = begun = perf_counter()
@@ -212,10 +223,14 @@ class Client:
             self._tls = None
             raw = connection._sock  # noqa: SLF001  gevent's own methods would wait
             self._send, self._receive = raw.send, raw.recv
-        self._parser = HttpResponseParser(self)
-        self._feed = self._parser.feed_data
+        self._make_parser()
         self._watcher = self._loop.io(connection.fileno(), 1)
         self._watcher.start(self._on_readable)
+
+    def _make_parser(self) -> None:
+        self._parser = HttpResponseParser(self)
+        self._feed = self._parser.feed_data
+        self._parser_is_used_up = False
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -225,11 +240,14 @@ class Client:
             self._connection = None
 
     def _reset(self) -> None:
+        if self._parser_is_used_up:
+            self._make_parser()
         self._done = False
         self._error = None
         self._head = b""
         self._in_head = True
         self._chunks = []
+        self._length = 0
         self._received = 0
 
     def _on_readable(self) -> None:
@@ -263,7 +281,10 @@ class Client:
         except (HttpParserError, HttpParserUpgrade) as error:
             self.fail(f"not HTTP/1.1: {error}")
             return
-        if self._done:
+        if self._length > LONGEST_BODY:
+            self._done = False
+            self.fail(f"a body of more than {LONGEST_BODY // 2**20} MiB")
+        elif self._done:
             self._finish()
         elif self._in_head and len(self._head) > _LONGEST_HEAD:
             self.fail(f"a head of more than {_LONGEST_HEAD // 1024} KiB")
@@ -291,11 +312,19 @@ class Client:
         if self._done:
             raise ValueError("a second answer to one request")
         self._in_head = False
+        if not self._has_body and (status := self._parser.get_status_code()) >= 200:  # noqa: PLR2004  see below
+            # llhttp cannot be told: it waits for the body, so the next answer gets a parser of its own.
+            self._status, self._keep, self._done = status, self._parser.should_keep_alive(), True
+            self._parser_is_used_up = True
 
     def on_body(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
+        self._length += len(chunk)
+        if self._length <= LONGEST_BODY:  # what is beyond is a failure, as soon as the parser returns
+            self._chunks.append(chunk)
 
     def on_message_complete(self) -> None:
+        if self._done:  # the answer to a HEAD, without a length
+            return
         status = self._parser.get_status_code()
         if status < 200:  # noqa: PLR2004  an interim answer (RFC 9110, 15.2): the real one follows
             self._head = self._head.partition(b"\r\n\r\n")[2]

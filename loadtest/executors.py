@@ -7,24 +7,39 @@ from itertools import accumulate, pairwise
 from math import ceil, sqrt
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|s|m|h))+", re.ASCII)
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h|d)")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+")
 
 
 def parse_duration(value: object) -> float:
-    """Seconds of a duration as k6 and Go write it: `500ms`, `30s`, `1m30s`."""
+    """Seconds of a duration as k6 and Go write it: `500ms`, `30s`, `1m30s`, `1d`."""
     if isinstance(value, str) and _DURATION.fullmatch(value):
-        return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(ms|s|m|h)", value))
-    raise ValueError('a duration is text such as "500ms", "30s" or "1m30s"')
+        return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
+    message = f'a duration is text such as "500ms", "30s", "1m30s" or "1d", not {value!r}'
+    if not isinstance(value, bool) and re.fullmatch(r"[0-9.]+", str(value)):
+        message += f'; k6 takes a bare number as milliseconds: write "{value}ms" for that'
+    raise ValueError(message)
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0, le=7 * 86400)]
+def parse_unit(value: object) -> float:
+    seconds = parse_duration(value)
+    if seconds < _SHORTEST_UNIT:
+        raise ValueError(f'the shortest `timeUnit` is "1ms", not {value!r}')
+    return seconds
+
+
+_SHORTEST_UNIT = 0.001
+
+Span = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=7 * 86400)]
+"""A duration that may be 0."""
+Duration = Annotated[Span, Field(gt=0)]
 Users = Annotated[int, Field(ge=1, le=50_000)]
 """In an open model, those made at most: an arrival that finds none of them free is a dropped iteration."""
 Rate = Annotated[float, Field(gt=0, le=1_000_000)]
-"""Iterations a second, over all processes."""
+"""Iterations in a `timeUnit`, which is a second where it is not given, over all processes."""
 
 
 class Strict(BaseModel):
@@ -34,16 +49,44 @@ class Strict(BaseModel):
 
 
 class VusStage(Strict):
-    duration: Duration
+    duration: Span
     target: Annotated[int, Field(ge=0, le=50_000)]
 
 
 class RateStage(Strict):
-    duration: Duration
+    duration: Span
     target: Annotated[float, Field(ge=0, le=1_000_000)]
 
 
-class ConstantVus(Strict):
+_NOT_PLAYED = {
+    "gracefulStop": "--stop-timeout says how long iterations may still take at the end of a run",
+    "gracefulRampDown": "a user that has to go finishes its iteration, for as long as --stop-timeout says",
+    "startTime": "every scenario starts with the run; put a stage with the starting target first",
+    "exec": "[[task]] says what an iteration does",
+    "env": "values of an iteration come from `save` and `${uuid}`",
+    "tags": "metrics are narrowed by name, method, expected_response and check",
+    "options": "there is no browser to set",
+    "iterations": "a run has a duration",
+    "maxDuration": "a run has a duration",
+}
+"""What k6 has for any of its executors and this does not, with what there is instead."""
+
+
+class Executor(Strict):
+    """What the executors share: k6's names as well as ours, and what of k6 is not played is named as such."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_played(cls, content: object) -> object:
+        for option, instead in _NOT_PLAYED.items():
+            if isinstance(content, dict) and option in content:
+                raise ValueError(f"k6's `{option}` is not played: {instead}")
+        return content
+
+
+class ConstantVus(Executor):
     """A closed loop: each user sends its next request when the last was answered."""
 
     executor: Literal["constant-vus"]
@@ -58,11 +101,11 @@ class ConstantVus(Strict):
         return self.vus
 
 
-class RampingVus(Strict):
-    """A closed loop whose number of users goes in straight lines from stage to stage; at least one user stays."""
+class RampingVus(Executor):
+    """A closed loop whose number of users goes in straight lines from stage to stage; one of 0 s is a jump."""
 
     executor: Literal["ramping-vus"]
-    start_vus: Users = 1
+    start_vus: Annotated[int, Field(alias="startVUs", ge=0, le=50_000)] = 1
     stages: Annotated[list[VusStage], Field(min_length=1)]
 
     @property
@@ -72,41 +115,55 @@ class RampingVus(Strict):
     def count_users(self, at: float) -> int:
         ends = list(accumulate((stage.duration for stage in self.stages), initial=0.0))
         levels = [self.start_vus, *(stage.target for stage in self.stages)]
-        place = min(bisect(ends, at), len(self.stages)) - 1
-        share = min((at - ends[place]) / self.stages[place].duration, 1)
-        return max(round(levels[place] + (levels[place + 1] - levels[place]) * share), 1)
+        place = bisect(ends, at) - 1
+        if place == len(self.stages):
+            return levels[-1]
+        share = (at - ends[place]) / self.stages[place].duration
+        return round(levels[place] + (levels[place + 1] - levels[place]) * share)
 
 
-class ConstantArrivalRate(Strict):
+class Arrivals(Executor):
+    """What the open models share: the unit of their rates, and how many users they make at most."""
+
+    time_unit: Annotated[float, BeforeValidator(parse_unit), Field(alias="timeUnit", le=86400)] = 1.0
+    pre_allocated_vus: Annotated[int | None, Field(alias="preAllocatedVUs", ge=0, le=50_000)] = None
+    """Users are made when they are needed; as in k6, this many are all there are where `max_vus` is not given."""
+    max_vus: Annotated[Users | None, Field(alias="maxVUs")] = None
+
+    @property
+    def most_users(self) -> int:
+        return self.max_vus or self.pre_allocated_vus or 1000
+
+
+class ConstantArrivalRate(Arrivals):
     """An open model: iterations start when they are due, whether or not the earlier ones are answered."""
 
     executor: Literal["constant-arrival-rate"]
     rate: Rate
     duration: Duration
-    max_vus: Users = 1000
 
     @property
     def seconds(self) -> float:
         return self.duration
 
     def arrivals(self, part: int = 0, parts: int = 1) -> Iterator[float]:
-        return _plan_arrivals([self.rate, self.rate], [self.duration], part, parts)
+        rate = self.rate / self.time_unit
+        return _plan_arrivals([rate, rate], [self.duration], part, parts)
 
 
-class RampingArrivalRate(Strict):
+class RampingArrivalRate(Arrivals):
     """An open model whose rate goes in straight lines from stage to stage."""
 
     executor: Literal["ramping-arrival-rate"]
-    start_rate: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
+    start_rate: Annotated[float, Field(alias="startRate", ge=0, le=1_000_000)] = 0.0
     stages: Annotated[list[RateStage], Field(min_length=1)]
-    max_vus: Users = 1000
 
     @property
     def seconds(self) -> float:
         return sum(stage.duration for stage in self.stages)
 
     def arrivals(self, part: int = 0, parts: int = 1) -> Iterator[float]:
-        rates = [self.start_rate, *(stage.target for stage in self.stages)]
+        rates = [rate / self.time_unit for rate in (self.start_rate, *(stage.target for stage in self.stages))]
         return _plan_arrivals(rates, [stage.duration for stage in self.stages], part, parts)
 
 
@@ -118,6 +175,8 @@ def _plan_arrivals(rates: list[float], durations: list[float], part: int, parts:
     """
     begin, served = 0.0, 0.0
     for (first, last), duration in zip(pairwise(rates), durations, strict=True):
+        if not duration:  # a jump
+            continue
         area = (first + last) / 2 * duration
         slope = (last - first) / duration
         number = part + parts * max(ceil((served - part) / parts), 0)

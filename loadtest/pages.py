@@ -13,6 +13,7 @@ dt { color: var(--text); font-size: 13px } dd { margin: 0; font-weight: 600 }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }
 td, th { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--grid) }
 td:first-child, th:first-child { text-align: left }
+.wide { overflow-x: auto } p { overflow-wrap: anywhere }
 .bad { color: var(--bad); font-weight: 600 } .warn { color: var(--warn) }
 """
 
@@ -37,7 +38,7 @@ def write_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]])
         "<tr>" + "".join(f"<td{' class=bad' if cell == 'FAIL' else ''}>{escape(cell)}</td>" for cell in row) + "</tr>"
         for row in rows
     )
-    return f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{body}</table>"
+    return f'<h2>{escape(title)}</h2><div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def write_markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

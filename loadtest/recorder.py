@@ -2,10 +2,11 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import ceil, exp, inf, log
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 GROWTH = 1.02
 """Each bucket of a histogram is 2 % wider than the one before: a value read from it is within 1 %, at any scale."""
@@ -120,19 +121,67 @@ class Counter:
 Metric = Trend | Rate | Counter
 
 
-class Series:
-    """The requests of one step: what came since the last fold, and a trend of everything before it."""
+def join(trends: Iterable[Trend]) -> Trend:
+    whole = Trend()
+    for trend in trends:
+        whole.merge(trend)
+    return whole
 
-    __slots__ = ("failed", "fresh", "fresh_failed", "method", "name", "received", "trend")
+
+class Series:
+    """The requests of one name and method: those since the last flush, and the trends of everything before it.
+
+    Expected and failed requests are kept apart, as k6's tag `expected_response` tells them apart.
+    """
+
+    __slots__ = (
+        "expected",
+        "failed",
+        "fresh",
+        "fresh_bytes",
+        "fresh_errors",
+        "fresh_failed",
+        "is_foreign",
+        "method",
+        "name",
+        "received",
+    )
 
     def __init__(self, name: str, method: str) -> None:
         self.name = name
         self.method = method
+        self.is_foreign = False
+        """Whether Locust's own figures have these requests already."""
         self.fresh = Trend()
-        self.fresh_failed = 0
+        self.fresh_failed = Trend()
+        self.fresh_errors: dict[str, int] = defaultdict(int)
+        self.fresh_bytes = 0
+        """Bytes of response bodies, which is what Locust calls a request's size."""
         self.received = 0
-        self.trend = Trend()
-        self.failed = 0
+        self.expected = Trend()
+        self.failed = Trend()
+
+    def add(self, seconds: float, failure: str | None, size: int) -> None:
+        self.fresh_bytes += size
+        if failure is None:
+            self.fresh.add(seconds)
+        else:
+            self.fresh_failed.add(seconds)
+            self.fresh_errors[failure] += 1
+
+    @property
+    def trend(self) -> Trend:
+        return join((self.expected, self.failed))
+
+
+class Fresh(NamedTuple):
+    """What came to a series since the last flush."""
+
+    series: Series
+    trend: Trend
+    failed: int
+    errors: dict[str, int]
+    size: int
 
 
 @dataclass
@@ -160,7 +209,8 @@ class Recorder:
     """
 
     def __init__(self) -> None:
-        self.series: dict[str, Series] = {}
+        self.series: dict[tuple[str, str], Series] = {}
+        """By name and method."""
         self.checks: dict[str, Rate] = {}
         self.errors: dict[str, int] = defaultdict(int)
         self.service = Trend()
@@ -168,6 +218,8 @@ class Recorder:
         self.iterations = 0
         self.dropped = 0
         self.interrupted = 0
+        self.foreign = 0
+        """Requests that other clients than ours have made, of whose connections nothing is known."""
         self.sent_seconds = 0.0
         self.user_seconds = 0.0
         self.vus = 0
@@ -196,12 +248,12 @@ class Recorder:
     # Filled by the users.
 
     def add_series(self, name: str, method: str) -> Series:
-        return self.series.setdefault(name, Series(name, method))
+        return self.series.get((name, method)) or self.series.setdefault((name, method), Series(name, method))
 
     def add_check(self, name: str) -> Rate:
         return self.checks.setdefault(name, Rate())
 
-    def shift(self, change: int) -> None:
+    def adjust_active_users(self, change: int) -> None:
         """Note that a user starts (1) or stops (-1) to work: begins or ends its iterations, or pauses between them."""
         self._advance()
         self._at_work += change
@@ -230,22 +282,30 @@ class Recorder:
 
     # Read while the run goes on.
 
-    def fold(self) -> Iterator[tuple[Series, Trend, int]]:
-        """Move what is fresh into the trends and the timeline; yields each series with its fresh trend and failures."""
+    def flush(self) -> Iterator[Fresh]:
+        """Move what is fresh into the trends and the timeline, and yield it, for each series that has any."""
         self._advance()
         slot = self._slot(int(self._changed))
         slot.user_seconds += self._slot_user_seconds
         self._slot_user_seconds = 0.0
         for series in self.series.values():
-            fresh, failed = series.fresh, series.fresh_failed
-            if not fresh.count:
+            expected, failed, errors, size = series.fresh, series.fresh_failed, series.fresh_errors, series.fresh_bytes
+            if not expected.count and not failed.count:
                 continue
-            series.fresh, series.fresh_failed = Trend(), 0
-            series.trend.merge(fresh)
-            series.failed += failed
+            series.fresh, series.fresh_failed, series.fresh_errors, series.fresh_bytes = (
+                Trend(),
+                Trend(),
+                defaultdict(int),
+                0,
+            )
+            series.expected.merge(expected)
+            series.failed.merge(failed)
+            for error, count in errors.items():
+                self.errors[f"{series.name}: {error}"] += count
+            fresh = join((expected, failed))
             slot.trend.merge(fresh)
-            slot.failed += failed
-            yield series, fresh, failed
+            slot.failed += failed.count
+            yield Fresh(series, fresh, failed.count, errors, size)
 
     def _slot(self, second: int) -> Slot:
         place = second - second % self.width
@@ -260,16 +320,16 @@ class Recorder:
         for second, slot in old.items():
             self.timeline.setdefault(second - second % width, Slot()).merge(slot)
 
-    def metric(self, name: str, tag: str | None = None) -> Metric:
-        """The metric of k6's name, or ours; `tag` is the name of a step or of a check.
+    def metric(self, name: str, tags: Mapping[str, str] = MappingProxyType({})) -> Metric:
+        """The metric of k6's name, or ours, of what all the tags fit.
 
-        Raises a `KeyError` for a name that there is not; about an unknown tag nothing was measured.
+        Raises a `KeyError` for a name that there is not; about tags that nothing has, nothing was measured.
         """
         if name == "checks":
-            checks = [check for key, check in self.checks.items() if tag in {None, key}]
+            checks = [check for key, check in self.checks.items() if tags.get("check", key) == key]
             return Rate(sum(check.passes for check in checks), sum(check.fails for check in checks))
         if name in {"http_req_duration", "http_req_failed", "http_reqs"}:
-            return self._requests(name, [series for key, series in self.series.items() if tag in {None, key}])
+            return self._requests(name, tags)
         if name in {"http_req_service", "http_req_connecting"}:
             return self.service if name == "http_req_service" else self.connecting
         counts = {
@@ -281,16 +341,19 @@ class Recorder:
         }
         return Counter(counts[name], self.seconds)
 
-    def _requests(self, name: str, chosen: list[Series]) -> Metric:
-        count, failed = sum(series.trend.count for series in chosen), sum(series.failed for series in chosen)
-        if name == "http_reqs":
-            return Counter(count, self.seconds)
-        if name == "http_req_failed":
-            return Rate(failed, count - failed)
-        total = Trend()
-        for series in chosen:
-            total.merge(series.trend)
-        return total
+    def _requests(self, name: str, tags: Mapping[str, str]) -> Metric:
+        chosen = [
+            series
+            for (step, method), series in self.series.items()
+            if tags.get("name", step) == step and tags.get("method", method) == method
+        ]
+        wanted = tags.get("expected_response")
+        expected = [series.expected for series in chosen if wanted != "false"]
+        failed = [series.failed for series in chosen if wanted != "true"]
+        if name == "http_req_duration":
+            return join((*expected, *failed))
+        passes, fails = sum(trend.count for trend in expected), sum(trend.count for trend in failed)
+        return Rate(fails, passes) if name == "http_req_failed" else Counter(passes + fails, self.seconds)
 
     @property
     def age(self) -> float:
@@ -303,21 +366,21 @@ class Recorder:
         return max(self.ended - self.started, 0.0)
 
     @property
-    def little(self) -> float | None:
+    def littles_law_ratio(self) -> float | None:
         """Seconds of requests over seconds of users at work; `None` where nobody worked."""
         return self.sent_seconds / self.user_seconds if self.user_seconds else None
 
     # Sent from process to process.
 
-    _SUMS = ("iterations", "dropped", "interrupted", "sent_seconds", "user_seconds")
+    _SUMS = ("iterations", "dropped", "interrupted", "foreign", "sent_seconds", "user_seconds")
 
     def drain(self) -> dict[str, Any]:
-        """What was measured since the last drain, as plain data; the recorder forgets it. Call `fold` first."""
+        """What was measured since the last drain, as plain data; the recorder forgets it. Call `flush` first."""
         report = {
-            "series": {
-                name: [series.method, series.trend.dump(), series.failed, series.received]
-                for name, series in self.series.items()
-            },
+            "series": [
+                [series.name, series.method, series.expected.dump(), series.failed.dump(), series.received]
+                for series in self.series.values()
+            ],
             "checks": {name: [check.passes, check.fails] for name, check in self.checks.items()},
             "errors": dict(self.errors),
             "service": self.service.dump(),
@@ -333,7 +396,7 @@ class Recorder:
             ],
         }
         for series in self.series.values():
-            series.trend, series.failed, series.received = Trend(), 0, 0
+            series.expected, series.failed, series.received = Trend(), Trend(), 0
         for check in self.checks.values():
             check.passes = check.fails = 0
         self.errors.clear()
@@ -345,10 +408,10 @@ class Recorder:
 
     def merge(self, report: dict[str, Any], source: str) -> None:
         """Add what another process drained; `source` tells the processes apart."""
-        for name, (method, trend, failed, received) in report["series"].items():
+        for name, method, expected, failed, received in report["series"]:
             series = self.add_series(name, method)
-            series.trend.merge(Trend.load(trend))
-            series.failed += failed
+            series.expected.merge(Trend.load(expected))
+            series.failed.merge(Trend.load(failed))
             series.received += received
         for name, (passes, fails) in report["checks"].items():
             check = self.add_check(name)

@@ -1,6 +1,7 @@
 """What a run says: one line while it goes on, and at its end a terminal summary, k6-shaped JSON and an HTML page."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 
 from loadtest import charts
 from loadtest.pages import write_page, write_table
-from loadtest.recorder import GROWTH, Counter, Metric, Rate, Recorder, Trend, middle
+from loadtest.recorder import GROWTH, Counter, Metric, Rate, Recorder, Series, Trend, middle
 from loadtest.thresholds import AGGREGATES, ERROR, FAILED, PASSED, Outcome
 
 BUSIEST = 0.90
@@ -21,13 +22,14 @@ LITTLE = (0.95, 1.05)
 
 _STATISTICS = ("avg", "min", "med", "max", "p(90)", "p(95)", "p(99)")
 _TREND_NAMES = {name for name, aggregates in AGGREGATES.items() if "p(N)" in aggregates}
+_RATE_NAMES = {name for name, aggregates in AGGREGATES.items() if aggregates == ("rate",)}
 _ON_FAILURE = frozenset({"http_req_failed", "checks"})
 _BUCKETS_DRAWN = 80
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended; `problems` make it invalid, `warnings` want to be known."""
+    """How a run ended; `problems` make it invalid, the most telling first, `warnings` want to be known."""
 
     outcomes: Sequence[Outcome]
     problems: Sequence[str]
@@ -43,9 +45,35 @@ class Verdict:
     def text(self) -> str:
         return {PASSED: "passed", ERROR: "invalid", FAILED: "failed"}[self.exit_code]
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why the run did not pass, such as `p95 383 ms, limit 250 ms`."""
+        return [*self.problems, *(_give_reason(outcome) for outcome in self.outcomes if not outcome.ok)]
 
-def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[str] = ()) -> Verdict:
-    """Weigh what was measured; `problems` are those that the run itself has met."""
+
+def find_no_connection(recorder: Recorder) -> str | None:
+    """Why nothing was reached, where no request of the whole run had a connection."""
+    failed = recorder.metric("http_req_failed")
+    if recorder.connecting.count or recorder.foreign or not failed.count or failed.aggregate("rate") != 1:
+        return None
+    causes: dict[str, int] = {}
+    names = tuple(f"{name}: " for name, _ in recorder.series)
+    for error, count in recorder.errors.items():
+        cause = next(error.removeprefix(name) for name in names if error.startswith(name))
+        causes[cause] = causes.get(cause, 0) + count
+    told = ", ".join(f"{cause} ({count:,} times)" for cause, count in sorted(causes.items()))
+    return f"no connection was made, so nothing is judged: {told}"
+
+
+def judge(
+    recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[str] = (), *, waits: bool = False
+) -> Verdict:
+    """Weigh what was measured; `problems` are those that the run itself has met.
+
+    `waits` says that users may have waits of their own between their requests, of which Little's law knows nothing.
+    """
+    if cause := find_no_connection(recorder):
+        return Verdict([], [cause, *problems], [])
     found, warnings = list(problems), []
     failed = recorder.metric("http_req_failed")
     if not failed.count:
@@ -56,14 +84,20 @@ def judge(recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[st
             f"every request failed ({failed.count:,}), and no threshold is about that: "
             "set one on http_req_failed or checks"
         )
+    elif all(outcome.ok for outcome in outcomes):
+        found += [
+            f"the check `{name}` failed every time ({check.fails:,}), and no threshold is about that"
+            for name, check in recorder.checks.items()
+            if check.fails and not check.passes
+        ]
     if recorder.busy > BUSIEST:
         found.append(
             f"the load generator was busy {recorder.busy:.0%} of the time (limit {BUSIEST:.0%}; it used "
             f"{recorder.cpu:.0%} of a core and waited for one the rest): the figures are its own, not the service's; "
             "use --processes, fewer users or a machine with more to spare"
         )
-    little = recorder.little
-    if little is not None and not LITTLE[0] <= little <= LITTLE[1]:
+    little = recorder.littles_law_ratio
+    if little is not None and not waits and not LITTLE[0] <= little <= LITTLE[1]:
         warnings.append(
             f"Little's law: latencies account for {little:.2f} of the users' time "
             f"(expected {LITTLE[0]}-{LITTLE[1]}): the generator adds waits of its own"
@@ -83,8 +117,8 @@ def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: st
     selectors = dict.fromkeys([*AGGREGATES, *(outcome.threshold.selector for outcome in verdict.outcomes)])
     tags = {outcome.threshold.selector: outcome.threshold for outcome in verdict.outcomes}
     for selector in selectors:
-        name, tag = (tags[selector].metric, tags[selector].tag) if selector in tags else (selector, None)
-        metric = recorder.metric(name, tag)
+        name = tags[selector].metric if selector in tags else selector
+        metric = recorder.metric(name, tags[selector].tags if selector in tags else {})
         if metric.count or selector in tags or name in {"http_reqs", "checks", "iterations"}:
             metrics[selector] = _describe(metric)
     for outcome in verdict.outcomes:
@@ -107,18 +141,22 @@ def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: st
             "exit_code": verdict.exit_code,
             "problems": list(verdict.problems),
             "warnings": list(verdict.warnings),
-            "little": recorder.little,
+            "reasons": verdict.reasons,
+            "littles_law_ratio": recorder.littles_law_ratio,
             "users": recorder.user_seconds / recorder.seconds if recorder.seconds else 0.0,
             "cpu": recorder.cpu,
             "busy": recorder.busy,
             "errors": dict(sorted(recorder.errors.items())),
-            "steps": {name: _describe(series.trend)["values"] for name, series in recorder.series.items()},
+            "steps": {label: _describe(series.trend)["values"] for label, series in label_series(recorder).items()},
         },
     }
 
 
-def draw_progress(recorder: Recorder, at: float, total: float, users: int, before: Counter) -> str:
+def draw_progress(recorder: Recorder, at: float, total: float | None, users: int, before: Counter) -> str:
     """One line on how the run goes; `before` is `http_reqs` as the last line knew it."""
+    when = f"{at:4.0f} s" if total is None else f"{at:4.0f} of {total:.0f} s"
+    if cause := find_no_connection(recorder):
+        return f"{when}  {users} users  {cause}"
     requests, checks, failed = (recorder.metric(name) for name in ("http_reqs", "checks", "http_req_failed"))
     span = max(at - before.seconds, 0.001)
     latest = max(recorder.timeline, default=0)
@@ -128,7 +166,7 @@ def draw_progress(recorder: Recorder, at: float, total: float, users: int, befor
             recent.merge(recorder.timeline[second].trend)
     share = f"{checks.aggregate('rate'):.2%}" if checks.count else "none"
     return (
-        f"{at:4.0f} of {total:.0f} s  {users} users  {(requests.count - before.count) / span:,.0f} requests/s  "
+        f"{when}  {users} users  {(requests.count - before.count) / span:,.0f} requests/s  "
         f"p95 {recent.aggregate('p(95)'):.2f} ms  failed {failed.aggregate('rate'):.2%}  checks {share}"
     )
 
@@ -137,6 +175,7 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
     """The summary for a terminal."""
     own, metrics = summary["loadtest"], summary["metrics"]
     lines = ["", f"{own['scenario']} on {own['target']}", ""]
+    lines += [f"  {verdict.text}: {reason}" for reason in verdict.reasons[:1]]
     lines += [
         f"  {_mark(check)}  {check['name']}: {check['passes']:,} of {check['passes'] + check['fails']:,}"
         for check in summary["root_group"]["checks"]
@@ -145,7 +184,7 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
     lines += [f"  {name:.<38} {_show(metric)}" for name, metric in metrics.items()]
     steps = own["steps"].items() if len(own["steps"]) > 1 else ()
     lines += [f"    {name:.<36} {_show({'type': 'trend', 'values': values})}" for name, values in steps]
-    little = "none" if own["little"] is None else f"{own['little']:.3f}"
+    little = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
     lines.append(
         f"  users at work {own['users']:.1f} on average, {metrics['vus_max']['values']['value']} at most; "
         f"connections {_connections(summary)}; Little's law {little}; "
@@ -156,15 +195,15 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
         lines.append(f"  {'pass' if outcome.ok else 'FAIL'}  {_tell(outcome)}")
     lines += [f"  error: {error}, {count:,} times" for error, count in own["errors"].items()]
     lines += [f"  warning: {warning}" for warning in verdict.warnings]
-    lines += [f"  invalid: {problem}" for problem in verdict.problems]
-    lines += ["", f"  {verdict.text} (exit {verdict.exit_code})", ""]
+    because = f": {'; '.join(verdict.reasons)}" if verdict.reasons else ""
+    lines += ["", f"  {verdict.text} (exit {verdict.exit_code}){because}", ""]
     return "\n".join(lines)
 
 
 def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) -> str:
     """The report as one page that needs nothing else."""
     own = summary["loadtest"]
-    little = "none" if own["little"] is None else f"{own['little']:.3f}"
+    little = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
     facts = {
         "Requests": f"{summary['metrics']['http_reqs']['values']['count']:,}",
         "Requests/s": f"{summary['metrics']['http_reqs']['values']['rate']:,.1f}",
@@ -174,7 +213,7 @@ def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) ->
         "Little's law": little,
         "Generator's core": f"{own['cpu']:.0%} used, {own['busy']:.0%} wanted",
     }
-    notes = [f'<p class="bad">{escape(problem)}</p>' for problem in verdict.problems]
+    notes = [f'<p class="bad">{escape(reason)}</p>' for reason in verdict.reasons]
     notes += [f'<p class="warn">{escape(warning)}</p>' for warning in verdict.warnings]
     thresholds = [
         [outcome.threshold.selector, outcome.threshold.expression, _measured(outcome), "pass" if outcome.ok else "FAIL"]
@@ -288,6 +327,38 @@ def _mark(check: dict[str, Any]) -> str:
 def _connections(summary: dict[str, Any]) -> str:
     metrics = summary["metrics"]
     return f"{metrics['connections']['values']['count']:,}" if "connections" in metrics else "0"
+
+
+def label_series(recorder: Recorder) -> dict[str, Series]:
+    """The series by name, and by method and name where several methods share one."""
+    names = [name for name, _ in recorder.series]
+    return {
+        name if names.count(name) == 1 else f"{method} {name}": series
+        for (name, method), series in recorder.series.items()
+    }
+
+
+_BEYOND = {"<": "limit", "<=": "limit", ">": "wanted over", ">=": "at least"}
+
+
+def _give_reason(outcome: Outcome) -> str:
+    """Why a threshold does not hold: `p95 383 ms, limit 250 ms`, `checks 97.1 %, wanted over 99.9 %`."""
+    threshold = outcome.threshold
+    aggregate = re.sub(r"^p\((.+)\)$", r"p\1", threshold.aggregate)
+    subject = aggregate if threshold.selector == "http_req_duration" else f"{threshold.selector} {aggregate}"
+    if outcome.measured is None:
+        return f"{subject}: nothing was measured"
+    if threshold.metric in _RATE_NAMES:
+        subject = threshold.selector
+        measured, limit = f"{100 * outcome.measured:.4g} %", f"{100 * threshold.limit:.6g} %"
+    elif threshold.metric in _TREND_NAMES and threshold.aggregate != "count":
+        measured, limit = f"{outcome.measured:.3g} ms", f"{threshold.limit:g} ms"
+        if outcome.measured >= 1000:  # noqa: PLR2004  three digits would hide what is measured beyond them
+            measured = f"{outcome.measured:,.0f} ms"
+    else:
+        measured, limit = f"{outcome.measured:,.6g}", f"{threshold.limit:,g}"
+    sign = re.sub(r"[^<>=!]", "", threshold.expression)
+    return f"{subject} {measured}, {_BEYOND.get(sign, f'wanted {sign}')} {limit}"
 
 
 def _tell(outcome: Outcome) -> str:

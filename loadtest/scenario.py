@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import quote, urlencode, urlsplit
 
-from pydantic import Field, JsonValue, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import Field, JsonValue, StringConstraints, TypeAdapter, ValidationError, field_validator, model_validator
 
 from loadtest.checks import parse_check
-from loadtest.executors import Duration, Load, Open, Strict
+from loadtest.executors import Duration, Load, Open, Span, Strict
 from loadtest.thresholds import Threshold, parse_threshold
 
 FOLDER = Path(__file__).resolve().parent / "scenarios"
@@ -68,6 +68,12 @@ class Request(NamedTuple):
     body: bytes
 
 
+def add_header(headers: dict[str, str], name: str, value: str) -> None:
+    """Set a header where it is not there yet, in whatever case (RFC 9110, 5.1)."""
+    if name.lower() not in {given.lower() for given in headers}:
+        headers[name] = value
+
+
 class Source(NamedTuple):
     """Where a value is saved from: a header by name, or one of the body's matches at random."""
 
@@ -100,9 +106,12 @@ class Step(Strict):
     @field_validator("headers")
     @classmethod
     def _headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        seen: dict[str, str] = {}
         for name in headers:
             if name.lower() in _FRAMING:
                 raise ValueError(f"`{name}` cannot be chosen: it follows from the body")
+            if (other := seen.setdefault(name.lower(), name)) != name:
+                raise ValueError(f"`{other}` and `{name}` are the same header: its name has no case")
         return headers
 
     @field_validator("json_", mode="before")
@@ -157,10 +166,10 @@ class Step(Strict):
         body = b""
         if self.form is not None:
             body = urlencode({name: _fill(text, values) for name, text in self.form.items()}).encode()
-            headers.setdefault("Content-Type", "application/x-www-form-urlencoded")
+            add_header(headers, "Content-Type", "application/x-www-form-urlencoded")
         elif self.json_ is not None:
             body = json.dumps(_fill_json(self.json_, values)).encode()
-            headers.setdefault("Content-Type", "application/json")
+            add_header(headers, "Content-Type", "application/json")
         elif self.body is not None:
             body = _fill(self.body, values).encode()
         path = f"{target.path.rstrip('/')}{_fill(self.path, quoted)}" if self.path else target.path
@@ -188,7 +197,7 @@ class Condition(Strict):
 
     threshold: str
     abort_on_fail: bool = Field(default=False, alias="abortOnFail")
-    delay_abort: Duration | None = Field(default=None, alias="delayAbortEval")
+    delay_abort: Span = Field(default=0.0, alias="delayAbortEval")
 
     @model_validator(mode="before")
     @classmethod
@@ -216,11 +225,16 @@ class Scenario(Strict):
         for step in steps:
             if methods.setdefault(step.label, step.method) != step.method:
                 raise ValueError(f"two steps of different methods have the name `{step.label}`")
-        names = {"name": set(methods), "check": {name for step in steps for name in step.checks}}
+        known = {
+            "name": set(methods),
+            "check": {name for step in steps for name in step.checks},
+            "method": set(methods.values()),
+            "expected_response": {"true", "false"},
+        }
         for threshold in self.parse_thresholds():
-            known = names["check" if threshold.metric == "checks" else "name"]
-            if threshold.tag is not None and threshold.tag not in known:
-                raise ValueError(f"`{threshold.selector}` names no step or check of this scenario")
+            for tag, value in threshold.tags.items():
+                if value not in known[tag]:
+                    raise ValueError(f"`{threshold.selector}`: no step of this scenario has the {tag} `{value}`")
         if self.load.seconds < 1:
             raise ValueError("the load lasts less than a second")
         if self.pause and isinstance(self.load, Open):
@@ -228,16 +242,31 @@ class Scenario(Strict):
         return self
 
     def parse_thresholds(self) -> list[Threshold]:
-        return [
-            parse_threshold(
-                selector,
-                condition.threshold,
-                abort=condition.abort_on_fail,
-                delay=condition.delay_abort or 0.0,
-            )
-            for selector, conditions in self.thresholds.items()
-            for condition in conditions
-        ]
+        return _parse_thresholds(self.thresholds)
+
+
+def _parse_thresholds(thresholds: Mapping[str, list[Condition]]) -> list[Threshold]:
+    return [
+        parse_threshold(selector, condition.threshold, abort=condition.abort_on_fail, delay=condition.delay_abort)
+        for selector, conditions in thresholds.items()
+        for condition in conditions
+    ]
+
+
+_CONDITIONS: TypeAdapter[dict[str, list[Condition]]] = TypeAdapter(dict[str, list[Condition]])
+
+
+def parse_conditions(content: Mapping[type, Mapping[str, Any]]) -> list[Threshold]:
+    """The thresholds of classes, written as a scenario's; raises a `ScenarioError` that names the class."""
+    found: list[Threshold] = []
+    for owner, thresholds in content.items():
+        try:
+            found += _parse_thresholds(_CONDITIONS.validate_python(dict(thresholds)))
+        except ValidationError as error:
+            raise ScenarioError(f"{owner.__name__}.thresholds: {_explain(error)}") from None
+        except ValueError as error:
+            raise ScenarioError(f"{owner.__name__}.thresholds: {error}") from None
+    return [threshold for place, threshold in enumerate(found) if threshold not in found[:place]]  # those inherited
 
 
 def parse_source(text: str) -> Source:

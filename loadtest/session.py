@@ -14,17 +14,23 @@ from locust.env import Environment
 from locust.runners import STATE_RUNNING, STATE_SPAWNING, STATE_STOPPED, MasterRunner, WorkerRunner
 
 from loadtest import report
+from loadtest.client import Response
+from loadtest.executors import Closed
 from loadtest.journal import Journal
-from loadtest.recorder import Recorder, Trend, middle
-from loadtest.scenario import Scenario, Target, read_scenario
+from loadtest.python_users import GoalsUser, PythonResponse, PythonRun
+from loadtest.recorder import Counter, Fresh, Recorder, middle
+from loadtest.scenario import Scenario, Target, parse_conditions, read_scenario
 from loadtest.thresholds import ERROR, USAGE, Threshold, complete, evaluate, read_objectives
 from loadtest.users import Run, ScenarioUser
 
-FOLD_SECONDS = 0.2
+FLUSH_SECONDS = 0.2
+REPORT_SECONDS = 1.0
+"""How often a worker reports to its master."""
 AT_ONCE = 50_000
 """A spawn rate that makes all users in one go."""
 
 _CPU_SPAN = 5.0
+_OWN_LISTENERS = 2
 _REPORT_WAIT = 5.0
 
 
@@ -51,7 +57,7 @@ class Usage(NamedTuple):
 
     def until(self, later: Self) -> tuple[float, float]:
         """The shares of one core that were used, and that were wanted."""
-        elapsed = max(later.at - self.at, FOLD_SECONDS)
+        elapsed = max(later.at - self.at, FLUSH_SECONDS)
         used = later.used - self.used
         return used / elapsed, (used + later.waited - self.waited) / elapsed
 
@@ -60,7 +66,10 @@ class Plan(NamedTuple):
     """What is played, as it was asked for when the run was prepared; the web UI's form may change meanwhile."""
 
     name: str
-    scenario: Scenario
+    scenario: Scenario | None
+    """None where users in plain Python say what they do."""
+    seconds: float | None
+    """How long it takes; `None`: until it is stopped, or as long as a shape of its own says."""
     thresholds: list[Threshold]
     host: str
     target: Target
@@ -93,13 +102,18 @@ class Session:
         """Set when the run's time is up, or a threshold has ended it: what ends otherwise was cut off."""
         self.page = "<p>No run has ended yet.</p>"
         """The last run's report, or why there was no run."""
+        self.outcome: tuple[str, list[str]] = ("", [])
+        """The last run's verdict and its reasons; empty where no run has ended."""
+        self.runner = runner
         self._environment = environment
-        self._runner = runner
         self._headless = headless
-        self._run: Run | None = None
+        self._run: Run | PythonRun | None = None
+        self._ending: gevent.Greenlet | None = None
         self._problems: list[str] = []
         self._reported: set[str] = set()
         self._verdict: report.Verdict | None = None
+        self.has_shape = ScenarioUser in environment.user_classes
+        """Whether the load shape of the scenarios says when a run begins and ends."""
         self._was_refused = False
 
     def prepare(self) -> None:
@@ -111,16 +125,31 @@ class Session:
         except ValueError as error:
             self._was_refused = True
             self.page = f"<p>There was no run: {escape(str(error))}</p>"
+            self.outcome = ("invalid", [f"there was no run: {error}"])
             raise
         self._was_refused = False
+
+    def _prepare_or_say_why(self) -> None:
+        try:
+            self.prepare()
+        except ValueError as error:
+            sys.stderr.write(f"error: {error}\n")
 
     def _read_plan(self) -> Plan:
         host = str(self._environment.host or "")
         target = Target.parse(host)
-        scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
+        classes = self._environment.user_classes
+        python = [user for user in classes if issubclass(user, GoalsUser)]
+        scenario = None
+        if ScenarioUser in classes:
+            if python:
+                raise ValueError(
+                    f"a scenario and users in plain Python ({python[0].__name__}) are two runs: give -f one of them"
+                )
+            scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
         objectives: list[Threshold] = []
-        wanted = scenario.objectives and self.options.slo != "none"
-        if wanted and not isinstance(self._runner, WorkerRunner):  # a worker does not judge
+        wanted = (scenario is None or scenario.objectives) and self.options.slo != "none"
+        if wanted and not isinstance(self.runner, WorkerRunner):  # a worker does not judge
             objectives = read_objectives(Path(self.options.slo) if self.options.slo else None)
         journal = Path(self.options.journal) if self.options.journal else None
         if journal:
@@ -128,16 +157,24 @@ class Session:
                 Journal(journal).close()
             except OSError as error:
                 raise ValueError(f"the journal cannot be written: {error}") from None
-        name = Path(self.options.scenario).stem
+        name = Path(self.options.scenario if scenario else self._environment.locustfile or "locustfile").stem
+        chosen = (
+            scenario.parse_thresholds() if scenario else parse_conditions({user: user.thresholds for user in python})
+        )
+        seconds: float | None
+        if scenario:
+            seconds = scenario.load.seconds
+        else:
+            seconds = None if self._environment.shape_class else self.options.run_time
         folder = Path(self.options.out or f"out/load/{name}")
-        thresholds = complete(scenario.parse_thresholds(), objectives)
-        return Plan(name, scenario, thresholds, host, target, folder, journal)
+        thresholds = complete(chosen, objectives)
+        return Plan(name, scenario, seconds, thresholds, host, target, folder, journal)
 
     def await_workers(self, seconds: float) -> None:
         """Wait for the workers that a master expects: after a run it takes them a while to be ready for the next."""
         end = time.monotonic() + seconds
-        while isinstance(self._runner, MasterRunner) and time.monotonic() < end:
-            self.parts = self._runner.worker_count
+        while isinstance(self.runner, MasterRunner) and time.monotonic() < end:
+            self.parts = self.runner.worker_count
             if self.parts >= self.options.expect_workers:
                 break
             gevent.sleep(0.1)
@@ -146,59 +183,88 @@ class Session:
 
     def on_test_start(self, **_: Any) -> None:
         """Make what this process's users need, where it makes load."""
-        if isinstance(self._runner, MasterRunner):
+        if isinstance(self.runner, MasterRunner):
             # These go to the workers with all options.
+            if not self.has_shape:
+                self._prepare_or_say_why()
+                self.parts = self.runner.worker_count
             self.options.parts = self.parts
             self.options.asked = [self._users, self._seconds]
             return
-        is_worker = isinstance(self._runner, WorkerRunner)
+        is_worker = isinstance(self.runner, WorkerRunner)
         if is_worker:
             self._users, self._seconds = self.options.asked
-            try:
-                self.prepare()
-            except ValueError as error:
-                sys.stderr.write(f"error: {error}\n")
+            self._prepare_or_say_why()
+        elif not self.has_shape:
+            self._prepare_or_say_why()
         plan = self.plan
         if plan is None:
-            ScenarioUser.current = None
+            ScenarioUser.current = GoalsUser.current = None
             return
-        # Locust itself listens to every request; whoever else does wants to be called.
+        # Locust itself and we listen to every request; whoever else does wants to be called.
         listeners = len(self._environment.events.request._handlers)  # noqa: SLF001  there is no public count
-        fires = self.options.request_events or listeners > 1
+        fire = (
+            self._environment.events.request.fire if self.options.request_events or listeners > _OWN_LISTENERS else None
+        )
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it
+        if plan.scenario is None:
+            self._run = GoalsUser.current = PythonRun(self.recorder, fire)
+            self.recorder.adjust_active_users(0)  # the run begins, although users may still have to come
+            gevent.spawn(self._flush_regularly, self._run)
+            return
         self._run = ScenarioUser.current = Run(
             plan.scenario,
             plan.target,
             self.recorder,
             journal=Journal(plan.journal) if plan.journal else None,
-            fire=self._environment.events.request.fire if fires else None,
-            part=self._runner.worker_index % self.options.parts if is_worker else 0,
+            fire=fire,
+            part=self.runner.worker_index % self.options.parts if is_worker else 0,
             parts=self.options.parts if is_worker else 1,
         )
-        gevent.spawn(self._fold_on, self._run)
+        load = plan.scenario.load
+        if isinstance(load, Closed) and not load.count_users(0):
+            self.recorder.adjust_active_users(0)  # the run begins, although there is no user yet
+        gevent.spawn(self._flush_regularly, self._run)
+
+    def on_request(self, request_type: str, name: str, response_time: float, **event: Any) -> None:
+        """Measure what clients other than ours report by Locust's event, such as one for another protocol."""
+        if isinstance(event.get("response"), Response | PythonResponse) or self._run is None:
+            return
+        series = self.recorder.add_series(name, request_type)
+        series.is_foreign = True
+        self.recorder.foreign += 1
+        error = event.get("exception")
+        series.add(
+            (response_time or 0) / 1000, None if error is None else str(error), event.get("response_length") or 0
+        )
 
     def on_test_stop(self, **_: Any) -> None:
-        if isinstance(self._runner, MasterRunner):
+        # In a greenlet of its own: a user that has ended the run, as tasks may, is killed while this goes on.
+        self._ending = gevent.spawn(self._end)
+        self._ending.join()
+
+    def _end(self) -> None:
+        if isinstance(self.runner, MasterRunner):
             if self.plan is not None:
-                self._collect(self._runner)
+                self._collect(self.runner)
         else:
             run, self._run = self._run, None
-            self._fold(run)
+            self._flush(run)
             if run is not None:
                 run.close()
-            gevent.sleep(2 * FOLD_SECONDS)  # lets `_fold_on` end, which notes how busy the process was
-        if isinstance(self._runner, WorkerRunner):
+            gevent.sleep(2 * FLUSH_SECONDS)  # lets `_flush_regularly` end, which notes how busy the process was
+        if isinstance(self.runner, WorkerRunner):
             # What was measured last must arrive before the news that we stopped.
-            self._runner._send_stats()  # noqa: SLF001  there is no public way
+            self.runner._send_stats()  # noqa: SLF001  there is no public way
             self.recorder = Recorder()  # what is reported from now on, while idle, is nothing
         elif self.plan is not None:
             self._conclude(self.plan)
 
     def on_report_to_master(self, data: dict[str, Any], **_: Any) -> None:
-        self._fold(self._run)
+        self._flush(self._run)
         data["loadtest"] = self.recorder.drain()
-        data["loadtest_final"] = self._runner.state == STATE_STOPPED
+        data["loadtest_final"] = self.runner.state == STATE_STOPPED
 
     def on_worker_report(self, client_id: str, data: dict[str, Any]) -> None:
         self.recorder.merge(data["loadtest"], client_id)
@@ -206,14 +272,18 @@ class Session:
             self._reported.add(client_id)
 
     def on_quitting(self, **_: Any) -> None:
-        if isinstance(self._runner, WorkerRunner):
+        if isinstance(self.runner, WorkerRunner):
             self._environment.process_exit_code = 0  # the master speaks for all
             return
-        if self._verdict is None and self._runner.state in {STATE_SPAWNING, STATE_RUNNING}:
-            self._runner.quit()  # a signal has cut the run off: judge what there is
+        if self._verdict is None and self.runner.state in {STATE_SPAWNING, STATE_RUNNING}:
+            self.runner.quit()  # a signal has cut the run off: judge what there is
         if not self._headless:
             # Workers that rest after a run would not hear that they shall quit, and live on.
             self.await_workers(self._environment.stop_timeout + _REPORT_WAIT)
+        if self._ending is not None:
+            self._ending.join()
+        if self._environment.process_exit_code:
+            return  # a listener of the users' own has found a reason to fail
         if self._verdict is not None:
             self._environment.process_exit_code = self._verdict.exit_code
         elif self._was_refused:
@@ -222,25 +292,25 @@ class Session:
             sys.stderr.write("error: the run ended before it began; nothing was measured\n")
             self._environment.process_exit_code = ERROR
 
-    def _fold_on(self, run: Run) -> None:
+    def _flush_regularly(self, run: Run | PythonRun) -> None:
         """Keep the figures fresh while the run goes on, and note how busy this process is at its worst."""
         recorder = self.recorder
         samples = deque([Usage.read()])
         while self._run is run:
-            gevent.sleep(FOLD_SECONDS)
+            gevent.sleep(FLUSH_SECONDS)
             if self._run is run:
-                self._fold(run)
+                self._flush(run)
             samples.append(Usage.read())
             while samples[-1].at - samples[0].at > _CPU_SPAN:
                 recorder.note_usage(*samples.popleft().until(samples[-1]))
         if not recorder.busy:
             recorder.note_usage(*samples[0].until(samples[-1]))
 
-    def _fold(self, run: Run | None) -> None:
+    def _flush(self, run: Run | PythonRun | None) -> None:
         """Move what is fresh into the trends, and into Locust's own figures for its web UI and files."""
-        for series, fresh, failed in self.recorder.fold():
-            if run is None or run.fire is None:
-                fold_into_locust(self._environment.stats, series.name, series.method, fresh, failed)
+        for fresh in self.recorder.flush():
+            if not fresh.series.is_foreign and (run is None or run.fire is None):
+                add_to_locust(self._environment.stats, fresh)
 
     def _collect(self, master: MasterRunner) -> None:
         """Ask headless workers to end, and wait until each has sent what it measured last."""
@@ -255,10 +325,13 @@ class Session:
 
     def _conclude(self, plan: Plan) -> None:
         """Judge the run, and write what it says to the terminal and into files."""
-        if not self.is_over:
-            done, whole = self.recorder.seconds, plan.scenario.load.seconds
+        if plan.scenario is None:
+            self.is_over = plan.seconds is None or self.recorder.age > plan.seconds - 1
+        if not self.is_over and plan.seconds is not None:
+            done, whole = self.recorder.seconds, plan.seconds
             self._problems.append(f"the run was cut off after {done:.0f} of {whole:.0f} s")
-        verdict = report.judge(self.recorder, evaluate(plan.thresholds, self.recorder), self._problems)
+        outcomes = evaluate(plan.thresholds, self.recorder)
+        verdict = report.judge(self.recorder, outcomes, self._problems, waits=plan.scenario is None)
         summary = report.summarize(self.recorder, verdict, scenario=plan.name, target=plan.host)
         self.page = report.write_html(summary, verdict, self.recorder)
         sys.stdout.write(report.write_text(summary, verdict))
@@ -270,31 +343,45 @@ class Session:
             verdict = report.judge(self.recorder, verdict.outcomes, [*self._problems, "the reports cannot be written"])
         sys.stdout.flush()
         self._verdict = verdict
+        self.outcome = (verdict.text, verdict.reasons)
+
+    def draw_progress(self) -> str:
+        """How the run goes, in one line."""
+        before = Counter(0, 0.0)
+        seconds = self.plan.seconds if self.plan else None
+        return report.draw_progress(self.recorder, self.recorder.age, seconds, self.runner.user_count, before)
 
 
-def fold_into_locust(target: stats.RequestStats, name: str, method: str, fresh: Trend, failed: int) -> None:
+def add_to_locust(target: stats.RequestStats, fresh: Fresh) -> None:
     """Add many requests to Locust's figures at once; its own way takes them one by one."""
+    name, method = fresh.series.name, fresh.series.method
+    for error, times in fresh.errors.items():
+        key = stats.StatsError.create_key(method, name, error)
+        failure = target.errors.setdefault(key, stats.StatsError(method, name, error))
+        failure.occurred()
+        failure.occurrences += times - 1
     now = time.time()
     second = int(now)
-    times: dict[float, int] = {}
-    for bucket, count in fresh.counts.items():
-        key = round_milliseconds(1000 * middle(bucket))
-        times[key] = times.get(key, 0) + count
+    response_counts: dict[float, int] = {}
+    for bucket, count in fresh.trend.counts.items():
+        bucketed = round_milliseconds(1000 * middle(bucket))
+        response_counts[bucketed] = response_counts.get(bucketed, 0) + count
     for entry in (target.total, target.entries[name, method]):
         last = entry.last_request_timestamp
         if entry.use_response_times_cache and last and second > int(last):
             entry._cache_response_times(second - 1)  # noqa: SLF001  what its own `log` does
         response_times: dict[Any, int] = entry.response_times
-        entry.num_requests += fresh.count
-        entry.num_failures += failed
-        entry.num_reqs_per_sec[second] += fresh.count
-        if failed:
-            entry.num_fail_per_sec[second] += failed
+        entry.num_requests += fresh.trend.count
+        entry.num_failures += fresh.failed
+        entry.num_reqs_per_sec[second] += fresh.trend.count
+        if fresh.failed:
+            entry.num_fail_per_sec[second] += fresh.failed
+        entry.total_content_length += fresh.size
         entry.last_request_timestamp = now
         figures: Any = entry  # declared as whole milliseconds, used as any number
-        figures.total_response_time += 1000 * fresh.sum
+        figures.total_response_time += 1000 * fresh.trend.sum
         low = figures.min_response_time
-        figures.min_response_time = 1000 * fresh.min if low is None else min(low, 1000 * fresh.min)
-        figures.max_response_time = max(figures.max_response_time, 1000 * fresh.max)
-        for key, count in times.items():
-            response_times[key] = response_times.get(key, 0) + count
+        figures.min_response_time = 1000 * fresh.trend.min if low is None else min(low, 1000 * fresh.trend.min)
+        figures.max_response_time = max(figures.max_response_time, 1000 * fresh.trend.max)
+        for response_time, count in response_counts.items():
+            response_times[response_time] = response_times.get(response_time, 0) + count

@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -24,7 +24,8 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "!==": operator.ne,
 }
 _EXPRESSION = re.compile(r"(\w+|p\(\d+(?:\.\d+)?\))\s*(<=|>=|===?|!==?|<|>)\s*(\d+(?:\.\d+)?|\.\d+)", re.ASCII)
-_METRIC = re.compile(r"(\w+)(?:\{(name|check):([^{}]+)\})?", re.ASCII)
+_METRIC = re.compile(r"(\w+)(?:\{([^{}]+)\})?", re.ASCII)
+_NEXT_TAG = re.compile(r", ?(?=\w+:)")
 
 _TREND, _RATE, _COUNTER = ("avg", "min", "med", "max", "count", "p(N)"), ("rate",), ("count", "rate")
 AGGREGATES = {
@@ -41,7 +42,13 @@ AGGREGATES = {
     "data_received": _COUNTER,
 }
 """The metrics that thresholds may name, with the aggregates that each of them has."""
-_TAGS = {"http_req_duration": "name", "http_req_failed": "name", "http_reqs": "name", "checks": "check"}
+_REQUEST_TAGS = ("name", "method", "expected_response")
+_TAGS = {
+    "http_req_duration": _REQUEST_TAGS,
+    "http_req_failed": _REQUEST_TAGS,
+    "http_reqs": _REQUEST_TAGS,
+    "checks": ("check",),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ class Threshold:
     """One condition on one metric; times are in milliseconds."""
 
     metric: str
-    tag: str | None
+    tags: Mapping[str, str]
     expression: str
     aggregate: str
     compare: Callable[[float, float], bool]
@@ -59,7 +66,8 @@ class Threshold:
 
     @property
     def selector(self) -> str:
-        return self.metric if self.tag is None else f"{self.metric}{{{_TAGS[self.metric]}:{self.tag}}}"
+        tags = ",".join(f"{key}:{value}" for key, value in self.tags.items())
+        return f"{self.metric}{{{tags}}}" if tags else self.metric
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,8 @@ def parse_threshold(selector: str, expression: str, *, abort: bool = False, dela
     metric = _METRIC.fullmatch(selector)
     if not metric or metric[1] not in AGGREGATES:
         raise ValueError(f"there is no metric `{selector}`; there are {', '.join(AGGREGATES)}")
-    name, label, tag = metric.groups()
-    if label and _TAGS.get(name) != label:
-        raise ValueError(f"`{name}` cannot be narrowed by `{label}`")
+    name, narrowed = metric.groups()
+    tags = _parse_tags(name, narrowed) if narrowed else {}
     parsed = _EXPRESSION.fullmatch(expression.strip())
     if not parsed:
         raise ValueError(f"`{expression}` is no threshold; write one such as `p(95)<250` or `rate>0.999`")
@@ -90,7 +97,23 @@ def parse_threshold(selector: str, expression: str, *, abort: bool = False, dela
         raise ValueError(f"`{name}` has no `{aggregate}`; it has {', '.join(AGGREGATES[name])}")
     if aggregate.startswith("p(") and float(aggregate[2:-1]) > 100:  # noqa: PLR2004  per cent
         raise ValueError(f"`{aggregate}` is beyond 100 %")
-    return Threshold(name, tag, expression, aggregate, _COMPARISONS[parsed[2]], float(parsed[3]), abort, delay)
+    return Threshold(name, tags, expression, aggregate, _COMPARISONS[parsed[2]], float(parsed[3]), abort, delay)
+
+
+def _parse_tags(metric: str, text: str) -> dict[str, str]:
+    """Read `name:page,expected_response:true`; a comma may be part of a value, as it may be of a step's name."""
+    tags: dict[str, str] = {}
+    for part in _NEXT_TAG.split(text):
+        key, colon, value = part.partition(":")
+        if not colon or not value or key in tags:
+            raise ValueError(f"`{metric}{{{text}}}` is no selector; write one such as `{metric}{{name:page}}`")
+        if key not in _TAGS.get(metric, ()):
+            known = ", ".join(f"`{tag}`" for tag in _TAGS.get(metric, ())) or "nothing"
+            raise ValueError(f"`{metric}` cannot be narrowed by the tag `{key}`; it can be by {known}")
+        if key == "expected_response" and value not in {"true", "false"}:
+            raise ValueError(f"`expected_response` is `true` or `false`, not `{value}`")
+        tags[key] = value
+    return tags
 
 
 def read_objectives(path: Path | None = None, default: Path = slo.FILE) -> list[Threshold]:
@@ -126,7 +149,7 @@ def _write_number(value: Decimal) -> str:
 def complete(chosen: Iterable[Threshold], defaults: Iterable[Threshold]) -> list[Threshold]:
     """The chosen thresholds, and the defaults for those metrics that no chosen one is about."""
     chosen = list(chosen)
-    named = {threshold.metric for threshold in chosen if threshold.tag is None}
+    named = {threshold.metric for threshold in chosen if not threshold.tags}
     return [*chosen, *(threshold for threshold in defaults if threshold.metric not in named)]
 
 
@@ -134,7 +157,7 @@ def evaluate(thresholds: Iterable[Threshold], recorder: Recorder) -> list[Outcom
     """Hold the thresholds against what was measured; one about which nothing was measured fails."""
     outcomes = []
     for threshold in thresholds:
-        metric = recorder.metric(threshold.metric, threshold.tag)
+        metric = recorder.metric(threshold.metric, threshold.tags)
         if not metric.count and AGGREGATES[threshold.metric] is not _COUNTER:
             outcomes.append(Outcome(threshold, None, ok=False))
             continue

@@ -142,12 +142,12 @@ class VirtualUser:
     def pause(self, seconds: float) -> None:
         """Wait without being at work, for as long as the user does not have to stop."""
         end = perf_counter() + seconds
-        self._run.recorder.shift(-1)
+        self._run.recorder.adjust_active_users(-1)
         try:
             while (left := end - perf_counter()) > 0 and not self._is_stopping():
                 gevent.sleep(min(left, _LOOK_SECONDS))
         finally:
-            self._run.recorder.shift(1)
+            self._run.recorder.adjust_active_users(1)
 
     def _send(self, step: BoundStep, values: Mapping[str, str], due: float | None) -> Response | None:
         """The step's last answer; `None` where the run has ended before it could be tried again."""
@@ -184,13 +184,11 @@ class VirtualUser:
         if due is not None:
             recorder.service.add(seconds)
             seconds = perf_counter() - due
-        series.fresh.add(seconds)
         series.received += response.received
         failure = None
         if response.error or response.status >= 400:  # noqa: PLR2004  as k6's http_req_failed
             failure = response.error or f"status {response.status}"
-            series.fresh_failed += 1
-            recorder.errors[f"{step.name}: {failure}"] += 1
+        series.add(seconds, failure, len(response.content))
         if run.fire:
             run.fire(
                 request_type=series.method,
@@ -254,14 +252,14 @@ class ScenarioUser(User):
 
     def _loop(self, run: Run) -> None:
         user = VirtualUser(run, self._is_stopping)
-        run.recorder.shift(1)
+        run.recorder.adjust_active_users(1)
         try:
             while not self._is_stopping():
                 user.iterate()
                 if run.scenario.pause:
                     user.pause(run.scenario.pause * random.uniform(0.5, 1.5))  # noqa: S311  not for secrets
         finally:
-            run.recorder.shift(-1)
+            run.recorder.adjust_active_users(-1)
             user.close()
 
     def _is_stopping(self) -> bool:
@@ -269,12 +267,12 @@ class ScenarioUser(User):
 
     def _arrive(self, run: Run, load: Open) -> None:
         """Start iterations when they are due; an arrival that finds no user free, and none to be made, is dropped."""
-        limit = -(-load.max_vus // run.parts)
+        limit = -(-load.most_users // run.parts)
         users: list[VirtualUser] = []
         free: list[VirtualUser] = []
         busy = Group()
         begun = perf_counter()
-        run.recorder.shift(0)  # the run begins, although nobody is at work yet
+        run.recorder.adjust_active_users(0)  # the run begins, although nobody is at work yet
         try:
             for at in load.arrivals(run.part, run.parts):
                 due = begun + at
@@ -298,9 +296,9 @@ class ScenarioUser(User):
                 user.close()
 
     def _serve(self, recorder: Recorder, free: list[VirtualUser], user: VirtualUser, due: float) -> None:
-        recorder.shift(1)
+        recorder.adjust_active_users(1)
         try:
             user.iterate(due)
         finally:
-            recorder.shift(-1)
+            recorder.adjust_active_users(-1)
             free.append(user)

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from goals.app import PUBLIC_ROUTES
 from goals.telemetry import REQUEST_BOUNDS
 from observability import dashboards, rules, slo
 
@@ -19,6 +20,12 @@ def render(objectives: slo.Objectives) -> dict[Path, str]:
     if objectives.latency.threshold_seconds not in REQUEST_BOUNDS:
         bounds = ", ".join(f"{bound:g}" for bound in REQUEST_BOUNDS)
         raise ValueError(f"latency.threshold_seconds must be a bucket of the duration histogram, one of {bounds}")
+    known = {route.path for route in PUBLIC_ROUTES}
+    for route in objectives.requests.excluded_routes:
+        if route not in known:
+            raise ValueError(
+                f"requests.excluded_routes: there is no route {route}; there are {', '.join(sorted(known))}"
+            )
     groups = rules.build_groups(objectives)
     custom_resource = {
         "apiVersion": "monitoring.coreos.com/v1",

@@ -1,5 +1,6 @@
 """The recording and alerting rules, made from the objectives and from what the service measures."""
 
+import re
 from typing import Any
 
 from observability.slo import Objectives
@@ -26,7 +27,8 @@ def budget_text(objective: float) -> str:
 
 
 def _record_indicators(objectives: Objectives) -> list[Rule]:
-    routes = "|".join(objectives.requests.excluded_routes)
+    # The braces of a template mean something in a regular expression, and so does a backslash in a string of PromQL.
+    routes = "|".join(map(re.escape, objectives.requests.excluded_routes)).replace("\\", "\\\\")
     valid = f'{JOB},http_route!~"{routes}"'
     total = f'{DURATION}_count{{{valid},http_response_status_code=~"[235].."}}'
     failed = f'{DURATION}_count{{{valid},http_response_status_code=~"5.."}}'

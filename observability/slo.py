@@ -30,7 +30,7 @@ class Latency(Table):
 
 
 class Requests(Table):
-    excluded_routes: tuple[Annotated[str, Field(pattern=r"^/[a-z_/]*$")], ...] = Field(min_length=1)
+    excluded_routes: tuple[str, ...] = Field(min_length=1)
     least_per_second: float = Field(ge=0)
 
 
@@ -43,9 +43,16 @@ class Burn(Table):
     for_: Window = Field(alias="for")
     severity: Literal["critical", "warning"]
 
+    @model_validator(mode="after")
+    def _is_shorter(self) -> Self:
+        if _minutes(self.short) >= _minutes(self.long):
+            raise ValueError(f"the short window ({self.short}) must be shorter than the long one ({self.long})")
+        return self
+
 
 class Links(Table):
-    runbooks: str
+    # Neither Prometheus, whose templates read {{ }}, nor Grafana, whose variables begin with $, finds anything in it.
+    runbooks: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:-]+(/[A-Za-z0-9._~@%+-]+)*$")]
 
 
 class Promises(BaseModel):

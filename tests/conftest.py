@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from goals import app, embedded, logs
 from goals.database import Database
 from goals.limits import Limits
 from goals.settings import Settings
+from tools.polling import until
 
 ROOT = Path(__file__).parent.parent
 LIMITS = Limits()
@@ -130,12 +131,6 @@ def speaking_to(port: int) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
 
 
-async def until(holds: Callable[[], Awaitable[object]]) -> None:
-    """Ask again and again until it holds; pytest's time limit bounds it."""
-    while not await holds():
-        await asyncio.sleep(0.01)
-
-
 async def until_ready(service: Service) -> None:
     async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
 
@@ -201,3 +196,16 @@ async def operator(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
     """Speaks to the operators' port."""
     async with speaking_to(service.operators_port) as client:
         yield client
+
+
+async def fill(database: Database, number: int, gaps: Iterable[int] = ()) -> list[int]:
+    """Add goals of one moment, take those with the ids in `gaps` away, and return the ids, newest first."""
+    statement = "INSERT INTO goals (goal_name) SELECT 'goal ' || number FROM generate_series(1, :number) AS number"
+    await database.fetch(text(f"{statement} RETURNING id"), {"number": number})
+    await database.fetch(text("DELETE FROM goals WHERE id = ANY(:gaps) RETURNING id"), {"gaps": list(gaps)})
+    return sorted(set(range(1, number + 1)) - set(gaps), reverse=True)
+
+
+async def alter(database: Database, statement: str) -> None:
+    async with database.engine.connect() as connection:
+        await connection.execute(text(statement))

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from goals.database import Database
 from goals.schemas import PAGE_SIZE
-from tests.test_pages import fill
+from tests.conftest import fill
 
 GOALS = "/api/v1/goals"
 UUID = "0190b2a4-7d3e-7c11-9f5a-3f2c8f0e6d21"

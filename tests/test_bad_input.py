@@ -11,6 +11,7 @@ from urllib.parse import quote
 import httpx2
 import pytest
 from sqlalchemy import text
+from structlog.testing import capture_logs
 
 from goals.database import Database
 from goals.schemas import NAME_LENGTH
@@ -60,6 +61,11 @@ BAD_NAMES = {
     "a paragraph separator": "a\u2029b",
     "an override of direction": "a\u202eb",
     "an embedding of direction": "a\u202ab",
+    "variation selectors": "\ufe0e\ufe0f\U000e0100\U000e01ef",
+    "tags": "\U000e0001\U000e0067\U000e007f",
+    "format characters": "\u0600\u06dd\u180e\ufff9\U0001d173",
+    "a blank notehead": "\U0001d159",
+    "blanks between what shows nothing": "\ufe0f \u2800\u3164 \U000e0020",
     "an isolate of direction": "a\u2066b",
     "a noncharacter": "a\ufffeb",
     "an Arabic noncharacter": "a\ufdd0b",
@@ -100,6 +106,9 @@ GOOD_NAMES = {
     "combining marks": "Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢",
     "a percent sign and a plus": "100% + 1&2=3;4",
     "the exact limit": "x" * NAME_LENGTH,
+    "an emoji with its variation selector at the end": "\u2764\ufe0f",
+    "a flag of tags at the end": "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+    "a variation selector first": "\ufe0fa",
     "the exact limit in emoji": "\N{ROCKET}" * NAME_LENGTH,
     "one letter": "a",
 }
@@ -402,13 +411,16 @@ FOREIGN = {
     "same-site": ["Sec-Fetch-Site: same-site"],
     "an unknown site": ["Sec-Fetch-Site: anything"],
     "an empty site": ["Sec-Fetch-Site: "],
-    "cross-site with our origin": ["Sec-Fetch-Site: cross-site", "Origin: http://goals.example"],
+    "cross-site with our origin": ["Sec-Fetch-Site: cross-site", "Origin: http://localhost"],
     "another origin": ["Origin: https://evil.example"],
-    "an origin that begins like ours": ["Origin: http://goals.example.evil.example"],
-    "an origin that ends like ours": ["Origin: http://evil-goals.example"],
-    "another port": ["Origin: http://goals.example:81"],
+    "an origin that begins like ours": ["Origin: http://localhost.evil.example"],
+    "an origin that ends like ours": ["Origin: http://evil-localhost"],
+    "another port": ["Origin: http://localhost:81"],
     "no origin to speak of": ["Origin: null"],
-    "no scheme": ["Origin: goals.example"],
+    "no scheme": ["Origin: localhost"],
+    "the port of another scheme": ["Origin: http://localhost:443"],
+    "no TLS, and its port": ["Origin: https://localhost:80"],
+    "a scheme of its own": ["Origin: chrome-extension://localhost"],
 }
 
 
@@ -435,8 +447,8 @@ async def test_what_another_site_sends_is_refused(service: Service, method: str,
         ["Sec-Fetch-Site: same-origin"],
         ["Sec-Fetch-Site: none"],
         ["Sec-Fetch-Site: same-origin", "Origin: https://evil.example"],
-        ["Origin: http://goals.example"],
-        ["Origin: https://GOALS.example"],
+        ["Origin: http://localhost"],
+        ["Origin: https://LocalHost"],
     ],
     ids=str,
 )
@@ -444,6 +456,47 @@ async def test_what_another_site_sends_is_refused(service: Service, method: str,
 async def test_what_our_page_or_a_program_sends_is_taken(service: Service, lines: list[str]) -> None:
     check(reply := await ask(service.port, form("/add_goal", "goal_name=a", *lines)))
     assert reply.status == 303
+
+
+PORTS = {
+    "a proxy that names its port": ("localhost:80", "http://localhost", 303),
+    "a gateway with TLS that names its port": ("localhost:443", "https://localhost", 303),
+    "TLS that ended before the proxy": ("localhost:80", "https://localhost", 303),
+    "a client that names what is understood": ("localhost", "http://localhost:80", 303),
+    "the same with TLS": ("localhost", "https://localhost:443", 303),
+    "both name it": ("LOCALHOST:80", "http://localhost:80", 303),
+    "an empty port": ("localhost:", "http://localhost", 303),
+    "IPv6": ("[::1]:80", "http://[::1]", 303),
+    "another port on both": ("localhost:8080", "http://localhost:8080", 303),
+    "another port for the service": ("localhost:8080", "http://localhost", 403),
+    "another port for the page": ("localhost:80", "http://localhost:8080", 403),
+    "a page without TLS": ("localhost:443", "http://localhost", 403),
+    "another host": ("localhost:80", "http://127.0.0.1", 403),
+}
+
+
+@pytest.mark.parametrize(("host", "origin", "status"), PORTS.values(), ids=PORTS)
+@pytest.mark.usefixtures("database")
+async def test_a_schemes_own_port_makes_no_other_origin(service: Service, host: str, origin: str, status: int) -> None:
+    """As `proxy_set_header Host $host:$server_port` of nginx makes it, for browsers that do not send Sec-Fetch-Site."""
+    lines = ("Content-Type: application/x-www-form-urlencoded", f"Origin: {origin}")
+    sent = request("POST", "/add_goal", *lines, body=b"goal_name=a", host=host)
+    check(reply := await ask(service.port, sent, closes=status == 403))
+    assert reply.status == status
+
+
+async def test_a_refusal_of_another_site_names_host_and_origin_in_the_log(service: Service) -> None:
+    with capture_logs() as events:
+        for origin in ("http://goals.lan", "http://x\xff\x9b31m" + "a" * 900):
+            sent = request("POST", "/add_goal", f"Origin: {origin}", body=b"", host="127.0.0.1:8080")
+            assert (await ask(service.port, sent, closes=True)).status == 403
+        await ask(service.port, request("POST", "/add_goal", "Sec-Fetch-Site: same-site", body=b""), closes=True)
+    plain, long, fetch = [event for event in events if "cross-origin request refused" in event["event"]]
+    assert (plain["host"], plain["origin"]) == ("127.0.0.1:8080", "http://goals.lan")
+    assert "the proxy must pass Host unchanged" in plain["event"]
+    assert long["origin"].startswith("http://x\\xff\\x9b31maaa")
+    assert len(long["origin"]) < 300
+    assert (fetch["sec_fetch_site"], "origin" in fetch) == ("same-site", False)
 
 
 async def test_an_origin_is_foreign_where_no_host_is_named(service: Service) -> None:
@@ -460,18 +513,37 @@ async def test_another_site_may_link_to_us(service: Service) -> None:
 
 
 async def test_only_our_hosts_are_answered_where_they_are_named(settings: Settings) -> None:
-    ours = settings.model_copy(update={"goals_hosts": ("goals.example", "[::1]")})
+    ours = settings.model_copy(update={"goals_hosts": ("localhost", "[::1]")})
     async with serving(ours) as service:
-        for host in ("goals.example", "GOALS.Example:8443", "goals.example:", "[::1]:8080"):
+        for host in ("localhost", "LOCALHOST:8443", "localhost:", "[::1]:8080"):
             assert (await ask(service.port, request("GET", "/health", host=host))).status == 200
-        for host in ("evil.example", "goals.example.evil.example", "goals.example:x", "[::2]", "", "goals.example."):
+        for host in ("evil.example", "localhost.evil.example", "localhost:x", "[::2]", "", "localhost."):
             check(reply := await ask(service.port, request("GET", "/health", host=host), closes=True))
             assert reply.status == 400
         check(reply := await ask(service.port, b"GET /health HTTP/1.0\r\n\r\n", closes=True))
         assert reply.status == 400
         # Probes come by address.
-        probe = request("GET", "/livez", "Connection: close", host="10.0.0.1")
+        probe = request("GET", "/livez", "Connection: close", host="127.0.0.1:9464")
         assert (await ask(service.operators_port, probe, closes=True)).status == 200
+
+
+async def test_on_a_loopback_address_only_its_names_are_answered(settings: Settings) -> None:
+    """Another site's DNS may lead a browser here, and its page would then be taken for ours (DNS rebinding)."""
+    for names, others in (((), ()), (("goals.example",), ("goals.example",))):
+        async with serving(settings.model_copy(update={"goals_hosts": names})) as service:
+            loopback = ("localhost", "LOCALHOST:9464", "127.0.0.1", "127.0.0.1:8080", "[::1]:80", *others)
+            for port, answered in ((service.port, others or loopback), (service.operators_port, loopback)):
+                for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", *loopback):
+                    sent = request("GET", "/", "Sec-Fetch-Site: same-origin", "Connection: close", host=host)
+                    reply = await ask(port, sent, closes=True)
+                    assert (reply.status == 400) == (host not in answered), host
+
+
+async def test_elsewhere_any_name_leads_here(settings: Settings) -> None:
+    async with serving(settings.model_copy(update={"goals_bind": "0.0.0.0"})) as service:  # noqa: S104  as in a container
+        for port in service:
+            reply = await ask(port, request("GET", "/nowhere", "Connection: close", host="goals.example"), closes=True)
+            assert reply.status == 404
 
 
 ALLOWED = {
@@ -535,11 +607,7 @@ STRANGE_PATHS = [
     "/api/v1/goals/1/2",
     "/api/v1/goals%2F1/2",
     "*",
-    "health",
-    "?",
-    "http://goals.example/nowhere",
-    "http://evil.example/",
-    "evil.example:443",
+    "http://localhost/nowhere",
 ]
 
 
@@ -548,6 +616,52 @@ async def test_an_unknown_address_is_404_and_leads_nowhere(service: Service, tar
     check(reply := await ask(service.port, request("GET", target)))
     assert (reply.status, "location" in reply.headers) == (404, False)
     assert b"root:" not in reply.body
+
+
+ABSOLUTE = {
+    "an address": ("http://localhost/api/v1/goals?limit=1", "localhost", 200),
+    "with a port": ("http://127.0.0.1:8080/health", "localhost", 200),
+    "in capitals": ("HTTP://LOCALHOST/health", "localhost", 200),
+    "over TLS": ("https://localhost/health", "localhost", 200),
+    "no path": ("http://localhost", "localhost", 200),
+    "no path but a query": ("http://localhost?utm=1", "localhost", 200),
+    "an escaped path": ("http://localhost/%68ealth", "localhost", 200),
+    "the same path twice": ("http://localhost//health", "localhost", 404),
+    "a host that the field contradicts": ("http://localhost/health", "evil.example", 200),
+    "another host": ("http://evil.example/health", "localhost", 400),
+    "no host": ("http:///health", "localhost", 400),
+    "a port alone": ("http://:80/health", "localhost", 400),
+    "a name and a password": ("http://a:b@localhost/health", "localhost", 400),
+    "another scheme": ("ftp://localhost/health", "localhost", 400),
+    "no scheme": ("health", "localhost", 400),
+    "nothing": ("?", "localhost", 400),
+    "an authority": ("localhost:443", "localhost", 400),
+}
+
+
+@pytest.mark.parametrize(("target", "host", "status"), ABSOLUTE.values(), ids=ABSOLUTE)
+@pytest.mark.usefixtures("database")
+async def test_a_target_in_absolute_form_is_understood_and_its_host_counts(
+    service: Service, target: str, host: str, status: int
+) -> None:
+    check(reply := await ask(service.port, request("GET", target, host=host), closes=status == 400))
+    assert reply.status == status
+
+
+async def test_an_absolute_target_is_understood_in_a_post_and_on_the_ops_port(
+    service: Service, database: Database
+) -> None:
+    ours = ("Content-Type: application/x-www-form-urlencoded", "Origin: http://localhost")
+    sent = request("POST", "http://localhost/add_goal", *ours, body=b"goal_name=a", host="evil.example")
+    check(reply := await ask(service.port, sent))
+    assert (reply.status, await count(database)) == (303, 1)
+    foreign = sent.replace(b"http://localhost/add", b"http://127.0.0.1/add")
+    check(reply := await ask(service.port, foreign, closes=True))
+    assert reply.status == 403
+    reply = await ask(
+        service.operators_port, request("GET", "http://localhost/livez", "Connection: close"), closes=True
+    )
+    assert (reply.status, reply.body) == (200, b"live")
 
 
 @pytest.mark.parametrize("start", ["/", "/nowhere?", "/api/v1/goals?before="])
@@ -576,7 +690,7 @@ async def test_a_header_over_the_limit_is_refused(service: Service) -> None:
         assert reply.status == 431
 
 
-HOST = b"Host: goals.example\r\n"
+HOST = b"Host: localhost\r\n"
 POST = b"POST /add_goal HTTP/1.1\r\n" + HOST + b"Content-Type: application/x-www-form-urlencoded\r\n"
 BODY = b"goal_name=a"
 NO_HTTP = {
@@ -613,7 +727,7 @@ NO_HTTP = {
     "a folded first header": b"GET / HTTP/1.1\r\n X: y\r\n" + HOST + b"\r\n",
     "a TLS hello": bytes.fromhex("16030100f8010000f40303") + bytes(range(16, 254)),
     "an old SSL hello": b"\x80\x2e\x01\x00\x02\r\n\r\n",
-    "SMTP": b"EHLO goals.example\r\nMAIL FROM: <a@b>\r\n\r\n",
+    "SMTP": b"EHLO localhost\r\nMAIL FROM: <a@b>\r\n\r\n",
     "no version": b"GET /\r\n\r\n",
     "HTTP/9.9": b"GET / HTTP/9.9\r\n" + HOST + b"\r\n",
     "HTTP/2.0 without its preface": b"GET / HTTP/2.0\r\n" + HOST + b"\r\n",
@@ -660,7 +774,7 @@ STRANGE_BUT_ALLOWED = {
         POST + b'Transfer-Encoding: chunked\r\n\r\n00b;x="y"\r\n' + BODY + b"\r\n0\r\nX: y\r\n\r\n",
         303,
     ),
-    "bare line feeds": (b"GET /health HTTP/1.1\nHost: goals.example\n\n", 200),
+    "bare line feeds": (b"GET /health HTTP/1.1\nHost: localhost\n\n", 200),
     "a folded header": (b"GET /health HTTP/1.1\r\n" + HOST + b"X: a\r\n b\r\n\r\n", 200),
     "a body nobody reads": (b"GET /health HTTP/1.1\r\n" + HOST + b"Content-Length: 11\r\n\r\n" + BODY, 200),
     "no body and no length": (POST + b"\r\n", 422),

@@ -23,7 +23,8 @@ from goals import embedded
 from goals.database import Database
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
-from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, until, until_running
+from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, until_running
+from tools.polling import until
 
 ONE = text("SELECT 1 AS one")
 

@@ -20,7 +20,8 @@ from goals import embedded
 from goals.connections import connect_arguments
 from goals.models import SCHEMA_REVISION
 from goals.settings import Settings
-from tests.conftest import LIMITS, ROOT, until, upgrade
+from tests.conftest import LIMITS, ROOT, upgrade
+from tools.polling import until
 
 SEED_FORMS = {
     "text": "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)",

@@ -1,5 +1,6 @@
 """The objectives' file and what is made from it: rules, dashboards, and a runbook for each alert."""
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from goals.app import PUBLIC_ROUTES
 from observability import generate, slo
 from tests.conftest import ROOT
 
@@ -64,6 +66,29 @@ def test_each_runbook_says_what_it_means_three_commands_and_how_it_ends() -> Non
         ("objective = 0.999", "objective = 1", "availability.objective: Input should be less than 1"),
         ("objective = 0.999", "objectives = 0.999", "availability.objective: Field required"),
         ('short = "5m"', 'short = "5 minutes"', "burn.0.short: String should match"),
+        (
+            'short = "5m"',
+            'short = "1h"',
+            "burn.0: Value error, the short window (1h) must be shorter than the long one (1h)",
+        ),
+        (
+            'long = "1h"\nshort = "5m"',
+            'long = "5m"\nshort = "1h"',
+            "the short window (1h) must be shorter than the long",
+        ),
+        ('long = "1d"\nshort = "2h"', 'long = "90m"\nshort = "2h"', "burn.2: Value error, the short window"),
+        (
+            '["/health"]',
+            '["/helth"]',
+            "requests.excluded_routes: there is no route /helth; there are /, /add",
+        ),
+        ('["/health"]', '["/health", "/api/v1/goals/42"]', "there is no route /api/v1/goals/42;"),
+        ('["/health"]', '["/livez"]', "there is no route /livez;"),
+        ("https://github.com/OWNER", "https://{{ $externalURL }}", "links.runbooks: String should match"),
+        ("https://github.com/OWNER", "https://wiki/${page}", "links.runbooks: String should match"),
+        ("https://github.com/OWNER", "github.com", "links.runbooks: String should match"),
+        ("/docs/runbooks", "/docs/runbooks/", "links.runbooks: String should match"),
+        ("/docs/runbooks", "/docs?page=", "links.runbooks: String should match"),
         ('["/health"]', "[]", "requests.excluded_routes: Tuple should have at least 1 item"),
     ],
 )
@@ -74,6 +99,20 @@ def test_a_slip_in_the_objectives_is_told_by_its_place(old: str, new: str, messa
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)):
         generate.render(slo.read(file))
+
+
+def test_every_route_of_ours_can_be_excluded_and_is_escaped(tmp_path: Path) -> None:
+    routes = sorted({route.path for route in PUBLIC_ROUTES})
+    file = tmp_path / "slo.toml"
+    text = slo.FILE.read_text(encoding="utf-8").replace('["/health"]', json.dumps(routes))
+    file.write_text(text, encoding="utf-8")
+    rules = yaml.safe_load(generate.render(slo.read(file))[Path("goals.rules.yaml")])
+    expression = rules["groups"][0]["rules"][0]["expr"]
+    pattern = json.loads(re.search(r'http_route!~("[^"]*")', expression)[1])  # type: ignore[index]  # it is there
+    for route in routes:
+        assert re.fullmatch(pattern, route)
+    assert not re.fullmatch(pattern, "/openapi_json")
+    assert r"/api/v1/goals/\\{goal_id\\}" in expression
 
 
 def test_the_generator_says_a_slip_without_a_traceback(

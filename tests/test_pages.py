@@ -3,7 +3,6 @@
 import asyncio
 import html
 import re
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +16,7 @@ from goals.database import Database
 from goals.responses import STATIC, static_url
 from goals.schemas import PAGE_SIZE
 from goals.settings import Settings
-from tests.conftest import WIDE, serving, speaking_to
+from tests.conftest import WIDE, alter, fill, serving, speaking_to
 
 KEY = "01890a5d-ac96-774b-bcce-b302099a8057"
 
@@ -43,14 +42,6 @@ def link_in(page: httpx2.Response, relation: str) -> str | None:
 def total_in(page: httpx2.Response) -> str:
     (total,) = re.findall(r'<h2 id="total">(.*?)</h2>', page.text)
     return str(total)
-
-
-async def fill(database: Database, number: int, gaps: Iterable[int] = ()) -> list[int]:
-    """Add goals of one moment, take those with the ids in `gaps` away, and return the ids, newest first."""
-    statement = "INSERT INTO goals (goal_name) SELECT 'goal ' || number FROM generate_series(1, :number) AS number"
-    await database.fetch(text(f"{statement} RETURNING id"), {"number": number})
-    await database.fetch(text("DELETE FROM goals WHERE id = ANY(:gaps) RETURNING id"), {"gaps": list(gaps)})
-    return sorted(set(range(1, number + 1)) - set(gaps), reverse=True)
 
 
 async def test_an_empty_table_invites_to_write_the_first_goal(client: httpx2.AsyncClient) -> None:
@@ -224,11 +215,6 @@ async def test_goals_are_counted_up_to_ten_thousand_and_estimated_beyond(
     assert total_in(await client.get("/")) == "about 12,300 goals"
     assert total_in(await client.get("/?after=7")) == "about 12,300 goals"
     await alter(database, "ALTER TABLE goals RESET (autovacuum_enabled)")
-
-
-async def alter(database: Database, statement: str) -> None:
-    async with database.engine.connect() as connection:
-        await connection.execute(text(statement))
 
 
 async def test_a_name_longer_than_today_is_shown_as_it_was_adopted(

@@ -8,7 +8,8 @@ import httpx2
 import structlog
 
 from goals.settings import Settings
-from tests.conftest import WIDE, Service, serving, until, until_ready, upgrade
+from tests.conftest import WIDE, Service, serving, until_ready, upgrade
+from tools.polling import until
 
 
 async def readiness(service: Service) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from goals.database import Database
 from goals.errors import DatabaseUnavailableError, GoalNotFoundError
 from goals.schemas import new_key
 from goals.settings import Settings
-from tests.conftest import until
+from tools.polling import until
 
 _WRITE = "SELECT pg_logical_emit_message(true, 'test', '')"
 

@@ -1,6 +1,7 @@
 """One shape for every error: RFC 9457 under `/api`, a page elsewhere, and never a word from the inside."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from tests.conftest import LIMITS, WIDE, serving, speaking_to
 GOALS = "/api/v1/goals"
 ONE = f"{GOALS}/1"
 JSON = {"content-type": "application/json"}
+FORM = {"content-type": "application/x-www-form-urlencoded"}
 ETAG = {"if-match": '"other"'}
 
 
@@ -177,3 +179,21 @@ def test_of_a_failure_of_ours_nothing_is_told(path: str) -> None:
 def test_every_error_of_the_domain_has_its_status() -> None:
     # The settings are refused before there is anyone to answer.
     assert set(GoalsError.__subclasses__()) - set(_STATUSES) == {ConfigurationError}
+
+
+async def test_what_a_client_makes_up_is_not_sent_back_at_length(client: httpx2.AsyncClient) -> None:
+    members = {f"member {number}": 1 for number in range(800)}
+    fields = "&".join(f"field{number}=" for number in range(900))
+    answers = [
+        await client.post(GOALS, json=members),
+        await client.post(GOALS, json={"\x01" * 200 + str(number): 1 for number in range(9)}),
+        await client.post(GOALS, content=json.dumps(members).replace("member 1", "member 2"), headers=JSON),
+        await client.post("/remove_goal", content=fields, headers=FORM),
+        await client.get(f"{GOALS}?{fields[:1900]}"),
+        await client.get(f"{GOALS}?{'&'.join(f'{number}' for number in range(90))}"),
+        await client.post("/remove_goal", content=f"{'&' * 5000}x={'<' * 9000}", headers=FORM),
+    ]
+    assert [response.status_code for response in answers] == [422] * len(answers)
+    assert max(len(response.content) for response in answers) < 4096
+    assert answers[0].json()["detail"].endswith("and 796 more.")
+    assert len(answers[0].json()["errors"]) == 5

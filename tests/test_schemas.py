@@ -4,6 +4,7 @@ import json
 import re
 import time
 import timeit
+import unicodedata
 from urllib.parse import parse_qsl, urlencode
 
 import jsonschema_rs
@@ -12,10 +13,13 @@ from hypothesis import example, given, settings, strategies as st
 
 from goals.errors import GoalsError, InvalidInputError, MalformedRequestError
 from goals.schemas import (
+    MOST_ERRORS,
+    MOST_FIELDS,
     NAME_LENGTH,
     NAME_PATTERN,
     GoalBody,
     GoalForm,
+    ListQuery,
     PageQuery,
     RemovalForm,
     new_key,
@@ -27,7 +31,10 @@ from goals.schemas import (
 repeatable = settings(derandomize=True, database=None, deadline=None, max_examples=200)
 
 # The characters at the borders of the rules, and any other.
-ODD = " \u00a0\u200b\u3000\ufeff\u2800\t\n\r\0\x1b\x7f\x85\u2028\u202e\u2066\ufdd0\ufffe\U0001fffe\U0010ffff"
+ODD = (
+    " \u00a0\u200b\u3000\ufeff\u2800\ufe0f\u0600\U000e0041\t\n\r\0\x1b\x7f\x85\u2028\u202e\u2066\ufdd0\ufffe"
+    "\U0001fffe\U0010ffff"
+)
 texts = st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"]), max_size=20)
 names = texts | st.builds(
     lambda start, middle, times, end: start + middle * times + end,
@@ -52,6 +59,31 @@ def test_the_documented_pattern_takes_the_names_that_are_taken(name: str) -> Non
     else:
         with pytest.raises(InvalidInputError, match=r"^goal_name: "):
             validate(GoalBody, {"goal_name": name})
+
+
+def test_a_name_of_characters_that_show_nothing_is_no_name() -> None:
+    """Each alone: the format characters of this Python's Unicode, the ignorable code points and the other blanks."""
+    ignorable = [
+        (0xAD, 0xAD), (0x34F, 0x34F), (0x61C, 0x61C), (0x115F, 0x1160), (0x17B4, 0x17B5), (0x180B, 0x180F),
+        (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164), (0xFE00, 0xFE0F), (0xFEFF, 0xFEFF),
+        (0xFFA0, 0xFFA0), (0xFFF0, 0xFFF8), (0x1BCA0, 0x1BCA3), (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
+    ]  # fmt: skip
+    invisible = {chr(code) for first, last in ignorable for code in range(first, last + 1)} | set("\u2800\U0001d159")
+    invisible |= {name for name in map(chr, range(0x110000)) if unicodedata.category(name) in {"Cf", "Zs", "Zl", "Zp"}}
+    taken = [name for name in sorted(invisible) if documented.is_valid(name) or is_taken(name)]
+    assert taken == []
+    assert not is_taken("".join(sorted(invisible))[:NAME_LENGTH])
+    # With a letter they are part of a name, unless they turn the direction of others or end a line.
+    refused = [name for name in sorted(invisible) if not is_taken(f"a{name}b")]
+    assert "".join(refused) == "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def is_taken(name: str) -> bool:
+    try:
+        validate(GoalBody, {"goal_name": name})
+    except InvalidInputError:
+        return False
+    return True
 
 
 @repeatable
@@ -197,6 +229,44 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
     with pytest.raises(InvalidInputError) as refusal:
         validate(PageQuery, {"before": "x", "after": "2"})
     assert set(refusal.value.fields) == {"before"}
+
+
+def test_of_many_errors_the_first_few_are_named_and_the_rest_is_counted() -> None:
+    body = parse_json(json.dumps({f"member {number}": number for number in range(1500)}).encode())
+    with pytest.raises(InvalidInputError) as refusal:
+        validate(GoalBody, body)
+    assert [*refusal.value.fields] == ["goal_name", *(f"member {number}" for number in range(MOST_ERRORS - 1))]
+    assert str(refusal.value).endswith(f"; and {1501 - MOST_ERRORS:,} more.")
+    with pytest.raises(InvalidInputError, match=r"^0a{39}…: .*; and 1 more\.$"):
+        validate(ListQuery, {f"{number}".ljust(900, "a"): "x" for number in range(MOST_ERRORS + 1)})
+
+
+def test_of_many_repeated_names_the_first_few_are_named() -> None:
+    pairs = [f"n{number}" for number in range(40)]
+    for parse, encoded in (
+        (parse_json, "{" + ",".join(f'"{name}":1,"{name}":2' for name in pairs) + "}"),
+        (parse_fields, "&".join(f"{name}=1&{name}=2" for name in pairs)),
+    ):
+        with pytest.raises(InvalidInputError, match="; and 35 more") as refusal:
+            parse(encoded.encode())
+        assert [*refusal.value.fields] == pairs[:MOST_ERRORS]
+
+
+def test_fields_are_counted_before_they_are_read() -> None:
+    assert len(parse_fields(b"&".join(b"%d" % number for number in range(MOST_FIELDS)))) == MOST_FIELDS
+    with pytest.raises(InvalidInputError, match=r"^fields: There are 4,000 of them; at most 100 are read\.$"):
+        parse_fields(b"%zz&" * 4000)
+
+
+def test_what_a_client_makes_up_costs_little() -> None:
+    """Less than the 2 ms of CPU that a request with 1,500 unknown members may cost in all."""
+    body = json.dumps({f"m{number:04}": 1 for number in range(1500)}).encode()
+
+    def refuse() -> None:
+        with pytest.raises(InvalidInputError):
+            validate(GoalBody, parse_json(body))
+
+    assert min(timeit.repeat(refuse, number=1, repeat=20, timer=time.process_time)) < 0.002
 
 
 def test_keys_are_fresh_and_in_order() -> None:

@@ -27,8 +27,9 @@ from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.server import Listener
 from goals.settings import Settings
-from tests.conftest import Service, serving, until, until_ready
+from tests.conftest import Service, serving, until_ready
 from tests.wire import PATIENCE, Connection, ask, request
+from tools.polling import until
 
 SHORT = Limits(keep_alive=0.3, body_deadline=0.1, request_deadline=0.2, transport_grace=0.1, linger=0.2)
 LARGE = b"x" * 300_000

@@ -10,7 +10,7 @@ from goals import store
 from goals.database import Database
 from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
 from goals.models import SCHEMA_REVISION, Goal, Total
-from tests.test_pages import alter, fill
+from tests.conftest import alter, fill
 
 BEYOND = [store.BIGGEST_ID + 1, 10**38]
 

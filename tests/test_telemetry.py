@@ -17,7 +17,8 @@ from goals.middleware import Record
 from goals.reads import SharedReads
 from goals.settings import Settings
 from goals.telemetry import Telemetry
-from tests.conftest import WAIT_FOR_THE_LOCK, WIDE, serving, speaking_to, until
+from tests.conftest import WAIT_FOR_THE_LOCK, WIDE, serving, speaking_to
+from tools.polling import until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

@@ -14,12 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
+from opentelemetry.sdk.resources import Resource
 from pydantic import HttpUrl
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from structlog.testing import capture_logs
 
-from goals import app, logs, traces
+from goals import __version__, app, logs, traces
 from goals.errors import ConfigurationError
 from goals.settings import Settings
 from tests.conftest import LIMITS, serving, speaking_to, until_ready
@@ -113,11 +115,51 @@ async def test_a_failure_is_on_its_span(settings: Settings, schema: None, monkey
                 await client.get("/crash")
                 await client.get("/refuse")
                 await client.get("/nowhere")
+                await client.request("BREW" * 10, "/")
         received = {span.name: span for span in (spans.get_nowait() for _ in range(spans.qsize()))}
     assert attributes(received["GET /crash"])["error.type"] == "LookupError"
     assert received["GET /crash"].events[0].name == "exception"
     assert attributes(received["GET /refuse"])["error.type"] == "503"
     assert "http.route" not in attributes(received["GET"])
+    unknown = attributes(received["HTTP /"])
+    assert (unknown["http.request.method"], unknown["http.request.method_original"]) == ("_OTHER", "BREW" * 8)
+
+
+async def test_the_environment_names_the_service(
+    settings: Settings, schema: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "tracker")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test%20bench,service.name=lesser")
+    with collecting() as (endpoint, spans):
+        traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
+        async with serving(traced) as service:
+            await until_ready(service)
+            async with speaking_to(service.port) as client, speaking_to(service.operators_port) as operator:
+                exposition = (await operator.get("/metrics")).text
+                await client.get("/")
+        spans.get_nowait()
+    (target,) = [line for line in exposition.splitlines() if line.startswith("target_info{")]
+    for label in ('service_name="tracker"', f'service_version="{__version__}"', 'name="test bench"'):
+        assert label in target
+
+
+@pytest.mark.parametrize(("variable", "value"), [("OTEL_SDK_DISABLED", " TRUE "), ("OTEL_TRACES_EXPORTER", "none")])
+async def test_no_traces_are_sent_where_the_environment_forbids_it(
+    settings: Settings, schema: None, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with collecting() as (endpoint, spans), capture_logs() as events:
+        traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
+        async with serving(traced) as service:
+            await until_ready(service)
+            async with speaking_to(service.port) as client, speaking_to(service.operators_port) as operator:
+                answer = await client.get("/")
+                metrics = (await operator.get("/metrics")).text
+    assert (answer.status_code, "traceresponse" in answer.headers, spans.qsize()) == (200, False, 0)
+    disabled = variable == "OTEL_SDK_DISABLED"
+    assert [variable in event["event"] for event in events].count(True) == disabled
+    assert ("http_server_request_duration" in metrics) != disabled
+    assert "process_cpu_seconds_total" in metrics
 
 
 @contextlib.contextmanager
@@ -129,7 +171,7 @@ def hanging() -> Iterator[str]:
 
 def test_a_collector_that_hangs_does_not_hold_the_stop() -> None:
     with hanging() as endpoint:
-        sender = traces.Traces(endpoint, "test", replace(LIMITS, traces_flush=0.05))
+        sender = traces.Traces(endpoint, Resource.create(), "test", replace(LIMITS, traces_flush=0.05))
         sender.record_statement("goals_database", "SELECT", None, "57P01", 0.1, "SELECT 1")
         sender.close()
         (worker,) = [thread for thread in threading.enumerate() if thread.name == "OtelBatchSpanRecordProcessor"]

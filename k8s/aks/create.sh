@@ -95,7 +95,7 @@ fi
 subscription=$(ask subscription az account show --query id)
 tenant=$(ask tenant az account show --query tenantId)
 # The same names at each run, and others in another subscription.
-if [ -n "$dry_run" ]; then suffix=00000000; else suffix=$(printf '%s%s' "$subscription" "$RESOURCE_GROUP" | sha256sum | cut -c1-8); fi
+if [ -n "$dry_run" ]; then suffix=00000000; else suffix=$(printf '%s%s' "$subscription" "$RESOURCE_GROUP" | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-8); fi
 REGISTRY=${REGISTRY:-${NAME//-/}$suffix}
 VAULT=${VAULT:-$NAME-$suffix}
 STORAGE=${STORAGE:-${NAME//-/}$suffix}

@@ -1,15 +1,21 @@
 """The commands of the service: `python -m goals serve`, `migrate`, `openapi`, and `up`, which is all of it at once."""
 
-from goals import signals
+import os
+import sys
+
+from goals import otel, signals
+from goals.errors import ConfigurationError
 
 signals.leave_at_once()
+try:
+    otel.check(os.environ)
+except ConfigurationError as error:
+    sys.exit(f"error: {error}")
 
 import argparse
 import asyncio
 import contextlib
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +25,6 @@ import orjson
 import structlog
 
 from goals import app, embedded, logs
-from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.models import SCHEMA_REVISION
 from goals.openapi import DOCUMENT

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import gc
+import os
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import structlog
+from opentelemetry.sdk.resources import Resource
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from goals import __version__, api, capacity, health, pages, server, signals
+from goals import __version__, api, capacity, health, otel, pages, server, signals
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.limits import Limits
@@ -67,7 +69,8 @@ class Application:
         self._settings = settings
         self._limits = limits
         self.telemetry = Telemetry(__version__)
-        self._traces = _make_traces(settings, limits)
+        self._traces = _make_traces(settings, limits, self.telemetry.resource)
+        loopback = settings.loopback_hosts()
         headers = Middleware(Headers, hsts=settings.goals_hsts, draining=lambda: self.readiness.draining)
         self.public = Starlette(
             routes=PUBLIC_ROUTES,
@@ -77,11 +80,14 @@ class Application:
                 headers,
                 Middleware(Record, metrics=self.telemetry.requests, write=request_writer(settings.goals_log_format)),
                 *([] if self._traces is None else [Middleware(Trace, tracer=self._traces.tracer)]),
-                Middleware(Guard, limits=limits, hosts=settings.goals_hosts),
+                Middleware(Guard, limits=limits, hosts=settings.goals_hosts or loopback),
             ],
             exception_handlers={GoalsError: _answer_error, HTTPException: _answer_error},
         )
-        self.operators = Starlette(routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Guard, limits=limits)])
+        operators_hosts = loopback and (*loopback, *settings.goals_hosts)
+        self.operators = Starlette(
+            routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Guard, limits=limits, hosts=operators_hosts)]
+        )
         for app in (self.public, self.operators):
             app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
 
@@ -128,15 +134,18 @@ class Application:
         gc.freeze()
 
 
-def _make_traces(settings: Settings, limits: Limits) -> "Traces | None":
-    if settings.otel_exporter_otlp_endpoint is None:
+def _make_traces(settings: Settings, limits: Limits, resource: Resource) -> "Traces | None":
+    if otel.is_disabled(os.environ):
+        log.warning("OTEL_SDK_DISABLED is true: no traces, and no metrics but the process's own")
+        return None
+    if settings.otel_exporter_otlp_endpoint is None or otel.exports_no_traces(os.environ):
         return None
     try:
         from goals.traces import Traces  # noqa: PLC0415  so that without a collector nothing of it is loaded
     except ModuleNotFoundError as error:
         remedy = "install requirements/goals.txt, or unset the variable"
         raise ConfigurationError(f"OTEL_EXPORTER_OTLP_ENDPOINT needs {error.name}: {remedy}") from None
-    return Traces(str(settings.otel_exporter_otlp_endpoint), __version__, limits)
+    return Traces(str(settings.otel_exporter_otlp_endpoint), resource, __version__, limits)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

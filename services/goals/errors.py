@@ -12,11 +12,13 @@ class ConfigurationError(GoalsError):
 class InvalidInputError(GoalsError):
     """The request was understood and its content is not acceptable.
 
-    `fields` maps the name of each bad field to one sentence that says what is wrong and what would be right.
+    `fields` maps the name of each bad field to one sentence that says what is wrong and what would be right. It names
+    the first few; `more` counts the rest.
     """
 
-    def __init__(self, fields: dict[str, str]) -> None:
-        super().__init__("; ".join(f"{field}: {message}" for field, message in fields.items()))
+    def __init__(self, fields: dict[str, str], *, more: int = 0) -> None:
+        problems = [f"{field}: {message}" for field, message in fields.items()]
+        super().__init__("; ".join([*problems, f"and {more:,} more."] if more else problems))
         self.fields = fields
 
 

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from itertools import chain
+from urllib.parse import unquote
 
 import structlog
 import uuid_utils
@@ -18,12 +19,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from goals import logs
 from goals.limits import Limits
 from goals.responses import answer
-from goals.telemetry import RequestMetrics
+from goals.telemetry import OTHER_METHOD, RequestMetrics, describe_method
 
 log = structlog.get_logger(__name__)
 
 _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+_ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#@:][^/?#@]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
 _CLOSING = {"connection": "close"}  # what is left of a refused request is not read (RFC 9112, 9.6)
 _trace_context = TraceContextTextMapPropagator()
@@ -47,8 +50,20 @@ SECURITY_HEADERS = [
 STRICT_TRANSPORT_SECURITY = (b"strict-transport-security", b"max-age=31536000")
 
 
+def _to_origin_form(scope: Scope) -> None:
+    """Read a target in absolute form as the same target in origin form, its authority as the Host (RFC 9112, 3.2.2)."""
+    target = _ABSOLUTE_TARGET.fullmatch(scope["raw_path"])
+    if target is not None:
+        authority, path = target.groups(default=b"/")
+        others = [(name, value) for name, value in scope["headers"] if name != b"host"]
+        scope.update(raw_path=path, path=unquote(path.decode("ascii")), headers=[(b"host", authority), *others])
+
+
 class Headers:
-    """Gives every answer the security headers, and tells clients to reconnect while the service drains."""
+    """Gives every answer the security headers, and tells clients to reconnect while the service drains.
+
+    The outermost of all, it also sees to it that the others meet a target in one form.
+    """
 
     def __init__(self, app: ASGIApp, *, hsts: bool, draining: Callable[[], bool]) -> None:
         self.app = app
@@ -58,6 +73,7 @@ class Headers:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        _to_origin_form(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -136,13 +152,15 @@ class Trace:
             return await self.app(scope, receive, send)
         carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         attributes = {
-            "http.request.method": scope["method"],
+            **describe_method(scope["method"]),
             "url.path": scope["path"],
             "url.scheme": scope["scheme"],
             "network.protocol.version": scope["http_version"],
         }
+        method = attributes["http.request.method"]
+        name = method if method != OTHER_METHOD else "HTTP"  # as the conventions for HTTP spans name it
         with self._tracer.start_as_current_span(
-            scope["method"], _trace_context.extract(carrier), SpanKind.SERVER, attributes
+            name, _trace_context.extract(carrier), SpanKind.SERVER, attributes
         ) as span:
             context = span.get_span_context()
             trace_id = format_trace_id(context.trace_id)
@@ -166,7 +184,7 @@ class Trace:
             finally:
                 route = getattr(scope.get("route"), "path", None)
                 if route is not None:
-                    span.update_name(f"{scope['method']} {route}")
+                    span.update_name(f"{name} {route}")
                     span.set_attribute("http.route", route)
         return None
 
@@ -224,6 +242,8 @@ class Guard:
         # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
             raise HTTPException(400, "The length of the body is stated in a way that cannot be trusted.", _CLOSING)
+        if not scope["raw_path"].startswith((b"/", b"*")):
+            raise HTTPException(400, "The request's target is not an address on this service.", _CLOSING)
         limits, query, fields = self._limits, scope["query_string"], scope["headers"]
         if len(scope["raw_path"]) + len(query) + bool(query) > limits.target_size:
             raise HTTPException(414, f"The address is longer than {limits.target_size} bytes.", _CLOSING)
@@ -235,6 +255,11 @@ class Guard:
         if self._hosts and _PORT.sub("", host) not in self._hosts:
             raise HTTPException(400, "This service does not answer to that host name.", _CLOSING)
         if scope["method"] not in _SAFE_METHODS and _is_cross_origin(headers, host):
+            names = (b"host", b"origin", b"sec-fetch-site")
+            log.warning(
+                "cross-origin request refused; if this service's own page sent it, the proxy must pass Host unchanged",
+                **{name.decode().replace("-", "_"): _quote(headers[name]) for name in names if name in headers},
+            )
             raise HTTPException(403, "This request was made by another site.", _CLOSING)
 
     async def _receive_all(self, receive: Receive, headers: dict[bytes, bytes]) -> Receive:
@@ -268,14 +293,35 @@ def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
     """Tell whether a browser says that another site made this request.
 
     No cookie is involved, so there is nothing to forge but the wish to post: a browser that knows Fetch Metadata tells
-    by `Sec-Fetch-Site` (W3C), an older one by `Origin` (RFC 6454); whoever sends neither is no browser. Hosts are
-    compared and schemes are not: TLS may end at a gateway.
+    by `Sec-Fetch-Site` (W3C), an older one by `Origin` (RFC 6454); whoever sends neither is no browser. Schemes are
+    compared by their default ports alone: TLS may end at a gateway.
     """
     site = headers.get(b"sec-fetch-site")
     if site is not None:
         return site not in {b"same-origin", b"none"}
     origin = headers.get(b"origin")
-    return origin is not None and (not host or origin.decode("latin-1").lower().partition("://")[2] != host)
+    if origin is None:
+        return False
+    scheme, _, authority = origin.decode("latin-1").lower().partition("://")
+    if scheme not in _DEFAULT_PORTS:
+        return True
+    name, port = _split(authority)
+    ports = {port or _DEFAULT_PORTS[scheme]}
+    if _DEFAULT_PORTS[scheme] in ports:
+        ports |= {"", "80"} if scheme == "https" else {""}
+    host_name, host_port = _split(host)
+    return not host_name or host_name != name or host_port not in ports
+
+
+def _split(authority: str) -> tuple[str, str]:
+    """The host and the port of an authority; either is empty where it is not given."""
+    port = _PORT.search(authority)
+    return (authority, "") if port is None else (authority[: port.start()], port.group()[1:])
+
+
+def _quote(value: bytes) -> str:
+    """A field of a request for the log: what a client sends controls no terminal and fills no disk."""
+    return value[:255].decode("latin-1").encode("ascii", "backslashreplace").decode()
 
 
 def _has_body(headers: dict[bytes, bytes]) -> bool:

@@ -47,7 +47,7 @@ _PROBLEMS = {
     413: "The body is too long.",
     414: "The address is too long.",
     415: "The body is not JSON in UTF-8.",
-    422: "The request is understood and not acceptable; `errors` names every invalid field.",
+    422: "The request is understood and not acceptable; `errors` names the first invalid fields.",
     431: "The header is too long.",
     503: "Too much work, or no database: try again after `Retry-After` seconds; the same idempotency key is safe.",
 }

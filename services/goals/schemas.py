@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from datetime import datetime
+from itertools import islice
 from typing import Annotated, TypeVar
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
@@ -25,6 +26,12 @@ from goals.errors import InvalidInputError, MalformedRequestError
 
 NAME_LENGTH = 255
 PAGE_SIZE = 50
+MOST_FIELDS = 100
+"""Fields of a form or a query that are read at all."""
+MOST_ERRORS = 5
+"""Bad fields that an answer names."""
+LONGEST_FIELD_NAME = 40
+"""Characters of a bad field's name that an answer repeats."""
 
 # Characters that show nothing at the edge of a name: Unicode white space, zero-width characters, blank fillers.
 _BLANK = (
@@ -36,12 +43,37 @@ _BLANK = (
 _FORBIDDEN = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufdd0-\ufdef\ufffe\uffff" + "".join(
     chr(plane * 0x10000 + 0xFFFE) + chr(plane * 0x10000 + 0xFFFF) for plane in range(1, 17)
 )
+# What renders nothing in the midst of a name either: every format character (Cf), the ignorable code points of Unicode
+# (variation selectors, tags and what is reserved beside them), and the blank signs and joiners of single scripts.
+# Unlike blanks these stay where they are, since they shape what stands beside them: emoji, flags, names in Arabic.
+_INVISIBLE = (
+    _BLANK
+    + (r"\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u180b-\u180f\u2065\u2d7f\ufe00-\ufe0f\ufff0-\ufffb")
+    + "".join(
+        f"{chr(first)}-{chr(last)}"
+        for first, last in (
+            (0x1107F, 0x1107F),
+            (0x110BD, 0x110BD),
+            (0x110CD, 0x110CD),
+            (0x13430, 0x13446),
+            (0x16FE4, 0x16FE4),
+            (0x1BCA0, 0x1BCA3),
+            (0x1D159, 0x1D159),
+            (0x1D173, 0x1D17A),
+            (0xE0000, 0xE0FFF),
+        )
+    )
+)
 _EDGE = f"[^{_BLANK}{_FORBIDDEN}]"
-NAME_PATTERN = f"^[{_BLANK}]*{_EDGE}([^{_FORBIDDEN}]{{0,{NAME_LENGTH - 2}}}{_EDGE})?[{_BLANK}]*$"
+NAME_PATTERN = (
+    f"^(?=[{_INVISIBLE}]*[^{_INVISIBLE}{_FORBIDDEN}])"
+    f"[{_BLANK}]*{_EDGE}([^{_FORBIDDEN}]{{0,{NAME_LENGTH - 2}}}{_EDGE})?[{_BLANK}]*$"
+)
 """The rule for a goal's name as one regular expression (OpenAPI); `_clean_name` is the same rule with its messages."""
 
 # For str.strip: a pattern that looks for blanks at the end is quadratic in those it finds elsewhere.
 _BLANKS = "".join(re.findall(f"[{_BLANK}]", "".join(map(chr, range(0x10000)))))
+_VISIBLE = re.compile(f"[^{_INVISIBLE}]")
 _FORBIDDEN_CHARACTER = re.compile(f"[{_FORBIDDEN}]")
 # Thirty-nine digits are beyond any integer PostgreSQL has; longer input is not an id but an attempt.
 _CANONICAL_ID = re.compile(r"[1-9][0-9]{0,38}", re.ASCII)
@@ -56,7 +88,7 @@ def _clean_name(value: object) -> str:
     if _FORBIDDEN_CHARACTER.search(value):
         raise ValueError("A name is one line of text, without control characters.")
     name = value.strip(_BLANKS)
-    if not name:
+    if not _VISIBLE.search(name):
         raise ValueError("Write what you want to reach.")
     if len(name) > NAME_LENGTH:
         raise ValueError(f"A name has at most {NAME_LENGTH} characters; this one has {len(name)}.")
@@ -175,7 +207,7 @@ class InvalidField(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error as RFC 9457 describes it; `errors` names every invalid field."""
+    """An error as RFC 9457 describes it; `errors` names the first invalid fields."""
 
     type: str
     title: str
@@ -189,16 +221,34 @@ Shape = TypeVar("Shape", bound=Input)
 
 
 def validate(shape: type[Shape], values: object) -> Shape:
-    """Build `shape` from `values`, or raise an `InvalidInputError` that names every bad field."""
+    """Build `shape` from `values`, or raise an `InvalidInputError` that names the first bad fields."""
+    more = 0
+    if isinstance(values, dict):
+        # pydantic takes twenty times as long for an unknown field: it sees a few of those that a client makes up.
+        known = values.keys() & {field.alias or name for name, field in shape.model_fields.items()}
+        kept = [*known, *islice((name for name in values if name not in known), MOST_ERRORS)]
+        more = len(values) - len(kept)
+        values = {name: values[name] for name in kept}
     try:
         return shape.model_validate(values)
     except ValidationError as error:
-        raise InvalidInputError(
-            {
-                ".".join(map(str, problem["loc"])) or "body": _message(problem["type"], problem["msg"])
-                for problem in error.errors(include_url=False, include_context=False, include_input=False)
-            }
-        ) from None
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+    raise _invalid(
+        {
+            ".".join(map(str, problem["loc"])) or "body": _message(problem["type"], problem["msg"])
+            for problem in problems
+        },
+        more=more,
+    )
+
+
+def _invalid(fields: dict[str, str], *, more: int = 0) -> InvalidInputError:
+    """An error whose size does not depend on how many fields are bad, or how long their names are."""
+    named = {
+        name if len(name) <= LONGEST_FIELD_NAME else f"{name[:LONGEST_FIELD_NAME]}…": message
+        for name, message in [*fields.items()][:MOST_ERRORS]
+    }
+    return InvalidInputError(named, more=more + len(fields) - len(named))
 
 
 def new_key() -> UUID:
@@ -235,9 +285,9 @@ def parse_json(body: bytes) -> object:
 
 
 def _refuse_repeated(members: list[tuple[str, object]]) -> None:
-    repeated = [name for name, count in Counter(name for name, _ in members).items() if count > 1]
-    if repeated:
-        raise InvalidInputError(dict.fromkeys(repeated, _REPEATED))
+    if len(dict(members)) < len(members):
+        counts = Counter(name for name, _ in members)
+        raise _invalid({name: _REPEATED for name, count in counts.items() if count > 1})
 
 
 def parse_fields(encoded: bytes) -> dict[str, str]:
@@ -248,13 +298,16 @@ def parse_fields(encoded: bytes) -> dict[str, str]:
     """
     fields: dict[str, str] = {}
     repeated: dict[str, str] = {}
-    for pair in filter(None, encoded.split(b"&")):
+    pairs = [*filter(None, encoded.split(b"&"))]
+    if len(pairs) > MOST_FIELDS:
+        raise InvalidInputError({"fields": f"There are {len(pairs):,} of them; at most {MOST_FIELDS} are read."})
+    for pair in pairs:
         name, _, value = (_decode(part) for part in pair.partition(b"="))
         if name in fields:
             repeated[name] = _REPEATED
         fields[name] = value
     if repeated:
-        raise InvalidInputError(repeated)
+        raise _invalid(repeated)
     return fields
 
 

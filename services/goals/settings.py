@@ -1,5 +1,7 @@
 """Every knob of the service, read once from the environment and refused at start when it makes no sense."""
 
+import ipaddress
+import socket
 import ssl
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -39,7 +41,9 @@ class Settings(BaseSettings):
         None, ge=1, description="Connections to the page and the API; unset means what descriptors and memory allow"
     )
     goals_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="Host names the page and the API answer to, separated by commas; empty means any"
+        (),
+        description="Host names the page and the API answer to, separated by commas; unset means any, "
+        "or the loopback names where `GOALS_BIND` is a loopback address",
     )
     goals_drain_seconds: float = Field(
         6.0, ge=0, le=300, description="How long replies say `Connection: close` between SIGTERM and the stop"
@@ -102,6 +106,22 @@ class Settings(BaseSettings):
         except OSError:
             raise ValueError(f"DB_CA_FILE: {self.db_ca_file} holds no certificate (PEM) that can be read") from None
         return self
+
+    def loopback_hosts(self) -> tuple[str, ...]:
+        """What the Host of a request may be on a loopback address (`GOALS_BIND`); empty where that is another.
+
+        Any name may lead there: the DNS of another site can say 127.0.0.1 too, and its page would then be taken for
+        ours (DNS rebinding). Only browsers can be misled so, and they always send a Host.
+        """
+        try:
+            found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(self.goals_bind, None)}
+        except (OSError, UnicodeError):
+            return ()  # the listener will say so
+        addresses = [ipaddress.ip_address(address) for address in found]
+        if not all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses):
+            return ()
+        own = self.goals_bind.lower()
+        return ("", "localhost", "127.0.0.1", "[::1]", f"[{own}]" if ":" in own else own)
 
     def password(self) -> str | None:
         """The database password of this moment: secrets are rotated by replacing the mounted file."""

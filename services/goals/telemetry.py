@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from opentelemetry.sdk.metrics import AlwaysOffExemplarFilter, MeterProvider
-from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
@@ -23,6 +23,8 @@ _DELAY_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 # What our routes know. The convention lets a service narrow its list, and each method more is a set of series more.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
+OTHER_METHOD = "_OTHER"
+"""What the conventions call a method that is not known, so that no client can make up values."""
 _VERSIONS = frozenset({"1.0", "1.1"})
 _SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
 _LOOP_PERIOD = 0.5
@@ -37,6 +39,13 @@ class Pool(NamedTuple):
     idle: int
     size: int
     waiting: int
+
+
+def describe_method(method: str) -> dict[str, str]:
+    """The attributes of a span that say its request's method."""
+    if method in _METHODS:
+        return {"http.request.method": method}
+    return {"http.request.method": OTHER_METHOD, "http.request.method_original": method[:32]}
 
 
 class Port(Protocol):
@@ -73,7 +82,7 @@ class RequestMetrics:
             meter, "http.server.request.duration", "Duration of HTTP server requests.", REQUEST_BOUNDS
         )
         self._attributes: dict[tuple[str, str, str, str | None, int, str | None], Attributes] = {}
-        self._active = dict.fromkeys([*_METHODS, "_OTHER"], 0)
+        self._active = dict.fromkeys([*_METHODS, OTHER_METHOD], 0)
         meter.create_observable_up_down_counter(
             "http.server.active_requests",
             callbacks=[self._observe_active],
@@ -99,7 +108,7 @@ class RequestMetrics:
 
     def start(self, method: str) -> str:
         """Count an active request and return its method as a label: `_OTHER` for one that no route has."""
-        label = method if method in _METHODS else "_OTHER"
+        label = method if method in _METHODS else OTHER_METHOD
         self._active[label] += 1
         return label
 
@@ -233,9 +242,13 @@ class Telemetry:
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         reader = PrometheusMetricReader(scope_info_enabled=False, registry=self.registry)
+        # What the environment says of the service comes last, and so wins.
+        self.resource = Resource.create({"service.name": "goals", "service.version": version}).merge(
+            OTELResourceDetector().detect()
+        )
         self._provider = MeterProvider(
             [reader],
-            resource=Resource.create({"service.name": "goals", "service.version": version}),
+            resource=self.resource,
             exemplar_filter=AlwaysOffExemplarFilter(),  # the exporter would drop them
             shutdown_on_exit=False,
         )

@@ -5,6 +5,7 @@ import threading
 import time
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -23,12 +24,13 @@ class Traces:
     from its own variables (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, …).
     """
 
-    def __init__(self, endpoint: str, version: str, limits: Limits) -> None:
+    def __init__(self, endpoint: str, resource: Resource, version: str, limits: Limits) -> None:
         self._limits = limits
-        resource = Resource.create({"service.name": "goals", "service.version": version})
-        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
-        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        # Nothing global: by default the SDK would measure itself by a provider that other variables choose.
+        unmeasured = NoOpMeterProvider()
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=unmeasured)
+        self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", meter_provider=unmeasured)
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter, meter_provider=unmeasured))
         self.tracer = self._provider.get_tracer("goals", version)
 
     def record_statement(

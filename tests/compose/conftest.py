@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.compose.stack import Stack
+from tests.compose.stack import PORTS, Stack
+from tools.ports import reserved
 
 _stacks: list[Stack] = []
 
@@ -12,11 +13,12 @@ _stacks: list[Stack] = []
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The stack, not yet up: the first test starts it."""
-    stack = Stack(tmp_path_factory.mktemp("compose"))
-    _stacks.append(stack)
-    stack.down("--volumes")  # what a run that was killed has left
-    yield stack
-    stack.down("--volumes")
+    with reserved(len(PORTS)) as ports:
+        stack = Stack(tmp_path_factory.mktemp("compose"), dict(zip(PORTS, ports, strict=True)))
+        _stacks.append(stack)
+        stack.remove()  # what a run that was killed has left
+        yield stack
+        stack.remove()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -27,18 +26,22 @@ PORTS = (
     "JAEGER_PORT",
 )
 ONE_SHOT = {"setup", "migrate", "load-gate"}
+OURS = ("goals", "goals-loadtest", "goals-setup")
+BY_MAKE = ("VERSION", "REVISION", "CREATED", "SOURCE_DATE_EPOCH")
+"""What `make` adds to the environment, and `docker compose` by itself does without."""
 
 
 class Stack:
     """The services and how to reach them; `without` names those that cannot be had here, each with the reason."""
 
-    def __init__(self, folder: Path) -> None:
-        self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    def __init__(self, folder: Path, ports: dict[str, int]) -> None:
+        self.ports = ports
         self.without: dict[str, str] = {}
         self.figures: dict[str, str] = {}
         self.authority = folder / "ca.crt"
-        self.environment = os.environ | {
+        self.environment = {name: value for name, value in os.environ.items() if name not in BY_MAKE} | {
             "COMPOSE_PROJECT_NAME": PROJECT,
+            "TAG": PROJECT,  # images of its own, which the first `up` has to build
             "COMPOSE_FILE": f"compose.yaml{os.pathsep}tests/compose/compose.test.yaml",
             "COMPOSE_ENV_FILES": os.devnull,  # the user's own .env takes no part
             **{name: str(port) for name, port in self.ports.items()},
@@ -67,12 +70,19 @@ class Stack:
         loaded: dict[str, Any] = json.loads(self.compose("--profile", "*", "config", "--format", "json").stdout)
         return loaded
 
-    def up(self, *arguments: str) -> None:
-        self.compose("up", "--detach", "--wait", "--wait-timeout", "120", *arguments, *self.services)
+    def up(self) -> str:
+        """Start everything and wait; return what Compose printed."""
+        done = self.compose("up", "--detach", "--wait", *self.services, timeout=420)
         self.compose("cp", "setup:/setup/trust/ca.crt", str(self.authority))
+        return done.stdout + done.stderr
 
     def down(self, *arguments: str) -> None:
         self.compose("--profile", "*", "down", "--remove-orphans", *arguments)
+
+    def remove(self) -> None:
+        """Remove containers, networks, data and images."""
+        self.down("--volumes")
+        run("image", "rm", "--force", *(f"{name}:{PROJECT}" for name in OURS), check=False)
 
     def replicas(self, service: str) -> list[str]:
         """The ids of a service's running containers."""
@@ -144,13 +154,6 @@ def run(
         f"docker {' '.join(arguments)}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     )
     return done
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nothing listens on at this moment, all different."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [listener.getsockname()[1] for listener in sockets]
 
 
 def has_image(image: str) -> bool:

@@ -110,7 +110,12 @@ def test_every_decision_is_in_the_list_under_a_number_of_its_own() -> None:
 
 def test_every_job_of_the_pipeline_calls_what_ci_runs() -> None:
     """What .ci/run does on one machine, the workflows do on several, and ci.yaml does nothing beside."""
-    run = re.sub(r"(?m)^ *#.*", "", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+    run, clean_room = (
+        re.sub(r"(?m)^ *#.*", "", (ROOT / ".ci" / program).read_text(encoding="utf-8"))
+        for program in ("run", "newcomer")
+    )
+    assert ".ci/clean-room" in run
+    run += clean_room
     texts = [run]
     for name in ("ci", "nightly"):
         workflow = yaml.safe_load((ROOT / f".github/workflows/{name}.yaml").read_text(encoding="utf-8"))
@@ -119,6 +124,8 @@ def test_every_job_of_the_pipeline_calls_what_ci_runs() -> None:
         {word for words in re.findall(r"\bmake((?: [a-z0-9-]+)+)", text) for word in words.split()} for text in texts
     )
     assert pipeline <= ours
+    assert ".ci/clean-room" in texts[2]
+    nightly |= {word for word in ours if f"make {word}" in clean_room}
     assert ours <= pipeline | nightly
     assert ".ci/smoke" in run
     assert ".ci/smoke" in texts[1]

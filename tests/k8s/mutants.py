@@ -181,6 +181,8 @@ MUTANTS = (
     Mutant("database-backup", "components/backup/kustomization.yaml", "  - scheduledbackup.yaml\n", "", "no backups"),
     Mutant("database-backup", "components/backup/patch-cluster.yaml", "isWALArchiver: true", "isWALArchiver: false"),
     Mutant("database-backup", "overlays/aks/database/patch-cluster.yaml", "size: 32Gi", "size: 1Gi", "a disk of 1 GiB"),
+    Mutant("database-log", CLUSTER, '      log_parameter_max_length: "0"\n', ""),
+    Mutant("database-log", CLUSTER, 'log_parameter_max_length_on_error: "0"', 'log_parameter_max_length_on_error: "-1"'),
     Mutant("database-archive", "overlays/aks/restore/template/patch-cluster.yaml", "serverName, value: goals-db-restored", "serverName, value: goals-db"),
     Mutant("database-credentials", DEPLOYMENT, "            secretName: goals-db-app\n", "            secretName: other-db-app\n", "two passwords that must agree"),
     Mutant("database-tls", "base/goals.env", "SSL=verify-full\n", "", "no SSL setting"),

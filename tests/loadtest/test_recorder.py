@@ -52,59 +52,82 @@ def test_a_rate_and_a_counter_of_nothing_are_zero() -> None:
 def fill(recorder: Recorder, *seconds: float, failed: int = 0) -> None:
     series = recorder.add_series("page", "GET")
     for value in seconds:
-        series.fresh.add(value)
+        series.add(value, None, 3)
         series.received += 10
         recorder.iterations += 1
         recorder.add_check("good").passes += 1
         recorder.sent_seconds += value
-    series.fresh_failed += failed
-    recorder.errors["page: status 500"] += failed
+    for _ in range(failed):
+        series.add(0.1, "status 500", 5)
+        series.received += 10
+        recorder.sent_seconds += 0.1
     recorder.add_check("good").fails += failed
-    list(recorder.fold())
+    list(recorder.flush())
 
 
 def test_two_processes_are_merged_as_if_they_were_one() -> None:
     whole, first, second = Recorder(), Recorder(), Recorder()
     for recorder, seconds in ((first, (0.01, 0.02)), (second, (0.03, 0.5, 0.7))):
         recorder.add_users(2)
-        recorder.shift(1)
+        recorder.adjust_active_users(1)
         fill(recorder, *seconds, failed=1)
         recorder.service.add(0.01)
         recorder.add_connection(0.002)
         recorder.note_usage(0.5, 0.6)
-        recorder.shift(-1)
+        recorder.adjust_active_users(-1)
         # In two pieces, as workers report while they run; through JSON, as what is sent is plain data.
         report = json.loads(json.dumps(recorder.drain()), object_pairs_hook=with_numbers)
         whole.merge(report, str(id(recorder)))
         fill(recorder, 0.04)
         whole.merge(recorder.drain(), str(id(recorder)))
-    assert [trend.count for _, trend, _ in whole.fold()] == [], "what is merged is not fresh"
+    assert list(whole.flush()) == [], "what is merged is not fresh"
     duration = whole.metric("http_req_duration")
     assert isinstance(duration, Trend)
-    assert duration.count == 7
+    assert duration.count == 9
     assert (duration.min, duration.max) == (0.01, 0.7)
-    assert duration.sum == pytest.approx(0.01 + 0.02 + 0.03 + 0.5 + 0.7 + 2 * 0.04)
-    assert whole.metric("http_req_failed") == Rate(2, 5)
-    assert whole.metric("http_req_failed", "page") == Rate(2, 5)
-    assert whole.metric("checks") == whole.metric("checks", "good") == Rate(7, 2)
+    assert duration.sum == pytest.approx(0.01 + 0.02 + 0.03 + 0.5 + 0.7 + 2 * 0.04 + 2 * 0.1)
+    assert whole.metric("http_req_failed") == whole.metric("http_req_failed", {"name": "page"}) == Rate(2, 7)
+    assert whole.metric("checks") == whole.metric("checks", {"check": "good"}) == Rate(7, 2)
     counts = {
-        "http_reqs": 7,
+        "http_reqs": 9,
         "iterations": 7,
         "connections": 2,
         "dropped_iterations": 0,
         "interrupted_requests": 0,
-        "data_received": 70,
+        "data_received": 90,
     }
     assert {name: whole.metric(name).count for name in counts} == counts
     assert whole.metric("http_req_service").count == whole.metric("http_req_connecting").count == 2
     assert whole.errors == {"page: status 500": 2}
     assert (whole.vus_max, whole.cpu, whole.busy) == (4, 0.5, 0.6)
-    assert whole.little == pytest.approx(whole.sent_seconds / whole.user_seconds)
-    assert sum(slot.trend.count for slot in whole.timeline.values()) == 7
+    assert whole.littles_law_ratio == pytest.approx(whole.sent_seconds / whole.user_seconds)
+    assert sum(slot.trend.count for slot in whole.timeline.values()) == 9
     assert whole.age > 0
-    assert [whole.metric(name, "nowhere").count for name in ("http_reqs", "checks", "http_req_duration")] == [0, 0, 0]
+    nowhere = {"name": "nowhere", "check": "nowhere"}
+    assert [whole.metric(name, nowhere).count for name in ("http_reqs", "checks", "http_req_duration")] == [0, 0, 0]
     with pytest.raises(KeyError):
         whole.metric("nothing")
+
+
+def test_expected_and_failed_requests_are_kept_apart() -> None:
+    recorder = Recorder()
+    fill(recorder, 0.01, 0.02, failed=1)
+    recorder.add_series("page", "POST").add(0.5, "status 409", 7)
+    (fresh,) = recorder.flush()
+    assert (fresh.trend.count, fresh.failed, fresh.errors, fresh.size) == (1, 1, {"status 409": 1}, 7)
+    assert recorder.errors == {"page: status 500": 1, "page: status 409": 1}
+
+    def longest(**tags: str) -> float:
+        return recorder.metric("http_req_duration", tags).aggregate("max")
+
+    assert (longest(), longest(expected_response="true"), longest(expected_response="false")) == (500, 20, 500)
+    assert (longest(method="GET"), longest(method="GET", expected_response="true"), longest(method="PUT")) == (
+        100,
+        20,
+        0,
+    )
+    assert recorder.metric("http_reqs", {"method": "POST"}).count == 1
+    assert recorder.metric("http_req_failed", {"expected_response": "true"}) == Rate(0, 2)
 
 
 def with_numbers(pairs: list[tuple[str, object]]) -> dict[object, object]:
@@ -114,18 +137,18 @@ def with_numbers(pairs: list[tuple[str, object]]) -> dict[object, object]:
 
 def test_users_at_work_are_an_integral_over_time() -> None:
     recorder = Recorder()
-    assert (recorder.little, recorder.age, recorder.seconds) == (None, 0, 0)
+    assert (recorder.littles_law_ratio, recorder.age, recorder.seconds) == (None, 0, 0)
     begun = time.perf_counter()
-    recorder.shift(1)
-    recorder.shift(1)
+    recorder.adjust_active_users(1)
+    recorder.adjust_active_users(1)
     while time.perf_counter() - begun < 0.05:
         pass
-    recorder.shift(-1)
-    recorder.shift(-1)
+    recorder.adjust_active_users(-1)
+    recorder.adjust_active_users(-1)
     elapsed = time.perf_counter() - begun
     assert recorder.user_seconds / (2 * elapsed) == pytest.approx(1, rel=0.05)
     assert recorder.seconds / elapsed == pytest.approx(1, rel=0.05)
-    list(recorder.fold())
+    list(recorder.flush())
     assert sum(slot.user_seconds for slot in recorder.timeline.values()) == recorder.user_seconds
 
 
@@ -149,11 +172,11 @@ def test_the_timeline_of_a_long_run_is_joined_two_by_two(monkeypatch: pytest.Mon
 
 def test_a_clock_that_is_set_changes_nothing_but_the_date(monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = Recorder()
-    recorder.shift(1)
+    recorder.adjust_active_users(1)
     begun = recorder.date
     monkeypatch.setattr(time, "time", lambda: 1_000_000.0)
     fill(recorder, 0.01)
-    recorder.shift(-1)
+    recorder.adjust_active_users(-1)
     assert recorder.date == begun != 1_000_000.0
     assert 0 < recorder.seconds <= recorder.age < 60
     assert len(recorder.timeline) <= 2
@@ -167,9 +190,9 @@ def test_processes_whose_clocks_differ_are_merged_by_how_long_ago_things_were(mo
             patch.setattr(time, "perf_counter", lambda skew=skew: real() + skew)
             patch.setattr(time, "time", lambda skew=skew: 1_000_000.0 - skew)
             recorder = Recorder()
-            recorder.shift(1)
+            recorder.adjust_active_users(1)
             fill(recorder, 0.01)
-            recorder.shift(-1)
+            recorder.adjust_active_users(-1)
             reports.append((recorder.drain(), str(number)))
     for report, source in reports:
         whole.merge(report, source)

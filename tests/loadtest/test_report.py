@@ -17,18 +17,18 @@ from loadtest.thresholds import evaluate, parse_threshold
 def measured(*, failed: int = 0, seconds: float = 0.01) -> Recorder:
     recorder = Recorder()
     recorder.add_users(2)
-    recorder.shift(1)
-    for name in ("page", "a <b> & c"):
+    recorder.adjust_active_users(1)
+    for place, name in enumerate(("page", "a <b> & c")):
         series = recorder.add_series(name, "GET")
         for number in range(100):
-            series.fresh.add(seconds * (1 + number / 100))
+            failure = "status 500" if 100 * place + number >= 200 - failed else None
+            series.add(seconds * (1 + number / 100), failure, 3)
         recorder.add_check(f"{name} answers").passes += 100
-    recorder.series["a <b> & c"].fresh_failed += failed
     if failed:
-        recorder.errors["a <b> & c: status 500"] += failed
-        recorder.add_check("never").fails += failed
-    list(recorder.fold())
-    recorder.shift(-1)
+        recorder.add_check("seldom").passes += 1
+        recorder.add_check("seldom").fails += failed
+    list(recorder.flush())
+    recorder.adjust_active_users(-1)
     recorder.sent_seconds = recorder.user_seconds
     recorder.add_connection(0.001)
     return recorder
@@ -84,6 +84,67 @@ def test_a_run_of_failures_alone_passes_only_where_a_threshold_allows_it(
     )
 
 
+@pytest.mark.parametrize("threshold", [("http_req_failed", "rate<=1"), ("checks", "rate>0.1")])
+def test_a_check_that_failed_every_time_lets_no_run_pass(threshold: tuple[str, str]) -> None:
+    recorder = measured()
+    recorder.add_check("is a page").fails += 150
+    verdict, _ = conclude(recorder, threshold)
+    assert verdict.exit_code == 1
+    assert verdict.problems == ["the check `is a page` failed every time (150), and no threshold is about that"]
+    assert conclude(recorder, ("checks", "rate>0.9"))[0].exit_code == 99
+    recorder.add_check("is a page").passes += 1
+    assert conclude(recorder, threshold)[0].exit_code == 0
+
+
+def test_where_nothing_could_be_reached_that_is_said_first_and_nothing_is_judged() -> None:
+    recorder = Recorder()
+    recorder.adjust_active_users(1)
+    for number, error in enumerate(("connection refused", "connection refused", "no route to host")):
+        recorder.add_series(f"step {number % 2}: page", "GET").add(0.001, error, 0)
+    list(recorder.flush())
+    verdict, summary = conclude(recorder, ("http_req_duration", "p(95)<250"), ("http_req_failed", "rate<=1"))
+    cause = "no connection was made, so nothing is judged: connection refused (2 times), no route to host (1 times)"
+    assert (verdict.exit_code, verdict.outcomes, verdict.warnings) == (1, [], [])
+    assert verdict.reasons == [cause]
+    assert report.write_text(summary, verdict).split("\n")[3] == f"  invalid: {cause}"
+    assert report.draw_progress(recorder, 1, 30, 3, Counter(0, 0)) == f"   1 of 30 s  3 users  {cause}"
+    recorder.add_connection(0.001)
+    assert conclude(recorder, ("http_req_failed", "rate<0.5"))[0].exit_code == 99
+
+
+@pytest.mark.parametrize(
+    ("threshold", "reason"),
+    [
+        (("http_req_duration", "p(95)<15"), "p95 19.2 ms, limit 15 ms"),
+        (("http_req_duration", "max<=0.5"), "max 19.9 ms, limit 0.5 ms"),
+        (("http_req_duration{name:page}", "p(99.9)<15"), "http_req_duration{name:page} p99.9 19.9 ms, limit 15 ms"),
+        (("http_req_failed", "rate<=0.001"), "http_req_failed 1.5 %, limit 0.1 %"),
+        (("checks", "rate>0.999"), "checks 98.53 %, wanted over 99.9 %"),
+        (("http_reqs", "count==0"), "http_reqs count 200, wanted == 0"),
+        (("http_req_duration{expected_response:false,name:page}", "count>9"), "nothing was measured"),
+        (("http_req_duration", "count<100"), "count 200, limit 100"),
+    ],
+)
+def test_what_failed_is_said_with_its_limit(threshold: tuple[str, str], reason: str) -> None:
+    verdict, summary = conclude(measured(failed=3), threshold)
+    assert verdict.exit_code == 99
+    (told,) = verdict.reasons
+    assert told.endswith(reason)
+    assert summary["loadtest"]["reasons"] == [told]
+    assert f"failed (exit 99): {told}\n" in report.write_text(summary, verdict)
+
+
+def test_longer_times_are_said_to_the_millisecond() -> None:
+    verdict, _ = conclude(measured(seconds=1.2), ("http_req_duration", "avg<250"))
+    assert verdict.reasons == ["avg 1,794 ms, limit 250 ms"]
+
+
+def test_one_name_for_two_methods_is_told_apart() -> None:
+    recorder = measured()
+    recorder.add_series("page", "POST").add(0.01, None, 0)
+    assert list(report.label_series(recorder)) == ["GET page", "a <b> & c", "POST page"]
+
+
 def test_a_check_that_was_never_made_has_not_passed() -> None:
     recorder = measured()
     recorder.add_check("second step")
@@ -109,7 +170,7 @@ def test_littles_law_is_held_against_the_latencies(share: float, warned: bool) -
     recorder.sent_seconds = share * recorder.user_seconds
     verdict, summary = conclude(recorder)
     assert any("Little's law" in warning for warning in verdict.warnings) is warned
-    assert summary["loadtest"]["little"] == pytest.approx(share)
+    assert summary["loadtest"]["littles_law_ratio"] == pytest.approx(share)
 
 
 def test_what_was_dropped_or_cut_off_is_told() -> None:
@@ -155,7 +216,7 @@ def test_the_terminal_is_told_everything() -> None:
     for part in (
         "small on http://a",
         "pass  page answers: 100 of 100",
-        "FAIL  never: 0 of 3",
+        "FAIL  seldom: 1 of 4",
         "FAIL  http_reqs count>1000: measured 200\n",
         "pass  http_req_duration avg>1: measured 14.95 ms",
         "error: a <b> & c: status 500, 3 times",

@@ -81,7 +81,7 @@ def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
         ("status == 200", "status = 200", "`status = 200` is no check"),
         ('path = "/"', 'path = "/"\nsave = { a = "cookie b" }', "`cookie b` is no source"),
         ("[thresholds]", '[thresholds]\nchecks = ["rate"]', "`rate` is no threshold"),
-        ("[thresholds]", "[thresholds]\n'checks{check:x}' = ['rate>0']", "names no step or check"),
+        ("[thresholds]", "[thresholds]\n'checks{check:x}' = ['rate>0']", "no step of this scenario has the check `x`"),
         ("[thresholds]", '[thresholds]\nchecks = [{ threshold = "rate>0", abort = true }]', "abort: unknown key"),
         ("[[task]]", "[[task]]\n[[task.step]]\npath = '/'\nname = 'GET /'\nmethod = 'POST'\n", "different methods"),
         ("[load]", 'pause = "1s"\n[load]\nrate = 1', "load.constant-vus.rate: unknown key"),
@@ -98,6 +98,13 @@ def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
             "`content-length` cannot be chosen: it follows",
         ),
         ('path = "/"', 'path = "/"\nheaders = { Transfer-Encoding = "x" }', "`Transfer-Encoding` cannot be chosen"),
+        (
+            'path = "/"',
+            'path = "/"\nheaders = { x-a = "1", X-A = "2" }',
+            "`x-a` and `X-A` are the same header: its name has no case",
+        ),
+        ("vus = 1", 'vus = 1\ngracefulStop = "1s"', "load.constant-vus: k6's `gracefulStop` is not played"),
+        ("[thresholds]", "[thresholds]\n'http_reqs{method:PUT}' = ['rate>0']", "has the method `PUT`"),
         ('path = "/"', 'path = "/"\nsave = { uuid = "header x" }', "`uuid` is there in every iteration and cannot be"),
         ("[load]", "[load", "bad.toml: "),
     ],
@@ -133,7 +140,7 @@ def test_conditions_take_the_options_of_k6(tmp_path: Path) -> None:
     first, second, third = read_scenario(str(file)).parse_thresholds()
     assert (first.abort_on_fail, first.delay_abort, first.limit) == (True, 5, 0.9)
     assert (second.abort_on_fail, second.delay_abort) == (False, 0)
-    assert (third.tag, third.selector) == ("GET /", "http_req_duration{name:GET /}")
+    assert (third.tags, third.selector) == ({"name": "GET /"}, "http_req_duration{name:GET /}")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +199,8 @@ def test_values_are_encoded_as_their_place_demands() -> None:
     body = step(json={"a": ["${id}", 1, None], "b": {"c": "${id}"}}).render(TARGET, {"id": 'say "x"'})
     assert body.body == b'{"a": ["say \\"x\\"", 1, null], "b": {"c": "say \\"x\\""}}'
     assert body.headers == {"Content-Type": "application/json"}
+    for name in ("content-type", "CONTENT-TYPE"):
+        assert step(json={}, headers={name: "a/b"}).render(TARGET, {}).headers == {name: "a/b"}
     raw = step(body="${id}", headers={"Content-Type": "text/plain"}).render(Target.parse("http://a/base/"), values)
     assert (raw.path, raw.body, raw.headers) == ("/base/", "a/b &ü".encode(), {"Content-Type": "text/plain"})
 

@@ -14,12 +14,12 @@ def measured() -> Recorder:
     for name, seconds in (("page", 0.01), ("api", 0.1)):
         series = recorder.add_series(name, "GET")
         for _ in range(100):
-            series.fresh.add(seconds)
+            series.add(seconds, None, 0)
     recorder.add_check("good").passes += 99
     recorder.add_check("good").fails += 1
-    recorder.shift(1)
-    list(recorder.fold())
-    recorder.shift(-1)
+    recorder.adjust_active_users(1)
+    list(recorder.flush())
+    recorder.adjust_active_users(-1)
     return recorder
 
 
@@ -36,6 +36,9 @@ def measured() -> Recorder:
         ("checks{check:good}", "rate>=0.99", True),
         ("http_reqs", "count!=200", False),
         ("http_reqs{name:api}", "count==100", True),
+        ("http_req_duration{expected_response:true}", "p(95)<500", True),
+        ("http_reqs{name:api,method:GET,expected_response:true}", "count==100", True),
+        ("http_reqs{name:api,method:POST}", "count==100", False),
         ("dropped_iterations", "count==0", True),
         ("dropped_iterations", "count === 0", True),
         ("dropped_iterations", "count!==0", False),
@@ -63,8 +66,16 @@ def test_what_was_not_measured_fails(selector: str) -> None:
     [
         ("http_req_time", "p(95)<1", "there is no metric `http_req_time`; there are http_req_duration"),
         ("http_reqs{", "count>1", "there is no metric"),
-        ("checks{name:a}", "rate>1", "`checks` cannot be narrowed by `name`"),
-        ("iterations{name:a}", "count>1", "`iterations` cannot be narrowed by `name`"),
+        ("checks{name:a}", "rate>1", "`checks` cannot be narrowed by the tag `name`; it can be by `check`"),
+        ("iterations{name:a}", "count>1", "`iterations` cannot be narrowed by the tag `name`; it can be by nothing"),
+        (
+            "http_req_duration{status:200}",
+            "max<1",
+            "cannot be narrowed by the tag `status`; it can be by `name`",
+        ),
+        ("http_req_duration{name}", "max<1", "`http_req_duration{name}` is no selector; write one such as"),
+        ("http_req_duration{name:a,name:b}", "max<1", "is no selector"),
+        ("http_reqs{expected_response:yes}", "count>1", "`expected_response` is `true` or `false`, not `yes`"),
         ("checks", "rate", "is no threshold"),
         ("checks", "rate>0.9 && rate<1", "is no threshold"),
         ("checks", "p(95)<1", "`checks` has no `p\\(95\\)`; it has rate"),
@@ -77,6 +88,11 @@ def test_what_was_not_measured_fails(selector: str) -> None:
 def test_other_thresholds_are_refused(selector: str, expression: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_threshold(selector, expression)
+
+
+def test_a_comma_may_be_part_of_a_name() -> None:
+    threshold = parse_threshold("http_reqs{name:a, b,method:GET}", "count>1")
+    assert threshold.tags == {"name": "a, b", "method": "GET"}
 
 
 def test_objectives_give_the_default_thresholds(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import random
 import re
 import statistics
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from tests.observability.queries import (
     selectors,
     variable_queries,
 )
+from tools.polling import wait_until
 
 # What Prometheus adds to what the service says.
 BY_PROMETHEUS = {
@@ -41,18 +41,10 @@ LINT = 'db_client_connection_count non-histogram and non-summary metrics should 
 pytestmark = pytest.mark.timeout(600)
 
 
-def until(holds: Callable[[], bool], seconds: float) -> None:
-    """Ask again and again until it holds."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds} seconds"
-        threading.Event().wait(1)
-
-
 @pytest.fixture(scope="module")
 def loaded(live: Live) -> Live:
     """The live run once the rules have seen its traffic: every kind of request has come by then."""
-    until(lambda: bool(live.ask("query", query="goals:http_requests:rate1h > 0.01")["result"]), 120)
+    wait_until(lambda: bool(live.ask("query", query="goals:http_requests:rate1h > 0.01")["result"]), seconds=120)
     return live
 
 
@@ -131,7 +123,7 @@ def test_every_panel_shows_data(loaded: Live) -> None:
     # The table of alerts is empty when all is well; here it is not, but only after some minutes.
     queries = [query for query in panel_queries() if "ALERTS" not in query.expr]
     assert len(queries) > 40
-    until(lambda: not any(find_empty(loaded, query) for query in queries), 120)
+    wait_until(lambda: not any(find_empty(loaded, query) for query in queries), seconds=120)
     for query in variable_queries():
         values = loaded.ask(f"label/{query.legend}/values", **{"match[]": query.expr})
         assert values, query.where
@@ -156,7 +148,7 @@ def test_the_page_alert_goes_from_pending_to_firing(loaded: Live) -> None:
             if alert["labels"].get("alertname") == "GoalsAvailabilityBudgetBurn" and alert["labels"]["long"] == "1h"
         }
 
-    until(lambda: state() == {"firing"}, 300)
+    wait_until(lambda: state() == {"firing"}, seconds=300)
     pending = 'ALERTS{alertname="GoalsAvailabilityBudgetBurn",alertstate="pending",long="1h"}[10m]'
     assert loaded.ask("query", query=f"count_over_time({pending})")["result"]
     crashes = [alert for alert in loaded.ask("alerts")["alerts"] if "Unhandled" in alert["labels"]["alertname"]]

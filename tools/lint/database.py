@@ -27,6 +27,14 @@ def database_backup(inventory: Inventory, one: Manifest) -> Iterator[str]:
 
 
 @every(of("Cluster"))
+def database_log(_: Inventory, one: Manifest) -> Iterator[str]:
+    """The texts of goals are in PostgreSQL's log, which is kept and read elsewhere than the database."""
+    for parameter in ("log_parameter_max_length", "log_parameter_max_length_on_error"):
+        if first(one, f"spec.postgresql.parameters.{parameter}") != "0":
+            yield f"{parameter} is not 0: parameters of slow and failed statements are logged"
+
+
+@every(of("Cluster"))
 def database_archive(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Two clusters that archive into one folder ruin both of their backups."""
     for other in inventory.of("Cluster"):

@@ -5,7 +5,10 @@ import os
 import ssl
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +16,8 @@ import pytest
 import trustme
 
 from tests.loadtest.live.scripted import Server
+from tools.polling import wait_until
+from tools.ports import reserved
 
 ROOT = Path(__file__).parents[3]
 LOCUST = [sys.executable, "-m", "locust"]
@@ -85,3 +90,43 @@ def play(tmp_path: Path) -> Play:
         )
 
     return run
+
+
+@pytest.fixture
+def port() -> Iterator[str]:
+    with reserved(1) as (number,):
+        yield str(number)
+
+
+@pytest.fixture
+def processes(port: str) -> tuple[str, ...]:
+    """What splits a run over two processes."""
+    return ("--processes", "2", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port)
+
+
+@contextmanager
+def web_ui(*options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    with reserved(1) as (port,):
+        command = [*LOCUST, "--web-port", str(port), *options]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        url = f"http://127.0.0.1:{port}"
+        try:
+            wait_until(lambda: answers(url))
+            yield url, process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def answers(url: str) -> bool:
+    try:
+        read(url)
+    except OSError:
+        return False
+    return True
+
+
+def read(url: str, form: dict[str, str] | None = None) -> str:
+    data = urllib.parse.urlencode(form).encode() if form else None
+    with urllib.request.urlopen(url, data, timeout=10) as answer:  # noqa: S310  a server of this test
+        return str(answer.read().decode())

@@ -24,6 +24,8 @@ class Server:
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.requests: Counter[str] = Counter()
         self.connections = 0
+        self.head = b""
+        """The last request's."""
         self.times: list[float] = []
         self.answer_after = 0.0
         self.stall: tuple[float, float] | None = None
@@ -76,6 +78,7 @@ class Server:
         name = path.decode()
         now = perf_counter()
         self.requests[name] += 1
+        self.head = head
         self.times.append(now)
         if name == "/refuse-early":
             # Answers and closes without having read the body.
@@ -89,7 +92,15 @@ class Server:
             await asyncio.sleep(self.stall[1] - since)
         if self.answer_after:
             await asyncio.sleep(self.answer_after)
-        if name == "/echo":
+        if method == b"HEAD":
+            return await _raw(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        for header in (b"cookie", b"authorization"):
+            if name == {b"cookie": "/cookie/show", b"authorization": "/auth"}[header]:
+                values = [
+                    line.partition(b":")[2].strip() for line in head.split(b"\r\n") if line.lower().startswith(header)
+                ]
+                return await _whole(writer, b", ".join(values))
+        if name.partition("?")[0] == "/echo":
             return await _whole(writer, method + b" " + body)
         script = SCRIPTS.get(name)
         return await script(writer, body) if script else await _raw(writer, OK)
@@ -143,6 +154,13 @@ async def _send_large(writer: Writer, _: bytes) -> bool:
     return await _whole(writer, LARGE)
 
 
+async def _send_without_end(writer: Writer, _: bytes) -> bool:
+    await _raw(writer, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _round in range(1000):  # far beyond any bound, though not for ever
+        await _raw(writer, b"%x\r\n%b\r\n" % (len(LARGE), LARGE))
+    return False
+
+
 async def _measure(writer: Writer, body: bytes) -> bool:
     return await _whole(writer, str(len(body)).encode())
 
@@ -157,6 +175,9 @@ SCRIPTS: dict[str, Script] = {
     "/500": _parts(b"HTTP/1.1 500 Broken\r\nContent-Length: 1\r\n\r\nE"),
     "/continue": _parts(b"HTTP/1.1 100 Continue\r\n\r\n" + OK),
     "/hints": _parts(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", b"HTTP/1.1 103 Early", b" Hints\r\n\r\n", OK),
+    "/redirect": _parts(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"),
+    "/loop": _parts(b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /loop\r\nContent-Length: 0\r\n\r\n"),
+    "/cookie/set": _parts(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Path=/cookie\r\nContent-Length: 0\r\n\r\n"),
     "/204": _parts(b"HTTP/1.1 204 No Content\r\n\r\n"),
     "/304": _parts(b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\nContent-Length: 99\r\n\r\n'),
     "/switch": _parts(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n"),
@@ -173,6 +194,7 @@ SCRIPTS: dict[str, Script] = {
     "/reset": _reset,
     "/wait": _wait,
     "/large": _send_large,
+    "/endless": _send_without_end,
     "/measure": _measure,
 }
 

@@ -1,24 +1,20 @@
 """Whole runs: their length, their figures beside the server's, their verdicts; in one process, in many, by the UI."""
 
+import csv
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.loadtest.live.conftest import LOCUST, ROOT, Play
-from tests.loadtest.live.scripted import OK, Server
+from tests.loadtest.live.conftest import LOCUST, ROOT, Play, read, web_ui
+from tests.loadtest.live.scripted import OK, Server, closed_port
+from tools.polling import wait_until
 
 CLOSED = 'executor = "constant-vus"\nvus = {vus}\nduration = "{duration}"'
 OBJECTIVES = "objectives = true"
@@ -41,17 +37,6 @@ def opened(duration: str = "3s", max_vus: int = 500) -> str:
     return OPEN.format(duration=duration, max_vus=max_vus)
 
 
-def free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return int(held.getsockname()[1])
-
-
-def processes() -> tuple[str, ...]:
-    port = str(free_port())
-    return ("--processes", "2", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--master-port", port)
-
-
 def test_a_run_lasts_as_long_as_it_says_and_counts_what_the_server_counts(play: Play, server: Server) -> None:
     server.answer_after = 0.02
     played = play(
@@ -63,7 +48,7 @@ def test_a_run_lasts_as_long_as_it_says_and_counts_what_the_server_counts(play: 
     # Of the seconds that were asked for, the server saw all but start and end of the first and last request.
     assert (server.times[-1] - server.times[0]) / 3 == pytest.approx(1, abs=0.05)
     assert played.summary["state"]["testRunDurationMs"] / 3000 == pytest.approx(1, abs=0.05)
-    assert 0.95 <= played.summary["loadtest"]["little"] <= 1.05
+    assert 0.95 <= played.summary["loadtest"]["littles_law_ratio"] <= 1.05
     assert played.values("connections")["count"] == server.connections == 10
     assert played.values("http_req_duration")["min"] >= 20
     assert played.summary["loadtest"]["warnings"] == []
@@ -164,7 +149,7 @@ def test_users_ramp_up_and_down(play: Play, server: Server) -> None:
     assert played.requests == server.count
     assert played.values("vus_max")["value"] > 10
     assert played.summary["loadtest"]["users"] < 0.8 * played.values("vus_max")["value"]
-    assert 0.95 <= played.summary["loadtest"]["little"] <= 1.05
+    assert 0.95 <= played.summary["loadtest"]["littles_law_ratio"] <= 1.05
 
 
 def test_a_step_is_pressed_again_with_the_same_key(play: Play, server: Server) -> None:
@@ -209,9 +194,9 @@ def test_what_was_saved_goes_into_the_next_step(play: Play, server: Server) -> N
 
 
 @pytest.mark.parametrize("load", [closed(11), opened("2s")])
-def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str) -> None:
+def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str, processes: tuple[str, ...]) -> None:
     server.answer_after = 0.02
-    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, *processes())
+    played = play(write_scenario(load, thresholds='checks = ["rate==1"]'), server.url, *processes)
     assert played.code == 0, played.err + played.out
     assert played.requests == server.count == played.values("checks")["passes"] == len(played.journal)
     assert played.summary["loadtest"]["problems"] == played.summary["loadtest"]["warnings"] == []
@@ -222,9 +207,8 @@ def test_two_processes_are_measured_as_one(play: Play, server: Server, load: str
         assert played.values("vus_max")["value"] == played.values("connections")["count"] == 11
 
 
-def test_distributed_over_a_master_and_two_workers(play: Play, server: Server) -> None:
+def test_distributed_over_a_master_and_two_workers(play: Play, server: Server, port: str) -> None:
     server.answer_after = 0.02
-    port = str(free_port())
     worker = [*LOCUST, "--worker", "--master-host", "127.0.0.1", "--master-port", port]
     workers = [subprocess.Popen(worker, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     try:
@@ -240,35 +224,6 @@ def test_distributed_over_a_master_and_two_workers(play: Play, server: Server) -
             process.communicate()
 
 
-@contextmanager
-def web_ui(*options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    port = free_port()
-    command = [*LOCUST, "--web-port", str(port), *options]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until(lambda: answers(url))
-        yield url, process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def until(holds: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it never came about"
-        time.sleep(0.1)
-
-
-def answers(url: str) -> bool:
-    try:
-        read(url)
-    except OSError:
-        return False
-    return True
-
-
 def starts(url: str, form: dict[str, str]) -> bool:
     """Press the button; Locust ignores it for a moment after the run before has been judged."""
     read(f"{url}/swarm", form)
@@ -279,19 +234,18 @@ def shows(url: str, text: str) -> bool:
     return text in read(url)
 
 
-def read(url: str, form: dict[str, str] | None = None) -> str:
-    data = urllib.parse.urlencode(form).encode() if form else None
-    with urllib.request.urlopen(url, data, timeout=10) as answer:  # noqa: S310  a server of this test
-        return str(answer.read().decode())
-
-
 @pytest.mark.parametrize("many", [False, True])
-def test_scenarios_are_chosen_and_judged_in_the_web_ui(server: Server, tmp_path: Path, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+def test_scenarios_are_chosen_and_judged_in_the_web_ui(
+    server: Server,
+    tmp_path: Path,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
     runs = {"bad": ("/500", 1), "good": ("/", 0)}
     for name, (path, _) in runs.items():
         step = f'path = "{path}"'
         (tmp_path / f"{name}.toml").write_text(write_scenario(closed(3, "3s"), step, 'checks = ["rate==1"]'))
-    with web_ui("--out", str(tmp_path / "out"), *(processes() if many else ())) as (url, process):
+    with web_ui("--out", str(tmp_path / "out"), *(processes if many else ())) as (url, process):
         page = read(url)
         assert "breakpoint" in page, "the scenarios are offered"
         assert "No run has ended" in read(f"{url}/verdict")
@@ -299,13 +253,13 @@ def test_scenarios_are_chosen_and_judged_in_the_web_ui(server: Server, tmp_path:
             before = server.count
             scenario = str(tmp_path / f"{name}.toml")
             form = {"scenario": scenario, "host": server.url, "user_count": "1", "spawn_rate": "1"}
-            until(partial(starts, url, form))
-            until(partial(shows, f"{url}/verdict", f"<h1>{name}: "))
+            wait_until(partial(starts, url, form))
+            wait_until(partial(shows, f"{url}/verdict", f"<h1>{name}: "))
             summary = json.loads((tmp_path / "out" / "summary.json").read_text())
             count = summary["metrics"]["http_reqs"]["values"]["count"]
             assert count == server.count - before == server.requests[path] > 0
             assert summary["metrics"]["vus_max"]["values"]["value"] == 3
-            until(
+            wait_until(
                 partial(shows, f"{url}/stats/requests", f'"num_requests": {count}')
             )  # which are cached for two seconds
             total = json.loads(read(f"{url}/stats/requests"))["stats"][-1]
@@ -327,18 +281,18 @@ def test_the_web_ui_tells_what_was_not_played_and_what_was_not_finished(server: 
     bad = {**good, "scenario": str(other), "host": "http://127.0.0.1:0"}
     with web_ui("--out", str(out)) as (url, process):
         read(f"{url}/swarm", bad)
-        until(partial(shows, f"{url}/verdict", "There was no run: the target `http://127.0.0.1:0`"))
+        wait_until(partial(shows, f"{url}/verdict", "There was no run: the target `http://127.0.0.1:0`"))
         assert not out.exists()
-        until(partial(starts, url, good))
-        until(lambda: server.count > 20)
+        wait_until(partial(starts, url, good))
+        wait_until(lambda: server.count > 20)
         read(f"{url}/swarm", {**bad, "host": "http://127.0.0.1:1"})  # ignored by Locust, but for what it keeps of it
         read(f"{url}/stop", {"now": "true"})
-        until(partial(shows, f"{url}/verdict", "<h1>long: "))
+        wait_until(partial(shows, f"{url}/verdict", "<h1>long: "))
         summary = json.loads((out / "summary.json").read_text())["loadtest"]
         assert (summary["scenario"], summary["target"], summary["verdict"]) == ("long", server.url, "invalid")
         assert re.fullmatch(r"the run was cut off after \d+ of 60 s", summary["problems"][0])
         written = (out / "summary.json").stat().st_mtime_ns
-        until(lambda: "There was no run" in read(f"{url}/swarm", bad) + read(f"{url}/verdict"))
+        wait_until(lambda: "There was no run" in read(f"{url}/swarm", bad) + read(f"{url}/verdict"))
         assert (out / "summary.json").stat().st_mtime_ns == written
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=20)
@@ -364,14 +318,20 @@ def test_request_events_reach_whoever_listens(play: Play, server: Server, tmp_pa
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("many", [False, True])
-def test_an_interrupted_run_still_reports(server: Server, tmp_path: Path, sent: signal.Signals, many: bool) -> None:  # noqa: FBT001  a parameter of the test
+def test_an_interrupted_run_still_reports(
+    server: Server,
+    tmp_path: Path,
+    sent: signal.Signals,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
     scenario = tmp_path / "long.toml"
     scenario.write_text(write_scenario(closed(2, "60s")))
     command = [*LOCUST, "--headless", "--scenario", str(scenario), "--host", server.url, "--out", str(tmp_path / "out")]
-    command += processes() if many else ()
+    command += processes if many else ()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: server.count > 100)
+        wait_until(lambda: server.count > 100)
         process.send_signal(sent)
         _, err = process.communicate(timeout=30)
         assert "Traceback" not in err
@@ -403,3 +363,82 @@ def test_memory_stays_where_it_is_over_a_soak(server: Server, tmp_path: Path) ->
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_check_that_fails_every_time_lets_no_run_pass(play: Play, server: Server) -> None:
+    played = play(write_scenario(closed(1, "1s")).replace("status == 200", "status == 201"), server.url)
+    assert played.code == 1
+    assert played.summary["loadtest"]["problems"][0].startswith("the check `answered` failed every time (")
+
+
+def test_header_names_have_no_case(play: Play, server: Server) -> None:
+    step = 'method = "POST"\npath = "/"\nheaders = { content-type = "a/b", host = "c", user-agent = "d" }\njson = {}'
+    played = play(write_scenario(closed(1, "1s"), step), server.url)
+    assert played.code == 0, played.out
+    head = server.head.lower()
+    assert [head.count(name) for name in (b"content-type:", b"host:", b"user-agent:")] == [1, 1, 1]
+    assert b"content-type: a/b\r\n" in head
+
+
+def test_forms_of_k6_are_played(play: Play, server: Server) -> None:
+    stages = '[{ duration = "2s", target = 5 }, { duration = "0s", target = 2 }, { duration = "2s", target = 0 }]'
+    load = f'executor = "ramping-vus"\nstartVUs = 0\nstages = {stages}'
+    selector = '"http_req_duration{expected_response:true}" = ["p(95)<500"]'
+    server.answer_after = 0.02
+    played = play(write_scenario(load, thresholds=selector), server.url)
+    assert played.code == 0, played.out
+    assert played.summary["state"]["testRunDurationMs"] / 4000 == pytest.approx(1, abs=0.1)
+    assert played.requests == server.count
+    assert played.summary["loadtest"]["warnings"] == []
+
+
+def test_arrivals_by_time_unit(play: Play, server: Server) -> None:
+    load = 'executor = "constant-arrival-rate"\nrate = 1200\ntimeUnit = "1m"\nduration = "2s"\npreAllocatedVUs = 5'
+    assert play(write_scenario(load), server.url).requests == server.count == 40
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_locusts_own_files_have_the_failures_and_sizes(
+    play: Play,
+    server: Server,
+    tmp_path: Path,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
+    options = ("--csv", str(tmp_path / "c"), "--html", str(tmp_path / "locust.html"), *(processes if many else ()))
+    played = play(write_scenario(closed(2, "2s"), 'path = "/500"'), server.url, *options)
+    assert played.code == 1
+    (failure,) = csv.DictReader((tmp_path / "c_failures.csv").open())
+    assert (failure["Method"], failure["Name"], failure["Error"]) == ("GET", "GET /500", "status 500")
+    assert int(failure["Occurrences"]) == played.requests == server.count
+    row, total = csv.DictReader((tmp_path / "c_stats.csv").open())
+    assert float(row["Average Content Size"]) == float(total["Average Content Size"]) == 1
+    assert int(total["Failure Count"]) == server.count
+    assert "status 500" in (tmp_path / "locust.html").read_text()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_refused_connections_are_reported_first_and_nothing_is_judged(
+    play: Play,
+    many: bool,  # noqa: FBT001  a parameter of the test
+    processes: tuple[str, ...],
+) -> None:
+    thresholds = 'http_req_duration = ["p(95)<250"]\nhttp_req_failed = ["rate<=1"]'
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        played = play(write_scenario(closed(2, "2s"), thresholds=thresholds), url, *(processes if many else ()))
+    assert played.code == 1
+    cause = played.summary["loadtest"]["problems"][0]
+    assert re.fullmatch(r"no connection was made, so nothing is judged: connection refused \(\d+ times\)", cause)
+    assert "thresholds" not in json.dumps(played.summary["metrics"])
+    assert played.out.splitlines()[3] == f"  invalid: {cause}"
+    assert "failed 100" not in played.err
+
+
+def test_a_body_without_an_end_is_a_failure(play: Play, server: Server) -> None:
+    step = 'path = "/endless"\nname = "endless"'
+    played = play(write_scenario(closed(2, "2s"), step, "http_req_failed = ['rate==1']"), server.url)
+    assert "a body of more than 8 MiB" in json.dumps(played.summary["loadtest"]["errors"])
+    assert played.values("http_req_failed")["rate"] == 1
+    # What the kernel had taken already comes on top of it.
+    assert played.values("data_received")["count"] / played.requests < 9 * 2**20

@@ -1,0 +1,132 @@
+"""The ties to Locust, for scenarios and for users in plain Python: the options, the events and the web UI."""
+
+import argparse
+import logging
+import resource
+import signal
+import sys
+from typing import Any
+
+import gevent
+from locust import events, runners, stats
+from locust.argument_parser import LocustArgumentParser
+from locust.env import Environment
+from locust.runners import WorkerRunner
+from locust.web import WebUI
+
+from loadtest import web
+from loadtest.python_users import GoalsUser
+from loadtest.scenario import ScenarioError, list_scenarios, read_scenario
+from loadtest.session import REPORT_SECONDS, Session, round_milliseconds
+from loadtest.thresholds import USAGE
+
+__all__ = ["GoalsUser"]
+
+_MOST_FILES = 65_536
+
+stats.bucket_response_time = round_milliseconds  # type: ignore[assignment]  # documented as replaceable, by floats too
+runners.WORKER_REPORT_INTERVAL = REPORT_SECONDS
+
+
+class AnyPath(list[str]):
+    """The choices that the web UI offers; on the command line a file's path does as well, and was looked at before."""
+
+    def __contains__(self, _: object) -> bool:
+        return True
+
+
+def add_options(parser: LocustArgumentParser, **_: Any) -> None:
+    def existing(name: str) -> str:
+        try:
+            read_scenario(name)
+        except ScenarioError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return name
+
+    names = list_scenarios()
+    parser.add_argument(
+        "--scenario",
+        type=existing,
+        choices=AnyPath(names),
+        metavar="NAME",
+        default="seed",
+        help=f"what to play: {', '.join(names)}, or the path of a .toml file",
+    )
+    for name, default, explanation in (
+        ("--out", "", "folder of the reports (default: out/load/<scenario>)"),
+        ("--journal", "", "file that gets a line of JSON for each attempt"),
+        ("--slo", "", "objectives that give the default thresholds, or none (default: observability/slo.toml)"),
+    ):
+        parser.add_argument(name, default=default, metavar="PATH", help=explanation, include_in_web_ui=False)
+    parser.add_argument(
+        "--web-allowed-hosts",
+        default="",
+        metavar="NAMES",
+        env_var="LOCUST_WEB_ALLOWED_HOSTS",
+        help="names by which the web UI may be asked for, beside localhost and --web-host; separated by commas",
+        include_in_web_ui=False,
+    )
+    parser.add_argument(
+        "--request-events",
+        action="store_true",
+        help="fire Locust's request event for every request, as it is where a plug-in listens to it",
+        include_in_web_ui=False,
+    )
+
+
+def connect(environment: Environment, runner: Any, web_ui: WebUI | None, **_: Any) -> None:
+    """Tie a session to Locust's events, and refuse what cannot be played before anything is sent."""
+    # libev's clock still shows the time before the imports: timers would fire too early by that much.
+    gevent.get_hub().loop.update_now()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MOST_FILES)), hard))
+    logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)  # our summary takes its place
+    # All users at once is what a constant number of users means.
+    logging.getLogger("locust.runners").addFilter(lambda record: "spawn rate is very high" not in record.msg)
+
+    is_worker = isinstance(runner, WorkerRunner)
+    session = Session(environment, runner, headless=web_ui is None)
+    if session.has_shape:
+        shape: Any = environment.shape_class
+        shape.session = session
+        shape.use_common_options = web_ui is None
+    if not is_worker and web_ui is None:
+        try:
+            session.prepare()
+        except ValueError as error:
+            sys.stderr.write(f"error: {error}\n")
+            sys.exit(USAGE)
+
+    def interrupt() -> None:
+        if is_worker:
+            # A master that was interrupted too, by the same key, ends the run as it should be ended.
+            gevent.sleep(2 * REPORT_SECONDS)
+            runner.quit()
+        elif web_ui is None and session.has_shape:
+            session.interrupted = True
+        elif web_ui is None:
+            runner.quit()
+        else:
+            runner.quit()
+            web_ui.stop()
+
+    # Else Python raises KeyboardInterrupt in whatever user is at work, and SIGTERM kills: Locust handles it only once
+    # a load shape has ended.
+    for number in (signal.SIGINT, signal.SIGTERM) if web_ui is None and not is_worker else (signal.SIGINT,):
+        gevent.signal_handler(number, interrupt)
+    listen = environment.events
+    listen.request.add_listener(session.on_request)
+    listen.test_start.add_listener(session.on_test_start)
+    listen.test_stop.add_listener(session.on_test_stop)
+    listen.quitting.add_listener(session.on_quitting)
+    listen.worker_report.add_listener(session.on_worker_report)
+    # First of all listeners: what it flushes must be in Locust's own figures when they are sent.
+    listen.report_to_master._handlers.insert(0, session.on_report_to_master)  # noqa: SLF001  there is no public way
+    if web_ui is not None:
+        address = web.extend(web_ui, session)
+        sys.stderr.write(f"load test: {address}\n")
+        sys.stderr.flush()
+
+
+events.init_command_line_parser.add_listener(add_options)
+events.init.add_listener(connect)

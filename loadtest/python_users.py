@@ -1,0 +1,449 @@
+"""Users written in plain Python: what Locust's own `HttpUser` offers them, on the scenarios' client and figures."""
+
+import base64
+import json as json_module
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from email.message import Message
+from functools import cached_property
+from http import HTTPStatus
+from http.cookiejar import CookieJar
+from time import perf_counter, time
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple, Self
+from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.request import Request as CookieRequest
+
+import gevent
+from gevent import Greenlet
+from gevent.pool import Group
+from locust import User, constant
+from locust.env import Environment
+from locust.exception import CatchResponseError, LocustError, StopUser
+from locust.user.task import LOCUST_STATE_WAITING
+
+from loadtest.client import Client, Connector, Response, encode
+from loadtest.recorder import Recorder
+from loadtest.scenario import Request, Target, add_header
+
+MOST_REDIRECTS = 30
+_MOST_REMEMBERED = 1000
+_LONGEST_KILL = 1.0  # seconds
+_MOVED = frozenset({301, 302, 303, 307, 308})
+
+Pairs = Mapping[str, Any] | Iterable[tuple[str, Any]]
+
+
+class PythonRun:
+    """What the Python users of this process share for one run; `fire` is Locust's event, if anybody listens."""
+
+    def __init__(self, recorder: Recorder, fire: Callable[..., None] | None) -> None:
+        self.recorder = recorder
+        self.fire = fire
+        self._connectors: dict[tuple[Target, float], Connector] = {}
+
+    def connect(self, target: Target, timeout: float) -> Client:
+        key = (target, timeout)
+        if key not in self._connectors:
+            self._connectors[key] = Connector(target, timeout, self.recorder.add_connection)
+        return Client(self._connectors[key])
+
+    def close(self) -> None:
+        for connector in self._connectors.values():
+            connector.close()
+
+
+class PythonResponse:
+    """What came of a request, with the names that Locust's response has; a context manager for `catch_response`."""
+
+    def __init__(
+        self,
+        answer: Response,
+        url: str,
+        meta: dict[str, Any],
+        report: Callable[["PythonResponse"], None] | None,
+    ) -> None:
+        """`report` is called at the end of a `with`, where the request was made for one."""
+        self.status_code = answer.status
+        self.content = answer.content
+        self.error = answer.error
+        self.url = url
+        self.elapsed = timedelta(seconds=meta["response_time"] / 1000)
+        self.history: list[str] = []
+        """The addresses that redirects led away from."""
+        self.request_meta = meta
+        self.received = answer.received
+        self._head = answer.head
+        self._report = report
+        self._result: str | bool | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.failure_reason is None
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(self.headers.get_content_charset("utf-8"), errors="replace")
+
+    @cached_property
+    def headers(self) -> Message:
+        """The headers, whose names have no case."""
+        return _parse_headers(self._head)
+
+    @property
+    def failure_reason(self) -> str | None:
+        """Why the request counts as failed: what `failure` was given, or the error or status, as in a scenario."""
+        if isinstance(self._result, str):
+            return self._result
+        if self._result is True:
+            return None
+        return self.error or (f"status {self.status_code}" if self.status_code >= 400 else None)  # noqa: PLR2004  as k6
+
+    def json(self) -> Any:
+        return json_module.loads(self.content)
+
+    def raise_for_status(self) -> None:
+        if self.error or self.status_code >= 400:  # noqa: PLR2004  what HTTP calls an error
+            raise CatchResponseError(self.error or f"status {self.status_code}")
+
+    def success(self) -> None:
+        """Count this request as good, whatever its status is; in a `with` of `catch_response`."""
+        self._result = True
+
+    def failure(self, reason: object) -> None:
+        """Count this request as failed, whatever its status is; in a `with` of `catch_response`."""
+        self._result = str(reason)
+
+    def __enter__(self) -> Self:
+        if self._report is None:
+            raise LocustError("to use a request in a `with`, pass catch_response=True")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        handled = isinstance(error, CatchResponseError)
+        if self._result is None and isinstance(error, Exception):
+            self._result = str(error) or type(error).__name__
+        assert self._report is not None  # noqa: S101  `__enter__` has looked
+        self._report(self)
+        return handled
+
+
+class PythonClient:
+    """`self.client`: paths or addresses are requested as by Locust's `HttpSession`, and measured as in a scenario.
+
+    It keeps cookies and follows redirects, which a scenario does not; a request with redirects is measured as one. It
+    has no `files`, `proxies`, `hooks`, `stream`, `verify` or `cert`.
+    """
+
+    def __init__(self, base_url: str, user: "GoalsUser", run: PythonRun) -> None:
+        self.base_url = base_url
+        self.headers: dict[str, str] = {}
+        """Sent with each request."""
+        self.auth: tuple[str, str] | None = None
+        self.cookies = CookieJar()
+        self.request_name: str | None = None
+        self._user = user
+        self._run = run
+        self._clients: dict[tuple[Target, float], Client] = {}
+        self._remembered: dict[tuple[str, str], Sending] = {}
+
+    @contextmanager
+    def rename_request(self, name: str) -> Iterator[None]:
+        """Measure the requests made in this `with` under one name."""
+        self.request_name = name
+        try:
+            yield
+        finally:
+            self.request_name = None
+
+    def get(self, url: str, **options: Any) -> PythonResponse:
+        return self.request("GET", url, **options)
+
+    def options(self, url: str, **options: Any) -> PythonResponse:
+        return self.request("OPTIONS", url, **options)
+
+    def head(self, url: str, **options: Any) -> PythonResponse:
+        return self.request("HEAD", url, **{"allow_redirects": False, **options})
+
+    def post(self, url: str, data: Any = None, json: Any = None, **options: Any) -> PythonResponse:
+        return self.request("POST", url, data=data, json=json, **options)
+
+    def put(self, url: str, data: Any = None, **options: Any) -> PythonResponse:
+        return self.request("PUT", url, data=data, **options)
+
+    def patch(self, url: str, data: Any = None, **options: Any) -> PythonResponse:
+        return self.request("PATCH", url, data=data, **options)
+
+    def delete(self, url: str, **options: Any) -> PythonResponse:
+        return self.request("DELETE", url, **options)
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        name: str | None = None,
+        *,
+        catch_response: bool = False,
+        context: Mapping[str, Any] | None = None,
+        params: Pairs | None = None,
+        data: Pairs | str | bytes | None = None,
+        json: Any = None,
+        headers: Mapping[str, str] | None = None,
+        cookies: Mapping[str, str] | None = None,
+        auth: tuple[str, str] | None = None,
+        timeout: float | None = None,
+        allow_redirects: bool = True,
+    ) -> PythonResponse:
+        """Send a request and measure it, under `name` or its path; an error is in the response, none is raised."""
+        plain = not (params or data is not None or json is not None or headers or cookies or auth)
+        plain = plain and not (self.headers or self.auth or len(self.cookies))
+        sending = self._remembered.get((method, url)) if plain else None
+        if sending is None:
+            body, kind = _encode_body(data, json)
+            given = {**self.headers, **(headers or {})}
+            if kind:
+                add_header(given, "Content-Type", kind)
+            if login := auth or self.auth:
+                add_header(given, "Authorization", f"Basic {base64.b64encode(':'.join(login).encode()).decode()}")
+            if cookies:
+                add_header(given, "Cookie", "; ".join(f"{key}={value}" for key, value in cookies.items()))
+            sending = self._encode(method, self._make_address(url, params), given, body)
+            if plain and len(self._remembered) < _MOST_REMEMBERED:
+                self._remembered[method, url] = sending
+        started, begun = time(), perf_counter()
+        answer = self._send(sending, timeout)
+        last, history = sending, list[str]()
+        if allow_redirects and answer.status in _MOVED:
+            answer, last, history = self._follow(answer, sending, timeout)
+        meta = {
+            "request_type": method,
+            "name": name or self.request_name or sending.name,
+            "response_time": 1000 * (perf_counter() - begun),
+            "response_length": len(answer.content),
+            "context": {**self._user.context(), **(context or {})},
+            "start_time": started,
+            "url": sending.address,
+        }
+        response = PythonResponse(answer, last.address, meta, None if not catch_response else self._report)
+        response.history = history
+        if not catch_response:
+            self._report(response)
+        return response
+
+    def close(self) -> None:
+        for client in self._clients.values():
+            client.close()
+
+    def _make_address(self, url: str, params: Pairs | None) -> str:
+        address = url if url.lower().startswith(("http://", "https://")) else f"{self.base_url}{url}"
+        if params:
+            address += ("&" if "?" in address else "?") + urlencode(_list_pairs(params), doseq=True)
+        return _escape(address)
+
+    def _encode(self, method: str, address: str, headers: dict[str, str], body: bytes) -> "Sending":
+        parts = urlsplit(address)
+        target = Target.parse(f"{parts.scheme}://{parts.netloc}")
+        if len(self.cookies):
+            request = CookieRequest(address)  # noqa: S310  nothing is opened: it only carries what a jar asks for
+            self.cookies.add_cookie_header(request)
+            if cookie := request.get_header("Cookie"):
+                given = next((value for name, value in headers.items() if name.lower() == "cookie"), None)
+                headers = {name: value for name, value in headers.items() if name.lower() != "cookie"}
+                headers["Cookie"] = f"{cookie}; {given}" if given else cookie
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        wire = encode(Request(method, path, headers, body), target)
+        return Sending(method, address, path, target, headers, body, wire)
+
+    def _send(self, sending: "Sending", timeout: float | None) -> Response:
+        key = (sending.target, timeout or self._user.timeout)
+        client = self._clients.get(key)
+        if client is None:
+            client = self._clients[key] = self._run.connect(*key)
+        recorder = self._run.recorder
+        try:
+            answer = client.request(sending.wire, has_body=sending.method != "HEAD")
+        except BaseException:
+            recorder.interrupted += 1
+            raise
+        recorder.sent_seconds += answer.seconds
+        if client.pause:
+            self._user.wait_before_reconnecting(client.pause)
+        if b"set-cookie:" in answer.head.lower():
+            request = CookieRequest(sending.address)  # noqa: S310  nothing is opened: it only carries what a jar asks for
+            self.cookies.extract_cookies(_CookieResponse(_parse_headers(answer.head)), request)  # type: ignore[arg-type]  # all that a jar asks for
+        return answer
+
+    def _follow(
+        self, answer: Response, sending: "Sending", timeout: float | None
+    ) -> tuple[Response, "Sending", list[str]]:
+        """Follow redirects (RFC 9110, 15.4), to the last answer, what asked for it, and the addresses before."""
+        history: list[str] = []
+        while answer.status in _MOVED and (place := answer.header("Location")):
+            if len(history) == MOST_REDIRECTS:
+                return Response(0, b"", b"", 0.0, f"more than {MOST_REDIRECTS} redirects"), sending, history
+            history.append(sending.address)
+            method, body, headers = sending.method, sending.body, dict(sending.headers)
+            there = _escape(urljoin(sending.address, place))
+            dropped = {"cookie"}  # the jar knows which belong there
+            if answer.status == HTTPStatus.SEE_OTHER or (
+                answer.status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and method == "POST"
+            ):
+                method, body = "HEAD" if method == "HEAD" else "GET", b""
+                dropped.add("content-type")
+            if urlsplit(there).netloc != urlsplit(sending.address).netloc:
+                dropped.add("authorization")
+            headers = {name: value for name, value in headers.items() if name.lower() not in dropped}
+            try:
+                sending = self._encode(method, there, headers, body)
+            except ValueError as error:
+                return Response(0, b"", b"", 0.0, f"redirected to {there}: {error}"), sending, history
+            answer = self._send(sending, timeout)
+        return answer, sending, history
+
+    def _report(self, response: PythonResponse) -> None:
+        run, meta, failure = self._run, response.request_meta, response.failure_reason
+        series = run.recorder.add_series(meta["name"], meta["request_type"])
+        series.received += response.received
+        series.add(meta["response_time"] / 1000, failure, meta["response_length"])
+        if run.fire:
+            run.fire(**meta, response=response, exception=CatchResponseError(failure) if failure else None)
+
+
+class Sending(NamedTuple):
+    """A request as it goes to a target; `name` is its path, as it is measured without a name of its own."""
+
+    method: str
+    address: str
+    name: str
+    target: Target
+    headers: dict[str, str]
+    body: bytes
+    wire: bytes
+
+
+class GoalsUser(User):
+    """What a user in plain Python derives from, as from Locust's `HttpUser`: `@task`, `wait_time`, `self.client`.
+
+    Its requests, checks and thresholds are measured and judged as a scenario's are.
+    """
+
+    abstract = True
+    wait_time = constant(0)
+    timeout: float = 30.0
+    """Seconds for one request."""
+    thresholds: ClassVar[Mapping[str, list[Any]]] = {}
+    """As in a scenario: `{"http_req_duration{name:page}": ["p(95)<250"]}`; those of all classes are judged."""
+    current: ClassVar[PythonRun | None] = None
+    """The run that is on, set before users are spawned; there is none where it could not be prepared."""
+
+    def __init__(self, environment: Environment) -> None:
+        self._run = GoalsUser.current
+        self._at_work: str | None = None
+        self._has_to_stop = False
+        super().__init__(environment)
+        if self._run is not None:
+            self.client = PythonClient(str(self.host or "").rstrip("/"), self, self._run)
+
+    def check(self, name: str, ok: object) -> bool:
+        """Count a check as passed or failed; the answer is the same, so that a task may go on only where it holds."""
+        if self._run is not None:
+            rate = self._run.recorder.add_check(name)
+            if ok:
+                rate.passes += 1
+            else:
+                rate.fails += 1
+        return bool(ok)
+
+    def start(self, group: Group) -> Greenlet:
+        if self._run is None:  # why is said elsewhere, once
+            self._group, self._greenlet = group, group.spawn(lambda _: None, self)
+            return self._greenlet
+        greenlet = super().start(group)
+        greenlet.link(self._leave)
+        return greenlet
+
+    def stop(self, force: bool = False) -> bool:  # noqa: FBT001, FBT002  Locust's signature
+        self._has_to_stop = True
+        return bool(super().stop(force))
+
+    def wait_before_reconnecting(self, seconds: float) -> None:
+        """Keep users that cannot connect from trying all the time."""
+        assert self._run is not None  # noqa: S101  its client exists
+        self._run.recorder.adjust_active_users(-1)
+        try:
+            gevent.sleep(seconds)
+        finally:
+            self._run.recorder.adjust_active_users(1)
+
+    # Locust sets this attribute at each turn of a user's life, whichever task set it is in: a wait ends an iteration.
+
+    @property
+    def _state(self) -> str | None:
+        return self._at_work
+
+    @_state.setter
+    def _state(self, state: str | None) -> None:
+        before, self._at_work = self._at_work, state
+        if self._run is None:
+            return
+        recorder = self._run.recorder
+        if before == LOCUST_STATE_WAITING and self._has_to_stop:
+            # Its wait is over just before it is killed, as who waits is: let no request begin that would be cut off.
+            self._at_work = before
+            gevent.sleep(_LONGEST_KILL)
+            raise StopUser
+        if state == LOCUST_STATE_WAITING:
+            recorder.iterations += 1
+            recorder.adjust_active_users(-1)
+        elif before == LOCUST_STATE_WAITING:
+            recorder.adjust_active_users(1)
+        elif before is None and state is not None:
+            recorder.add_users(1)
+            recorder.adjust_active_users(1)
+
+    def _leave(self, _: Greenlet) -> None:
+        if self._run is None or self._at_work is None:
+            return
+        if self._at_work != LOCUST_STATE_WAITING:
+            self._run.recorder.adjust_active_users(-1)
+        self._run.recorder.add_users(-1)
+        self.client.close()
+
+
+class _CookieResponse(NamedTuple):
+    headers: Message
+
+    def info(self) -> Message:
+        return self.headers
+
+
+def _parse_headers(head: bytes) -> Message:
+    headers = Message()
+    for line in head.split(b"\r\n\r\n", 1)[0].split(b"\r\n")[1:]:
+        name, _, value = line.decode("latin-1").partition(":")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _escape(address: str) -> str:
+    """The address without a fragment, and with what a request's line cannot have percent-encoded."""
+    return quote(address.partition("#")[0], safe="!#$%&'()*+,/:;=?@[]~")
+
+
+def _list_pairs(pairs: Pairs) -> list[tuple[str, Any]]:
+    return list(pairs.items() if isinstance(pairs, Mapping) else pairs)
+
+
+def _encode_body(data: Pairs | str | bytes | None, json: Any) -> tuple[bytes, str | None]:
+    """The body and its media type, where it follows from how the body was given."""
+    if json is not None:
+        return json_module.dumps(json).encode(), "application/json"
+    match data:
+        case None:
+            return b"", None
+        case bytes():
+            return data, None
+        case str():
+            return data.encode(), None
+    return urlencode(_list_pairs(data), doseq=True).encode(), "application/x-www-form-urlencoded"

@@ -1,0 +1,1 @@
+"""What `make check` runs finds what it is there for."""
