@@ -16,6 +16,9 @@ export UV_LINK_MODE := copy
 up: $(VENV)/.local  ## the page on 127.0.0.1:8080, operators' port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
 	@exec $(BIN)/python -m goals up
 
+dev: $(VENV)/.local  ## the same, started again whenever code or a template changes
+	@exec $(BIN)/python -m tools.dev
+
 migrate: $(VENV)/.local  ## bring the database to the newest revision (the embedded server when DB_HOST is unset)
 	@$(BIN)/python -m goals migrate
 
@@ -32,8 +35,12 @@ check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, h
 	$(BIN)/zizmor --offline --pedantic --quiet .github
 	$(BIN)/pytest --quiet tests/lint
 
+fix: $(VENV)/.lint  ## mend what ruff can, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 WORKERS ?= 2
-test: $(VENV)/.dev  ## the whole suite on a real PostgreSQL 18, with branch coverage
+test: $(VENV)/.dev  ## service, load test and tools on a real PostgreSQL 18, with branch coverage; CONTRIBUTING.md has the other suites
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -57,11 +64,12 @@ SECONDS ?= 2
 bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json
 	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
 
-flood: $(VENV)/.dev .cache/bench/.goals  ## clients that do not read, only connect, or send junk, beside honest ones: limits and figures (6 minutes)
+flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands do not read, only connect, or send junk (6 minutes)
 	@$(BIN)/python -m bench.flood --python .cache/bench/bin/python $(ARGS)
 
 # What the image carries and nothing else: a tool's libraries would count in the service's start and memory.
 .cache/bench/.goals: requirements/goals.txt $(UV)
+	@echo "installing $< into .cache/bench"
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .cache/bench
 	@$(UV) pip sync --quiet --python .cache/bench/bin/python --require-hashes --compile-bytecode $<
 	@$(INSTALL_GOALS) --python .cache/bench/bin/python
@@ -86,6 +94,7 @@ slo: $(VENV)/.dev  ## the rules and the dashboards anew from observability/slo.t
 
 observability/node_modules/.made: observability/package-lock.json
 	@for tool in node npm; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install nodejs npm)" >&2; exit 1; }; done
+	@echo "installing observability/package-lock.json into observability/node_modules"
 	@cd observability && npm ci --silent
 	@touch $@
 
@@ -236,6 +245,7 @@ INSTALL_GOALS = $(UV) pip install --quiet --offline --no-deps --editable .
 
 $(VENV)/.local: requirements/local.txt pyproject.toml $(UV)
 	$(NEED_PYTHON)
+	@echo "installing $< into $(VENV)"
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
 	@$(INSTALL_GOALS) --python $(BIN)/python
@@ -245,22 +255,26 @@ $(VENV)/.local: requirements/local.txt pyproject.toml $(UV)
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
+	@echo "installing $< into $(VENV)"
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
 # Programs that only `make check` runs: what cannot be had of them on a machine does not stop the tests there.
 $(VENV)/.lint: requirements/lint.txt $(VENV)/.dev
+	@echo "installing $< into $(VENV)"
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
 $(VENV)/.loadtest: requirements/loadtest.txt $(UV)
 	$(NEED_PYTHON)
+	@echo "installing $< into $(VENV)"
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
 	@touch $@
 
 $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
+	@echo "installing $< into $(VENV)"
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: docs-test audit wheels versions licences actions-pin release-notes site-images up migrate check test lock bench flood e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+.PHONY: flood docs-test audit wheels versions licences actions-pin release-notes site-images up dev migrate check fix test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help

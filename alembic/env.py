@@ -7,7 +7,9 @@ import ssl
 import time
 
 import asyncpg
-from alembic import context
+from alembic import command, context
+from alembic.operations import MigrationScript
+from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
@@ -22,7 +24,7 @@ from goals.models import metadata
 from goals.settings import Settings, read_settings
 from goals.sqlstates import sqlstate
 
-log = logging.getLogger("alembic.runtime.migration")
+log = logging.getLogger("goals.migrations")
 
 LOCK_TIMEOUT = 0.2
 """Seconds a revision may wait for the table's lock: for as long, every statement that comes later waits behind it.
@@ -38,9 +40,12 @@ _LOCK_NOT_AVAILABLE = "55P03"
 
 
 def run() -> None:
-    log.setLevel(logging.INFO)
-    if not logging.getLogger().handlers:
-        log.addHandler(logging.StreamHandler())
+    _configure_logs()
+    if _is_new_revision():
+        # Needs no database, unless Alembic is to compare the models with it.
+        context.configure(dialect_name="postgresql", as_sql=True, process_revision_directives=_number)
+        context.run_migrations()
+        return
     if context.is_offline_mode():
         context.configure(dialect_name="postgresql", target_metadata=metadata, transaction_per_migration=True)
         with context.begin_transaction():
@@ -73,6 +78,29 @@ def run() -> None:
         raise CommandError(f"cannot reach PostgreSQL at {where} ({reason}): check DB_HOST and that it is up") from None
     except DBAPIError as error:
         raise CommandError(f"PostgreSQL refused ({sqlstate(error)}): {error.orig}".splitlines()[0]) from None
+
+
+def _configure_logs() -> None:
+    """Show what is waited for, and Alembic's own lines too unless the caller asks for quiet."""
+    theirs = logging.getLogger("alembic.runtime.migration")
+    for logger in (log, theirs):
+        logger.setLevel(logging.INFO)
+        if not logging.getLogger().handlers:
+            logger.addHandler(logging.StreamHandler())
+    if context.config.attributes.get("quiet"):
+        theirs.setLevel(logging.WARNING)
+
+
+def _is_new_revision() -> bool:
+    options = context.config.cmd_opts
+    return options is not None and options.cmd[0] is command.revision and not options.autogenerate
+
+
+def _number(_context: MigrationContext, _revision: object, directives: list[MigrationScript]) -> None:
+    """Give a new revision the next number: which of two hashes, as Alembic makes them, is newer cannot be told."""
+    latest = max((int(script.revision) for script in context.script.walk_revisions()), default=0)
+    for directive in directives:
+        directive.rev_id = f"{latest + 1:04}"
 
 
 async def _migrate(settings: Settings) -> None:
@@ -130,7 +158,12 @@ async def _run_until_unlocked(connection: AsyncConnection) -> None:
 
 
 def _run_migrations(connection: Connection) -> None:
-    context.configure(connection=connection, target_metadata=metadata, transaction_per_migration=True)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        transaction_per_migration=True,
+        process_revision_directives=_number,
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -89,9 +89,6 @@ class Servers(NamedTuple):
     @contextlib.contextmanager
     def service(self, socket_folder: Path, database: str, *, descriptors: int | None = None) -> Iterator[Server]:
         """The service on `database`, with a hard limit of `descriptors`; it runs once its page is answered."""
-        command = [str(self.python), "-m", "goals", "serve"]
-        if descriptors is not None:
-            command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
         with reserved(1) as (port,):
             variables = {
                 "DB_HOST": str(socket_folder),
@@ -106,6 +103,9 @@ class Servers(NamedTuple):
                 "GOALS_LOG_FORMAT": "json",
                 "GOALS_HOSTS": "",
             }
+            command = [str(self.python), "-m", "goals", "serve"]
+            if descriptors is not None:
+                command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
             with _running(command, port, variables) as server:
                 yield server
 

@@ -79,6 +79,7 @@ def _hold_all(options: argparse.Namespace) -> int:
         if held:
             (options.out / "drills.md").write_text(report.write_tables(held), encoding="utf-8")
         sys.stdout.write(report.write_total(sorted(results, key=lambda drill: list(DRILLS).index(drill.name))))
+        sys.stdout.write(f"reports: {options.out}/\n")
     return max(results.values())
 
 
@@ -89,6 +90,9 @@ async def _hold(drills: list[Drill], folder: Path) -> dict[Drill, int]:
 async def _hold_one(drill: Drill, folder: Path) -> int:
     drill.started = time.time()
     report.remove_files(drill, folder)  # an earlier run's must not stand for this one's
+    about = (sys.modules[DRILLS[drill.name].__module__].__doc__ or "").partition("\n")[0]
+    sys.stdout.write(f"{drill.name}: {about} Starting PostgreSQL and the service (seed {drill.seed}) …\n")
+    sys.stdout.flush()
     try:
         await DRILLS[drill.name](drill)
     except (DrillError, TimeoutError, httpx2.TimeoutException) as error:
@@ -97,10 +101,11 @@ async def _hold_one(drill: Drill, folder: Path) -> int:
         drill.is_late = not isinstance(error, DrillError)
         drill.broken_off = why
         report.write_files(drill, folder)
+        sys.stdout.write(f"report: {folder / drill.name}.html\n")
         return NOT_HELD
     drill.seconds = time.time() - drill.started
     report.write_files(drill, folder)
-    sys.stdout.write(report.write_text(drill))
+    sys.stdout.write(f"{report.write_text(drill)}report: {folder / drill.name}.html\n")
     sys.stdout.flush()
     return NOT_HELD if not drill.held else PASSED if drill.passed else FAILED
 

@@ -82,7 +82,9 @@ class Cluster:
         self.no_disk = "none was asked for"
         self._disk = disk
         self._mounted = False
+        embedded.ignore_client_variables()
         self._programs = embedded.find_programs()
+        self._passage = contextlib.ExitStack()
         self._synchronous = QUORUM
         self._restore = ""
         self._leader: dict[str, str | None] = dict.fromkeys(NAMES)
@@ -102,7 +104,7 @@ class Cluster:
 
     async def __aenter__(self) -> Self:
         if os.geteuid() == 0:
-            embedded.let_pass(self._programs, self.folder)
+            self._passage.enter_context(embedded.passage(self._programs, self.folder))
             self._give(self.folder)
         try:
             await self._build()
@@ -123,6 +125,7 @@ class Cluster:
                 await _call("umount", "--lazy", self._data(NAMES[0]))
             shutil.rmtree(self.folder, ignore_errors=True)
             self._reserved.close()
+            self._passage.close()
 
     async def _build(self) -> None:
         first = self._data(self.primary)

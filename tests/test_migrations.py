@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ import asyncpg
 import pytest
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from anyio import to_thread
 
@@ -220,3 +222,26 @@ def test_the_statements_themselves_do_not_wait_long_for_the_table(
 def test_the_embedded_servers_settings_are_settings(server: Path) -> None:
     assert embedded.SETTINGS.keys() <= Settings.model_fields.keys()
     assert server.is_dir()
+
+
+def test_every_revision_is_a_number_and_follows_the_one_before() -> None:
+    """Whether a schema is new enough is told by comparing them."""
+    numbers = [script.revision for script in ScriptDirectory.from_config(Config(ROOT / "alembic.ini")).walk_revisions()]
+    assert numbers == [f"{number:04}" for number in range(len(numbers), 0, -1)]
+    assert numbers[0] == SCHEMA_REVISION
+
+
+def test_a_new_revision_is_numbered_and_needs_no_database(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "alembic", tmp_path / "alembic", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "alembic.ini", tmp_path)
+    for ahead in (1, 2):
+        subprocess.run(
+            [sys.executable, "-m", "alembic", "revision", "-m", "a due date"],
+            cwd=tmp_path,
+            env={**os.environ, "DB_HOST": "nowhere.invalid"},
+            capture_output=True,
+            check=True,
+        )
+        number = f"{int(SCHEMA_REVISION) + ahead:04}"
+        text = (tmp_path / "alembic" / "versions" / f"{number}_a_due_date.py").read_text()
+        assert f'revision = "{number}"\ndown_revision = "{int(number) - 1:04}"\n' in text

@@ -49,7 +49,8 @@ def required(lock: Path) -> list[Requirement]:
 
 def licence_of(metadata: importlib.metadata.PackageMetadata) -> str:
     """Return the licence in SPDX's words where metadata of any age says one, else what it says, or nothing."""
-    named = metadata["License-Expression"] or metadata["License"] or ""
+    # Asked for first: a name that is missing is a warning on newer Pythons.
+    named = next((metadata[name] for name in ("License-Expression", "License") if name in metadata), "")
     if not named or "\n" in named:  # some put the licence's whole text there; then a classifier has its name
         classifiers = [each for each in metadata.get_all("Classifier", []) if each.startswith("License :: ")]
         names = [each.rpartition(" :: ")[2] for each in classifiers]

@@ -43,28 +43,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = parser.parse_args(arguments).run
     try:
         run()
+        _say("")  # what is left to be written counts too
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         return 1  # whoever read what was printed has seen enough
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Python would try once more at its end, and make a message and an exit code of its own of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _say(text: str) -> None:
+    """Print what nobody has to read; an output that takes nothing is an error all the same."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot write to standard output ({error.strerror}): make room for it, or send it elsewhere"
+        ) from None
 
 
 def up() -> None:
     """Start PostgreSQL if none is named by DB_HOST, migrate, and serve until Ctrl-C."""
     signals.leave_in_order()
+    embedded.ignore_client_variables()
     threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
     settings = read_settings()
     if "goals_drain_seconds" not in settings.model_fields_set:
         settings = settings.model_copy(update={"goals_drain_seconds": 0})
     logs.configure(settings.goals_log_format)
+    _say("starting\n" if settings.db_host else f"starting, with PostgreSQL {embedded.VERSION} in {embedded.DATA}/\n")
     with contextlib.ExitStack() as running:
         if settings.db_host is None:
             socket = running.enter_context(embedded.run(embedded.DATA))
             settings = settings.model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})
         running.callback(signals.ignore)
-        _migrate(settings)
+        _migrate(settings, quiet=True)
         asyncio.run(app.serve(settings, Limits(), announce=_welcome(settings)))
 
 
@@ -86,9 +108,10 @@ def migrate() -> None:
 def openapi() -> None:
     """Print the API's OpenAPI document."""
     sys.stdout.buffer.write(orjson.dumps(DOCUMENT, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+    sys.stdout.buffer.flush()
 
 
-def _migrate(settings: Settings) -> None:
+def _migrate(settings: Settings, *, quiet: bool = False) -> None:
     if not Path("alembic.ini").is_file():
         raise ConfigurationError("there is no alembic.ini here: run this in the project's root")
     # Not at the top: these take a fifth of a second from the start of a process that only serves.
@@ -98,7 +121,7 @@ def _migrate(settings: Settings) -> None:
     from alembic.util import CommandError  # noqa: PLC0415  see above
 
     try:
-        command.upgrade(Config("alembic.ini", attributes={"settings": settings}), "head")
+        command.upgrade(Config("alembic.ini", attributes={"settings": settings, "quiet": quiet}), "head")
     except CommandError as error:
         # A revision that these migrations do not know is that of a later version, which this one is rolled back from.
         unknown = error.__cause__

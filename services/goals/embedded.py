@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -38,6 +39,7 @@ ACCOUNT = "nobody"
 # A Unix socket's address holds 108 bytes on Linux and 104 on macOS, the closing NUL included.
 _LONGEST_SOCKET = 103
 # PostgreSQL's programs start one another through a shell, their path in double quotes.
+_OPENED = ".opened-for-postgresql"
 _SPECIAL = frozenset('$`"\\')
 
 _CREATE = """
@@ -48,28 +50,32 @@ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'goals_database') \\ge
 
 
 @contextlib.contextmanager
-def run(folder: Path, options: Mapping[str, str] | None = None) -> Iterator[Path]:
+def run(folder: Path, options: Mapping[str, str] | None = None, *, lock_timeout: float = 60.0) -> Iterator[Path]:
     """Run the server whose data is in `folder` and yield the folder of its Unix socket.
 
     Whoever comes while it runs shares it, and the last to leave stops it. That is known by a lock which the kernel
     takes back from a process that was killed, so a server left behind by one is taken over and stopped all the same.
     `options` are server settings, heeded by the one who starts it. Whoever may open the socket's folder gets in without
-    a password, as role `goals_user` in database `goals_database`.
+    a password, as role `goals_user` in database `goals_database`. Others who start or stop it are waited for, for
+    `lock_timeout` seconds each.
 
     A `ConfigurationError` says on one line what is in the way.
     """
+    ignore_client_variables()
     programs = find_programs()
     folder = folder.absolute()
     data = folder / "postgres"
     with contextlib.ExitStack() as files:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            users = files.enter_context((folder / "users.lock").open("a"))
-            start = files.enter_context((folder / "start.lock").open("a"))
-            fcntl.flock(users, fcntl.LOCK_SH)
+            if os.geteuid() == 0:
+                files.enter_context(passage(programs, data, Path(tempfile.gettempdir(), "socket")))
+            users = files.enter_context(_open_lock(folder / "users.lock"))
+            start = files.enter_context(_open_lock(folder / "start.lock"))
+            _lock(users, fcntl.LOCK_SH, lock_timeout)
             files.callback(_stop_if_last, users, programs, data)
             # One at a time: of two who come together, the second finds it running.
-            fcntl.flock(start, fcntl.LOCK_EX)
+            _lock(start, fcntl.LOCK_EX, lock_timeout)
             socket = _start(programs, data, options or {})
             fcntl.flock(start, fcntl.LOCK_UN)
         except OSError as error:
@@ -78,6 +84,37 @@ def run(folder: Path, options: Mapping[str, str] | None = None) -> Iterator[Path
                 "make it writable for this account, or set DB_HOST to a server"
             ) from None
         yield socket
+
+
+def ignore_client_variables() -> None:
+    """Forget every `PG*` variable of the shell: each program of PostgreSQL, and asyncpg, would follow it elsewhere."""
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
+def _open_lock(path: Path) -> TextIO:
+    """Open a lock file that no other account can open, and so hold."""
+    file = open(str(path), "r+", encoding="ascii", opener=lambda name, _: os.open(name, os.O_RDWR | os.O_CREAT, 0o600))  # noqa: SIM115  Path.open takes no opener, and the caller closes it
+    os.fchmod(file.fileno(), 0o600)  # an earlier version's could be read by all
+    return file
+
+
+def _lock(file: TextIO, kind: int, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    said = False
+    while True:
+        try:
+            return fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"{file.name} has been locked for {timeout:g} s by a program that starts or stops PostgreSQL: "
+                    f"find it with `fuser {file.name}`, and end it"
+                ) from None
+            if not said:
+                log.info("waiting for another program to start or stop PostgreSQL", lock=file.name)
+                said = True
+            time.sleep(0.05)
 
 
 def find_programs() -> Path:
@@ -97,8 +134,6 @@ def find_programs() -> Path:
 
 
 def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
-    if os.geteuid() == 0:
-        let_pass(programs, data)
     if not data.exists():
         _init(programs, data)
     found = (data / "PG_VERSION").read_text(encoding="ascii").strip()
@@ -119,12 +154,38 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
     return socket
 
 
-def let_pass(*places: Path) -> None:
-    """Let `ACCOUNT` pass through the private folders above; it will not see what is in them."""
-    for folder in {folder for place in places for folder in place.parents}:
+@contextlib.contextmanager
+def passage(*places: Path) -> Iterator[None]:
+    """Let `ACCOUNT` pass through the private folders above, meanwhile; it will not see what is in them.
+
+    A file in such a folder tells that it was opened, and the locks on that file for how many it still has to be. The
+    last of them closes the folder again; after one that was killed, the next does.
+    """
+    with contextlib.ExitStack() as opened:
+        for folder in sorted({folder for place in places for folder in place.parents}):
+            if (folder / _OPENED).exists() or not folder.stat().st_mode & stat.S_IXOTH:
+                opened.enter_context(_opened(folder))
+        yield
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[None]:
+    path = folder / _OPENED
+    while True:
+        marker = _open_lock(path)
+        fcntl.flock(marker, fcntl.LOCK_SH)
+        if path.exists() and path.stat().st_ino == os.fstat(marker.fileno()).st_ino:
+            break
+        marker.close()  # somebody has just closed the folder
+    with marker:
         if not folder.stat().st_mode & stat.S_IXOTH:
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
-            log.warning("others may now pass through a folder (o+x)", folder=str(folder), account=ACCOUNT)
+            log.warning("others may pass through a folder (o+x) until it is done", folder=str(folder), account=ACCOUNT)
+        yield
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.chmod(folder.stat().st_mode & ~stat.S_IXOTH)
+            path.unlink()
 
 
 def _init(programs: Path, data: Path) -> None:
@@ -157,7 +218,6 @@ def _socket_folder(data: Path) -> Path:
         )
     if os.geteuid() == 0:
         os.chown(socket, owner, -1, follow_symlinks=False)
-        let_pass(socket)
     return socket
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import IO, BinaryIO, Generic, Literal, TextIO, TypeVar, cast
+from typing import IO, Any, BinaryIO, Generic, Literal, TextIO, TypeVar, cast
 
 import orjson
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 AnyText = TypeVar("AnyText", str, bytes)
+CONSOLE_WIDTH = 80
 LogFormat = Literal["auto", "json", "console"]
 
 context: ContextVar[Mapping[str, str]] = ContextVar("context", default=MappingProxyType({}))
@@ -44,14 +45,20 @@ def _is_readable(log_format: LogFormat) -> bool:
     return log_format == "console" or (log_format == "auto" and sys.stdout.isatty())
 
 
-def request_writer(log_format: LogFormat) -> Callable[[dict[str, object]], None]:
+def request_writer(log_format: LogFormat) -> Callable[[dict[str, Any]], None]:
     """Give the function that writes the line of one request.
 
     As JSON it goes around structlog, whose processors would cost as much as the rest of a request's record together,
     and the lines of one turn of the event loop are written by one call of the system.
     """
     if _is_readable(log_format):
-        return lambda fields: structlog.get_logger("goals.request").info("request", **fields)
+        output = Output(sys.stdout)
+
+        def write_readable(fields: dict[str, Any]) -> None:
+            output.write(_describe(**fields) + "\n")
+            output.flush()
+
+        return write_readable
     stream = Output(sys.stdout.buffer)
     is_due = False
 
@@ -69,12 +76,21 @@ def request_writer(log_format: LogFormat) -> Callable[[dict[str, object]], None]
             **context.get(),
             **fields,
         }
+        del line["path"]  # a route says as much, and has no end of values
         stream.write(orjson.dumps(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
         if not is_due:
             is_due = True
             asyncio.get_running_loop().call_soon(flush)
 
     return write
+
+
+def _describe(*, method: str, path: str, status: int, seconds: float, **_others: object) -> str:
+    """A request as a line that fits a terminal: time, status, method, path, duration."""
+    duration = f"{seconds * 1000:.1f} ms"
+    start = f"{datetime.now().astimezone():%H:%M:%S}  {int(status) or '---'}  {method:<6}  "
+    room = CONSOLE_WIDTH - len(start) - max(len(duration), 10) - 2
+    return f"{start}{path if len(path) <= room else path[: room - 1] + '…':<{room}}  {duration:>10}"
 
 
 def configure(log_format: LogFormat) -> None:

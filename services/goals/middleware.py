@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 from urllib.parse import unquote
 
 import structlog
@@ -92,7 +93,7 @@ class Record:
     The id comes from `X-Request-ID` where that is a plain token, so that a gateway's id runs through; it is echoed.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics, write: Callable[[dict[str, object]], None]) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: RequestMetrics, write: Callable[[dict[str, Any]], None]) -> None:
         self.app = app
         self._metrics = metrics
         self._write = write
@@ -131,7 +132,14 @@ class Record:
                 error = str(status)
             self._metrics.end(label, scope["http_version"], scope["scheme"], route, status, error, seconds)
             self._write(
-                {"method": label, "route": route, "status": status, "seconds": round(seconds, 6), "bytes": size}
+                {
+                    "method": label,
+                    "path": scope["raw_path"].decode("ascii"),
+                    "route": route,
+                    "status": status,
+                    "seconds": round(seconds, 6),
+                    "bytes": size,
+                }
             )
         return None
 

@@ -94,13 +94,11 @@ def test_a_folder_without_crds_is_no_clean_run(tmp_path: Path, capsys: pytest.Ca
     assert "run `make crds`" in capsys.readouterr().err
 
 
-def test_files_of_anyone_are_checked_and_each_finding_is_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_are_checked_and_each_finding_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "theirs.yaml"
-    file.write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: b}\nspec: {}\n---\n" * 2)
+    file.write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: b}\n---\n" * 2)
     assert lint.main([str(file)]) == 1
-    assert capsys.readouterr().out.startswith(f"{file}: Service b/a: is there twice; the second one wins [duplicate: ")
+    assert capsys.readouterr().out.startswith(f"{file}: ConfigMap b/a: is there twice; the second one wins [")
     file.write_text("{")
     assert lint.main([str(file)]) == 2
     assert lint.main([str(tmp_path / "none.yaml")]) == 2

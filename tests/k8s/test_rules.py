@@ -385,7 +385,7 @@ def test_durations_are_read_as_nginx_compose_and_kubernetes_write_them(text: obj
 
 @pytest.mark.parametrize("text", ["", "soon", "4x", "s"])
 def test_what_is_no_duration_is_said(text: str) -> None:
-    with pytest.raises(ValueError, match="is no duration"):
+    with pytest.raises(ValueError, match="a duration is text"):
         limits.seconds(text)
 
 

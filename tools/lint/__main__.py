@@ -11,8 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from tools.lint import changes, limits, reachability, site, tree
-from tools.lint.inventory import Inventory
+from tools.lint import accepted, changes, files, limits, reachability, site, tree
+from tools.lint.inventory import Inventory, space
 from tools.lint.manifests import ROOT, Finding, Manifest, RenderError, name, read, render_all
 from tools.lint.rules import RULES, find_broken
 from tools.lint.schemas import Schemas
@@ -42,7 +42,8 @@ def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> It
     """Schemas, no version that is on its way out, and no object twice."""
     seen = set()
     for manifest in manifests:
-        for problem in schemas.problems(manifest):
+        found = schemas.problems(manifest)
+        for problem in found or accepted.problems(manifest):
             yield Finding(where, name(manifest), problem, "schema", "The API server refuses it, or drops the field")
         if newer := schemas.newer(manifest):
             harm = "The old version is refused after an upgrade of its CRDs"
@@ -56,7 +57,10 @@ def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> It
 
 def sound(renders: dict[str, list[Manifest]], schemas: Schemas) -> dict[str, list[Manifest]]:
     """The objects that are well-formed: a rule may rely on what the schemas demand."""
-    return {where: [one for one in manifests if schemas.is_sound(one)] for where, manifests in renders.items()}
+    return {
+        where: [one for one in manifests if schemas.is_sound(one) and not any(accepted.problems(one))]
+        for where, manifests in renders.items()
+    }
 
 
 def tree_of(root: Path, renders: dict[str, list[Manifest]]) -> tree.Tree:
@@ -128,9 +132,16 @@ def main(arguments: list[str]) -> int:
     try:
         schemas = Schemas(options.crds)
         if options.files:
-            texts = {str(file): read(file.read_text(encoding="utf-8")) for file in options.files}
+            texts = files.read_files(options.files)
             findings = [finding for where, one in texts.items() for finding in check_objects(where, one, schemas)]
-            findings += dict.fromkeys(find_broken(Inventory(sound(texts, schemas))))
+            known = sound(texts, schemas)
+            refused = {
+                (one["kind"], space(one), one["metadata"]["name"])
+                for where, manifests in texts.items()
+                for one in manifests
+                if one not in known[where]
+            }
+            findings += dict.fromkeys(find_broken(Inventory(known, refused=frozenset(refused))))
         else:
             findings = merge(check_tree(schemas))
     except (ImportError, OSError, RenderError, ValueError, yaml.YAMLError) as error:

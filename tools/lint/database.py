@@ -43,6 +43,14 @@ def database_archive(inventory: Inventory, one: Manifest) -> Iterator[str]:
                 yield f"archives as {folder} in {store}, as {name(other)} does"
 
 
+@every(of("ScheduledBackup"))
+def backup_schedule(_: Inventory, one: Manifest) -> Iterator[str]:
+    """CloudNativePG counts seconds first: five fields are another time, and often many more backups."""
+    schedule = str(first(one, "spec.schedule", ""))
+    if not schedule.startswith("@") and len(schedule.split()) != 6:  # noqa: PLR2004  said in the message
+        yield f"schedule {schedule!r} has not six fields, of which seconds are the first"
+
+
 def archives(cluster: Manifest) -> set[tuple[str, str]]:
     given = dig(cluster, "spec.plugins[].parameters")
     return {(str(one.get("barmanObjectName")), one.get("serverName", cluster["metadata"]["name"])) for one in given}

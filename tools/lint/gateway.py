@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tools.lint.inventory import Inventory, dig, first, matches, space
 from tools.lint.manifests import Manifest, name
@@ -184,19 +184,28 @@ def acme_staging(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
         yield "there is no issuer of the staging server to try first"
 
 
+def fields(value: Any, path: str = "") -> Iterator[str]:
+    """The paths of what a policy sets."""
+    for key, one in value.items() if isinstance(value, dict) else ():
+        if key not in {"targetRef", "targetRefs"}:
+            yield from fields(one, f"{path}{key}.") if isinstance(one, dict) else (f"{path}{key}",)
+
+
 @rule
 def policy_overlap(inventory: Inventory) -> Wrong:
     """NGINX Gateway Fabric refuses the policy (TargetConflict): limits and time-outs are not in force."""
-    targets: dict[tuple[str, ...], Manifest] = {}
+    setters: dict[tuple[str, ...], Manifest] = {}
     seen: dict[tuple[str, ...], Manifest] = {}
     ruled = set()
     for policy in inventory.objects:
         if policy["apiVersion"].startswith("gateway.nginx.org/") and "Policy" in policy["kind"]:
             for _, target, _ in references(policy, "reference"):
                 ruled.add(target)
-                other = targets.setdefault((policy["kind"], *target), policy)
-                if other is not policy:
-                    yield policy, f"{name(other)} of the same kind has the same target"
+                # Those that set different fields are merged.
+                for field in fields(policy["spec"]):
+                    other = setters.setdefault((policy["kind"], *target, field), policy)
+                    if other is not policy:
+                        yield policy, f"{name(other)} sets {field} of the same target"
     for route, _, one in attachments(inventory):
         for host in dig(route, "spec.hostnames[]"):
             for path in dig(route, "spec.rules[].matches[].path.value"):

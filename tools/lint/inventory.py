@@ -140,12 +140,15 @@ class Inventory:
         renders: dict[str, list[Manifest]],
         operators: frozenset[str] | None = None,
         limits: Mapping[str, float] = LIMITS,
+        refused: frozenset[tuple[str, str, str]] = frozenset(),
     ) -> None:
         """Objects by the name of what they come from; `operators` narrows those that are installed.
 
-        `limits` are those of the service.
+        `limits` are those of the service. `refused` are kind, namespace and name of objects that are there but say
+        nothing that can be relied on.
         """
         self.limits = limits
+        self.refused = refused
         # Some kinds may leave their spec out.
         given: list[tuple[str, Manifest]] = [
             (where, {"spec": {}, **one}) for where, manifests in renders.items() for one in manifests
@@ -161,6 +164,10 @@ class Inventory:
     def origin(self, manifest: Manifest) -> str:
         """What it was rendered from; empty for what an operator brings."""
         return self._origins.get(id(manifest), "")
+
+    def may_run_more(self, namespace: str) -> bool:
+        """Tell whether there are pods of which nothing is known, as their workload would be refused."""
+        return any(kind in WORKLOADS and where == namespace for kind, where, _ in self.refused)
 
     def of(self, *kinds: str) -> Iterator[Manifest]:
         return (one for one in self.objects if one["kind"] in kinds)

@@ -28,6 +28,7 @@ REFERENCES = {
         ("RoleBinding", "subjects[]", ""),
         ("SecretStore", "spec.provider.azurekv.serviceAccountRef.name", "ServiceAccount"),
         (WORKLOADS, "pod.serviceAccountName", "ServiceAccount"),
+        (WORKLOADS, "pod.volumes[].persistentVolumeClaim.claimName", "PersistentVolumeClaim"),
     ],
     "configuration": [
         ("AlertmanagerConfig", "spec.receivers[].webhookConfigs[].urlSecret", "Secret"),
@@ -64,9 +65,9 @@ HARM = {
     "backend": "The gateway answers 500: it has nowhere to send the request",
 }
 
-BUILT_IN = {("ClusterRole", each) for each in ("cluster-admin", "edit", "view", "system:auth-delegator")}
-BUILT_IN |= {("ServiceAccount", "default")}
-PEOPLE = frozenset({"User", "Group"})
+BUILT_IN = {("ServiceAccount", "default")}
+UNKNOWN = frozenset({"ClusterRole", "Group", "User"})
+"""What the cluster, its operators or its directory of people bring: nobody can tell here whether it is there."""
 ISSUERS_NAMESPACE = "cert-manager"
 
 
@@ -90,7 +91,7 @@ def references(one: Manifest, *rules: str) -> Iterator[Reference]:
         for found in dig(whole, path) if one["kind"] in kinds.split() else ():
             given = {"kind": kind} | (found if isinstance(found, dict) else {"name": found})
             named = given.get("secretName") or given["name"]
-            if not (given.get("optional") or given["kind"] in PEOPLE or (given["kind"], named) in BUILT_IN):
+            if not (given.get("optional") or given["kind"] in UNKNOWN or (given["kind"], named) in BUILT_IN):
                 keys = [*dig(given, "key", "sectionName", "port", "items[].key")] or ["no port"] * (rule == "backend")
                 namespace = given.get("namespace", space(one) or ISSUERS_NAMESPACE)
                 yield Reference(one, (given["kind"], namespace, named), [str(key) for key in keys])
@@ -103,6 +104,8 @@ def links(*rules: str) -> Things[Reference]:
 
 def find_missing(inventory: Inventory, link: Reference) -> Iterator[str]:
     (kind, _, named), known = link.target, inventory.keys(*link.target)
+    if link.target in inventory.refused:
+        return
     if inventory.get(*link.target) is None:
         elsewhere = [name(other) for other in inventory.of(kind) if other["metadata"]["name"] == named]
         yield f"there is no {link}, " + (f"only {elsewhere[0]}" if elsewhere else "and nothing makes it")

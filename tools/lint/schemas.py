@@ -33,8 +33,11 @@ CLUSTER_WIDE = frozenset(
 )
 """The built-in kinds that live in no namespace, as far as they are used here."""
 
-_IGNORED = frozenset({"description", "default", "nullable", "format", "example", "externalDocs", "title"})
-_OBJECT = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": {"type": "object"}}
+_IGNORED = frozenset({"description", "nullable", "format", "example", "externalDocs", "title"})
+_TEXT = {"type": "string"}
+_TEXTS = {"type": "object", "additionalProperties": _TEXT}
+_METADATA = {"name": _TEXT, "namespace": _TEXT, "labels": _TEXTS, "annotations": _TEXTS}
+_OBJECT = {"apiVersion": _TEXT, "kind": _TEXT, "metadata": {"type": "object", "properties": _METADATA}}
 
 
 class Schemas:
@@ -86,7 +89,8 @@ class Schemas:
             if version.rpartition("/")[2] not in served:
                 yield f"{version} is not served; use {group}/{' or '.join(served)}"
                 return
-            for mistake in self._validator(version, kind).iter_errors(manifest):
+            validator = self._validator(version, kind)
+            for mistake in validator.iter_errors(_filled(manifest, validator.schema)):
                 yield f"{_path(mistake.absolute_path)}{mistake.message[:300]}"
             cluster_wide = definition["scope"] == "Cluster"
         namespace = (manifest.get("metadata") or {}).get("namespace")
@@ -142,6 +146,18 @@ def _strict(schema: dict[str, Any], *, closed: bool = True) -> dict[str, Any]:
     if closed and "properties" in result and "additionalProperties" not in result and not keeps:
         result["additionalProperties"] = False
     return result
+
+
+def _filled(value: Any, schema: Any) -> Any:
+    """A value with the defaults that the API server fills in before it validates."""
+    if isinstance(value, list):
+        return [_filled(one, schema.get("items", {})) for one in value]
+    if not isinstance(value, dict):
+        return value
+    known, others = schema.get("properties", {}), schema.get("additionalProperties")
+    defaults = {key: one["default"] for key, one in known.items() if "default" in one}
+    inner = others if isinstance(others, dict) else {}
+    return {key: _filled(one, known.get(key, inner)) for key, one in {**defaults, **value}.items()}
 
 
 def _path(parts: Any) -> str:

@@ -48,12 +48,15 @@ def is_served(inventory: Inventory, pod: Pod) -> bool:
 def service_port(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Connections to the Service are refused."""
     selector = first(one, "spec.selector")
+    if inventory.may_run_more(space(one)):
+        return
     if selector and not inventory.select({"matchLabels": selector}, space(one)):
         yield "selects no pod"
     elif selector:
         for port in dig(one, "spec.ports[]"):
-            if not inventory.targets(one, port):
-                yield f"port {port['port']}: no selected pod listens on {port.get('targetPort', port['port'])}"
+            # A containerPort only informs: pods may listen on a number that they do not name.
+            if isinstance(port.get("targetPort"), str) and not inventory.targets(one, port):
+                yield f"port {port['port']}: no selected pod listens on {port['targetPort']}"
 
 
 def owned(inventory: Inventory) -> Iterator[tuple[Manifest, str, Pod]]:
@@ -82,9 +85,11 @@ def image(_: Inventory, one: Manifest) -> Iterator[str]:
     for value in [*dig(one, "spec.images[].image", "spec.imageName"), *of_pods]:
         registry, _slash, last = value.rpartition("/")
         tag = last.partition("@")[0].partition(":")[2]
+        if re.search(r"@sha256:[0-9a-f]{64}$", value):
+            continue  # nothing is more fixed
         if not tag or tag == "latest":
             yield f"{value}: no version"
-        elif registry and not re.search(r"@sha256:[0-9a-f]{64}$", value):
+        elif registry:
             yield f"{value}: the registry may hand out another image by this tag; add its digest"
 
 
@@ -96,7 +101,7 @@ def probe(inventory: Inventory, one: Container) -> Iterator[str]:
         for target in dig(one.spec, f"{kind}Probe.httpGet"):
             port, path = one.pod.ports.get(str(target["port"]), target["port"]), target.get("path", "/")
             asked[kind] = path
-            if port not in one.pod.ports.values():
+            if isinstance(port, str):
                 yield f"{kind}Probe asks port {port}, which it does not have"
             elif one.is_ours and path not in routes().get(port, ()):
                 yield f"{kind}Probe asks {path} on {port}, where the service has no such route"
@@ -144,7 +149,7 @@ def disruption_budget(inventory: Inventory) -> Wrong:
     for one in inventory.of("PodDisruptionBudget"):
         found = inventory.select(first(one, "spec.selector", {}), space(one))
         covered.update(id(pod) for pod in found)
-        if not found:
+        if not found and not inventory.may_run_more(space(one)):
             yield one, "selects no pod"
         if any(pod.manifest.get("kind") == "Cluster" for pod in found):
             yield one, "CloudNativePG makes the budgets of its instances itself; two for one pod block every eviction"

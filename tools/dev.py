@@ -1,0 +1,59 @@
+"""`make dev`: the product, started again whenever its code, a template or a style changes."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from goals import embedded
+from goals.errors import ConfigurationError
+from goals.settings import read_settings
+
+WATCHED = (Path("services/goals"), Path("alembic"))
+KINDS = {".py", ".html", ".css", ".js", ".svg"}
+PERIOD = 0.3
+
+
+def look() -> dict[Path, int]:
+    """When each watched file was changed."""
+    found = {}
+    for folder in WATCHED:
+        for path in folder.rglob("*"):
+            if path.suffix in KINDS:
+                with contextlib.suppress(FileNotFoundError):  # an editor replaces it
+                    found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def main() -> int:
+    with contextlib.ExitStack() as running:
+        try:
+            if read_settings().db_host is None:
+                # Shared with `up`, so that PostgreSQL keeps running while the service starts again.
+                running.enter_context(embedded.run(embedded.DATA))
+        except ConfigurationError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                serve_until_changed()
+    return 0
+
+
+def serve_until_changed() -> None:
+    seen = look()
+    with subprocess.Popen([sys.executable, "-m", "goals", "up"]) as service:
+        try:
+            while (now := look()) == seen:
+                time.sleep(PERIOD)
+            changed = sorted(str(path) for path in now.keys() | seen.keys() if now.get(path) != seen.get(path))
+            print(f"\n{', '.join(changed)} changed: starting again", flush=True)
+        finally:
+            service.terminate()  # Ctrl-C reached it too; the second signal hurries its stop
+
+
+if __name__ == "__main__":
+    sys.exit(main())

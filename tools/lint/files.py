@@ -1,0 +1,143 @@
+"""Reads files that somebody tries out. What cannot be read as Kubernetes reads it is named, and never guessed."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tools.lint.manifests import Manifest
+
+KINDS = {
+    "admissionregistration.k8s.io": "ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding",
+    "": "ConfigMap Namespace ResourceQuota Secret Service ServiceAccount",
+    "apps": "Deployment",
+    "argoproj.io": "AppProject Application",
+    "autoscaling": "HorizontalPodAutoscaler",
+    "barmancloud.cnpg.io": "ObjectStore",
+    "batch": "Job",
+    "cert-manager.io": "Certificate ClusterIssuer",
+    "external-secrets.io": "ExternalSecret SecretStore",
+    "gateway.networking.k8s.io": "BackendTLSPolicy Gateway HTTPRoute ReferenceGrant",
+    "gateway.nginx.org": "ClientSettingsPolicy NginxProxy ProxySettingsPolicy RateLimitPolicy UpstreamSettingsPolicy",
+    "generators.external-secrets.io": "Password",
+    "monitoring.coreos.com": "AlertmanagerConfig PodMonitor PrometheusRule ServiceMonitor",
+    "networking.k8s.io": "NetworkPolicy",
+    "policy": "PodDisruptionBudget",
+    "postgresql.cnpg.io": "Cluster ImageCatalog ScheduledBackup",
+    "rbac.authorization.k8s.io": "Role RoleBinding",
+    "storage.k8s.io": "StorageClass",
+}
+"""What the platform is made of, by API group, and what its rules speak of: of other kinds they know too little."""
+
+_READ_IN_TWO_WAYS = re.compile(
+    r"""
+    [yYnN]                                           # a boolean to some
+    | [-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?   # 12:30 is 750 to some
+    | [-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+ # 1e3
+    | [-+]?[0-9]+_[0-9_]*                            # 1_000
+    | 0o[0-7]+ | 0[0-9]*[89][0-9]*                   # octal, or not
+    | [-+]?\.(inf|Inf|INF) | \.(nan|NaN|NAN)         # no JSON
+    """,
+    re.VERBOSE,
+)
+_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str"))
+
+
+class _Loader(yaml.CSafeLoader):
+    """Refuses what Kubernetes refuses, and what readers of YAML 1.1 and 1.2 take for different things."""
+
+
+def _refuse(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+def _read_scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    if not node.style and _READ_IN_TWO_WAYS.fullmatch(node.value):
+        raise _refuse(node, f"{node.value} is not read alike by all: put it in quotes, or write it out")
+    return yaml.CSafeLoader.yaml_constructors[node.tag](loader, node)
+
+
+def _read_time(loader: _Loader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+def _read_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    seen = set()
+    for key, _ in node.value:
+        if key.tag not in {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"}:
+            raise _refuse(key, f"the key {getattr(key, 'value', '')!s:.40} is no text: put it in quotes")
+        if key.value in seen:
+            raise _refuse(key, f"the key {key.value} is there twice")
+        seen.add(key.value)
+    loader.flatten_mapping(node)
+    # A null is a field that is not set.
+    given = loader.construct_mapping(node, deep=True)
+    return {str(key): value for key, value in given.items() if value is not None}
+
+
+def _read_list(loader: _Loader, node: yaml.SequenceNode) -> list[Any]:
+    return list(loader.construct_sequence(node, deep=True))
+
+
+_Loader.yaml_constructors = {
+    **dict.fromkeys(_TAGS, _read_scalar),
+    "tag:yaml.org,2002:timestamp": _read_time,
+    "tag:yaml.org,2002:map": _read_mapping,
+    "tag:yaml.org,2002:seq": _read_list,
+    None: yaml.CSafeLoader.yaml_constructors[None],
+}
+
+
+def read_file(file: Path) -> list[Manifest]:
+    """The objects of a file; a `ValueError` of one line names the file and what is not supported in it."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+        documents = list(yaml.load_all(text, _Loader))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: is not UTF-8 text") from None
+    except yaml.MarkedYAMLError as error:
+        line = f"{error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{file}:{line or ' '}{' '.join(str(error.problem).split())}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{file}: is nested too deeply") from None
+    objects = [one for one in documents if one is not None]
+    if not objects:
+        raise ValueError(f"{file}: holds no object")
+    for number, one in enumerate(objects, 1):
+        if problem := _find_unsupported(one):
+            raise ValueError(f"{file}: object {number}: {problem}")
+    return objects
+
+
+def _find_unsupported(one: Any) -> str:
+    if not isinstance(one, dict):
+        return f"is a {'list' if isinstance(one, list) else 'single value'}, not an object"
+    version, kind, metadata = one.get("apiVersion"), one.get("kind"), one.get("metadata")
+    if not isinstance(version, str) or not isinstance(kind, str):
+        return "has no apiVersion and kind"
+    group = version.rpartition("/")[0]
+    if kind not in KINDS.get(group, "").split():
+        return f"{version} {kind} is no kind that the platform uses, so nothing is known of it"
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str) or not metadata["name"]:
+        return f"{kind} has no metadata.name (a generateName is not supported)"
+    return ""
+
+
+def read_files(files: Iterable[Path]) -> dict[str, list[Manifest]]:
+    """The objects by file; a `ValueError` has a line for each file that cannot be checked."""
+    found: dict[str, list[Manifest]] = {}
+    problems = []
+    for file in files:
+        try:
+            found[str(file)] = read_file(file)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\nerror: ".join(problems))
+    return found
