@@ -198,7 +198,8 @@ def test_a_folder_that_is_gone_needs_no_closing(tmp_path: Path) -> None:
 def test_a_folder_that_another_is_closing_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     marker = tmp_path / ".opened-for-postgresql"
     tmp_path.chmod(0o700)
-    lock, locked = fcntl.flock, []
+    lock = fcntl.flock
+    locked: list[int] = []
 
     def lock_late(file: TextIO, kind: int) -> None:
         if file.name == str(marker) and not locked:
