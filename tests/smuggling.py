@@ -7,9 +7,9 @@ import ssl
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tests.wire import PATIENCE, form, request
+from tests.wire import PATIENCE, request
 
-HOST = b"Host: goals.example\r\n"
+HOST = b"Host: <host>\r\n"
 FIELDS = HOST + b"Content-Type: application/x-www-form-urlencoded\r\n"
 POST = b"POST /health HTTP/1.1"
 END = b"0\r\n\r\n"
@@ -116,7 +116,7 @@ LINES = {
     "HTTP/01.1": b"POST /health HTTP/01.1",
     "HTTP/1.10": b"POST /health HTTP/1.10",
     "small letters": b"post /health HTTP/1.1",
-    "the whole address": b"POST http://goals.example/health HTTP/1.1",
+    "the whole address": b"POST http://<host>/health HTTP/1.1",
     "a fragment": b"POST /health#x HTTP/1.1",
     "a byte from 0x80 on": b"POST /he\x80alth HTTP/1.1",
     "a NUL": b"POST /health?\x00 HTTP/1.1",
@@ -166,16 +166,17 @@ class Outcome(NamedTuple):
 
 
 async def send(
-    port: int, shape: Shape, name: str, host: str = "goals.example", tls: ssl.SSLContext | None = None
+    port: int, shape: Shape, name: str, host: str = "localhost", tls: ssl.SSLContext | None = None
 ) -> Outcome:
     """Send a shape with one behind it that adds a goal, and one that ends the connection, and read everything."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=host if tls else None)
-    hidden = form("/add_goal", f"goal_name={name}").replace(b"goals.example", host.encode())
-    sent = shape.write(hidden) + request("GET", "/health", "Connection: close")
+    form = "Content-Type: application/x-www-form-urlencoded"
+    hidden = request("POST", "/add_goal", form, body=f"goal_name={name}".encode(), host=host)
+    last = request("GET", "/health", "Connection: close", host=host)
     received, closed = b"", False
     with contextlib.suppress(ConnectionError, TimeoutError):
         async with asyncio.timeout(PATIENCE + 2):
-            writer.write(sent.replace(b"goals.example", host.encode()))
+            writer.write(shape.write(hidden).replace(b"<host>", host.encode()) + last)
             while chunk := await reader.read(65536):
                 received += chunk
             closed = True
@@ -183,7 +184,7 @@ async def send(
     return Outcome([int(status) for status in re.findall(rb"HTTP/1\.[01] (\d{3})", received)], closed)
 
 
-async def send_all(port: int, host: str = "goals.example", tls: ssl.SSLContext | None = None) -> dict[str, Outcome]:
+async def send_all(port: int, host: str = "localhost", tls: ssl.SSLContext | None = None) -> dict[str, Outcome]:
     """Each shape on a connection of its own, four at a time: some take as long as a body may."""
     turns = asyncio.Semaphore(4)
 

@@ -265,3 +265,17 @@ async def test_what_was_typed_is_kept_with_a_key_while_the_database_is_away(sett
         assert f'name="goal_name" value="{form["goal_name"]}"' in answer.text
         assert UUID(key_in(answer)) == UUID(form.get("idempotency_key", key_in(answer)))
     assert "Try again" not in empty.text
+
+
+async def test_a_large_page_is_whole_though_readers_share_a_piece_of_it(
+    client: httpx2.AsyncClient, database: Database
+) -> None:
+    await alter(database, "INSERT INTO goals (goal_name) SELECT repeat('x', 255) FROM generate_series(1, 60)")
+    pages = await asyncio.gather(*(client.get("/") for _ in range(5)))
+    for page in pages:
+        assert names_in(page) == ["x" * 255] * PAGE_SIZE
+        assert int(page.headers["content-length"]) == len(page.content)
+        assert page.headers["cache-control"] == "no-store"
+    assert len({key_in(page) for page in pages}) == 5
+    head = await client.head("/")
+    assert (head.content, head.headers["content-length"]) == (b"", pages[0].headers["content-length"])

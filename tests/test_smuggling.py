@@ -22,6 +22,8 @@ async def test_a_request_behind_an_ambiguous_one_is_answered_or_not_carried_out(
     added = {row.goal_name for row in await database.fetch(text("SELECT goal_name FROM goals"))}
     answered = {name for name, outcome in outcomes.items() if 303 in outcome.statuses}
     assert added == answered
+    # Where the first request has an end that all agree on, the second one is a request like any other.
+    assert ("length: two zeros" in added) == public
     assert added <= (set(SHAPES) if public else set())
     assert {name for name, outcome in outcomes.items() if not outcome.closed or not outcome.statuses} == set()
     statuses = {status for outcome in outcomes.values() for status in outcome.statuses}

@@ -43,11 +43,11 @@ class Limits:
     read_ahead: int = 8 * 1024
     """Of pipelined requests, in h11; asyncio's reader, whose own default is 64 kB, and its transport (256 kB) hold
     twice as much each."""
-    answer_piece: int = 16 * 1024
+    answer_piece: int = 8 * 1024
     """Of an answer, copied to wait for the client; the rest stays where the application has it."""
     kernel_buffer: int = 32 * 1024
     """In each direction; the kernel doubles it, and would take megabytes of the pod's memory otherwise."""
-    accepts_per_turn: int = 64
+    accepts_per_turn: int = 16
     """Connections of a port in one turn of the event loop, so that requests under way do not wait for a flood."""
     operators_connections: int = 64
     """To the operators' port, whatever the public one holds."""

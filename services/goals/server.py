@@ -154,10 +154,9 @@ class Connection(TCPServer):
         super().__init__(listener.app, server.loop, server.config, server.context, server.state, reader, writer)
         self.listener = listener
         self.gate = Gate()
-        self.idle = True
+        self.idle, self._leaving = True, False
         self._limits = server.limits
         self._longest = server.limits.body_deadline + server.limits.request_deadline + server.limits.transport_grace
-        self._leaving = False
         self._transport = writer.transport
         self._transport.set_write_buffer_limits(high=0)  # `drain` returns once the kernel has it all
         self._transport.max_size = 2 * server.limits.read_ahead  # type: ignore[attr-defined]  # not documented; 256 kB
@@ -175,6 +174,7 @@ class Connection(TCPServer):
             async with TaskGroup(self.loop) as task_group:
                 self.protocol = Protocol(self, task_group, client, server)  # type: ignore[assignment]  # its wrapper chooses HTTP/2
                 await self._read_data()
+            del self.protocol  # which refers to this: nothing is left for the garbage collector
         except OSError:
             pass
         finally:
