@@ -20,7 +20,9 @@ KINDS = {
     "cert-manager.io": "Certificate ClusterIssuer",
     "external-secrets.io": "ExternalSecret SecretStore",
     "gateway.networking.k8s.io": "BackendTLSPolicy Gateway HTTPRoute ReferenceGrant",
-    "gateway.nginx.org": "ClientSettingsPolicy NginxProxy ProxySettingsPolicy RateLimitPolicy UpstreamSettingsPolicy",
+    "gateway.nginx.org": (
+        "ClientSettingsPolicy NginxProxy ProxySettingsPolicy RateLimitPolicy SnippetsFilter UpstreamSettingsPolicy"
+    ),
     "generators.external-secrets.io": "Password",
     "monitoring.coreos.com": "AlertmanagerConfig PodMonitor PrometheusRule ServiceMonitor",
     "networking.k8s.io": "NetworkPolicy",
