@@ -5,6 +5,7 @@ import os
 import ssl
 import subprocess
 import sys
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -121,6 +122,8 @@ def web_ui(*options: str) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
 def answers(url: str) -> bool:
     try:
         read(url)
+    except urllib.error.HTTPError:
+        return True  # with a base path nothing is at the root
     except OSError:
         return False
     return True

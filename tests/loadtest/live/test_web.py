@@ -38,8 +38,8 @@ def set_up(environment, web_ui, **_):
 """
 
 
-def ask(url: str, method: str, path: str, headers: dict[str, str], body: str = "") -> tuple[int, str, str]:
-    """Status, `Location` or `Set-Cookie`, and text of an answer."""
+def ask(url: str, method: str, path: str, headers: dict[str, str], body: str = "") -> tuple[int, str, str, str]:
+    """Status, `Location`, `Set-Cookie` and text of an answer."""
     address = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(str(address.netloc), timeout=10)
     try:
@@ -50,7 +50,8 @@ def ask(url: str, method: str, path: str, headers: dict[str, str], body: str = "
         answer = connection.getresponse()
         return (
             answer.status,
-            answer.getheader("Set-Cookie") or answer.getheader("Location") or "",
+            answer.getheader("Location") or "",
+            answer.getheader("Set-Cookie") or "",
             answer.read().decode(),
         )
     finally:
@@ -94,7 +95,7 @@ FOREIGN = {
 )
 def test_another_site_is_refused_before_any_route(url: str, server: Server, shape: str, method: str, path: str) -> None:
     body = urllib.parse.urlencode({"host": server.url, "scenario": "smoke", "user_count": 1, "spawn_rate": 1})
-    status, _, text = ask(url, method, path, {**FORM, **FOREIGN[shape]}, body if method == "POST" else "")
+    status, _, _, text = ask(url, method, path, {**FORM, **FOREIGN[shape]}, body if method == "POST" else "")
     assert status == 403
     assert text.startswith("This request was made by another site: ")
     assert server.count == 0
@@ -135,12 +136,12 @@ def test_the_login_is_locusts(tmp_path: Path) -> None:
     with web_ui("--web-login", "--locustfile", str(file)) as (url, _):
         wait_until(lambda: ask(url, "GET", "/login", {})[0] == 200)
         for path in ("/", "/locust", "/verdict", "/status", "/stats/requests"):
-            status, place, _ = ask(url, "GET", path, {})
+            status, place, _, _ = ask(url, "GET", path, {})
             assert (status, place.partition("?")[0]) == (302, "/login"), path
         assert ask(url, "POST", "/swarm", FORM, "user_count=1")[0] == 302
         assert ask(url, "POST", "/swarm", {**FORM, "Origin": "http://evil.test"}, "user_count=1")[0] == 403
         assert ask(url, "POST", "/enter", {**FORM, "Sec-Fetch-Site": "cross-site"}, "password=right")[0] == 403
-        status, cookie, _ = ask(url, "POST", "/enter", FORM, "password=right")
+        status, _, cookie, _ = ask(url, "POST", "/enter", FORM, "password=right")
         assert status == 302
         for path in ("/", "/locust", "/verdict", "/status", "/stats/requests"):
             assert ask(url, "GET", path, {"Cookie": cookie.partition(";")[0]})[0] == 200, path
