@@ -230,7 +230,7 @@ async def _send_slowly(replica: Replica, kind: str, delay: float) -> End:
     await asyncio.sleep(delay)
     begun = time.perf_counter()
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
-    head = b"POST /add_goal HTTP/1.1\r\nHost: drill\r\n"
+    head = b"POST /add_goal HTTP/1.1\r\nHost: localhost\r\n"
     rest = (
         b""
         if kind == "dripped head"

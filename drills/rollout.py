@@ -21,7 +21,7 @@ _STOP = Settings.model_fields["goals_drain_seconds"].default + Limits().request_
 """Seconds within which a replica must be gone: its drain, its last requests, and the stop."""
 
 _HALF = (
-    b"POST /add_goal HTTP/1.1\r\nHost: drill\r\n"
+    b"POST /add_goal HTTP/1.1\r\nHost: localhost\r\n"
     b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: %d\r\n\r\n"
 )
 
