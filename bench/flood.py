@@ -45,7 +45,7 @@ class Finding(NamedTuple):
 
 
 class Client:
-    """A client of a flood: it sends what it has to and takes nothing, and comes again where it is told to."""
+    """A client of a flood: it sends its request, never reads the answer, and reconnects if asked to."""
 
     def __init__(self, port: int, sent: bytes) -> None:
         self._port, self._sent = port, sent

@@ -70,7 +70,7 @@ def judge(
 ) -> Verdict:
     """Weigh what was measured; `problems` are those that the run itself has met.
 
-    `waits` says that users may have waits of their own between their requests, of which Little's law knows nothing.
+    `waits` says that users may pause between their requests, which Little's law does not account for.
     """
     if cause := find_no_connection(recorder):
         return Verdict([], [cause, *problems], [])

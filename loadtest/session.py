@@ -202,7 +202,7 @@ class Session:
         if plan is None:
             ScenarioUser.current = GoalsUser.current = None
             return
-        # Locust itself and we listen to every request; whoever else does wants to be called.
+        # Locust and this module listen to every request. Fire the event only if there is another listener.
         listeners = len(self._environment.events.request._handlers)  # noqa: SLF001  there is no public count
         fire = (
             self._environment.events.request.fire if self.options.request_events or listeners > _OWN_LISTENERS else None

@@ -16,7 +16,7 @@ log = structlog.get_logger(__name__)
 
 
 def connect_arguments(settings: Settings, limits: Limits) -> dict[str, Any]:
-    """Keyword arguments for `asyncpg.connect`; the password is read anew at each call."""
+    """Keyword arguments for `asyncpg.connect`; the password is read again at each call."""
     return {
         "host": settings.db_host,
         "port": settings.db_port,
