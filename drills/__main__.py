@@ -11,12 +11,10 @@ from pathlib import Path
 import httpx2
 
 from drills import report
-from drills.catalogue import ALONE, DRILLS
+from drills.catalogue import DRILLS
 from drills.cluster import DrillError
 from drills.drill import Drill
 
-AT_ONCE = 3
-"""How many short drills are held side by side: more would only measure how two cores are shared."""
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 PASSED, FAILED, NOT_HELD, ENDED_EARLY = 0, 1, 2, 130
 
@@ -24,7 +22,7 @@ PASSED, FAILED, NOT_HELD, ENDED_EARLY = 0, 1, 2, 130
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m drills", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which drills: {', '.join(DRILLS)}; none means all")
-    parser.add_argument("--short", action="store_true", help="a form that takes seconds, most drills side by side")
+    parser.add_argument("--short", action="store_true", help="a form that takes seconds")
     parser.add_argument("--seed", type=int, help="of the moments at which faults happen; else another one every time")
     parser.add_argument("--out", type=Path, default=Path("out/drills"), help="folder of the reports")
     parser.add_argument(
@@ -59,12 +57,8 @@ def _end_early(_number: int, _frame: object) -> None:
 def _hold_all(options: argparse.Namespace) -> int:
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     drills = [Drill(name, short=options.short, seed=seed) for name in options.names or DRILLS]
-    together = [drill for drill in drills if options.short and drill.name not in ALONE]
-    groups = [together[first : first + AT_ONCE] for first in range(0, len(together), AT_ONCE)]
-    groups += [[drill] for drill in drills if drill not in together]
-    results: dict[Drill, int] = {}
-    for group in groups:
-        results |= asyncio.run(_hold(group, options.out))
+    # One after the other: where two shared two cores, requests were given up for want of a processor.
+    results = {drill: asyncio.run(_hold(drill, options.out)) for drill in drills}
     if options.again:
         failed = [drill for drill, result in results.items() if result == FAILED or drill.is_late]
         for first in (drill for drill in failed if drill.may_be_tried_again):
@@ -73,7 +67,7 @@ def _hold_all(options: argparse.Namespace) -> int:
             second = Drill(first.name, short=first.short, seed=seed)
             second.first_attempt = first
             del results[first]
-            results |= asyncio.run(_hold([second], options.out))
+            results[second] = asyncio.run(_hold(second, options.out))
     if len(drills) > 1:
         held = [report.summarize(drill) for drill, result in results.items() if result != NOT_HELD]
         if held:
@@ -83,11 +77,7 @@ def _hold_all(options: argparse.Namespace) -> int:
     return max(results.values())
 
 
-async def _hold(drills: list[Drill], folder: Path) -> dict[Drill, int]:
-    return dict(zip(drills, await asyncio.gather(*(_hold_one(drill, folder) for drill in drills)), strict=True))
-
-
-async def _hold_one(drill: Drill, folder: Path) -> int:
+async def _hold(drill: Drill, folder: Path) -> int:
     drill.started = time.time()
     report.remove_files(drill, folder)  # an earlier run's must not stand for this one's
     about = (sys.modules[DRILLS[drill.name].__module__].__doc__ or "").partition("\n")[0]

@@ -16,7 +16,3 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "restore": restore.run,
 }
 """In the order in which they are held and told of."""
-
-ALONE = frozenset({"migration", "overload"})
-"""Those that share the machine with no other drill in the short form either: they measure milliseconds, or their
-processes take all cores from the others, as five migrators do."""

@@ -78,8 +78,8 @@ def median(values: Sequence[float]) -> float:
 
 
 SHORT_PATIENCE = 2.0
-"""Short drills are held side by side, on machines that others share: their limits in seconds are twice as wide, their
-counts are not. Times are judged by the full drills."""
+"""Short drills run on machines that others share: their limits in seconds are twice as wide, their counts are not.
+Times are judged by the full drills."""
 
 
 @dataclass

@@ -148,3 +148,8 @@ def test_everything_that_is_wrong_is_named_at_once_on_one_line(monkeypatch: pyte
         read_settings()
     assert {"DB_PORT", "GOALS_PORT"} <= {part.partition(":")[0] for part in str(refusal.value).split("; ")}
     assert "\n" not in str(refusal.value)
+
+
+def test_an_address_that_does_not_resolve_is_no_loopback_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOALS_BIND", "no such host")
+    assert read_settings().loopback_hosts() == ()

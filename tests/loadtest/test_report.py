@@ -299,6 +299,9 @@ def test_pictures_are_drawn_of_much_of_little_and_of_nothing() -> None:
         charts.draw_lines("none", [], across="x"),
         charts.draw_lines("flat", [("a", [(0, 0)])], across="x"),
         charts.draw_lines("two", [("a", [(0, 1), (60, 3)]), ("b", [(0, 2), (60, 0)])], across="x"),
+        charts.draw_lines(
+            "bands", [("a", [(0, 1), (60, 3)])], across="x", bands=[(1, 2, "c"), (3, 4, "d"), (59, 60, "e")]
+        ),
         charts.draw_histogram("none", [], across="x"),
         charts.draw_histogram("narrow", [(1, 1.5, 3), (1.5, 2, 4)], across="x"),
         charts.draw_histogram("wide", [(0.01, 0.02, 3), (900, 1000, 4)], across="x"),

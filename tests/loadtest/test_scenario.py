@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from loadtest.executors import ConstantVus
-from loadtest.scenario import FOLDER, ScenarioError, Step, Target, list_scenarios, parse_source, read_scenario
+from loadtest.scenario import (
+    FOLDER,
+    ScenarioError,
+    Step,
+    Target,
+    list_scenarios,
+    parse_conditions,
+    parse_source,
+    read_scenario,
+)
 
 TARGET = Target.parse("http://host:8080")
 SMALL = """
@@ -141,6 +150,22 @@ def test_conditions_take_the_options_of_k6(tmp_path: Path) -> None:
     assert (first.abort_on_fail, first.delay_abort, first.limit) == (True, 5, 0.9)
     assert (second.abort_on_fail, second.delay_abort) == (False, 0)
     assert (third.tags, third.selector) == ({"name": "GET /"}, "http_req_duration{name:GET /}")
+
+
+def test_conditions_of_classes_are_read_as_a_scenarios() -> None:
+    class Reader: ...
+
+    class Keen(Reader): ...
+
+    slow, rate = "p(95)<250", {"threshold": "rate>0.9", "abortOnFail": True}
+    first, second = parse_conditions(
+        {Reader: {"http_req_duration": [slow]}, Keen: {"http_req_duration": [slow], "checks": [rate]}}
+    )
+    assert (first.selector, second.selector, second.abort_on_fail) == ("http_req_duration", "checks", True)
+    with pytest.raises(ScenarioError, match=r"^Keen\.thresholds: .*abortOften"):
+        parse_conditions({Keen: {"checks": [{"threshold": "rate>0.9", "abortOften": True}]}})
+    with pytest.raises(ScenarioError, match=r"^Keen\.thresholds: .*`p\(95\)"):
+        parse_conditions({Keen: {"checks": ["p(95)"]}})
 
 
 @pytest.mark.parametrize(
