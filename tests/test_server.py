@@ -19,6 +19,7 @@ import httpx2
 import pytest
 from hypercorn.asyncio import lifespan, run, task_group, tcp_server, worker_context
 from hypercorn.protocol import h11, http_stream
+from hypercorn.utils import LifespanFailureError
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.testing import capture_logs
 
@@ -52,12 +53,15 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         more = message.get("more_body", False)
     if name == "slow":
         await asyncio.sleep(60)
-    body = LARGE if name == "large" else body
-    sized = [] if name in {"chunks", "204", "304"} else [(b"content-length", b"%d" % len(body))]
+    body = LARGE if name in {"large", "hasty"} else body
+    length = len(body) - (name == "longer")
+    sized = [] if name in {"chunks", "204", "304"} else [(b"content-length", b"%d" % length)]
     await send({"type": "http.response.start", "status": int(name) if name.isdigit() else 200, "headers": sized})
     if name == "half":
         raise RuntimeError("a secret")
-    await send({"type": "http.response.body", "body": body, "more_body": name == "chunks"})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.1 if name == "hasty" else None):
+            await send({"type": "http.response.body", "body": body, "more_body": name == "chunks"})
     if name == "chunks":
         await send({"type": "http.response.body", "body": b"", "more_body": True})
         await send({"type": "http.response.body", "body": b"end"})
@@ -133,6 +137,7 @@ WIRE = {
     ),
     "a crash": (request("GET", "/crash"), b"HTTP/1.1 500 \r\ncontent-length: 0\r\nconnection: close\r\n\r\n"),
     "a crash after the head": (request("GET", "/half"), b""),
+    "a body longer than was announced": (request("POST", "/longer", body=b"abc"), b""),
 }
 
 
@@ -214,6 +219,7 @@ async def not_reading(port: int, *requests: bytes) -> AsyncIterator[socket.socke
 STUCK = {
     "does not read": ([request("GET", "/large")] * 60, 1),
     "does not read its last answer": ([request("GET", "/large", CLOSE)], 1),
+    "does not read what its application gives up": ([request("GET", "/hasty")] * 20, 1),
     "does not read what the kernel has": ([request("POST", "/", body=b"a" * 50_000)], 1),
     "sends nothing": ([], 0),
     "sends half a head": ([request("GET", "/")[:-2]], 0),
@@ -234,9 +240,8 @@ async def test_no_connection_outlives_its_limits(
         ):
             await until_empty(listener)
         assert listener.dropped == {"full": 0, "unread": unread, "version": 0, "accept": 0}
-        if unread:
-            # A reset: the kernel does not wait for the client in our stead either.
-            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        # A reset: the kernel does not wait for the client in our stead either.
+        assert not unread or client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
@@ -276,6 +281,7 @@ async def test_requests_are_read_ahead_within_a_bound() -> None:
                     await asyncio.get_running_loop().sock_sendall(connection._socket, request("GET", "/"))
                     sent += len(request("GET", "/"))
         assert sent < 150_000  # both kernels' buffers and ours; asyncio alone would take 256 kB at once
+        listener.server.stop()  # the room's own is then the second, which waits for no request
 
 
 async def test_a_connection_over_the_limit_is_closed_before_a_byte_is_read(restored_logs: None) -> None:
@@ -334,6 +340,67 @@ async def test_an_error_of_accept_is_counted_and_gone_when_it_is_over(restored_l
             assert [event["event"] for event in events] == ["cannot accept connections"]
         await until_empty(listener)
         assert await exchange(listener.port, request("GET", "/", CLOSE))
+
+
+async def test_a_port_that_was_closed_accepts_nothing_again() -> None:
+    async with room() as listener:
+        pass
+    listener._resume()  # as the timer does that an error of accept has set
+    assert listener._socket.fileno() == -1
+
+
+def reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
+
+
+async def test_clients_that_reset_their_connection_leave_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    async def be_left(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope["method"] == "GET":
+            return await echo(scope, receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"a", "more_body": True})
+        reset(client)
+        return None
+
+    async with room(be_left, replace(SHORT, keep_alive=PATIENCE)) as listener:
+        # Before it was accepted: this does not let the event loop do it.
+        reset(socket.create_connection(("127.0.0.1", listener.port)))
+        client = socket.create_connection(("127.0.0.1", listener.port))
+
+        async def is_read() -> bool:
+            return len(listener.server.connections) == 1
+
+        await until(is_read)
+        reset(client)
+        await until_empty(listener)
+        # While it is answered.
+        client = socket.create_connection(("127.0.0.1", listener.port))
+        client.sendall(request("POST", "/"))
+        await until_empty(listener)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_an_application_that_cannot_start_ends_the_server() -> None:
+    async def fail(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "lifespan.startup.failed", "message": "no luck"})
+
+    listener = Listener("public", server.listen("127.0.0.1", 0), fail, 1)
+    with contextlib.closing(listener._socket), pytest.raises(LifespanFailureError, match="no luck"):
+        await server.Server([listener], SHORT, lambda: None, 0).serve()
+
+
+async def test_nobody_waits_at_the_gate_of_a_connection_that_has_ended() -> None:
+    gate = server.Gate()
+    gate.leave()
+    await gate.clear()
+    with pytest.raises(server.Refused):
+        await gate.wait()
+
+
+def test_what_the_kernel_does_not_tell_of_counts_as_sent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        assert server._count_unsent(listening) == 0
 
 
 @pytest.mark.parametrize("hurries", [False, True])

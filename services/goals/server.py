@@ -117,7 +117,7 @@ class Protocol(H11Protocol):
     async def stream_send(self, event: events.Event) -> None:
         """Hold a final answer's head until there is something of its body: ASGI has it so, and it is one write."""
         match event:
-            case events.Response(headers=headers, status_code=status) if status >= 200:  # noqa: PLR2004  HTTP's own border
+            case events.Response(headers=headers, status_code=status):
                 headers = headers + self.config.response_headers("h11")
                 self._head = b"".join(self._encode(h11.Response(status_code=status, headers=headers)))
             case events.Body(data=data):
@@ -125,11 +125,9 @@ class Protocol(H11Protocol):
                 await self._flush(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             case events.EndBody():
                 await self._flush(b"".join(self._encode(h11.EndOfMessage())))
-            case events.StreamClosed():
+            case _:  # events.StreamClosed
                 self._head = b""  # of an application that crashed before its body: nothing of it is out
                 await self._maybe_recycle()
-            case _:
-                await super().stream_send(event)
 
     async def _flush(self, body: bytes) -> None:
         head, self._head = self._head, b""
@@ -160,7 +158,7 @@ class Connection(TCPServer):
         self._transport = writer.transport
         self._transport.set_write_buffer_limits(high=0)  # `drain` returns once the kernel has it all
         self._transport.max_size = 2 * server.limits.read_ahead  # type: ignore[attr-defined]  # not documented; 256 kB
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]  # this runs in one
         self._expires = self.loop.time() + server.limits.keep_alive
         self._timer = self.loop.call_at(self._expires, self._expire)
 
@@ -228,8 +226,7 @@ class Connection(TCPServer):
     def abort(self) -> None:
         """End it now, whatever waits to be sent."""
         self._transport.abort()
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()
 
     def _leave(self) -> None:
         """End it once the client has read the last answer and hung up, or has had the time to."""
@@ -342,10 +339,6 @@ class Listener:
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
             connection = Connection(self, reader, asyncio.StreamWriter(transport, protocol, reader, loop))
             await connection.run()
-        except asyncio.CancelledError:
-            pass  # by `Connection.abort`
-        except Exception:
-            log.exception("connection crashed")
         finally:
             self.open -= 1
 
