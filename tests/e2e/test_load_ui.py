@@ -149,6 +149,5 @@ def test_users_in_plain_python_are_started_by_the_same_page(page: Page, tmp_path
         page.get_by_label("Host").fill(server.url)
         page.get_by_role("button", name="Start").click()
         expect(page.locator("#status")).to_contain_text("Running:")
-        page.get_by_role("button", name="Stop").click(timeout=20_000)
         expect(page.locator("section.verdict")).to_contain_text("passed", timeout=20_000)
         assert server.count > 0
