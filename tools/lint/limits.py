@@ -84,7 +84,9 @@ def stops(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[str, dict
         if spec.get("ports"):
             yield manifest, where, ("pod", limits)
     for proxy in inventory.of("NginxProxy"):
-        pause = first(proxy, "spec.kubernetes.deployment.container.lifecycle.preStop.sleep.seconds", 0)
+        hook = first(proxy, "spec.kubernetes.deployment.container.lifecycle.preStop", {})
+        sleep = re.search(r"\bsleep (\d+)", " ".join(first(hook, "exec.command", [])))
+        pause = int(sleep[1]) if sleep else first(hook, "sleep.seconds", 0)
         grace = first(proxy, "spec.kubernetes.deployment.pod.terminationGracePeriodSeconds", 30)
         yield proxy, "", ("gateway", {"pause": pause, "grace period": grace})
 
