@@ -123,7 +123,7 @@ drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload, migratio
 drills: $(VENV)/.dev  ## all of them, in full (under 20 minutes)
 	@$(BIN)/python -m drills $(ARGS)
 
-drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (under 3 minutes)
+drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (7 minutes)
 	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
 
 ##@ Kubernetes

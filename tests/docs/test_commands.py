@@ -21,7 +21,7 @@ BUILTINS = {"cd", "export", "exit", "true", "echo", "sed", "sudo"}
 NESTED = {
     "argocd": {"account", "admin", "app", "cluster", "proj", "repo"},
     "az": {"acr", "ad", "aks", "dns", "federated-credential", "identity", "keyvault", "network", "record-set"}
-    | {"a", "assignment", "nodepool", "repository", "role", "secret"},
+    | {"a", "account", "assignment", "nodepool", "repository", "role", "secret", "storage"},
     "docker": {"buildx", "compose", "image", "imagetools", "network", "volume"},
     "kind": {"create", "delete", "export", "get", "load"},
     "kubectl": {"config", "create", "rollout"},
