@@ -5,6 +5,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
+# What a command is given in addition; a variable of that name in the shell is somebody else's, as are HOST and USERS below.
+ARGS =
 VENV := .venv
 BIN := $(VENV)/bin
 # uv builds the environments: the one on PATH, else one that pip puts into the project.
@@ -20,6 +22,7 @@ dev: $(VENV)/.local  ## the same, started again whenever code or a template chan
 	@exec $(BIN)/python -m tools.dev
 
 migrate: $(VENV)/.local  ## bring the database to the newest revision (the embedded server when DB_HOST is unset)
+	@echo "migrating the database of $${DB_HOST:-the embedded PostgreSQL}"
 	@$(BIN)/python -m goals migrate
 
 ##@ Develop
@@ -35,8 +38,8 @@ check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, h
 	$(BIN)/zizmor --offline --pedantic --quiet .github
 	$(BIN)/pytest --quiet tests/lint
 
-fix: $(VENV)/.lint  ## mend what ruff can, and format
-	$(BIN)/ruff check --fix .
+fix: $(VENV)/.lint  ## correct what ruff can, and format
+	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
 WORKERS ?= 2
@@ -64,7 +67,8 @@ SECONDS ?= 2
 bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json
 	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
 
-flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands do not read, only connect, or send junk (6 minutes)
+flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands do not read, only connect, or send junk (8 minutes)
+	@echo "flooding the service, half a minute for each kind of client"
 	@$(BIN)/python -m bench.flood --python .cache/bench/bin/python $(ARGS)
 
 # What the image carries and nothing else: a tool's libraries would count in the service's start and memory.
@@ -80,6 +84,7 @@ e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: ap
 	$(BIN)/pytest tests/e2e $(ARGS)
 
 screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
+	@echo "taking the page's pictures into docs/img"
 	@$(BIN)/python -m tests.e2e.screenshots
 
 ##@ Observe
@@ -99,8 +104,9 @@ observability/node_modules/.made: observability/package-lock.json
 	@touch $@
 
 ##@ Load test
-SCENARIO ?= seed
-HOST ?= http://127.0.0.1:8080
+SCENARIO = seed
+HOST = http://127.0.0.1:8080
+USERS =
 WHAT = $(if $(USERS),--locustfile $(USERS),--scenario $(SCENARIO))
 load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
 	$(BIN)/locust --headless $(WHAT) --host $(HOST) $(ARGS)
@@ -210,6 +216,7 @@ audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it say
 	@$(BIN)/python -m tools.audit $(ARGS)
 
 wheels: $(VENV)/.dev  ## whether up, test and load install wheels only, on Linux and Apple Silicon and every Python that README names
+	@echo "asking the package index for the wheels of each lock, platform and Python"
 	@$(BIN)/python -m tools.wheels $(UV)
 
 versions: $(VENV)/.dev  ## every pinned chart, release, image and action with its age; red where support ended or a vulnerability affects us
@@ -219,6 +226,7 @@ licences: $(VENV)/.dev  ## the licence of each package in the images; fails at o
 	@$(BIN)/python -m tools.licences
 
 actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions name now
+	@echo "asking GitHub for the commits of the workflows' actions"
 	@$(BIN)/python -m tools.pins
 
 release-notes: $(VENV)/.dev  ## what the changelog says of VERSION

@@ -86,6 +86,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
     by_class = f'{DURATION}_count{{{JOB},error_type!="",error_type!~"5.."}}'
     used = f'db_client_connection_count{{{JOB},db_client_connection_state="used"}}'
     delays = f"goals_eventloop_delay_seconds_bucket{{{JOB}}}"
+    turned_away = f'goals_connections_dropped_total{{{JOB},port="public",reason="full"}}'
     at_gateway = 'sum(rate(nginx_http_requests_total{job="edge/edge"}[2m]))'
     return [
         _alert(name, expr, lasting, severity, summary, description, runbooks)
@@ -172,7 +173,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
             ),
             (
                 "GoalsConnectionsFull",
-                f'sum by (instance) (increase(goals_connections_dropped_total{{{JOB},reason="full"}}[5m])) > 0',
+                f"sum by (instance) (increase({turned_away}[5m])) > 0",
                 "5m",
                 "warning",
                 "{{ $labels.instance }} turns clients away: it holds as many connections as it may",

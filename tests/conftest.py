@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
@@ -24,12 +25,17 @@ from goals.settings import Settings
 from tools.polling import until
 
 ROOT = Path(__file__).parent.parent
+# The settings of whoever runs the tests take no part.
+for _name in [name for name in os.environ if name == "SSL" or name.startswith(("DB_", "GOALS_", "OTEL_"))]:
+    del os.environ[_name]
 LIMITS = Limits()
 WIDE = replace(
     LIMITS,
     body_deadline=10 * LIMITS.body_deadline,
     request_deadline=10 * LIMITS.request_deadline,
     keep_alive=10 * LIMITS.keep_alive,
+    transport_grace=10 * LIMITS.transport_grace,
+    linger=10 * LIMITS.linger,
     stop_margin=10 * LIMITS.stop_margin,
     traces_flush=10 * LIMITS.traces_flush,
     gate_timeout=10 * LIMITS.gate_timeout,

@@ -179,6 +179,13 @@ def test_an_account_may_pass_a_private_folder_meanwhile_without_looking_into_it(
     assert [*private.iterdir()] == []
 
 
+def test_a_folder_is_closed_after_a_failure_as_well(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with pytest.raises(SystemExit), embedded.passage(tmp_path / "data"):
+        raise SystemExit
+    assert (mode(tmp_path), [*tmp_path.iterdir()]) == (0o700, [])
+
+
 def test_a_folder_that_a_killed_process_left_open_is_closed_by_the_next(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o701)

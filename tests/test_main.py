@@ -146,6 +146,12 @@ def test_up_says_that_its_output_takes_nothing(folder: Path) -> None:
     assert not (folder / ".data").exists()
 
 
+def test_without_a_standard_output_there_is_an_exit_code_and_no_traceback(folder: Path) -> None:
+    command = ["/bin/sh", "-c", shlex.join([sys.executable, "-m", "goals", "openapi"]) + " >&-"]
+    done = subprocess.run(command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_up_shows_each_request_on_a_line_and_nothing_of_alembic(folder: Path) -> None:
     with started(*UP, folder=folder, variables={"GOALS_LOG_FORMAT": "console"}) as process:
         assert process.stdout is not None
@@ -495,6 +501,7 @@ def test_dev_uses_the_server_that_it_is_given(folder: Path) -> None:
     with started(*DEV, folder=folder, variables={"DB_HOST": "127.0.0.1", "DB_PORT": "1"}) as process:
         assert process.stderr is not None
         assert "cannot reach PostgreSQL at 127.0.0.1, port 1" in process.stderr.readline()
+        read_until(process.stdout, re.compile(r"goals has ended: waiting for a change\n"))
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     assert not (folder / ".data").exists()

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -28,7 +29,7 @@ from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.server import Listener
 from goals.settings import Settings
-from tests.conftest import Service, serving, until_ready
+from tests.conftest import WIDE, Service, serving, until_ready
 from tests.wire import PATIENCE, Connection, ask, request
 from tools.polling import until
 
@@ -68,8 +69,8 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def room(app: ASGIApp = echo, limits: Limits = SHORT, most: int = 100) -> AsyncIterator[Listener]:
-    """Serve `app` on a port of its own; at the end it is stopped, and has to be, within its limits."""
+async def room(app: ASGIApp = echo, limits: Limits = WIDE, most: int = 100) -> AsyncIterator[Listener]:
+    """Serve `app` on a port of its own; at the end it is stopped, and has to be."""
     listener = Listener("public", server.listen("127.0.0.1", 0), app, most)
     running = server.Server([listener], limits, lambda: None, 0)
     serving = asyncio.create_task(running.serve())
@@ -78,7 +79,7 @@ async def room(app: ASGIApp = echo, limits: Limits = SHORT, most: int = 100) -> 
         yield listener
     finally:
         running.stop()
-        await asyncio.wait_for(serving, limits.body_deadline + limits.request_deadline + 1)
+        await asyncio.wait_for(serving, PATIENCE)
 
 
 async def until_open(listener: Listener) -> None:
@@ -179,7 +180,7 @@ async def test_an_early_answer_is_read_by_a_client_that_still_sends() -> None:
 
 
 async def test_a_client_that_goes_on_sending_is_hung_up_on() -> None:
-    async with room() as listener, Connection(listener.port) as connection:
+    async with room(limits=SHORT) as listener, Connection(listener.port) as connection:
         await connection.send(request("POST", "/early", CLOSE, body=b"a" * 1_000_000)[:-1])
         assert (await connection.read_reply()).status == 200
         await until_empty(listener)
@@ -212,13 +213,19 @@ async def not_reading(port: int, *requests: bytes) -> AsyncIterator[socket.socke
     with contextlib.closing(client):
         await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
         with contextlib.suppress(ConnectionError):
-            await asyncio.get_running_loop().sock_sendall(client, b"".join(requests))
+            await asyncio.get_running_loop().sock_sendall(client, b"".join(requests).removesuffix(END))
+            if requests[-1:] == (END,):
+                client.shutdown(socket.SHUT_WR)
         yield client
 
 
+END = b"end"
+"""Instead of a request: the client ends its half."""
 STUCK = {
     "does not read": ([request("GET", "/large")] * 60, 1),
     "does not read its last answer": ([request("GET", "/large", CLOSE)], 1),
+    "does not read, and has ended its half": ([request("GET", "/large")] * 60 + [END], 1),
+    "does not read its last answer, and has ended its half": ([request("GET", "/large"), END], 1),
     "does not read what its application gives up": ([request("GET", "/hasty")] * 20, 1),
     "does not read what the kernel has": ([request("POST", "/", body=b"a" * 50_000)], 1),
     "sends nothing": ([], 0),
@@ -234,19 +241,45 @@ STUCK = {
 async def test_no_connection_outlives_its_limits(
     sent: list[bytes], unread: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with room() as listener, not_reading(listener.port, *sent) as client:
-        async with asyncio.timeout(
-            SHORT.keep_alive + SHORT.body_deadline + SHORT.request_deadline + SHORT.transport_grace + 1
-        ):
-            await until_empty(listener)
+    async with room(limits=SHORT) as listener, not_reading(listener.port, *sent) as client:
+        await until_empty(listener)
         assert listener.dropped == {"full": 0, "unread": unread, "version": 0, "accept": 0}
         # A reset: the kernel does not wait for the client in our stead either.
         assert not unread or client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux ends it, and tells of it in /proc")
+async def test_the_kernel_keeps_no_answer_of_a_client_that_has_ended_its_half() -> None:
+    sent = request("POST", "/", body=b"a" * 50_000), END
+    async with room(limits=SHORT) as listener, not_reading(listener.port, *sent) as client:
+        ends = f":{listener.port:04X}", f":{client.getsockname()[1]:04X}"
+        await until_empty(listener)
+
+        def is_known() -> bool:
+            lines = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()]
+            return any((line[1][8:], line[2][8:]) == ends for line in lines)
+
+        async def is_forgotten() -> bool:
+            return not is_known()
+
+        await until(is_forgotten)
+
+
+async def test_a_slow_client_may_read_its_last_answer_until_its_request_ends() -> None:
+    """Much longer than the linger of one that has read it all."""
+    limits = replace(SHORT, request_deadline=PATIENCE, linger=0.1)
+    async with room(limits=limits) as listener, not_reading(listener.port, request("GET", "/large", CLOSE)) as client:
+        received = b""
+        while len(received) < len(LARGE):
+            await asyncio.sleep(0.02)  # a slow reader
+            received += await asyncio.get_running_loop().sock_recv(client, 4096)
+            assert received
+        assert received.endswith(b"x")
+
+
 async def test_clients_that_do_not_read_are_one_line_and_leave_nothing_behind(restored_logs: None) -> None:
-    async with room() as listener:
+    async with room(limits=SHORT) as listener:
         with capture_logs() as events:
             async with contextlib.AsyncExitStack() as clients:
                 for _ in range(20):
@@ -419,7 +452,7 @@ async def test_a_stop_does_not_wait_for_clients_that_do_not_read(
             await clients.enter_async_context(not_reading(listener.port, request("GET", "/slow")))
         for _ in range(1 + hurries):
             running.stop()
-        await asyncio.wait_for(serving, limits.body_deadline + 0.2 + 1)
+        await asyncio.wait_for(serving, PATIENCE)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 

@@ -11,6 +11,7 @@ from goals.database import Database
 from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
 from goals.models import SCHEMA_REVISION, Goal, Total
 from tests.conftest import alter, fill
+from tools.polling import until
 
 BEYOND = [store.BIGGEST_ID + 1, 10**38]
 
@@ -116,11 +117,11 @@ async def remove_while_another(statement: str, database: Database, goal: Goal, *
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
-        ended: object = None
-        async with asyncio.timeout(1):
-            while not ended:
-                await asyncio.sleep(0.01)
-                ended = await database.fetch(waiting)
+
+        async def is_ended() -> bool:
+            return bool(await database.fetch(waiting))
+
+        await until(is_ended)
     await removal
 
 

@@ -1,13 +1,12 @@
 """`make dev`: the product, started again whenever its code, a template or a style changes."""
 
 import contextlib
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from goals import embedded
+from goals import embedded, signals
 from goals.errors import ConfigurationError
 from goals.settings import read_settings
 
@@ -28,18 +27,18 @@ def look() -> dict[Path, int]:
 
 
 def main() -> int:
-    with contextlib.ExitStack() as running:
+    signals.leave_in_order()
+    with contextlib.suppress(SystemExit), contextlib.ExitStack() as running:  # a signal's
         try:
             if read_settings().db_host is None:
+                print(f"starting PostgreSQL {embedded.VERSION} in {embedded.DATA}/", flush=True)
                 # Shared with `up`, so that PostgreSQL keeps running while the service starts again.
                 running.enter_context(embedded.run(embedded.DATA))
         except ConfigurationError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):
-            while True:
-                serve_until_changed()
+        while True:
+            serve_until_changed()
     return 0
 
 
@@ -47,8 +46,12 @@ def serve_until_changed() -> None:
     seen = look()
     with subprocess.Popen([sys.executable, "-m", "goals", "up"]) as service:
         try:
+            ended = False
             while (now := look()) == seen:
                 time.sleep(PERIOD)
+                if not ended and service.poll() is not None:
+                    ended = True
+                    print("goals has ended: waiting for a change", flush=True)
             changed = sorted(str(path) for path in now.keys() | seen.keys() if now.get(path) != seen.get(path))
             print(f"\n{', '.join(changed)} changed: starting again", flush=True)
         finally:

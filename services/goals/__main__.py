@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for run in (up, serve, migrate, openapi):
         summary = (run.__doc__ or "").partition("\n")[0]
         commands.add_parser(run.__name__, help=summary, description=summary).set_defaults(run=run)
+    if sys.stdout is None:  # the shell's `>&-`
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for as long as the program runs
     run = parser.parse_args(arguments).run
     try:
         run()

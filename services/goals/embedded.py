@@ -36,6 +36,7 @@ SETTINGS: dict[str, Any] = {
 """What leads to it, in the service's settings, beside the socket's folder as `db_host`."""
 ACCOUNT = "nobody"
 """PostgreSQL refuses to run as root; root gives the data to this account, which every system has."""
+_LOCK_TIMEOUT = 60.0
 # A Unix socket's address holds 108 bytes on Linux and 104 on macOS, the closing NUL included.
 _LONGEST_SOCKET = 103
 # PostgreSQL's programs start one another through a shell, their path in double quotes.
@@ -50,14 +51,16 @@ WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = 'goals_database') \\ge
 
 
 @contextlib.contextmanager
-def run(folder: Path, options: Mapping[str, str] | None = None, *, lock_timeout: float = 60.0) -> Iterator[Path]:
+def run(
+    folder: Path, options: Mapping[str, str] | None = None, *, lock_timeout: float = _LOCK_TIMEOUT
+) -> Iterator[Path]:
     """Run the server whose data is in `folder` and yield the folder of its Unix socket.
 
     Whoever comes while it runs shares it, and the last to leave stops it. That is known by a lock which the kernel
     takes back from a process that was killed, so a server left behind by one is taken over and stopped all the same.
-    `options` are server settings, heeded by the one who starts it. Whoever may open the socket's folder gets in without
-    a password, as role `goals_user` in database `goals_database`. Others who start or stop it are waited for, for
-    `lock_timeout` seconds each.
+    `options` are server settings that count for the one who starts it. Whoever may open the socket's folder gets in
+    without a password, as role `goals_user` in database `goals_database`. Others who start or stop it are waited for,
+    for `lock_timeout` seconds each.
 
     A `ConfigurationError` says on one line what is in the way.
     """
@@ -173,19 +176,21 @@ def _opened(folder: Path) -> Iterator[None]:
     path = folder / _OPENED
     while True:
         marker = _open_lock(path)
-        fcntl.flock(marker, fcntl.LOCK_SH)
+        _lock(marker, fcntl.LOCK_SH, _LOCK_TIMEOUT)
         if path.exists() and path.stat().st_ino == os.fstat(marker.fileno()).st_ino:
             break
         marker.close()  # somebody has just closed the folder
     with marker:
         if not folder.stat().st_mode & stat.S_IXOTH:
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
-            log.warning("others may pass through a folder (o+x) until it is done", folder=str(folder), account=ACCOUNT)
-        yield
-        with contextlib.suppress(BlockingIOError, FileNotFoundError):
-            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            folder.chmod(folder.stat().st_mode & ~stat.S_IXOTH)
-            path.unlink()
+            log.warning("a folder lets other accounts pass (o+x) until this ends", folder=str(folder), account=ACCOUNT)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                folder.chmod(folder.stat().st_mode & ~stat.S_IXOTH)
+                path.unlink()
 
 
 def _init(programs: Path, data: Path) -> None:

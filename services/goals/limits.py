@@ -11,7 +11,8 @@ class Limits:
     """What the service waits for and accepts: seconds, bytes and numbers.
 
     One object is made at the start and passed to everything that needs it. A test, or a drill, that needs other limits
-    makes another with `dataclasses.replace`. docs/operations.md has the same table with the reason of each value.
+    makes another with `dataclasses.replace`. docs/operations.md has the times that an operator may see, each with its
+    reason.
     """
 
     # A request.
@@ -31,7 +32,7 @@ class Limits:
     keep_alive: float = 5.0
     """Without a request: longer than a gateway keeps an idle connection (4 s), shorter than the drain (6 s)."""
     keep_alive_requests: int = 1_000_000_000
-    """On one connection: Hypercorn's default would make every client reconnect after a thousand."""
+    """On one connection. Only the benchmark's unmodified Hypercorn counts, and would end it after a thousand."""
     stop_margin: float = 1.0
     """For the server's own stop, beyond what the requests under way may take."""
     transport_grace: float = 0.5

@@ -89,7 +89,7 @@ def _describe(*, method: str, path: str, status: int, seconds: float, **_others:
     """A request as a line that fits a terminal: time, status, method, path, duration."""
     duration = f"{seconds * 1000:.1f} ms"
     start = f"{datetime.now().astimezone():%H:%M:%S}  {int(status) or '---'}  {method:<6}  "
-    room = CONSOLE_WIDTH - len(start) - max(len(duration), 10) - 2
+    room = max(CONSOLE_WIDTH - len(start) - max(len(duration), 10) - 2, 1)
     return f"{start}{path if len(path) <= room else path[: room - 1] + '…':<{room}}  {duration:>10}"
 
 

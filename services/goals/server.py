@@ -43,7 +43,7 @@ Address = tuple[str, int] | None
 
 
 class Refused(Exception):  # noqa: N818  no error of ours: it unwinds Hypercorn's loop over the events of a connection
-    """The connection ends here; its argument is a status to answer before."""
+    """The connection ends here; its argument is a status to answer first."""
 
 
 class Gate(EventWrapper):
@@ -67,7 +67,7 @@ class Gate(EventWrapper):
 
 
 class Parser(h11.Connection):
-    """h11's, to which what follows a client's last request is nothing (RFC 9112, 9.6), not an error in its stead."""
+    """h11's, but what follows a client's last request is ignored (RFC 9112, 9.6), not an error."""
 
     def receive_data(self, data: bytes) -> None:
         if self.their_state is not h11.MUST_CLOSE:
@@ -154,12 +154,11 @@ class Connection(TCPServer):
         self.gate = Gate()
         self.idle, self._leaving = True, False
         self._limits = server.limits
-        self._longest = server.limits.body_deadline + server.limits.request_deadline + server.limits.transport_grace
         self._transport = writer.transport
         self._transport.set_write_buffer_limits(high=0)  # `drain` returns once the kernel has it all
         self._transport.max_size = 2 * server.limits.read_ahead  # type: ignore[attr-defined]  # not documented; 256 kB
         self._task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]  # this runs in one
-        self._expires = self.loop.time() + server.limits.keep_alive
+        self._expires = self._latest = self.loop.time() + server.limits.keep_alive
         self._timer = self.loop.call_at(self._expires, self._expire)
 
     async def run(self) -> None:
@@ -178,13 +177,16 @@ class Connection(TCPServer):
         finally:
             self.listener.server.connections.discard(self)
             self.gate.leave()
+            if self._transport.get_write_buffer_size():
+                self._cut_off()  # of a client that has ended its half and does not read: nobody waits for it any more
             self._timer.cancel()
             self._transport.close()
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, Updated):
             self.idle = event.idle
-            self._expire_in(self._limits.keep_alive if self.idle else self._longest)
+            self._expire_in(self._limits.keep_alive if self.idle else self.listener.server.request_time)
+            self._latest = self._expires
         elif isinstance(event, Closed):
             self._leave()
         elif isinstance(event, RawData) and event.data:
@@ -214,7 +216,7 @@ class Connection(TCPServer):
                 data = await self.reader.read(self._limits.read_ahead)
             except OSError:
                 break
-            if not self._leaving:
+            if not (self._leaving or self._transport.is_closing()):
                 await self.protocol.handle(RawData(data))
         await self.protocol.handle(Closed())
 
@@ -250,6 +252,8 @@ class Connection(TCPServer):
             self._timer = self.loop.call_at(self._expires, self._expire)
 
     def _expire(self) -> None:
+        if self._leaving and _count_unsent(self.writer.get_extra_info("socket")):
+            self._expires = self._latest  # a slow client may read its last answer for as long as any other
         if self._expires > self.loop.time():
             self._timer = self.loop.call_at(self._expires, self._expire)
         else:
@@ -259,7 +263,7 @@ class Connection(TCPServer):
         sock = self.writer.get_extra_info("socket")
         if not self._transport.is_closing() and (self._transport.get_write_buffer_size() or _count_unsent(sock)):
             self.listener.note("unread", "client did not read the answer in time")
-            # So that the kernel forgets it as well, instead of waiting for the client in our stead.
+            # So that the kernel forgets it as well, instead of waiting for the client in our place.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
         self._timer.cancel()
@@ -293,6 +297,8 @@ class Listener:
         self.server = server
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             self._socket.setsockopt(socket.SOL_SOCKET, option, server.limits.kernel_buffer)  # each connection's, too
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # what a client that does not read has left in a closed connection
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * server.request_time))
         self._socket.settimeout(0)
         self._socket.listen(server.limits.backlog)
         self._resume()
@@ -353,6 +359,7 @@ class Server:
         self, listeners: Sequence[Listener], limits: Limits, drain: Callable[[], None], drain_seconds: float
     ) -> None:
         self.config, self.limits = configure(_Config(), limits), limits
+        self.request_time = limits.body_deadline + limits.request_deadline + limits.transport_grace
         self.connections: set[Connection] = set()
         self.context = WorkerContext(None)
         self.state: LifespanState = {}
