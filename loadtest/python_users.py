@@ -2,7 +2,7 @@
 
 import base64
 import json as json_module
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from email.message import Message
@@ -55,28 +55,43 @@ class PythonRun:
 
 
 class PythonResponse:
-    """What came of a request, with the names that Locust's response has; a context manager for `catch_response`."""
+    """What came of a request, with the names that Locust's response has; a context manager for `catch_response`.
 
-    def __init__(
-        self,
-        answer: Response,
-        url: str,
-        meta: dict[str, Any],
-        report: Callable[["PythonResponse"], None] | None,
-    ) -> None:
-        """`report` is called at the end of a `with`, where the request was made for one."""
+    Whatever few users ask for is made when it is asked for, as there is one of these for each request.
+    """
+
+    def __init__(self, answer: Response, url: str, seconds: float, method: str, name: str) -> None:
         self.status_code = answer.status
         self.content = answer.content
         self.error = answer.error
         self.url = url
-        self.elapsed = timedelta(seconds=meta["response_time"] / 1000)
-        self.history: list[str] = []
+        self.seconds = seconds
+        self.method = method
+        self.name = name
+        self.history: Sequence[str] = ()
         """The addresses that redirects led away from."""
-        self.request_meta = meta
-        self.received = answer.received
-        self._head = answer.head
-        self._report = report
+        self.context: Mapping[str, Any] = {}
+        self.answer = answer
+        self.report: Callable[[PythonResponse], None] | None = None
+        """Called at the end of a `with`, where the request was made for one."""
         self._result: str | bool | None = None
+
+    @property
+    def elapsed(self) -> timedelta:
+        return timedelta(seconds=self.seconds)
+
+    @property
+    def request_meta(self) -> dict[str, Any]:
+        """What Locust's request event says of it."""
+        return {
+            "request_type": self.method,
+            "name": self.name,
+            "response_time": 1000 * self.seconds,
+            "response_length": len(self.content),
+            "context": self.context,
+            "start_time": time() - self.seconds,
+            "url": self.history[0] if self.history else self.url,
+        }
 
     @property
     def ok(self) -> bool:
@@ -89,15 +104,13 @@ class PythonResponse:
     @cached_property
     def headers(self) -> Message:
         """The headers, whose names have no case."""
-        return _parse_headers(self._head)
+        return _parse_headers(self.answer.head)
 
     @property
     def failure_reason(self) -> str | None:
         """Why the request counts as failed: what `failure` was given, or the error or status, as in a scenario."""
-        if isinstance(self._result, str):
-            return self._result
-        if self._result is True:
-            return None
+        if self._result is not None:
+            return None if isinstance(self._result, bool) else self._result
         return self.error or (f"status {self.status_code}" if self.status_code >= 400 else None)  # noqa: PLR2004  as k6
 
     def json(self) -> Any:
@@ -116,7 +129,7 @@ class PythonResponse:
         self._result = str(reason)
 
     def __enter__(self) -> Self:
-        if self._report is None:
+        if self.report is None:
             raise LocustError("to use a request in a `with`, pass catch_response=True")
         return self
 
@@ -124,8 +137,8 @@ class PythonResponse:
         handled = isinstance(error, CatchResponseError)
         if self._result is None and isinstance(error, Exception):
             self._result = str(error) or type(error).__name__
-        assert self._report is not None  # noqa: S101  `__enter__` has looked
-        self._report(self)
+        assert self.report is not None  # noqa: S101  `__enter__` has looked
+        self.report(self)
         return handled
 
 
@@ -145,7 +158,7 @@ class PythonClient:
         self.request_name: str | None = None
         self._user = user
         self._run = run
-        self._clients: dict[tuple[Target, float], Client] = {}
+        self._clients: dict[tuple[str, float | None], Client] = {}
         self._remembered: dict[tuple[str, str], Sending] = {}
 
     @contextmanager
@@ -197,7 +210,7 @@ class PythonClient:
     ) -> PythonResponse:
         """Send a request and measure it, under `name` or its path; an error is in the response, none is raised."""
         plain = not (params or data is not None or json is not None or headers or cookies or auth)
-        plain = plain and not (self.headers or self.auth or len(self.cookies))
+        plain = plain and not (self.headers or self.auth or self.cookies._cookies)  # type: ignore[attr-defined]  # noqa: SLF001  its length walks through all of it
         sending = self._remembered.get((method, url)) if plain else None
         if sending is None:
             body, kind = _encode_body(data, json)
@@ -211,23 +224,20 @@ class PythonClient:
             sending = self._encode(method, self._make_address(url, params), given, body)
             if plain and len(self._remembered) < _MOST_REMEMBERED:
                 self._remembered[method, url] = sending
-        started, begun = time(), perf_counter()
+        name = name or self.request_name or sending.name
         answer = self._send(sending, timeout)
-        last, history = sending, list[str]()
         if allow_redirects and answer.status in _MOVED:
+            begun = perf_counter() - answer.seconds
             answer, last, history = self._follow(answer, sending, timeout)
-        meta = {
-            "request_type": method,
-            "name": name or self.request_name or sending.name,
-            "response_time": 1000 * (perf_counter() - begun),
-            "response_length": len(answer.content),
-            "context": {**self._user.context(), **(context or {})},
-            "start_time": started,
-            "url": sending.address,
-        }
-        response = PythonResponse(answer, last.address, meta, None if not catch_response else self._report)
-        response.history = history
-        if not catch_response:
+            response = PythonResponse(answer, last.address, perf_counter() - begun, method, name)
+            response.history = history
+        else:
+            response = PythonResponse(answer, sending.address, answer.seconds, method, name)
+        if self._run.fire:
+            response.context = {**self._user.context(), **(context or {})}
+        if catch_response:
+            response.report = self._report
+        else:
             self._report(response)
         return response
 
@@ -243,8 +253,9 @@ class PythonClient:
 
     def _encode(self, method: str, address: str, headers: dict[str, str], body: bytes) -> "Sending":
         parts = urlsplit(address)
-        target = Target.parse(f"{parts.scheme}://{parts.netloc}")
-        if len(self.cookies):
+        origin = f"{parts.scheme}://{parts.netloc}"
+        target = Target.parse(origin)
+        if self.cookies._cookies:  # type: ignore[attr-defined]  # noqa: SLF001  as above
             request = CookieRequest(address)  # noqa: S310  nothing is opened: it only carries what a jar asks for
             self.cookies.add_cookie_header(request)
             if cookie := request.get_header("Cookie"):
@@ -253,13 +264,14 @@ class PythonClient:
                 headers["Cookie"] = f"{cookie}; {given}" if given else cookie
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         wire = encode(Request(method, path, headers, body), target)
-        return Sending(method, address, path, target, headers, body, wire)
+        return Sending(method, address, path, origin, target, headers, body, wire)
 
     def _send(self, sending: "Sending", timeout: float | None) -> Response:
-        key = (sending.target, timeout or self._user.timeout)
+        key = (sending.origin, timeout)
         client = self._clients.get(key)
         if client is None:
-            client = self._clients[key] = self._run.connect(*key)
+            client = self._clients[key] = self._run.connect(sending.target, timeout or self._user.timeout)
+        self._user.has_yielded = True
         recorder = self._run.recorder
         try:
             answer = client.request(sending.wire, has_body=sending.method != "HEAD")
@@ -302,12 +314,13 @@ class PythonClient:
         return answer, sending, history
 
     def _report(self, response: PythonResponse) -> None:
-        run, meta, failure = self._run, response.request_meta, response.failure_reason
-        series = run.recorder.add_series(meta["name"], meta["request_type"])
-        series.received += response.received
-        series.add(meta["response_time"] / 1000, failure, meta["response_length"])
+        run, failure = self._run, response.failure_reason
+        series = run.recorder.add_series(response.name, response.method)
+        series.received += response.answer.received
+        series.add(response.seconds, failure, len(response.content))
         if run.fire:
-            run.fire(**meta, response=response, exception=CatchResponseError(failure) if failure else None)
+            exception = CatchResponseError(failure) if failure else None
+            run.fire(**response.request_meta, response=response, exception=exception)
 
 
 class Sending(NamedTuple):
@@ -316,6 +329,7 @@ class Sending(NamedTuple):
     method: str
     address: str
     name: str
+    origin: str
     target: Target
     headers: dict[str, str]
     body: bytes
@@ -340,7 +354,11 @@ class GoalsUser(User):
     def __init__(self, environment: Environment) -> None:
         self._run = GoalsUser.current
         self._at_work: str | None = None
+        self.has_yielded = False
+        """Whether others have had their turn since the last wait: a request sees to that."""
         self._has_to_stop = False
+        self._quick: Any = None
+        """The task set that sleeps by `_sleep`."""
         super().__init__(environment)
         if self._run is not None:
             self.client = PythonClient(str(self.host or "").rstrip("/"), self, self._run)
@@ -394,6 +412,9 @@ class GoalsUser(User):
             gevent.sleep(_LONGEST_KILL)
             raise StopUser
         if state == LOCUST_STATE_WAITING:
+            if self._taskset_instance is not self._quick:
+                self._quick = self._taskset_instance
+                self._quick._sleep = self._sleep  # noqa: SLF001  a turn of the loop costs as much as a fifth of a request
             recorder.iterations += 1
             recorder.adjust_active_users(-1)
         elif before == LOCUST_STATE_WAITING:
@@ -401,6 +422,12 @@ class GoalsUser(User):
         elif before is None and state is not None:
             recorder.add_users(1)
             recorder.adjust_active_users(1)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep as Locust's users do, but for no time where a request has let the others have their turn."""
+        if seconds > 0 or not self.has_yielded:
+            gevent.sleep(seconds)
+        self.has_yielded = False
 
     def _leave(self, _: Greenlet) -> None:
         if self._run is None or self._at_work is None:

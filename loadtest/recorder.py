@@ -251,7 +251,7 @@ class Recorder:
         return self.series.get((name, method)) or self.series.setdefault((name, method), Series(name, method))
 
     def add_check(self, name: str) -> Rate:
-        return self.checks.setdefault(name, Rate())
+        return self.checks.get(name) or self.checks.setdefault(name, Rate())
 
     def adjust_active_users(self, change: int) -> None:
         """Note that a user starts (1) or stops (-1) to work: begins or ends its iterations, or pauses between them."""
