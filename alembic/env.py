@@ -106,7 +106,7 @@ def _number(_context: MigrationContext, _revision: object, directives: list[Migr
 async def _migrate(settings: Settings) -> None:
     async def connect() -> asyncpg.Connection:
         return await asyncpg.connect(
-            **connect_arguments(settings, Limits()),
+            **connect_arguments(settings, context.config.attributes.get("limits", Limits())),
             server_settings={
                 "application_name": "goals-migrate",
                 "lock_timeout": str(int(LOCK_TIMEOUT * 1000)),

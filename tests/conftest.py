@@ -96,7 +96,7 @@ def schema(settings: Settings) -> None:
 
 
 def migrate(settings: Settings, revision: str = "head") -> None:
-    command.upgrade(Config(ROOT / "alembic.ini", attributes={"settings": settings}), revision)
+    command.upgrade(Config(ROOT / "alembic.ini", attributes={"settings": settings, "limits": WIDE}), revision)
 
 
 async def upgrade(settings: Settings, revision: str = "head") -> None:

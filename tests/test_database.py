@@ -222,7 +222,8 @@ async def test_a_frozen_connection_is_left_for_a_new_one(settings: Settings, adm
     os.kill(frozen, signal.SIGSTOP)
     try:
         rows, attempts = await database.run(ONE)
-        assert (rows[0].one, attempts) == (1, 2)
+        assert rows[0].one == 1
+        assert attempts > 1
     finally:
         os.kill(frozen, signal.SIGCONT)
         await database.close()
@@ -327,7 +328,7 @@ async def remote(guarded: Path, settings: Settings, tmp_path: Path) -> AsyncIter
 async def test_tls_follows_the_words_of_libpq(remote: Remote, word: str, host: str, *, works: bool) -> None:
     database = Database(
         remote.settings.model_copy(update={"ssl": word, "db_host": host}),
-        replace(WIDE, retry_budget=LIMITS.retry_budget),
+        WIDE if works else replace(WIDE, retry_budget=0.5),
     )
     try:
         await database.fetch(ONE)

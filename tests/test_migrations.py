@@ -22,7 +22,7 @@ from goals import embedded
 from goals.connections import connect_arguments
 from goals.models import SCHEMA_REVISION
 from goals.settings import Settings
-from tests.conftest import LIMITS, ROOT, upgrade
+from tests.conftest import ROOT, WIDE, upgrade
 from tools.polling import until
 
 SEED_FORMS = {
@@ -34,7 +34,7 @@ LONGEST = {"text": "long " * 100, "varchar": "x" * 255}
 
 @pytest.fixture
 async def connection(empty: Settings) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(**connect_arguments(empty, LIMITS))
+    connection = await asyncpg.connect(**connect_arguments(empty, WIDE))
     yield connection
     await connection.close()
 
@@ -129,7 +129,7 @@ async def test_a_migration_that_waits_for_a_long_transaction_lets_writers_go_on(
 ) -> None:
     await connection.execute(SEED_FORMS["varchar"])
     await upgrade(empty, f"{revision}-1" if revision == "0002" else "base")
-    writer = await asyncpg.connect(**connect_arguments(empty, LIMITS), server_settings={"lock_timeout": "1000"})
+    writer = await asyncpg.connect(**connect_arguments(empty, WIDE), server_settings={"lock_timeout": "1000"})
     async with connection.transaction():
         await connection.execute("SELECT count(*) FROM goals")
         migration = asyncio.create_task(upgrade(empty, revision))
