@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
@@ -26,8 +27,10 @@ from tools.polling import until
 
 ROOT = Path(__file__).parent.parent
 # The settings of whoever runs the tests take no part.
-for _name in [name for name in os.environ if name == "SSL" or name.startswith(("DB_", "GOALS_", "OTEL_"))]:
-    del os.environ[_name]
+_SETTINGS = re.compile("SSL$|DB_|GOALS_|OTEL_")
+_others = {name: value for name, value in os.environ.items() if not _SETTINGS.match(name)}
+os.environ.clear()
+os.environ.update(_others)
 LIMITS = Limits()
 WIDE = replace(
     LIMITS,

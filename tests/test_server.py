@@ -179,6 +179,26 @@ async def test_an_early_answer_is_read_by_a_client_that_still_sends() -> None:
         await connection.read_end()
 
 
+async def test_what_follows_the_last_request_while_it_is_carried_out_is_read_and_ignored() -> None:
+    asked, done = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") == "/waits":
+            asked.set()
+            await done.wait()
+        await echo(scope, receive, send)
+
+    async with room(app) as listener:
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(request("GET", "/waits", CLOSE))
+        await asked.wait()
+        writer.write(b"x" * 10_000_000)  # more than all buffers hold
+        await writer.drain()
+        done.set()
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
 async def test_a_client_that_goes_on_sending_is_hung_up_on() -> None:
     async with room(limits=SHORT) as listener, Connection(listener.port) as connection:
         await connection.send(request("POST", "/early", CLOSE, body=b"a" * 1_000_000)[:-1])
@@ -264,6 +284,12 @@ async def test_the_kernel_keeps_no_answer_of_a_client_that_has_ended_its_half() 
             return not is_known()
 
         await until(is_forgotten)
+
+
+async def test_what_an_application_gives_up_is_not_kept_for_a_client_that_has_ended_its_half() -> None:
+    async with room() as listener, not_reading(listener.port, request("GET", "/hasty"), END):
+        await until_empty(listener)
+        assert listener.dropped["unread"] == 1
 
 
 async def test_a_slow_client_may_read_its_last_answer_until_its_request_ends() -> None:

@@ -297,7 +297,7 @@ class Listener:
         self.server = server
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             self._socket.setsockopt(socket.SOL_SOCKET, option, server.limits.kernel_buffer)  # each connection's, too
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # what a client that does not read has left in a closed connection
+        with contextlib.suppress(AttributeError):  # what a client has not read of a closed connection; Linux only
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * server.request_time))
         self._socket.settimeout(0)
         self._socket.listen(server.limits.backlog)
