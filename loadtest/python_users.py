@@ -10,7 +10,7 @@ from functools import cached_property
 from http import HTTPStatus
 from http.cookiejar import CookieJar
 from time import perf_counter, time
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
 from urllib.parse import quote, urlencode, urljoin, urlsplit
 from urllib.request import Request as CookieRequest
@@ -18,10 +18,9 @@ from urllib.request import Request as CookieRequest
 import gevent
 from gevent import Greenlet
 from gevent.pool import Group
-from locust import User, constant
+from locust import TaskSet, User, constant
 from locust.env import Environment
 from locust.exception import CatchResponseError, LocustError, StopUser
-from locust.user.task import LOCUST_STATE_WAITING
 
 from loadtest.client import Client, Connector, Response, encode
 from loadtest.recorder import Recorder
@@ -60,6 +59,13 @@ class PythonResponse:
     Whatever few users ask for is made when it is asked for, as there is one of these for each request.
     """
 
+    history: Sequence[str] = ()
+    """The addresses that redirects led away from."""
+    context: Mapping[str, Any] = MappingProxyType({})
+    report: "Callable[[PythonResponse], None] | None" = None
+    """Called at the end of a `with`, where the request was made for one."""
+    _result: str | bool | None = None
+
     def __init__(self, answer: Response, url: str, seconds: float, method: str, name: str) -> None:
         self.status_code = answer.status
         self.content = answer.content
@@ -68,13 +74,7 @@ class PythonResponse:
         self.seconds = seconds
         self.method = method
         self.name = name
-        self.history: Sequence[str] = ()
-        """The addresses that redirects led away from."""
-        self.context: Mapping[str, Any] = {}
         self.answer = answer
-        self.report: Callable[[PythonResponse], None] | None = None
-        """Called at the end of a `with`, where the request was made for one."""
-        self._result: str | bool | None = None
 
     @property
     def elapsed(self) -> timedelta:
@@ -280,7 +280,7 @@ class PythonClient:
             raise
         recorder.sent_seconds += answer.seconds
         if client.pause:
-            self._user.wait_before_reconnecting(client.pause)
+            self._user.pause(client.pause)
         if b"set-cookie:" in answer.head.lower():
             request = CookieRequest(sending.address)  # noqa: S310  nothing is opened: it only carries what a jar asks for
             self.cookies.extract_cookies(_CookieResponse(_parse_headers(answer.head)), request)  # type: ignore[arg-type]  # all that a jar asks for
@@ -352,14 +352,11 @@ class GoalsUser(User):
     """The run that is on, set before users are spawned; there is none where it could not be prepared."""
 
     def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
         self._run = GoalsUser.current
-        self._at_work: str | None = None
         self.has_yielded = False
         """Whether others have had their turn since the last wait: a request sees to that."""
         self._has_to_stop = False
-        self._quick: Any = None
-        """The task set that sleeps by `_sleep`."""
-        super().__init__(environment)
         if self._run is not None:
             self.client = PythonClient(str(self.host or "").rstrip("/"), self, self._run)
 
@@ -378,6 +375,8 @@ class GoalsUser(User):
             self._group, self._greenlet = group, group.spawn(lambda _: None, self)
             return self._greenlet
         greenlet = super().start(group)
+        self._run.recorder.add_users(1)
+        self._run.recorder.adjust_active_users(1)
         greenlet.link(self._leave)
         return greenlet
 
@@ -385,57 +384,44 @@ class GoalsUser(User):
         self._has_to_stop = True
         return bool(super().stop(force))
 
-    def wait_before_reconnecting(self, seconds: float) -> None:
-        """Keep users that cannot connect from trying all the time."""
-        assert self._run is not None  # noqa: S101  its client exists
+    def pause(self, seconds: float) -> None:
+        """Sleep without being at work."""
+        assert self._run is not None  # noqa: S101  else it has nothing to do
         self._run.recorder.adjust_active_users(-1)
         try:
             gevent.sleep(seconds)
         finally:
             self._run.recorder.adjust_active_users(1)
 
-    # Locust sets this attribute at each turn of a user's life, whichever task set it is in: a wait ends an iteration.
-
-    @property
-    def _state(self) -> str | None:
-        return self._at_work
-
-    @_state.setter
-    def _state(self, state: str | None) -> None:
-        before, self._at_work = self._at_work, state
-        if self._run is None:
-            return
-        recorder = self._run.recorder
-        if before == LOCUST_STATE_WAITING and self._has_to_stop:
-            # Its wait is over just before it is killed, as who waits is: let no request begin that would be cut off.
-            self._at_work = before
-            gevent.sleep(_LONGEST_KILL)
-            raise StopUser
-        if state == LOCUST_STATE_WAITING:
-            if self._taskset_instance is not self._quick:
-                self._quick = self._taskset_instance
-                self._quick._sleep = self._sleep  # noqa: SLF001  a turn of the loop costs as much as a fifth of a request
-            recorder.iterations += 1
-            recorder.adjust_active_users(-1)
-        elif before == LOCUST_STATE_WAITING:
-            recorder.adjust_active_users(1)
-        elif before is None and state is not None:
-            recorder.add_users(1)
-            recorder.adjust_active_users(1)
-
-    def _sleep(self, seconds: float) -> None:
-        """Sleep as Locust's users do, but for no time where a request has let the others have their turn."""
+    def end_iteration(self, seconds: float) -> None:
+        """Wait between two tasks; for no time, unless nobody else has had a turn: that costs a fifth of a request."""
+        assert self._run is not None  # noqa: S101  as above
+        self._run.recorder.iterations += 1
         if seconds > 0 or not self.has_yielded:
-            gevent.sleep(seconds)
+            self.pause(seconds)
+            if self._has_to_stop:
+                # It is killed next, as all that wait are: let no request begin that would be cut off.
+                gevent.sleep(_LONGEST_KILL)
+                raise StopUser
         self.has_yielded = False
 
     def _leave(self, _: Greenlet) -> None:
-        if self._run is None or self._at_work is None:
-            return
-        if self._at_work != LOCUST_STATE_WAITING:
-            self._run.recorder.adjust_active_users(-1)
+        assert self._run is not None  # noqa: S101  as above
+        self._run.recorder.adjust_active_users(-1)
         self._run.recorder.add_users(-1)
         self.client.close()
+
+
+def _sleep(task_set: TaskSet, seconds: float) -> None:
+    user = task_set.user
+    if isinstance(user, GoalsUser):
+        user.end_iteration(seconds)
+    else:
+        gevent.sleep(seconds)
+
+
+# Whichever task set waits, even one within another, a wait is where an iteration ends. Locust has no event for it.
+TaskSet._sleep = _sleep  # type: ignore[method-assign]  # noqa: SLF001
 
 
 class _CookieResponse(NamedTuple):

@@ -27,7 +27,8 @@ from tools.polling import wait_until
 MAKE = shutil.which("make") or "make"
 LARGEST_IDLE = 700 * 2**20
 LEAST_REQUESTS = 10_000
-SEED = ("--scenario", "seed", "--host", "https://gateway:8443")
+HERE = ("--host", "https://gateway:8443")
+SEED = ("--scenario", "seed", *HERE)
 
 
 def make(stack: Stack, *arguments: str) -> None:
@@ -529,6 +530,14 @@ def test_the_gate_fails_a_bad_target(stack: Stack) -> None:
     plain = stack.gate("--scenario", "seed", "--host", "https://gateway:8080", "-u", "1", "-t", "2s")
     assert plain.returncode == 1, plain.stdout + plain.stderr
     assert "no connection was made" in plain.stdout
+
+
+def test_the_gate_plays_users_in_plain_python(stack: Stack) -> None:
+    done = stack.gate("-f", "loadtest/scenarios/shoppers.py", *HERE, "-u", "10", "-t", "10s")
+    assert done.returncode in {0, 99}, done.stdout + done.stderr  # 99: the example's own limit, on a busy machine
+    metrics = stack.summary("shoppers")["metrics"]
+    assert metrics["http_reqs"]["values"]["count"] >= 50
+    assert metrics["http_req_failed"]["values"]["rate"] == metrics["checks"]["values"]["fails"] == 0
 
 
 def test_the_load_tests_page_comes_up_with_its_workers(stack: Stack) -> None:
