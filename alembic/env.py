@@ -16,13 +16,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from goals import embedded, signals
+from goals import adoption, embedded, signals
 from goals.connections import connect_arguments
 from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.models import metadata
 from goals.settings import Settings, read_settings
-from goals.sqlstates import sqlstate
+from goals.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
 
 log = logging.getLogger("goals.migrations")
 
@@ -36,7 +36,6 @@ PATIENCE = 60.0
 TURN_PATIENCE = 900.0
 """Seconds to wait for another migrator, who may be building an index on a large table."""
 _ADVISORY_LOCK = int.from_bytes(b"goals")
-_LOCK_NOT_AVAILABLE = "55P03"
 
 
 def run() -> None:
@@ -148,7 +147,7 @@ async def _run_until_unlocked(connection: AsyncConnection) -> None:
             await connection.run_sync(_run_migrations)
         except DBAPIError as error:
             await connection.rollback()
-            if sqlstate(error) != _LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
                 raise
             log.info("The table is locked by a long transaction; trying again")
             # Long enough for those who waited behind us to be served first.
@@ -164,8 +163,28 @@ def _run_migrations(connection: Connection) -> None:
         transaction_per_migration=True,
         process_revision_directives=_number,
     )
+    if context.get_context().opts["fn"].__name__ == "upgrade" and not _look(connection):
+        return
     with context.begin_transaction():
         context.run_migrations()
+
+
+def _look(connection: Connection) -> bool:
+    """Look at the database before anything is altered, and tell whether to go on: not where it was only asked for."""
+    heads = context.get_context().get_current_heads()
+    dry_run = bool(context.config.attributes.get("dry_run"))
+    pending = [script for script in context.script.walk_revisions() if not heads or script.revision > max(heads)]
+    adoption.check_revisions(connection, heads)
+    mended = adoption.adopt(connection, dry_run=dry_run) if pending else []
+    connection.rollback()
+    for line in mended:
+        log.info(line)
+    if dry_run:
+        for script in reversed(pending):
+            context.config.print_stdout("revision %s would run: %s", script.revision, script.doc)
+        if not pending:
+            context.config.print_stdout("nothing would be done: the schema is at revision %s", max(heads))
+    return not dry_run
 
 
 run()

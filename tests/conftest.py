@@ -110,9 +110,15 @@ async def upgrade(settings: Settings, revision: str = "head") -> None:
 @pytest.fixture
 async def empty(settings: Settings) -> AsyncIterator[Settings]:
     """Settings that lead to a database of this test's own, without a table."""
+    async with fresh_database(settings) as fresh:
+        yield fresh
+
+
+@contextlib.asynccontextmanager
+async def fresh_database(settings: Settings, options: str = "") -> AsyncIterator[Settings]:
     name = f"test_{uuid4().hex}"
     administrator = await asyncpg.connect(host=settings.db_host, user="postgres", database="postgres")
-    await administrator.execute(f'CREATE DATABASE "{name}" OWNER goals_user')
+    await administrator.execute(f'CREATE DATABASE "{name}" OWNER goals_user {options}')
     yield settings.model_copy(update={"db_name": name})
     await administrator.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
     await administrator.close()

@@ -155,16 +155,6 @@ async def test_an_index_left_invalid_is_built_anew(empty: Settings, connection: 
     assert [row["indisvalid"] for row in built] == [True, True]
 
 
-async def test_a_table_that_is_not_the_seeds_is_refused_in_one_line(
-    empty: Settings, connection: asyncpg.Connection
-) -> None:
-    await connection.execute("CREATE TABLE goals (title TEXT)")
-    with pytest.raises(CommandError, match=r'^PostgreSQL refused \(42703\): .*column "goal_name".*') as refusal:
-        await upgrade(empty)
-    assert "\n" not in str(refusal.value)
-    assert await connection.fetchval("SELECT count(*) FROM information_schema.columns WHERE table_name = 'goals'") == 1
-
-
 async def test_an_unreachable_server_is_named_with_the_remedy(empty: Settings) -> None:
     nowhere = empty.model_copy(update={"db_host": str(Path(str(empty.db_host)) / "nowhere")})
     with pytest.raises(CommandError, match=r"^cannot reach PostgreSQL at .*nowhere, port 5432 .*check DB_HOST"):

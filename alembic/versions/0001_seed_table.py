@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from goals.adoption import MAKE_TEXT
+
 revision = "0001"
 down_revision = None
 
@@ -9,8 +11,7 @@ down_revision = None
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '200ms'")
     op.execute("CREATE TABLE IF NOT EXISTS goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)")
-    # The seed's other form is VARCHAR(255); dropping its limit changes the catalogue only and rewrites no row.
-    op.execute("ALTER TABLE goals ALTER COLUMN goal_name TYPE TEXT")
+    op.execute(MAKE_TEXT)
 
 
 def downgrade() -> None:

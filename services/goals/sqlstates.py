@@ -19,6 +19,7 @@ _REJECTIONS = frozenset({"28P01", "53300"})
 # exception within 42, with 42501: the table, a column or a right is not there yet.
 _DEFECTS = ("22", "23", "42")
 _NOT_THERE_YET = frozenset({"42501", "42703", "42P01"})
+LOCK_NOT_AVAILABLE = "55P03"
 
 
 def sqlstate(error: BaseException) -> str | None:

@@ -1,0 +1,226 @@
+"""Adoption: a table that the service cannot serve is refused before anything is altered, and any other is served."""
+
+import os
+import random
+import tomllib
+from collections.abc import AsyncIterator
+from io import StringIO
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from anyio import to_thread
+
+from goals import store
+from goals.connections import connect_arguments
+from goals.database import Database
+from goals.errors import GoalsError
+from goals.settings import Settings
+from tests.conftest import ROOT, WIDE, fresh_database, upgrade
+
+CASES = tomllib.loads((ROOT / "tests" / "adoption.toml").read_text(encoding="utf-8"))
+PLAIN = "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)"
+
+
+def cases(kind: str) -> pytest.MarkDecorator:
+    """Each case of a kind, as the parameters `made` and, where there is one, `reason`."""
+    found = CASES[kind]
+    names = list(next(iter(found.values())))
+    return pytest.mark.parametrize(names, [tuple(case.values()) for case in found.values()], ids=found)
+
+
+@pytest.fixture(scope="module")
+async def database(settings: Settings) -> AsyncIterator[Settings]:
+    """One database for all: another one takes longer than a test."""
+    async with fresh_database(settings) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+async def connection(database: Settings) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(**connect_arguments(database, WIDE))
+    await connection.execute("DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public")
+    yield connection
+    await connection.close()
+
+
+async def describe(connection: asyncpg.Connection) -> list[str]:
+    """All relations, columns, constraints and defaults of a database."""
+    rows = await connection.fetch(
+        """
+        SELECT format('%s %s %s', relname, relkind, relfilenode) FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace
+        UNION ALL SELECT format('%s.%s %s %s', relname, attname, format_type(atttypid, atttypmod), attnotnull)
+            FROM pg_attribute JOIN pg_class c ON c.oid = attrelid WHERE relnamespace = 'public'::regnamespace
+        UNION ALL SELECT format('%s %s', conrelid::regclass, pg_get_constraintdef(oid)) FROM pg_constraint
+            WHERE connamespace = 'public'::regnamespace
+        UNION ALL SELECT format('%s %s', adrelid::regclass, pg_get_expr(adbin, adrelid)) FROM pg_attrdef
+        ORDER BY 1
+        """
+    )
+    return [row[0] for row in rows]
+
+
+async def use(settings: Settings) -> None:
+    """Add, list, rename and remove as clients do; an error here is a 500 for them."""
+    database = Database(settings, WIDE)
+    try:
+        for number, name in enumerate(["a", "a", "A", "x" * 255, "é" * 255, "☃️ “?”", "'; DROP--", "%s {} \\"] * 2):
+            key = uuid4()
+            goal = await store.insert_goal(database, name, key)
+            assert await store.insert_goal(database, name, key) == goal
+            assert goal.id > 0
+            if number % 2:
+                await store.update_goal(database, goal.id, f"{number}", seen=goal)
+            if number % 3:
+                await store.delete_goal(database, goal.id)
+        page, _ = await store.select_page_and_total(database, before=None, after=None, limit=50)
+        assert all(isinstance(goal.goal_name, str) for goal in page.goals)
+    finally:
+        await database.close()
+
+
+@cases("refused")
+async def test_what_cannot_be_served_is_refused_and_left_alone(
+    database: Settings, connection: asyncpg.Connection, made: str, reason: str
+) -> None:
+    await connection.execute(made)
+    before = await describe(connection)
+    with pytest.raises(CommandError) as refusal:
+        await upgrade(database)
+    assert reason in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert await describe(connection) == before
+
+
+@cases("served")
+async def test_what_can_be_served_is(database: Settings, connection: asyncpg.Connection, made: str) -> None:
+    await connection.execute(made)
+    await connection.execute("INSERT INTO goals (goal_name) VALUES ('theirs')")
+    await upgrade(database)
+    await use(database)
+    assert await connection.fetchval("SELECT goal_name FROM goals ORDER BY id") == "theirs"
+
+
+async def test_a_sequence_that_is_behind_is_set(database: Settings, connection: asyncpg.Connection) -> None:
+    await connection.execute(PLAIN)
+    await connection.execute("INSERT INTO goals SELECT n, 'goal' FROM generate_series(1, 500) AS n")
+    await upgrade(database)
+    await use(database)
+    assert await connection.fetchval("SELECT min(id) FROM goals WHERE id > 500") > 500
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+async def test_another_encoding_is_refused(settings: Settings, encoding: str) -> None:
+    options = f"ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0"
+    async with fresh_database(settings, options) as fresh:
+        with pytest.raises(CommandError, match=f"has the encoding {encoding}, and names are UTF8"):
+            await upgrade(fresh)
+
+
+@cases("administered")
+async def test_what_the_role_cannot_do_is_refused(empty: Settings, made: str, reason: str) -> None:
+    administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database=empty.db_name)
+    await administrator.execute(made.format(f'"{empty.db_name}"'))
+    await administrator.close()
+    with pytest.raises(CommandError) as refusal:
+        await upgrade(empty)
+    assert reason in str(refusal.value)
+
+
+async def test_a_dry_run_says_what_would_be_done_and_does_nothing(
+    database: Settings,
+    connection: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def look() -> str:
+        attributes = {"settings": database, "limits": WIDE, "dry_run": True}
+        command.upgrade(Config(ROOT / "alembic.ini", stdout=(out := StringIO()), attributes=attributes), "head")
+        return out.getvalue()
+
+    assert "revision 0001 would run: " in await to_thread.run_sync(look)
+    await connection.execute(PLAIN)
+    await connection.execute("INSERT INTO goals VALUES (7, 'goal')")
+    before = await describe(connection)
+    assert "revision 0002 would run: " in await to_thread.run_sync(look)
+    assert "the sequence goals_id_seq stands at its start, behind the highest id: it is set to 7" in caplog.messages
+    assert await describe(connection) == before
+    await upgrade(database)
+    assert await to_thread.run_sync(look) == "nothing would be done: the schema is at revision 0002\n"
+
+
+TRIGGER = """
+CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$;
+CREATE TRIGGER act {} ON goals FOR EACH ROW EXECUTE FUNCTION act();
+"""
+
+
+def draw(chance: random.Random) -> str:
+    """A table such as somebody may have."""
+    one = chance.choice
+    constraints = ["", "", "", " UNIQUE", " CHECK (goal_name <> '')", " CHECK (length(goal_name) < 100)", " DEFAULT ''"]
+    name_type = one(["TEXT", "TEXT", "VARCHAR", "VARCHAR(255)", "VARCHAR(20)", "CHAR(20)", "NAME", "BYTEA"])
+    columns = [
+        one(["id SERIAL", "id BIGSERIAL", "id SMALLSERIAL", "id INTEGER", "id BIGINT GENERATED ALWAYS AS IDENTITY"])
+        + one([" PRIMARY KEY"] * 5 + [" UNIQUE NOT NULL", ""]),
+        f"goal_name {name_type}{one([' NOT NULL'] * 5 + [''])}{one(constraints)}",
+    ]
+    columns += chance.sample(
+        [
+            "owner TEXT",
+            "done BOOLEAN NOT NULL DEFAULT false",
+            "user_id INTEGER NOT NULL",
+            "slug TEXT UNIQUE",
+            "code INTEGER UNIQUE DEFAULT 1",
+            "lower TEXT GENERATED ALWAYS AS (lower(goal_name)) STORED",
+            "tags TEXT[] DEFAULT '{}'",
+            "created_at TIMESTAMPTZ DEFAULT now()",
+            "created_at TIMESTAMP",
+            "idempotency_key UUID",
+            "original_name VARCHAR(10)",
+            "CHECK (id > 0)",
+            "CHECK (goal_name !~ '[<>]')",
+            "EXCLUDE (goal_name WITH =)",
+        ],
+        chance.randrange(3),
+    )
+    chance.shuffle(columns)
+    actions = ["RETURN NEW;", "RETURN NULL;", "NEW.goal_name := trim(NEW.goal_name); RETURN NEW;", "RAISE 'no';"]
+    trigger = TRIGGER.format(one(actions), one(["BEFORE", "AFTER"]) + one([" INSERT", " UPDATE", " DELETE"]))
+    others = [
+        "",
+        "",
+        "",
+        trigger,
+        "CREATE VIEW recent AS SELECT goal_name FROM goals",
+        "CREATE INDEX ON goals (goal_name)",
+    ]
+    return f"CREATE TABLE goals ({', '.join(columns)}); {one(others)}"
+
+
+async def test_generated_tables_are_refused_or_served(database: Settings, connection: asyncpg.Connection) -> None:
+    """GENERATED_TABLES says how many; `40:SEED` plays the same ones again."""
+    number, _, seed = os.environ.get("GENERATED_TABLES", "40").partition(":")
+    chance = random.Random(seed or (seed := str(random.randrange(10**9))))  # noqa: S311  no secret
+    served = 0
+    for _ in range(int(number)):
+        made = draw(chance)
+        await connection.execute("DROP TABLE IF EXISTS goals, alembic_version CASCADE; DROP FUNCTION IF EXISTS act")
+        try:
+            await connection.execute(made)
+        except asyncpg.PostgresError:
+            continue  # PostgreSQL takes no such table
+        refusal = None
+        try:
+            await upgrade(database)
+            await use(database)
+            served += 1
+        except CommandError as error:
+            refusal = str(error)
+        except GoalsError as error:
+            raise AssertionError(f"GENERATED_TABLES={number}:{seed}: {made}") from error
+        assert refusal is None or "\n" not in refusal, f"GENERATED_TABLES={number}:{seed}: {made}"
+    assert served
