@@ -21,9 +21,9 @@ up: $(VENV)/.local  ## the page on 127.0.0.1:8080, operators' port 9464, Postgre
 dev: $(VENV)/.local  ## the same, started again whenever code or a template changes
 	@exec $(BIN)/python -m tools.dev
 
-migrate: $(VENV)/.local  ## bring the database to the newest revision (the embedded server when DB_HOST is unset)
+migrate: $(VENV)/.local  ## bring the database to the newest revision (the embedded server when DB_HOST is unset); ARGS=--dry-run only looks
 	@echo "migrating the database of $${DB_HOST:-the embedded PostgreSQL}"
-	@$(BIN)/python -m goals migrate
+	@$(BIN)/python -m goals migrate $(ARGS)
 
 ##@ Develop
 check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint; actionlint and zizmor for the workflows

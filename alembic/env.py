@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import ssl
 import time
 
 import asyncpg
@@ -17,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from goals import adoption, embedded, signals
-from goals.connections import connect_arguments
+from goals.connections import connect_arguments, explain
 from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.models import metadata
@@ -35,6 +34,7 @@ PATIENCE = 60.0
 """Seconds to try again for a lock that a long transaction holds."""
 TURN_PATIENCE = 900.0
 """Seconds to wait for another migrator, who may be building an index on a large table."""
+_NAME = "goals-migrate"
 _ADVISORY_LOCK = int.from_bytes(b"goals")
 
 
@@ -53,9 +53,10 @@ def run() -> None:
     try:
         # `python -m goals` hands its settings over; the `alembic` command reads them here.
         settings: Settings = context.config.attributes.get("settings") or read_settings()
+        if names := embedded.ignore_client_variables():
+            log.warning("%s ignored: DB_… and SSL say where PostgreSQL is", ", ".join(names))
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
-    where = f"{settings.db_host}, port {settings.db_port}"
     try:
         if settings.db_host is not None:
             asyncio.run(_migrate(settings))
@@ -68,15 +69,8 @@ def run() -> None:
                     signals.ignore()
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
-    except ssl.SSLError as error:
-        raise CommandError(
-            f"no TLS with PostgreSQL at {where} ({error.reason or type(error).__name__}): check SSL and DB_CA_FILE"
-        ) from None
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise CommandError(f"cannot reach PostgreSQL at {where} ({reason}): check DB_HOST and that it is up") from None
-    except DBAPIError as error:
-        raise CommandError(f"PostgreSQL refused ({sqlstate(error)}): {error.orig}".splitlines()[0]) from None
+    except (OSError, DBAPIError, asyncpg.ClientConfigurationError) as error:
+        raise CommandError(explain(error, settings)) from None
 
 
 def _configure_logs() -> None:
@@ -107,7 +101,7 @@ async def _migrate(settings: Settings) -> None:
         return await asyncpg.connect(
             **connect_arguments(settings, context.config.attributes.get("limits", Limits())),
             server_settings={
-                "application_name": "goals-migrate",
+                "application_name": _NAME,
                 "lock_timeout": str(int(LOCK_TIMEOUT * 1000)),
                 # Whatever the role was given: an index takes as long as it takes, and the guard is idle meanwhile.
                 "statement_timeout": "0",
@@ -129,6 +123,8 @@ async def _migrate(settings: Settings) -> None:
 async def _take_turn(guard: AsyncConnection) -> None:
     # Asked again and again, not waited for: a statement that waits holds a snapshot, and the winner's CREATE INDEX
     # CONCURRENTLY would wait for that snapshot to go: a deadlock.
+    if await guard.scalar(text("SHOW application_name")) != _NAME:
+        raise CommandError("a pooler drops startup parameters such as lock_timeout: let DB_HOST name PostgreSQL itself")
     deadline = time.monotonic() + TURN_PATIENCE
     said = False
     while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}):

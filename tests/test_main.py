@@ -19,6 +19,7 @@ import httpx2
 import pytest
 
 from goals import embedded
+from goals.models import SCHEMA_REVISION
 from goals.openapi import DOCUMENT
 from goals.settings import Settings
 from tests.conftest import ROOT, Service, upgrade
@@ -321,6 +322,20 @@ def test_migrate_brings_its_own_server(folder: Path) -> None:
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert any(event.startswith("Running upgrade 0001 -> 0002") for event in events)
     assert not is_running(folder)
+
+
+async def test_migrate_ignores_what_other_clients_follow_and_can_only_look(folder: Path, empty: Settings) -> None:
+    variables = {"DB_HOST": str(empty.db_host), "DB_NAME": empty.db_name, "SSL": "disable", "GOALS_LOG_FORMAT": "json"}
+    theirs = {"PGTARGETSESSIONATTRS": "standby", "PGSSLCERT": "/nowhere", "PGOPTIONS": "-c search_path=nowhere"}
+    done = goals("migrate", "--dry-run", folder=folder, **variables, **theirs)
+    assert done.returncode == 0, done.stderr
+    first, *others = done.stdout.splitlines()
+    assert set(json.loads(first)["variables"]) >= theirs.keys()
+    assert [line[:26] for line in others] == ["revision 0001 would run: T", "revision 0002 would run: W"]
+    assert goals("migrate", folder=folder, **variables).returncode == 0
+    last = goals("migrate", "--dry-run", folder=folder, **variables).stdout.splitlines()[-1]
+    assert last == f"nothing would be done: the schema is at revision {SCHEMA_REVISION}"
+    assert goals("serve", folder=folder, DB_HOST="/nowhere", GOALS_BIND="nowhere.invalid", PGHOST="x").returncode == 1
 
 
 async def test_migrate_leaves_a_schema_that_is_newer(folder: Path, empty: Settings) -> None:

@@ -180,7 +180,9 @@ def alembic(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """The `alembic` command as a user types it, without DB_HOST, in a folder that looks like the root."""
     for name in ("alembic", "alembic.ini", "services"):
         (folder / name).symlink_to(ROOT / name)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("DB_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("DB_")} | {
+        "PGSSLCERT": "/x"
+    }
     command = [sys.executable, "-m", "alembic", *arguments]
     return subprocess.run(command, check=False, cwd=folder, env=environment, capture_output=True, text=True)
 
@@ -189,6 +191,7 @@ def test_the_alembic_command_brings_its_own_server(tmp_path: Path) -> None:
     done = alembic("upgrade", "head", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Running upgrade 0001 -> 0002" in done.stderr
+    assert "PGSSLCERT ignored: DB_… and SSL say where PostgreSQL is" in done.stderr
     assert (tmp_path / ".data" / "postgres").is_dir()
     assert not (tmp_path / ".data" / "postgres" / "postmaster.pid").exists()
 

@@ -60,6 +60,30 @@ async def test_without_a_database_it_lives_and_answers_503_with_a_time_to_come_b
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
 
 
+async def test_a_table_of_another_shape_is_told_by_its_column(empty: Settings) -> None:
+    await upgrade(empty)
+    connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
+    await connection.execute("ALTER TABLE goals ALTER COLUMN id TYPE bigint, DROP COLUMN original_name")
+    async with serving(empty) as service:
+        await until_not_ready_because(service, "the column goals.original_name is not there, and has to be text")
+        await connection.execute("ALTER TABLE goals ADD COLUMN original_name varchar")
+        await until_not_ready_because(
+            service, "the column goals.original_name is character varying, and has to be text"
+        )
+        await connection.execute("ALTER TABLE goals ALTER COLUMN original_name TYPE text")
+        await until_ready(service)
+    await connection.close()
+
+
+async def test_the_revisions_of_another_project_are_told(empty: Settings) -> None:
+    connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
+    await connection.execute("CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)")
+    await connection.execute("CREATE TABLE alembic_version AS SELECT 'ae1027a6acf' AS version_num")
+    async with serving(empty) as service:
+        await until_not_ready_because(service, "alembic_version holds ae1027a6acf, of another project")
+    await connection.close()
+
+
 async def test_a_newer_schema_is_good_enough(empty: Settings) -> None:
     await upgrade(empty)
     connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)

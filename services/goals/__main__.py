@@ -100,6 +100,7 @@ def serve() -> None:
     """Serve the page, the API and the operators' port until SIGTERM."""
     settings = _read_remote_settings()
     logs.configure(settings.goals_log_format)
+    _ignore_client_variables()
     asyncio.run(app.serve(settings, Limits()))
 
 
@@ -108,6 +109,7 @@ def migrate(*, dry_run: bool = False) -> None:
     signals.leave_in_order()
     settings = read_settings()
     logs.configure(settings.goals_log_format)
+    _ignore_client_variables()
     _migrate(settings, dry_run=dry_run)
 
 
@@ -135,6 +137,11 @@ def _migrate(settings: Settings, *, quiet: bool = False, dry_run: bool = False) 
         if not isinstance(unknown, ResolutionError) or unknown.argument <= SCHEMA_REVISION:
             raise ConfigurationError(str(error)) from None
         log.warning("the schema is newer than this version and stays", revision=unknown.argument, needs=SCHEMA_REVISION)
+
+
+def _ignore_client_variables() -> None:
+    if names := embedded.ignore_client_variables():
+        log.warning("ignored: DB_… and SSL say where PostgreSQL is", variables=names)
 
 
 def _read_remote_settings() -> Settings:

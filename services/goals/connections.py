@@ -3,10 +3,12 @@
 import asyncio
 import ssl
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import structlog
+from sqlalchemy.exc import DBAPIError
 
 from goals.limits import Limits
 from goals.settings import Settings
@@ -36,6 +38,33 @@ def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
         context.check_hostname = settings.ssl == "verify-full"
         return context
     return settings.ssl
+
+
+def explain(error: BaseException, settings: Settings) -> str:
+    """Say in one line why there is no connection, or why PostgreSQL refused something, and what to do."""
+    where = f"PostgreSQL at {settings.db_host}, port {settings.db_port}"
+    origin = (isinstance(error, DBAPIError) and error.orig and error.orig.__cause__) or error
+    message = str(origin).partition("\n")[0]
+    match origin:
+        case ConnectionError() if "SSL upgrade" in message:
+            line = f"{where} has no TLS, and SSL={settings.ssl} asks for it: turn it on there, or set SSL=disable"
+        case ssl.SSLCertVerificationError():
+            line = f"no TLS with {where} ({origin.verify_message}): check DB_CA_FILE and DB_HOST"
+        case ssl.SSLError():
+            line = f"no TLS with {where} ({origin.reason or type(origin).__name__}): check SSL and DB_CA_FILE"
+        case PermissionError() if (Path.home() / ".postgresql").exists():
+            line = (
+                f"a key in ~/.postgresql cannot be read ({origin.strerror}): move it away, or let this account read it"
+            )
+        case OSError():
+            line = f"cannot reach {where} ({origin.strerror or type(origin).__name__}): check DB_HOST and that it is up"
+        case asyncpg.ProtocolViolationError() if "startup parameter" in message:
+            line = f"{where} is a pooler ({message}): let DB_HOST name PostgreSQL itself"
+        case asyncpg.PostgresError():
+            line = f"PostgreSQL refused ({origin.sqlstate}): {message}"
+        case _:
+            line = f"{type(origin).__name__}: {message}"
+    return line
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types

@@ -20,7 +20,7 @@ from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import visitors
 from sqlalchemy.util import greenlet_spawn
 
-from goals import sqlstates
+from goals import connections, sqlstates
 from goals.connections import Connector
 from goals.errors import DatabaseUnavailableError, OverloadedError
 from goals.gate import Gate
@@ -57,7 +57,7 @@ class Database:
             metrics.record_creation(time.perf_counter() - began)
             return connection
 
-        self._limits = limits
+        self._settings, self._limits = settings, limits
         self.size = settings.goals_pool_size
         self.engine = create_async_engine(
             "postgresql+asyncpg://",
@@ -80,6 +80,8 @@ class Database:
         self._attempts: set[asyncio.Task[Sequence[Row[Any]]]] = set()
         self._failures: dict[tuple[str, str | None], float] = {}
         self._failed_at = 0.0
+        self.explanation = ""
+        """One line of what was behind the last failure, and what to do."""
 
     async def fetch(
         self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
@@ -208,6 +210,7 @@ class Database:
         """Log each kind of failure once in an outage: what it begins with is seldom what it goes on with."""
         kind = (type(error).__name__, sqlstates.sqlstate(error))
         self._failed_at = now
+        self.explanation = connections.explain(error, self._settings)
         if kind not in self._failures:
             self._failures[kind] = now
             log.warning("database does not answer", error=kind[0], sqlstate=kind[1])

@@ -89,10 +89,15 @@ def run(
         yield socket
 
 
-def ignore_client_variables() -> None:
-    """Forget every `PG*` variable of the shell: each program of PostgreSQL, and asyncpg, would follow it elsewhere."""
-    for name in [name for name in os.environ if name.startswith("PG")]:
+def ignore_client_variables() -> list[str]:
+    """Forget every `PG*` variable of the shell, and return their names.
+
+    Each program of PostgreSQL, and asyncpg, would follow them elsewhere.
+    """
+    names = [name for name in os.environ if name.startswith("PG")]
+    for name in names:
         del os.environ[name]
+    return names
 
 
 def _open_lock(path: Path) -> TextIO:

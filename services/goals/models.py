@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy import Column, DateTime, Index, Integer, MetaData, Table, Text, Uuid, func
+from sqlalchemy.dialects import postgresql
 
 SCHEMA_REVISION = "0002"
 """The Alembic revision this code needs; revisions are numbered in order, so a newer one compares greater."""
@@ -30,6 +31,9 @@ Index(
     unique=True,
     postgresql_where=goals.c.idempotency_key.is_not(None),
 )
+
+COLUMN_TYPES = {c.name: c.type.compile(dialect=postgresql.dialect()).lower() for c in goals.columns}  # type: ignore[no-untyped-call]  # SQLAlchemy types it so
+"""PostgreSQL's name of each column's type."""
 
 
 class Goal(NamedTuple):

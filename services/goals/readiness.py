@@ -8,7 +8,7 @@ from goals import store
 from goals.database import Database
 from goals.errors import GoalsError
 from goals.limits import Limits
-from goals.models import SCHEMA_REVISION
+from goals.models import COLUMN_TYPES, SCHEMA_REVISION
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +33,7 @@ class Readiness:
         """Return once the database has answered at our revision or a newer one; until then say why it has not."""
         pause = self._limits.first_schema_pause
         while True:
-            obstacle = await _find_obstacle(database)
+            obstacle = await _find_obstacle(database, self._limits)
             if obstacle is None:
                 break
             if obstacle != self.obstacle:
@@ -45,13 +45,26 @@ class Readiness:
         log.info("ready")
 
 
-async def _find_obstacle(database: Database) -> str | None:
+async def _find_obstacle(database: Database, limits: Limits) -> str | None:
     try:
+        timeout = await store.select_statement_timeout(database)
         revision = await store.select_revision(database)
+        types = await store.select_column_types(database)
     except GoalsError as error:
-        return f"{error} Is it up, and has the migration run?"
+        return f"{error} Is it up, and has the migration run? {database.explanation}"
     except Exception as error:  # noqa: BLE001  whatever it is, whoever waits must hear of it, and it may pass
         return f"the schema cannot be read ({type(error).__name__})"
+    if timeout != int(limits.statement_timeout * 1000):
+        return (
+            f"statement_timeout is {timeout} ms: a pooler drops startup parameters; let DB_HOST name PostgreSQL itself"
+        )
+    if revision is not None and not revision.isdecimal():
+        return f"alembic_version holds {revision}, of another project: give the service a database of its own"
     if revision is None or revision < SCHEMA_REVISION:
         return f"the schema is at revision {revision}, this version needs {SCHEMA_REVISION}: run the migration"
-    return None
+    wrong = [
+        f"the column goals.{name} is {types.get(name, 'not there')}, and has to be {wanted}"
+        for name, wanted in COLUMN_TYPES.items()
+        if types.get(name) not in {wanted, "bigint" if wanted == "integer" else wanted}
+    ]
+    return wrong[0] if wrong else None

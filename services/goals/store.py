@@ -107,6 +107,15 @@ _REMOVAL = delete(goals).where(goals.c.id == _ID).returning(goals.c.id)
 _DELETE = _confirmed(_REMOVAL)
 _DELETE_UNCHANGED = _confirmed(_REMOVAL.where(goals.c.goal_name == bindparam("seen")))
 _REVISION = select(column("version_num", String)).select_from(table("alembic_version"))
+_STATEMENT_TIMEOUT = (
+    select(column("setting", String))
+    .select_from(table("pg_settings", column("name")))
+    .where(column("name") == "statement_timeout")
+)
+_attribute = table("pg_attribute", *map(column, ("attrelid", "attname", "atttypid", "attnum", "attisdropped")))
+_COLUMN_TYPES = select(_attribute.c.attname, func.format_type(_attribute.c.atttypid, null()).label("type")).where(
+    _attribute.c.attrelid == func.to_regclass("goals"), _attribute.c.attnum > 0, ~_attribute.c.attisdropped
+)
 
 
 async def select_page(database: Database, *, before: int | None, limit: int) -> Page:
@@ -200,3 +209,14 @@ async def select_revision(database: Database) -> str | None:
     """Give Alembic's revision of the schema, or None where there is none yet."""
     rows = await database.fetch(_REVISION)
     return rows[0].version_num if rows else None
+
+
+async def select_column_types(database: Database) -> dict[str, str]:
+    """Give the columns that the table has now, and PostgreSQL's name of each one's type."""
+    return {row.attname: row.type for row in await database.fetch(_COLUMN_TYPES)}
+
+
+async def select_statement_timeout(database: Database) -> int:
+    """Give the session's statement_timeout in milliseconds."""
+    (row,) = await database.fetch(_STATEMENT_TIMEOUT)
+    return int(row.setting)
