@@ -106,6 +106,8 @@ def play(tool: str, site: Site, seconds: int, folder: Path, k6: str) -> Measurem
         command = [sys.executable, "-m", "locust", "--headless", "-H", site.url, "-t", f"{seconds}s", "-u", str(USERS)]
         if tool == "fasthttp":
             command += ["-f", "bench/parity/fasthttp.py", "-r", str(USERS)]
+        elif tool == "python":
+            command += ["-f", "bench/parity/users.py", "-r", str(USERS), "--out", str(folder)]
         else:
             command += ["--scenario", "seed", "--out", str(folder)]
         command += ["--request-events"] if "events" in tool else []
@@ -152,7 +154,7 @@ def measure(rounds: int, seconds: int, folder: Path, ports: Sequence[int]) -> di
         "-tls": Site(f"https://127.0.0.1:{tls_port}", count_url),
         "-slow": Site(f"http://127.0.0.1:{slow_port}", f"http://127.0.0.1:{slow_port}/count"),
     }
-    turns = ["k6", "fast", "fast-events", "fasthttp", "k6-tls", "fast-tls", "k6-slow", "fast-slow"]
+    turns = ["k6", "fast", "python", "fast-events", "fasthttp", "k6-tls", "fast-tls", "k6-slow", "fast-slow"]
     measured: dict[str, list[Measurement]] = {name: [] for name in turns}
     with ExitStack() as servers:
         servers.enter_context(serve([nginx, "-c", str(configuration)], count_url))

@@ -48,9 +48,9 @@ def take_medians(rounds: Sequence[Measurement]) -> Measurement:
 def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float = 0.0) -> dict[str, Any]:
     """The document `parity.json`: medians by tool, ratios of ours to k6's, and what holds.
 
-    The tools' names: `k6`, `fast`, `fast-events` and `fasthttp` against a server that is faster than they are, the
-    same with `-tls`, and with `-slow` against one that answers after a while. `load` is the machine's load average
-    before the first of them was started: what others made it do.
+    The tools' names: `k6`, `fast`, `python`, `fast-events` and `fasthttp` against a server that is faster than they
+    are, the same with `-tls`, and with `-slow` against one that answers after a while. `load` is the load average
+    before the first of them was started: what others made the machine do.
     """
     medians = {name: take_medians(measured) for name, measured in rounds.items()}
     ratios: dict[str, float] = {}
@@ -68,6 +68,9 @@ def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float
     if {"k6", "fast-events"} <= medians.keys():
         cpu = medians["fast-events"].cpu_us / medians["k6"].cpu_us
         judge("cpu_events", "at most 0.333", cpu, holds=cpu <= 1 / 3)
+    if {"fast", "python"} <= medians.keys():
+        cpu = medians["python"].cpu_us / medians["fast"].cpu_us
+        judge("cpu_python", "at most 1.3 of fast", cpu, holds=cpu <= 1.3)
     if {"k6-tls", "fast-tls"} <= medians.keys():
         cpu = medians["fast-tls"].cpu_us / medians["k6-tls"].cpu_us
         judge("cpu_tls", "below 1", cpu, holds=cpu < 1)

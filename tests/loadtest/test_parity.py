@@ -11,11 +11,13 @@ from bench.parity.comparison import MOST_USERS, Measurement, compare, draw, take
 K6 = Measurement(18_000, 74, 4, 12, 20, 1, 144_000, 144_000, 8)
 FAST = replace(K6, rps=64_000, cpu_us=12, p50_ms=1.4, count=512_000, server_count=512_000)
 EVENTS = replace(FAST, rps=43_000, cpu_us=22)
+PYTHON = replace(FAST, rps=50_000, cpu_us=15)
 K6_SLOW = Measurement(1_260, 200, 77, 84, 90, 1, 10_080, 10_080, 8)
 FAST_SLOW = replace(K6_SLOW, rps=1_265, cpu_us=170, p50_ms=78)
 ALL = {
     "k6": [K6],
     "fast": [FAST],
+    "python": [PYTHON],
     "fast-events": [EVENTS],
     "k6-tls": [K6],
     "fast-tls": [FAST],
@@ -39,6 +41,7 @@ def test_good_figures_hold_everywhere() -> None:
             "cpu",
             "rps",
             "cpu_events",
+            "cpu_python",
             "cpu_tls",
             "slow_rps",
             "slow_p50_ms",
@@ -58,6 +61,7 @@ def test_good_figures_hold_everywhere() -> None:
         ("fast", {"cpu_us": 19}, "cpu"),
         ("fast", {"rps": 44_000}, "rps"),
         ("fast-events", {"cpu_us": 25}, "cpu_events"),
+        ("python", {"cpu_us": 16}, "cpu_python"),
         ("fast-tls", {"cpu_us": 74}, "cpu_tls"),
         ("fast-slow", {"rps": 1_190}, "slow_rps"),
         ("fast-slow", {"p50_ms": 82}, "slow_p50_ms"),
