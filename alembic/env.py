@@ -34,7 +34,6 @@ PATIENCE = 60.0
 """Seconds to try again for a lock that a long transaction holds."""
 TURN_PATIENCE = 900.0
 """Seconds to wait for another migrator, who may be building an index on a large table."""
-_NAME = "goals-migrate"
 _ADVISORY_LOCK = int.from_bytes(b"goals")
 
 
@@ -68,7 +67,7 @@ def run() -> None:
                 finally:
                     signals.ignore()
     except ConfigurationError as error:
-        raise CommandError(str(error)) from None
+        raise CommandError(" ".join(str(error).split())) from None
     except (OSError, DBAPIError, asyncpg.ClientConfigurationError) as error:
         raise CommandError(explain(error, settings)) from None
 
@@ -101,7 +100,7 @@ async def _migrate(settings: Settings) -> None:
         return await asyncpg.connect(
             **connect_arguments(settings, context.config.attributes.get("limits", Limits())),
             server_settings={
-                "application_name": _NAME,
+                "application_name": "goals-migrate",
                 "lock_timeout": str(int(LOCK_TIMEOUT * 1000)),
                 # Whatever the role was given: an index takes as long as it takes, and the guard is idle meanwhile.
                 "statement_timeout": "0",
@@ -123,7 +122,7 @@ async def _migrate(settings: Settings) -> None:
 async def _take_turn(guard: AsyncConnection) -> None:
     # Asked again and again, not waited for: a statement that waits holds a snapshot, and the winner's CREATE INDEX
     # CONCURRENTLY would wait for that snapshot to go: a deadlock.
-    if await guard.scalar(text("SHOW application_name")) != _NAME:
+    if await guard.scalar(text("SHOW lock_timeout")) != f"{LOCK_TIMEOUT * 1000:.0f}ms":
         raise CommandError("a pooler drops startup parameters such as lock_timeout: let DB_HOST name PostgreSQL itself")
     deadline = time.monotonic() + TURN_PATIENCE
     said = False
@@ -167,11 +166,12 @@ def _run_migrations(connection: Connection) -> None:
 
 def _look(connection: Connection) -> bool:
     """Look at the database before anything is altered, and tell whether to go on: not where it was only asked for."""
+    adoption.check_versions(connection)
     heads = context.get_context().get_current_heads()
-    dry_run = bool(context.config.attributes.get("dry_run"))
-    pending = [script for script in context.script.walk_revisions() if not heads or script.revision > max(heads)]
     adoption.check_revisions(connection, heads)
-    mended = adoption.adopt(connection, dry_run=dry_run) if pending else []
+    dry_run = bool(context.config.attributes.get("dry_run"))
+    pending = [script for script in context.script.walk_revisions() if not heads or script.revision > heads[0]]
+    mended = adoption.adopt(connection, pending=bool(pending), dry_run=dry_run)
     connection.rollback()
     for line in mended:
         log.info(line)
@@ -179,7 +179,7 @@ def _look(connection: Connection) -> bool:
         for script in reversed(pending):
             context.config.print_stdout("revision %s would run: %s", script.revision, script.doc)
         if not pending:
-            context.config.print_stdout("nothing would be done: the schema is at revision %s", max(heads))
+            context.config.print_stdout("nothing would be done: the schema is at revision %s", heads[0])
     return not dry_run
 
 

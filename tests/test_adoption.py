@@ -1,9 +1,11 @@
 """Adoption: a table that the service cannot serve is refused before anything is altered, and any other is served."""
 
+import asyncio
 import os
 import random
 import tomllib
 from collections.abc import AsyncIterator
+from functools import partial
 from io import StringIO
 from uuid import uuid4
 
@@ -20,9 +22,15 @@ from goals.database import Database
 from goals.errors import GoalsError
 from goals.settings import Settings
 from tests.conftest import ROOT, WIDE, fresh_database, upgrade
+from tools.polling import until
 
 CASES = tomllib.loads((ROOT / "tests" / "adoption.toml").read_text(encoding="utf-8"))
 PLAIN = "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)"
+
+TRIGGER = """
+CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$;
+CREATE TRIGGER act {} ON goals FOR EACH ROW EXECUTE FUNCTION act();
+"""
 
 
 def cases(kind: str) -> pytest.MarkDecorator:
@@ -58,6 +66,7 @@ async def describe(connection: asyncpg.Connection) -> list[str]:
         UNION ALL SELECT format('%s %s', conrelid::regclass, pg_get_constraintdef(oid)) FROM pg_constraint
             WHERE connamespace = 'public'::regnamespace
         UNION ALL SELECT format('%s %s', adrelid::regclass, pg_get_expr(adbin, adrelid)) FROM pg_attrdef
+        UNION ALL SELECT format('%s %s', seqrelid::regclass, pg_sequence_last_value(seqrelid)) FROM pg_sequence
         ORDER BY 1
         """
     )
@@ -105,12 +114,46 @@ async def test_what_can_be_served_is(database: Settings, connection: asyncpg.Con
     assert await connection.fetchval("SELECT goal_name FROM goals ORDER BY id") == "theirs"
 
 
-async def test_a_sequence_that_is_behind_is_set(database: Settings, connection: asyncpg.Connection) -> None:
+async def test_a_sequence_that_is_behind_is_set(
+    database: Settings, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
     await connection.execute(PLAIN)
     await connection.execute("INSERT INTO goals SELECT n, 'goal' FROM generate_series(1, 500) AS n")
     await upgrade(database)
+    message = "the next id was 1, and goals has ids up to 500: goals_id_seq has been set to that"
+    assert caplog.messages.count(message) == 1
     await use(database)
-    assert await connection.fetchval("SELECT min(id) FROM goals WHERE id > 500") > 500
+    assert await connection.fetchval("SELECT min(id) FROM goals WHERE id > 500") == 501
+    # Rows that are brought in later, with their ids.
+    await connection.execute("INSERT INTO goals (id, goal_name) VALUES (9000, 'goal')")
+    await upgrade(database)
+    assert await connection.fetchval("SELECT nextval('goals_id_seq')") == 9001
+
+
+async def test_ids_that_others_have_had_are_not_given_out_again(
+    database: Settings, connection: asyncpg.Connection
+) -> None:
+    await connection.execute(PLAIN)
+    await connection.execute(TRIGGER.format("PERFORM nextval('goals_id_seq'); RETURN NEW;", "BEFORE INSERT"))
+    await upgrade(database)
+    assert await connection.fetchval("SELECT nextval('goals_id_seq')") > 20
+
+
+async def test_a_lock_is_waited_for(database: Settings, connection: asyncpg.Connection) -> None:
+    await connection.execute(PLAIN)
+    writer = await asyncpg.connect(**connect_arguments(database, WIDE))
+    async with connection.transaction():
+        await connection.execute("INSERT INTO goals (goal_name) VALUES ('theirs')")
+        migration = asyncio.create_task(upgrade(database))
+        waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'goals'::regclass AND NOT granted"
+        await until(lambda: writer.fetchval(waiting))
+        await until(partial(has_none, writer, waiting))  # it has given up once
+    await migration
+    await writer.close()
+
+
+async def has_none(connection: asyncpg.Connection, query: str) -> bool:
+    return not await connection.fetchval(query)
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
@@ -146,16 +189,10 @@ async def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     await connection.execute("INSERT INTO goals VALUES (7, 'goal')")
     before = await describe(connection)
     assert "revision 0002 would run: " in await to_thread.run_sync(look)
-    assert "the sequence goals_id_seq stands at its start, behind the highest id: it is set to 7" in caplog.messages
+    assert "the next id was 1, and goals has ids up to 7: goals_id_seq would be set to that" in caplog.messages
     assert await describe(connection) == before
     await upgrade(database)
     assert await to_thread.run_sync(look) == "nothing would be done: the schema is at revision 0002\n"
-
-
-TRIGGER = """
-CREATE FUNCTION act() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {} END $$;
-CREATE TRIGGER act {} ON goals FOR EACH ROW EXECUTE FUNCTION act();
-"""
 
 
 def draw(chance: random.Random) -> str:

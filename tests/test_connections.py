@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -38,7 +37,7 @@ async def strict_pooler(settings: Settings, client: Streams) -> None:
 async def lenient_pooler(settings: Settings, client: Streams) -> None:
     """PgBouncer with `ignore_startup_parameters`, and a server connection that was made before."""
     startup = await read_startup(client[0])
-    kept = {name: startup[name] for name in ("user", "database")}
+    kept = {name: startup[name] for name in ("user", "database", "application_name")}
     body = struct.pack("!I", 3 << 16) + b"".join(f"{name}\0{value}\0".encode() for name, value in kept.items()) + b"\0"
     server = await asyncio.open_unix_connection(f"{settings.db_host}/.s.PGSQL.5432")
     server[1].write(struct.pack("!I", 4 + len(body)) + body)
@@ -97,14 +96,33 @@ async def test_what_is_in_the_way_is_named(
             await until(says_so)
 
 
-def test_a_key_that_cannot_be_read_is_named(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def another_protocol(settings: Settings, client: Streams) -> None:
+    """A web server."""
+    client[1].write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+
+
+async def hanging_up(settings: Settings, client: Streams) -> None:
+    await read_startup(client[0])
+
+
+@pytest.mark.parametrize(
+    ("act", "tls", "reason"),
+    [(another_protocol, "prefer", "is not PostgreSQL: check DB_HOST and DB_PORT"), (hanging_up, "disable", "hung up")],
+)
+async def test_what_is_not_postgresql_is_told(
+    empty: Settings, act: Callable[[Settings, Streams], Awaitable[None]], tls: str, reason: str
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
+    async with in_front(empty, act, tls) as settings:
+        with pytest.raises(CommandError, match=reason):
+            await upgrade(settings)
+
+
+def test_a_key_that_cannot_be_read_is_named(settings: Settings) -> None:
+    """As asyncpg finds it where HOME belongs to another account."""
     error = PermissionError(13, "Permission denied")
-    assert explain(error, settings).startswith("cannot reach PostgreSQL at ")
-    (tmp_path / ".postgresql").mkdir()
-    assert explain(error, settings).startswith("a key in ~/.postgresql cannot be read (Permission denied)")
+    assert explain(error, settings).startswith("cannot reach PostgreSQL at ")  # a socket needs no key
+    remote = settings.model_copy(update={"db_host": "localhost", "ssl": "prefer"})
+    assert explain(error, remote).startswith("a client's key in ~/.postgresql cannot be read (Permission denied)")
 
 
 def test_what_the_driver_refuses_is_told_in_its_words(settings: Settings) -> None:

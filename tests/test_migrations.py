@@ -207,7 +207,7 @@ def test_the_statements_themselves_do_not_wait_long_for_the_table(
     tmp_path: Path, arguments: str, expected: int
 ) -> None:
     statements = alembic(*arguments.split(), "--sql", folder=tmp_path).stdout
-    transactions = [re.split("TABLE (?:IF NOT EXISTS )?goals ", part) for part in statements.split("BEGIN;")]
+    transactions = [re.split(r"TABLE (?:IF NOT EXISTS )?goals\s", part) for part in statements.split("BEGIN;")]
     before = [parts[0] for parts in transactions if len(parts) > 1]
     assert ["SET LOCAL lock_timeout = '200ms';" in part for part in before] == [True] * expected
 

@@ -2,6 +2,8 @@
 
 from alembic import op
 
+from goals.adoption import ADD_COLUMNS
+
 revision = "0002"
 down_revision = "0001"
 
@@ -10,14 +12,7 @@ INDEX = "goals_idempotency_key_idx"
 
 def upgrade() -> None:
     op.execute("SET LOCAL lock_timeout = '200ms'")
-    # Nullable and without a default at first, these change the catalogue only; the default is for rows to come.
-    op.execute(
-        "ALTER TABLE goals"
-        " ADD COLUMN IF NOT EXISTS created_at TIMESTAMPTZ,"
-        " ADD COLUMN IF NOT EXISTS idempotency_key UUID,"
-        " ADD COLUMN IF NOT EXISTS original_name TEXT,"
-        " ALTER COLUMN created_at SET DEFAULT now()"
-    )
+    op.execute(ADD_COLUMNS)
     with op.get_context().autocommit_block():
         # It waits for older transactions to end, and no one waits behind it: that may take its time.
         op.execute("SET lock_timeout = 0")

@@ -3,7 +3,6 @@
 import asyncio
 import ssl
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -46,20 +45,27 @@ def explain(error: BaseException, settings: Settings) -> str:
     origin = (isinstance(error, DBAPIError) and error.orig and error.orig.__cause__) or error
     message = str(origin).partition("\n")[0]
     match origin:
+        case ConnectionError() if "SSL upgrade" in message and settings.ssl in {"allow", "prefer"}:
+            line = (
+                f"what is at {settings.db_host}, port {settings.db_port} is not PostgreSQL: check DB_HOST and DB_PORT"
+            )
         case ConnectionError() if "SSL upgrade" in message:
             line = f"{where} has no TLS, and SSL={settings.ssl} asks for it: turn it on there, or set SSL=disable"
         case ssl.SSLCertVerificationError():
             line = f"no TLS with {where} ({origin.verify_message}): check DB_CA_FILE and DB_HOST"
         case ssl.SSLError():
-            line = f"no TLS with {where} ({origin.reason or type(origin).__name__}): check SSL and DB_CA_FILE"
-        case PermissionError() if (Path.home() / ".postgresql").exists():
+            reason = origin.reason or type(origin).__name__
+            line = f"no TLS with {where} ({reason}): check SSL, DB_CA_FILE and the files in ~/.postgresql"
+        case PermissionError() if settings.ssl != "disable" and not str(settings.db_host).startswith("/"):
             line = (
-                f"a key in ~/.postgresql cannot be read ({origin.strerror}): move it away, or let this account read it"
+                f"a client's key in ~/.postgresql cannot be read ({origin.strerror}): let this account read that folder"
             )
         case OSError():
             line = f"cannot reach {where} ({origin.strerror or type(origin).__name__}): check DB_HOST and that it is up"
         case asyncpg.ProtocolViolationError() if "startup parameter" in message:
             line = f"{where} is a pooler ({message}): let DB_HOST name PostgreSQL itself"
+        case asyncpg.ConnectionDoesNotExistError():
+            line = f"{where} hung up: check that it is PostgreSQL, and its log"
         case asyncpg.PostgresError():
             line = f"PostgreSQL refused ({origin.sqlstate}): {message}"
         case _:

@@ -58,9 +58,9 @@ async def _find_obstacle(database: Database, limits: Limits) -> str | None:
         return (
             f"statement_timeout is {timeout} ms: a pooler drops startup parameters; let DB_HOST name PostgreSQL itself"
         )
-    if revision is not None and not revision.isdecimal():
+    if revision is not None and not str(revision).isdecimal():
         return f"alembic_version holds {revision}, of another project: give the service a database of its own"
-    if revision is None or revision < SCHEMA_REVISION:
+    if revision is None or str(revision) < SCHEMA_REVISION:
         return f"the schema is at revision {revision}, this version needs {SCHEMA_REVISION}: run the migration"
     wrong = [
         f"the column goals.{name} is {types.get(name, 'not there')}, and has to be {wanted}"

@@ -1,0 +1,15 @@
+"""The seed's scenario as a user in plain Python."""
+
+from http import HTTPStatus
+
+from locust import task
+
+from loadtest.plugin import GoalsUser
+
+
+class Visitor(GoalsUser):
+    """One of the seed's users: no think time, and any status but 200 is a failure."""
+
+    @task
+    def visit(self) -> None:
+        self.check("endpoint was successful", self.client.get("/").status_code == HTTPStatus.OK)
