@@ -1,6 +1,7 @@
 """`make dev`: the product, started again whenever its code, a template or a style changes."""
 
 import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -37,23 +38,28 @@ def main() -> int:
         except ConfigurationError as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        while True:
-            serve_until_changed()
+        # From here on a flag, as an exception may be lost in what Python itself calls, such as a generator's end.
+        stops: list[int] = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _frame: stops.append(number))
+        while not stops:
+            serve_until_changed(stops)
     return 0
 
 
-def serve_until_changed() -> None:
+def serve_until_changed(stops: list[int]) -> None:
     seen = look()
     with subprocess.Popen([sys.executable, "-m", "goals", "up"]) as service:
         try:
             ended = False
-            while (now := look()) == seen:
+            while (now := look()) == seen and not stops:
                 time.sleep(PERIOD)
                 if not ended and service.poll() is not None:
                     ended = True
                     print("goals has ended: waiting for a change", flush=True)
             changed = sorted(str(path) for path in now.keys() | seen.keys() if now.get(path) != seen.get(path))
-            print(f"\n{', '.join(changed)} changed: starting again", flush=True)
+            if not stops:
+                print(f"\n{', '.join(changed)} changed: starting again", flush=True)
         finally:
             service.terminate()  # Ctrl-C reached it too; the second signal hurries its stop
 
