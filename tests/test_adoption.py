@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import sys
 import tomllib
 from collections.abc import AsyncIterator
 from functools import partial
@@ -19,7 +20,6 @@ from anyio import to_thread
 from goals import store
 from goals.connections import connect_arguments
 from goals.database import Database
-from goals.errors import GoalsError
 from goals.settings import Settings
 from tests.conftest import ROOT, WIDE, fresh_database, upgrade
 from tools.polling import until
@@ -199,7 +199,7 @@ def draw(chance: random.Random) -> str:
     """A table such as somebody may have."""
     one = chance.choice
     constraints = ["", "", "", " UNIQUE", " CHECK (goal_name <> '')", " CHECK (length(goal_name) < 100)", " DEFAULT ''"]
-    name_type = one(["TEXT", "TEXT", "VARCHAR", "VARCHAR(255)", "VARCHAR(20)", "CHAR(20)", "NAME", "BYTEA"])
+    name_type = one(["TEXT", "TEXT", "VARCHAR", "VARCHAR(255)", "VARCHAR(20)", "CHAR(20)", "NAME"])
     columns = [
         one(["id SERIAL", "id BIGSERIAL", "id SMALLSERIAL", "id INTEGER", "id BIGINT GENERATED ALWAYS AS IDENTITY"])
         + one([" PRIMARY KEY"] * 5 + [" UNIQUE NOT NULL", ""]),
@@ -214,13 +214,12 @@ def draw(chance: random.Random) -> str:
             "code INTEGER UNIQUE DEFAULT 1",
             "lower TEXT GENERATED ALWAYS AS (lower(goal_name)) STORED",
             "tags TEXT[] DEFAULT '{}'",
-            "created_at TIMESTAMPTZ DEFAULT now()",
-            "created_at TIMESTAMP",
+            one(["created_at TIMESTAMPTZ DEFAULT now()", "created_at TIMESTAMP"]),
             "idempotency_key UUID",
             "original_name VARCHAR(10)",
             "CHECK (id > 0)",
             "CHECK (goal_name !~ '[<>]')",
-            "EXCLUDE (goal_name WITH =)",
+            "EXCLUDE USING hash (goal_name WITH =)",
         ],
         chance.randrange(3),
     )
@@ -241,23 +240,25 @@ def draw(chance: random.Random) -> str:
 async def test_generated_tables_are_refused_or_served(database: Settings, connection: asyncpg.Connection) -> None:
     """GENERATED_TABLES says how many; `40:SEED` plays the same ones again."""
     number, _, seed = os.environ.get("GENERATED_TABLES", "40").partition(":")
-    chance = random.Random(seed or (seed := str(random.randrange(10**9))))  # noqa: S311  no secret
-    served = 0
+    seed = seed or str(random.randrange(10**9))  # noqa: S311  no secret
+    chance = random.Random(seed)  # noqa: S311  no secret
+    outcomes: dict[bool, int] = {True: 0, False: 0}
     for _ in range(int(number)):
         made = draw(chance)
+        sys.stdout.write(f"GENERATED_TABLES={number}:{seed}: {made}\n")
         await connection.execute("DROP TABLE IF EXISTS goals, alembic_version CASCADE; DROP FUNCTION IF EXISTS act")
-        try:
-            await connection.execute(made)
-        except asyncpg.PostgresError:
-            continue  # PostgreSQL takes no such table
-        refusal = None
-        try:
-            await upgrade(database)
-            await use(database)
-            served += 1
-        except CommandError as error:
-            refusal = str(error)
-        except GoalsError as error:
-            raise AssertionError(f"GENERATED_TABLES={number}:{seed}: {made}") from error
-        assert refusal is None or "\n" not in refusal, f"GENERATED_TABLES={number}:{seed}: {made}"
-    assert served
+        await connection.execute(made)
+        refusal = await try_to_adopt(database)
+        assert "\n" not in refusal
+        outcomes[not refusal] += 1
+    assert all(outcomes.values())
+
+
+async def try_to_adopt(settings: Settings) -> str:
+    """Use the table once it is migrated; the reason why not is empty where it was."""
+    try:
+        await upgrade(settings)
+    except CommandError as refusal:
+        return str(refusal)
+    await use(settings)
+    return ""

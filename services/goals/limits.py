@@ -27,8 +27,9 @@ class Limits:
     """Once the body is there: more than `retry_budget`, less than a proxy waits for an answer."""
 
     # A client's connection, and the stop.
-    backlog: int = 1024
-    """Connections of each port that wait to be accepted; the kernel refuses the next one."""
+    backlog: int = 4096
+    """Connections of each port that wait to be accepted, as many as the kernel allows by default (somaxconn); the next
+    one is dropped, and its client tries again a second later."""
     keep_alive: float = 5.0
     """Without a request: longer than a gateway keeps an idle connection (4 s), shorter than the drain (6 s)."""
     keep_alive_requests: int = 1_000_000_000
@@ -50,6 +51,8 @@ class Limits:
     """In each direction; the kernel doubles it, and would take megabytes of the pod's memory otherwise."""
     accepts_per_turn: int = 16
     """Connections of a port in one turn of the event loop, so that requests under way do not wait for a flood."""
+    refusals_per_turn: int = 256
+    """As before, of a full port: an honest client among them is told at once, and a refusal costs next to nothing."""
     operators_connections: int = 64
     """To the operators' port, whatever the public one holds."""
     spare_descriptors: int = 64

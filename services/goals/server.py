@@ -320,7 +320,8 @@ class Listener:
             self.server.loop.add_reader(self._socket, self._accept)
 
     def _accept(self) -> None:
-        for _ in range(self.server.limits.accepts_per_turn):
+        limits = self.server.limits
+        for _ in range(limits.accepts_per_turn if self.open < self.most else limits.refusals_per_turn):
             try:
                 sock, _ = self._socket.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -364,8 +365,7 @@ class Server:
         self.context = WorkerContext(None)
         self.state: LifespanState = {}
         self.loop = asyncio.get_running_loop()
-        self._listeners = listeners
-        self._drain, self._drain_seconds = drain, drain_seconds
+        self._listeners, self._drain, self._drain_seconds = listeners, drain, drain_seconds
         self._draining, self._stopping, self._patience = False, asyncio.Event(), self.config.graceful_timeout
         self._tasks: set[asyncio.Task[None]] = set()
 
