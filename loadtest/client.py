@@ -9,7 +9,7 @@ reports is what one plain client saw.
 import ssl
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import gevent
 from gevent import get_hub, getcurrent, socket, ssl as gevent_ssl
@@ -76,7 +76,7 @@ class Connector:
         self.target = target
         self.timeout = timeout
         self.connected = connected
-        self.clients: set[Client] = set()
+        self.clients: set[Client[Any]] = set()
         self._context = gevent_ssl.create_default_context() if target.scheme == "https" else None
         self._addresses: list[Any] = []
         # A timer of the loop, whose callback runs in the hub: from there a user that is woken comes back, to the rest
@@ -129,8 +129,11 @@ class Connector:
                 client.fail(f"no answer within {self.timeout:g} s")
 
 
-class Client:
-    """One user's connection. Not to be shared: one request at a time."""
+Answer = TypeVar("Answer", bound=Response)
+
+
+class Client(Generic[Answer]):
+    """One user's connection, and the class of its responses. Not to be shared: one request at a time."""
 
     _done: bool
     _keep: bool
@@ -142,7 +145,8 @@ class Client:
     _error: str | None
     _received: int
 
-    def __init__(self, connector: Connector) -> None:
+    def __init__(self, connector: Connector, answer: type[Answer]) -> None:
+        self._answer = answer
         self.pause = 0.0
         """Seconds that the user must wait before the next request, because connecting failed."""
         self.parked = False
@@ -158,7 +162,7 @@ class Client:
         self._reset()
         connector.clients.add(self)
 
-    def request(self, wire: bytes, *, has_body: bool = True) -> Response:
+    def request(self, wire: bytes, *, has_body: bool = True) -> Answer:
         """Send the encoded request and wait for its answer; errors come back in the response, none is raised.
 
         `has_body` says whether an answer may have one: that to a HEAD has none, whatever it says of its length.
@@ -192,10 +196,10 @@ class Client:
         seconds = perf_counter() - begun
         if not self._done:
             self._disconnect()
-            return Response(0, b"", b"", seconds, self._error, received=self._received)
+            return self._answer(0, b"", b"", seconds, self._error, received=self._received)
         if not self._keep:
             self._disconnect()
-        return Response(self._status, b"".join(self._chunks), self._head, seconds, received=self._received)
+        return self._answer(self._status, b"".join(self._chunks), self._head, seconds, received=self._received)
 
     def close(self) -> None:
         self._connector.clients.discard(self)

@@ -9,6 +9,7 @@ from email.message import Message
 from functools import cached_property
 from http import HTTPStatus
 from http.cookiejar import CookieJar
+from operator import attrgetter
 from time import perf_counter, time
 from types import MappingProxyType, TracebackType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -42,23 +43,26 @@ class PythonRun:
         self.fire = fire
         self._connectors: dict[tuple[Target, float], Connector] = {}
 
-    def connect(self, target: Target, timeout: float) -> Client:
+    def connect(self, target: Target, timeout: float) -> "Client[PythonResponse]":
         key = (target, timeout)
         if key not in self._connectors:
             self._connectors[key] = Connector(target, timeout, self.recorder.add_connection)
-        return Client(self._connectors[key])
+        return Client(self._connectors[key], PythonResponse)
 
     def close(self) -> None:
         for connector in self._connectors.values():
             connector.close()
 
 
-class PythonResponse:
+class PythonResponse(Response):
     """What came of a request, with the names that Locust's response has; a context manager for `catch_response`.
 
     Whatever few users ask for is made when it is asked for, as there is one of these for each request.
     """
 
+    url: str = ""
+    method: str = ""
+    name: str = ""
     history: Sequence[str] = ()
     """The addresses that redirects led away from."""
     context: Mapping[str, Any] = MappingProxyType({})
@@ -66,15 +70,9 @@ class PythonResponse:
     """Called at the end of a `with`, where the request was made for one."""
     _result: str | bool | None = None
 
-    def __init__(self, answer: Response, url: str, seconds: float, method: str, name: str) -> None:
-        self.status_code = answer.status
-        self.content = answer.content
-        self.error = answer.error
-        self.url = url
-        self.seconds = seconds
-        self.method = method
-        self.name = name
-        self.answer = answer
+    @property
+    def status_code(self) -> int:
+        return self.status
 
     @property
     def elapsed(self) -> timedelta:
@@ -104,21 +102,21 @@ class PythonResponse:
     @cached_property
     def headers(self) -> Message:
         """The headers, whose names have no case."""
-        return _parse_headers(self.answer.head)
+        return _parse_headers(self.head)
 
     @property
     def failure_reason(self) -> str | None:
         """Why the request counts as failed: what `failure` was given, or the error or status, as in a scenario."""
         if self._result is not None:
             return None if isinstance(self._result, bool) else self._result
-        return self.error or (f"status {self.status_code}" if self.status_code >= 400 else None)  # noqa: PLR2004  as k6
+        return self.error or (f"status {self.status}" if self.status >= 400 else None)  # noqa: PLR2004  as k6
 
     def json(self) -> Any:
         return json_module.loads(self.content)
 
     def raise_for_status(self) -> None:
-        if self.error or self.status_code >= 400:  # noqa: PLR2004  what HTTP calls an error
-            raise CatchResponseError(self.error or f"status {self.status_code}")
+        if self.error or self.status >= 400:  # noqa: PLR2004  what HTTP calls an error
+            raise CatchResponseError(self.error or f"status {self.status}")
 
     def success(self) -> None:
         """Count this request as good, whatever its status is; in a `with` of `catch_response`."""
@@ -158,8 +156,8 @@ class PythonClient:
         self.request_name: str | None = None
         self._user = user
         self._run = run
-        self._clients: dict[tuple[str, float | None], Client] = {}
-        self._remembered: dict[tuple[str, str], Sending] = {}
+        self._clients: dict[tuple[str, float | None], Client[PythonResponse]] = {}
+        self._remembered: dict[tuple[str, str, str | None], Sending] = {}
 
     @contextmanager
     def rename_request(self, name: str) -> Iterator[None]:
@@ -170,8 +168,8 @@ class PythonClient:
         finally:
             self.request_name = None
 
-    def get(self, url: str, **options: Any) -> PythonResponse:
-        return self.request("GET", url, **options)
+    def get(self, url: str, name: str | None = None, **options: Any) -> PythonResponse:
+        return self.request("GET", url, name, **options) if options else self._repeat("GET", url, name)
 
     def options(self, url: str, **options: Any) -> PythonResponse:
         return self.request("OPTIONS", url, **options)
@@ -188,8 +186,8 @@ class PythonClient:
     def patch(self, url: str, data: Any = None, **options: Any) -> PythonResponse:
         return self.request("PATCH", url, data=data, **options)
 
-    def delete(self, url: str, **options: Any) -> PythonResponse:
-        return self.request("DELETE", url, **options)
+    def delete(self, url: str, name: str | None = None, **options: Any) -> PythonResponse:
+        return self.request("DELETE", url, name, **options) if options else self._repeat("DELETE", url, name)
 
     def request(
         self,
@@ -209,30 +207,47 @@ class PythonClient:
         allow_redirects: bool = True,
     ) -> PythonResponse:
         """Send a request and measure it, under `name` or its path; an error is in the response, none is raised."""
-        plain = not (params or data is not None or json is not None or headers or cookies or auth)
-        plain = plain and not (self.headers or self.auth or self.cookies._cookies)  # type: ignore[attr-defined]  # noqa: SLF001  its length walks through all of it
-        sending = self._remembered.get((method, url)) if plain else None
+        name = name or self.request_name
+        given = params or data is not None or json is not None or headers or cookies or auth or timeout
+        plain = not (given or self._adds_headers())
+        sending = self._remembered.get((method, url, name)) if plain else None
         if sending is None:
             body, kind = _encode_body(data, json)
-            given = {**self.headers, **(headers or {})}
+            all_headers = {**self.headers, **(headers or {})}
             if kind:
-                add_header(given, "Content-Type", kind)
+                add_header(all_headers, "Content-Type", kind)
             if login := auth or self.auth:
-                add_header(given, "Authorization", f"Basic {base64.b64encode(':'.join(login).encode()).decode()}")
+                credentials = base64.b64encode(":".join(login).encode()).decode()
+                add_header(all_headers, "Authorization", f"Basic {credentials}")
             if cookies:
-                add_header(given, "Cookie", "; ".join(f"{key}={value}" for key, value in cookies.items()))
-            sending = self._encode(method, self._make_address(url, params), given, body)
+                add_header(all_headers, "Cookie", "; ".join(f"{key}={value}" for key, value in cookies.items()))
+            sending = self._encode(method, self._make_address(url, params), name, all_headers, body, timeout)
             if plain and len(self._remembered) < _MOST_REMEMBERED:
-                self._remembered[method, url] = sending
-        name = name or self.request_name or sending.name
-        answer = self._send(sending, timeout)
-        if allow_redirects and answer.status in _MOVED:
-            begun = perf_counter() - answer.seconds
-            answer, last, history = self._follow(answer, sending, timeout)
-            response = PythonResponse(answer, last.address, perf_counter() - begun, method, name)
-            response.history = history
-        else:
-            response = PythonResponse(answer, sending.address, answer.seconds, method, name)
+                self._remembered[method, url, name] = sending
+        return self._perform(sending, context, catch_response=catch_response, allow_redirects=allow_redirects)
+
+    def _repeat(self, method: str, url: str, name: str | None) -> PythonResponse:
+        """`request` without options; one that was made before takes the short way."""
+        sending = self._remembered.get((method, url, name or self.request_name))
+        if sending is None or self._adds_headers():
+            return self.request(method, url, name)
+        return self._perform(sending)
+
+    def _adds_headers(self) -> object:
+        return self.headers or self.auth or self.cookies._cookies  # type: ignore[attr-defined]  # noqa: SLF001  its length walks through all of it
+
+    def _perform(
+        self,
+        sending: "Sending",
+        context: Mapping[str, Any] | None = None,
+        *,
+        catch_response: bool = False,
+        allow_redirects: bool = True,
+    ) -> PythonResponse:
+        response = self._send(sending)
+        if allow_redirects and response.status in _MOVED:
+            response = self._follow(response, sending)
+        response.name, response.method = sending.name, sending.method
         if self._run.fire:
             response.context = {**self._user.context(), **(context or {})}
         if catch_response:
@@ -251,7 +266,9 @@ class PythonClient:
             address += ("&" if "?" in address else "?") + urlencode(_list_pairs(params), doseq=True)
         return _escape(address)
 
-    def _encode(self, method: str, address: str, headers: dict[str, str], body: bytes) -> "Sending":
+    def _encode(
+        self, method: str, address: str, name: str | None, headers: dict[str, str], body: bytes, timeout: float | None
+    ) -> "Sending":
         parts = urlsplit(address)
         origin = f"{parts.scheme}://{parts.netloc}"
         target = Target.parse(origin)
@@ -264,42 +281,42 @@ class PythonClient:
                 headers["Cookie"] = f"{cookie}; {given}" if given else cookie
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         wire = encode(Request(method, path, headers, body), target)
-        return Sending(method, address, path, origin, target, headers, body, wire)
-
-    def _send(self, sending: "Sending", timeout: float | None) -> Response:
-        key = (sending.origin, timeout)
-        client = self._clients.get(key)
+        client = self._clients.get((origin, timeout))
         if client is None:
-            client = self._clients[key] = self._run.connect(sending.target, timeout or self._user.timeout)
+            client = self._clients[origin, timeout] = self._run.connect(target, timeout or self._user.timeout)
+        return Sending(client, wire, method, address, name or path, headers, body, timeout)
+
+    def _send(self, sending: "Sending") -> PythonResponse:
+        client, recorder = sending.client, self._run.recorder
         self._user.has_yielded = True
-        recorder = self._run.recorder
         try:
-            answer = client.request(sending.wire, has_body=sending.method != "HEAD")
+            response = client.request(sending.wire, has_body=sending.method != "HEAD")
         except BaseException:
             recorder.interrupted += 1
             raise
-        recorder.sent_seconds += answer.seconds
+        recorder.sent_seconds += response.seconds
+        response.url = sending.address
         if client.pause:
             self._user.pause(client.pause)
-        if b"set-cookie:" in answer.head.lower():
+        if b"set-cookie:" in response.head.lower():
             request = CookieRequest(sending.address)  # noqa: S310  nothing is opened: it only carries what a jar asks for
-            self.cookies.extract_cookies(_CookieResponse(_parse_headers(answer.head)), request)  # type: ignore[arg-type]  # all that a jar asks for
-        return answer
+            self.cookies.extract_cookies(_CookieResponse(response.headers), request)  # type: ignore[arg-type]  # all that a jar asks for
+        return response
 
-    def _follow(
-        self, answer: Response, sending: "Sending", timeout: float | None
-    ) -> tuple[Response, "Sending", list[str]]:
-        """Follow redirects (RFC 9110, 15.4), to the last answer, what asked for it, and the addresses before."""
+    def _follow(self, response: PythonResponse, sending: "Sending") -> PythonResponse:
+        """Follow redirects (RFC 9110, 15.4) to the last answer, which took as long as all of them."""
+        begun = perf_counter() - response.seconds
         history: list[str] = []
-        while answer.status in _MOVED and (place := answer.header("Location")):
+        while response.status in _MOVED and (place := response.header("Location")):
             if len(history) == MOST_REDIRECTS:
-                return Response(0, b"", b"", 0.0, f"more than {MOST_REDIRECTS} redirects"), sending, history
+                response = PythonResponse(0, b"", b"", 0.0, f"more than {MOST_REDIRECTS} redirects")
+                break
             history.append(sending.address)
             method, body, headers = sending.method, sending.body, dict(sending.headers)
             there = _escape(urljoin(sending.address, place))
             dropped = {"cookie"}  # the jar knows which belong there
-            if answer.status == HTTPStatus.SEE_OTHER or (
-                answer.status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and method == "POST"
+            if response.status == HTTPStatus.SEE_OTHER or (
+                response.status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and method == "POST"
             ):
                 method, body = "HEAD" if method == "HEAD" else "GET", b""
                 dropped.add("content-type")
@@ -307,16 +324,18 @@ class PythonClient:
                 dropped.add("authorization")
             headers = {name: value for name, value in headers.items() if name.lower() not in dropped}
             try:
-                sending = self._encode(method, there, headers, body)
+                sending = self._encode(method, there, None, headers, body, sending.timeout)
             except ValueError as error:
-                return Response(0, b"", b"", 0.0, f"redirected to {there}: {error}"), sending, history
-            answer = self._send(sending, timeout)
-        return answer, sending, history
+                response = PythonResponse(0, b"", b"", 0.0, f"redirected to {there}: {error}")
+                break
+            response = self._send(sending)
+        response.url, response.history, response.seconds = sending.address, history, perf_counter() - begun
+        return response
 
     def _report(self, response: PythonResponse) -> None:
         run, failure = self._run, response.failure_reason
         series = run.recorder.add_series(response.name, response.method)
-        series.received += response.answer.received
+        series.received += response.received
         series.add(response.seconds, failure, len(response.content))
         if run.fire:
             exception = CatchResponseError(failure) if failure else None
@@ -324,16 +343,16 @@ class PythonClient:
 
 
 class Sending(NamedTuple):
-    """A request as it goes to a target; `name` is its path, as it is measured without a name of its own."""
+    """A request as it goes over a connection; `name` is what it is measured as."""
 
+    client: Client[PythonResponse]
+    wire: bytes
     method: str
     address: str
     name: str
-    origin: str
-    target: Target
     headers: dict[str, str]
     body: bytes
-    wire: bytes
+    timeout: float | None
 
 
 class GoalsUser(User):
@@ -422,6 +441,8 @@ def _sleep(task_set: TaskSet, seconds: float) -> None:
 
 # Whichever task set waits, even one within another, a wait is where an iteration ends. Locust has no event for it.
 TaskSet._sleep = _sleep  # type: ignore[method-assign]  # noqa: SLF001
+# The same property without a frame of Python's: each turn asks it five times, a twentieth of a request.
+TaskSet.user = property(attrgetter("_user"))  # type: ignore[assignment,method-assign]
 
 
 class _CookieResponse(NamedTuple):

@@ -18,7 +18,7 @@ from loadtest import report
 from loadtest.client import Response
 from loadtest.executors import Closed
 from loadtest.journal import Journal
-from loadtest.python_users import GoalsUser, PythonResponse, PythonRun
+from loadtest.python_users import GoalsUser, PythonRun
 from loadtest.recorder import Counter, Fresh, Recorder, middle
 from loadtest.scenario import Scenario, Target, parse_conditions, read_scenario
 from loadtest.thresholds import ERROR, USAGE, Threshold, complete, evaluate, read_objectives
@@ -230,7 +230,7 @@ class Session:
 
     def on_request(self, request_type: str, name: str, response_time: float, **event: Any) -> None:
         """Measure what clients other than ours report by Locust's event, such as one for another protocol."""
-        if isinstance(event.get("response"), Response | PythonResponse) or self._run is None:
+        if isinstance(event.get("response"), Response) or self._run is None:
             return
         series = self.recorder.add_series(name, request_type)
         series.is_foreign = True

@@ -103,7 +103,7 @@ class VirtualUser:
     def __init__(self, run: Run, is_stopping: Callable[[], bool]) -> None:
         self._run = run
         self._is_stopping = is_stopping
-        self._client = client.Client(run.connector)
+        self._client = client.Client(run.connector, Response)
         self._number = next(run.numbers)
         self._iteration = -1
         run.recorder.add_users(1)
