@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -11,7 +12,7 @@ from alembic.util import CommandError
 
 from goals.connections import explain
 from goals.settings import Settings
-from tests.conftest import serving, speaking_to, upgrade
+from tests.conftest import WIDE, serving, speaking_to, upgrade
 from tools.polling import until
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -88,7 +89,8 @@ async def test_what_is_in_the_way_is_named(
         with pytest.raises(CommandError) as refusal:
             await upgrade(settings)
         assert reason in str(refusal.value)
-        async with serving(settings) as service, speaking_to(service.operators_port) as operator:
+        limits = replace(WIDE, retry_budget=0.2)
+        async with serving(settings, limits) as service, speaking_to(service.operators_port) as operator:
 
             async def says_so() -> bool:
                 return reason in (await operator.get("/readyz")).text

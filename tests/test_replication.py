@@ -1,6 +1,7 @@
 """What is told while no standby confirms anything: no write is acknowledged, not even one that finds nothing."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
@@ -10,6 +11,7 @@ from goals.database import Database
 from goals.errors import DatabaseUnavailableError, GoalNotFoundError
 from goals.schemas import new_key
 from goals.settings import Settings
+from tests.conftest import WIDE
 from tools.polling import until
 
 _WRITE = "SELECT pg_logical_emit_message(true, 'test', '')"
@@ -46,14 +48,21 @@ async def followers_gone(administrator: asyncpg.Connection, database: Database) 
     await until(acknowledges)
 
 
-async def test_a_removal_that_finds_nothing_is_not_acknowledged(database: Database, followers_gone: None) -> None:
-    with pytest.raises(DatabaseUnavailableError):
-        await store.delete_goal(database, 4711)
+@pytest.fixture
+async def impatient(settings: Settings, followers_gone: None) -> AsyncIterator[Database]:
+    database = Database(settings, replace(WIDE, retry_budget=0.5))
+    yield database
+    await database.close()
 
 
-async def test_a_rename_that_finds_nothing_is_not_acknowledged(database: Database, followers_gone: None) -> None:
+async def test_a_removal_that_finds_nothing_is_not_acknowledged(impatient: Database) -> None:
     with pytest.raises(DatabaseUnavailableError):
-        await store.update_goal(database, 4711, "renamed")
+        await store.delete_goal(impatient, 4711)
+
+
+async def test_a_rename_that_finds_nothing_is_not_acknowledged(impatient: Database) -> None:
+    with pytest.raises(DatabaseUnavailableError):
+        await store.update_goal(impatient, 4711, "renamed")
 
 
 async def test_what_finds_nothing_says_so(database: Database) -> None:

@@ -394,8 +394,8 @@ def _write(connection: Connection) -> None:
             if (goal.goal_name, goal.idempotency_key, goal.original_name) != (name, key, None) or goal.id < 1:
                 raise ConfigurationError(f"a trigger or default of goals changes what is written ({what}): drop it")
         for what, goal in zip(("a rename", "another rename"), made[:: len(_TRIALS)], strict=True):
-            renamed = connection.execute(update, {"name": goal.goal_name[::-1], "id": goal.id}).one()
-            if renamed.goal_name != goal.goal_name[::-1]:
+            name = f"{what} of {goal.goal_name}"
+            if connection.execute(update, {"name": name, "id": goal.id}).one().goal_name != name:
                 raise ConfigurationError(f"a trigger of goals changes what is written ({what}): drop it")
         what = "a removal"
         connection.execute(delete, {"id": goal.id}).one()

@@ -45,7 +45,7 @@ class Limits:
     read_ahead: int = 8 * 1024
     """Of pipelined requests, in h11; asyncio's reader, whose own default is 64 kB, and its transport (256 kB) hold
     twice as much each."""
-    answer_piece: int = 8 * 1024
+    answer_piece: int = 16 * 1024
     """Of an answer, copied to wait for the client; the rest stays where the application has it."""
     kernel_buffer: int = 32 * 1024
     """In each direction; the kernel doubles it, and would take megabytes of the pod's memory otherwise."""
@@ -57,8 +57,8 @@ class Limits:
     """To the operators' port, whatever the public one holds."""
     spare_descriptors: int = 64
     """For PostgreSQL and files; what these two leave is the public port's."""
-    connection_memory: int = 105_000
-    """Of a client that does not read: 41 kB of ours and 64 kB of the kernel's; an idle connection takes 8 kB."""
+    connection_memory: int = 113_000
+    """Of a client that does not read: 49 kB of ours and 64 kB of the kernel's; an idle connection takes 8 kB."""
     log_interval: float = 10.0
     """Between two log lines about clients that do the same; each is counted."""
     traces_flush: float = 2.0
