@@ -25,7 +25,7 @@ class Reader(GoalsUser):
     @tag("api")
     def list_goals(self) -> None:
         with self.client.get("/api/v1/goals", catch_response=True) as response:
-            if "items" not in response.json():
+            if "goals" not in response.json():
                 response.failure("no list of goals")
 
 
