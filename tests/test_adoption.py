@@ -92,6 +92,16 @@ async def use(settings: Settings) -> None:
         await database.close()
 
 
+async def adopt_and_use(settings: Settings) -> str:
+    """The reason why the table cannot be used, if there is one."""
+    try:
+        await upgrade(settings)
+    except CommandError as refusal:
+        return str(refusal)
+    await use(settings)
+    return ""
+
+
 @cases("refused")
 async def test_what_cannot_be_served_is_refused_and_left_alone(
     database: Settings, connection: asyncpg.Connection, made: str, reason: str
@@ -109,8 +119,7 @@ async def test_what_cannot_be_served_is_refused_and_left_alone(
 async def test_what_can_be_served_is(database: Settings, connection: asyncpg.Connection, made: str) -> None:
     await connection.execute(made)
     await connection.execute("INSERT INTO goals (goal_name) VALUES ('theirs')")
-    await upgrade(database)
-    await use(database)
+    assert await adopt_and_use(database) == ""
     assert await connection.fetchval("SELECT goal_name FROM goals ORDER BY id") == "theirs"
 
 
@@ -198,10 +207,18 @@ async def test_a_dry_run_says_what_would_be_done_and_does_nothing(
 def draw(chance: random.Random) -> str:
     """A table such as somebody may have."""
     one = chance.choice
-    constraints = ["", "", "", " UNIQUE", " CHECK (goal_name <> '')", " CHECK (length(goal_name) < 100)", " DEFAULT ''"]
-    name_type = one(["TEXT", "TEXT", "VARCHAR", "VARCHAR(255)", "VARCHAR(20)", "CHAR(20)", "NAME"])
+    constraints = [*[""] * 9, " UNIQUE", " CHECK (goal_name <> '')", " CHECK (length(goal_name) < 100)", " DEFAULT ''"]
+    name_type = one([*["TEXT"] * 4, "VARCHAR", "VARCHAR(255)", "VARCHAR(20)", "CHAR(20)", "NAME"])
     columns = [
-        one(["id SERIAL", "id BIGSERIAL", "id SMALLSERIAL", "id INTEGER", "id BIGINT GENERATED ALWAYS AS IDENTITY"])
+        one(
+            [
+                *["id SERIAL"] * 4,
+                "id BIGSERIAL",
+                "id SMALLSERIAL",
+                "id INTEGER",
+                "id BIGINT GENERATED ALWAYS AS IDENTITY",
+            ]
+        )
         + one([" PRIMARY KEY"] * 5 + [" UNIQUE NOT NULL", ""]),
         f"goal_name {name_type}{one([' NOT NULL'] * 5 + [''])}{one(constraints)}",
     ]
@@ -250,13 +267,3 @@ async def test_a_generated_table_is_refused_or_served(
     sys.stdout.write(f"GENERATED_TABLES={NUMBER}:{SEED}: {made}\n")
     await connection.execute(made)
     assert "\n" not in await adopt_and_use(database)
-
-
-async def adopt_and_use(settings: Settings) -> str:
-    """The reason why the table cannot be used, if there is one."""
-    try:
-        await upgrade(settings)
-    except CommandError as refusal:
-        return str(refusal)
-    await use(settings)
-    return ""
