@@ -13,7 +13,7 @@ from sqlalchemy import text
 
 from goals import store
 from goals.database import Database
-from goals.models import SCHEMA_REVISION, Goal, Page, Total
+from goals.models import COLUMN_TYPES, SCHEMA_REVISION, Goal, Page, Total
 
 MODULE = "drills.seed"
 TABLE = "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name VARCHAR(255) NOT NULL)"
@@ -51,8 +51,14 @@ async def select_revision(database: Database) -> str:
     return SCHEMA_REVISION
 
 
+async def select_column_types(database: Database) -> dict[str, str]:
+    """Say so of the columns as well."""
+    await database.fetch(text("SELECT 1"))
+    return COLUMN_TYPES
+
+
 if __name__ == "__main__":
-    for statement in (select_page_and_total, insert_goal, delete_goal, select_revision):
+    for statement in (select_page_and_total, insert_goal, delete_goal, select_revision, select_column_types):
         setattr(store, statement.__name__, statement)
     sys.argv = ["goals", "serve"]
     runpy.run_module("goals", run_name="__main__", alter_sys=True)
