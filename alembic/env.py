@@ -171,7 +171,7 @@ def _look(connection: Connection) -> bool:
     adoption.check_revisions(connection, heads)
     dry_run = bool(context.config.attributes.get("dry_run"))
     pending = [script for script in context.script.walk_revisions() if not heads or script.revision > heads[0]]
-    mended = adoption.adopt(connection, pending=bool(pending), dry_run=dry_run)
+    mended = adoption.adopt(connection, pending=bool(pending), first=not heads, dry_run=dry_run)
     connection.rollback()
     for line in mended:
         log.info(line)

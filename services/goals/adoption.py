@@ -273,13 +273,13 @@ def check_revisions(connection: Connection, heads: Sequence[str]) -> None:
         )
 
 
-def adopt(connection: Connection, *, pending: bool, dry_run: bool = False) -> list[str]:
+def adopt(connection: Connection, *, pending: bool, first: bool, dry_run: bool = False) -> list[str]:
     """Look at a database that is about to be migrated, mend what is safe to mend, and say in a line each what that was.
 
     A `ConfigurationError` says in one line what the service could not work with, and what to do; nothing is altered
-    then. `dry_run` mends nothing. As no catalogue tells what a trigger or a constraint does, what is `pending` is
-    tried: the columns are added, and goals added, renamed and removed, in a transaction that is rolled back and locks
-    the table for as long.
+    then. `dry_run` mends nothing. As no catalogue tells what a trigger or a constraint does, a table that none of our
+    revisions has met (`first`) is tried: the columns are added, and goals added, renamed and removed, in a transaction
+    that is rolled back and locks the table for as long.
     """
     for statement in (*(_RIGHTS if pending else ()), *_OBSTACLES):
         _refuse(connection, statement)
@@ -289,7 +289,7 @@ def adopt(connection: Connection, *, pending: bool, dry_run: bool = False) -> li
     sequence = connection.execute(text(_SEQUENCE)).one()
     following = _check_sequence(connection, sequence)
     behind = sequence.highest is not None and following <= sequence.highest
-    if pending:
+    if first:
         _try(connection, sequence, set_to=sequence.highest if behind else None)
     if not behind:
         return []
