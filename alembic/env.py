@@ -120,10 +120,10 @@ async def _migrate(settings: Settings) -> None:
 
 
 async def _take_turn(guard: AsyncConnection) -> None:
-    # Asked again and again, not waited for: a statement that waits holds a snapshot, and the winner's CREATE INDEX
-    # CONCURRENTLY would wait for that snapshot to go: a deadlock.
     if await guard.scalar(text("SHOW lock_timeout")) != f"{LOCK_TIMEOUT * 1000:.0f}ms":
         raise CommandError("a pooler drops startup parameters such as lock_timeout: let DB_HOST name PostgreSQL itself")
+    # Asked again and again, not waited for: a statement that waits holds a snapshot, and the winner's CREATE INDEX
+    # CONCURRENTLY would wait for that snapshot to go: a deadlock.
     deadline = time.monotonic() + TURN_PATIENCE
     said = False
     while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}):

@@ -285,7 +285,8 @@ def adopt(connection: Connection, *, pending: bool, first: bool, dry_run: bool =
         _refuse(connection, statement)
     if not _has_table(connection):
         return []
-    _check_rows(connection)
+    if first:
+        _check_rows(connection)
     sequence = connection.execute(text(_SEQUENCE)).one()
     following = _check_sequence(connection, sequence)
     behind = sequence.highest is not None and following <= sequence.highest

@@ -52,7 +52,7 @@ class Limits:
     accepts_per_turn: int = 16
     """Connections of a port in one turn of the event loop, so that requests under way do not wait for a flood."""
     refusals_per_turn: int = 256
-    """As before, of a full port: an honest client among them is told at once, and a refusal costs next to nothing."""
+    """Connections closed in one turn while the port is full: closing is cheap, and nobody waits long for it."""
     operators_connections: int = 64
     """To the operators' port, whatever the public one holds."""
     spare_descriptors: int = 64
