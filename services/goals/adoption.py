@@ -295,7 +295,8 @@ def adopt(connection: Connection, *, pending: bool, first: bool, dry_run: bool =
     if not behind:
         return []
     if not dry_run:
-        _set(connection, sequence.name, sequence.highest)
+        connection.execute(text("LOCK TABLE goals IN SHARE ROW EXCLUSIVE MODE"))  # so that nobody else adds meanwhile
+        _set(connection, sequence.name, max(sequence.highest, _read(connection, sequence.name).last_value))
         connection.commit()
     verb = "would be set" if dry_run else "has been set"
     return [f"the next id was {following}, and goals has ids up to {sequence.highest}: {sequence.name} {verb} to that"]
