@@ -42,10 +42,10 @@ fix: $(VENV)/.lint  ## correct what ruff can, and format
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-WORKERS ?= 2
+WORKERS ?= 3  # some tests wait, so that two cores have work for three
 test: $(VENV)/.dev  ## service, load test and tools on a real PostgreSQL 18, with branch coverage; CONTRIBUTING.md has the other suites
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) $(ARGS)
+	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 

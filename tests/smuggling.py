@@ -185,8 +185,8 @@ async def send(
 
 
 async def send_all(port: int, host: str = "localhost", tls: ssl.SSLContext | None = None) -> dict[str, Outcome]:
-    """Each shape on a connection of its own, four at a time: some take as long as a body may."""
-    turns = asyncio.Semaphore(4)
+    """Each shape on a connection of its own, many at a time: some take as long as a body may."""
+    turns = asyncio.Semaphore(32)
 
     async def take_turn(name: str) -> Outcome:
         async with turns:

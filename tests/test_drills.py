@@ -133,12 +133,12 @@ def test_only_a_drill_that_failed_by_timing_or_a_silent_control_may_be_tried_aga
 def test_a_drill_that_is_ended_early_leaves_nothing_behind(tmp_path: Path) -> None:
     # PostgreSQL's socket has to fit into 107 characters of path.
     with tempfile.TemporaryDirectory(prefix="drill-", dir="/tmp") as folder:
-        command = [sys.executable, "-m", "drills", "stuck", "--short", "--out", str(tmp_path)]
+        command = [sys.executable, "-m", "drills", "restore", "--short", "--out", str(tmp_path)]
         variables = clean_environment(TMPDIR=folder)
         with subprocess.Popen(command, cwd=ROOT, env=variables, stderr=subprocess.PIPE, text=True) as drill:
             try:
                 assert drill.stderr is not None
-                assert "terminated" in drill.stderr.readline()  # the first case: all that a drill needs is there
+                assert "base backup" in drill.stderr.readline()  # the first case: all that a drill needs is there
                 started = list_processes(folder)
                 drill.terminate()
                 errors = drill.stderr.read()

@@ -1,10 +1,13 @@
 """No request hides behind another: what is carried out is answered, at both ports (through gateways: tests/k8s)."""
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import text
 
 from goals.database import Database
-from tests.conftest import Service
+from goals.settings import Settings
+from tests.conftest import LIMITS, WIDE, serving, until_ready
 from tests.smuggling import SHAPES, send_all
 
 
@@ -14,11 +17,13 @@ def test_there_are_as_many_shapes_as_are_known() -> None:
 
 @pytest.mark.parametrize("public", [True, False])
 async def test_a_request_behind_an_ambiguous_one_is_answered_or_not_carried_out(
-    service: Service,
+    settings: Settings,
     database: Database,
     public: bool,  # noqa: FBT001  a parameter of the test
 ) -> None:
-    outcomes = await send_all(service.port if public else service.operators_port)
+    async with serving(settings, replace(WIDE, body_deadline=LIMITS.body_deadline)) as service:
+        await until_ready(service)
+        outcomes = await send_all(service.port if public else service.operators_port)
     added = {row.goal_name for row in await database.fetch(text("SELECT goal_name FROM goals"))}
     answered = {name for name, outcome in outcomes.items() if 303 in outcome.statuses}
     assert added == answered
