@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from goals import adoption, embedded, signals
-from goals.connections import connect_arguments, explain
+from goals.connections import connect_arguments, explain, look_for_adopted
 from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.models import metadata
@@ -97,7 +97,7 @@ def _number(_context: MigrationContext, _revision: object, directives: list[Migr
 
 async def _migrate(settings: Settings) -> None:
     async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             **connect_arguments(settings, context.config.attributes.get("limits", Limits())),
             server_settings={
                 "application_name": "goals-migrate",
@@ -107,6 +107,8 @@ async def _migrate(settings: Settings) -> None:
                 "idle_session_timeout": "0",
             },
         )
+        await look_for_adopted(connection)
+        return connection
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     try:

@@ -10,14 +10,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import SimpleNamespace
 from uuid import UUID
 
 import structlog
 import uuid_utils
-from sqlalchemy import DateTime, bindparam, insert
+from sqlalchemy import insert
 
 from goals import app, connections, logs, sqlstates, store
 from goals.database import Database
@@ -31,13 +31,10 @@ MODULE = "drills.broken"
 
 def retry_without_a_key() -> None:
     """Statements are sent again after a failure, but nothing tells a second one from another goal of that name."""
-    blind = (
-        insert(goals).values(goal_name=bindparam("name")).returning(goals.c.id, goals.c.goal_name, goals.c.created_at)
-    )
 
-    async def insert_goal(database: Database, name: str, key: UUID) -> Goal:
-        (row,) = await database.fetch(blind, {"name": name})
-        return Goal(row.id, row.goal_name, row.created_at)
+    async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
+        (row,) = await database.fetch(insert(goals).values(**values).returning(*store._COLUMNS))
+        return Goal._make(row)
 
     store.insert_goal = insert_goal
 
@@ -110,14 +107,13 @@ def jump_by_an_hour() -> None:
 def stamp_goals_itself() -> None:
     """When a goal was made is told by the clock of the replica, which jumps as above, and not by PostgreSQL's."""
     jump_by_an_hour()
-    stamped = store._INSERT_ONCE.values(created_at=bindparam("now", type_=DateTime(timezone=True)))
+    insert_goal = store.insert_goal
 
-    async def insert_goal(database: Database, name: str, key: UUID) -> Goal:
+    async def stamp(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
         now = logs.datetime.now(UTC)  # type: ignore[attr-defined]  # what it imported
-        (row,) = await database.fetch(stamped, {"name": name, "key": key, "now": now})
-        return Goal(row.id, row.goal_name, row.created_at)
+        return await insert_goal(database, {**values, "created_at": now}, key, fingerprint)
 
-    store.insert_goal = insert_goal
+    store.insert_goal = stamp
 
 
 WAYS: dict[str, Callable[[], Limits | None]] = {

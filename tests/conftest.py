@@ -193,10 +193,20 @@ async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
     """The service's own way to an empty table."""
     database = Database(settings, WIDE)
     async with database.engine.connect() as connection:
-        await connection.execute(text("TRUNCATE goals RESTART IDENTITY"))
+        await connection.execute(text("TRUNCATE goals, goal_keys RESTART IDENTITY"))
     await database.engine.dispose()
     yield database
     await database.close()
+
+
+@pytest.fixture
+async def undated(database: Database) -> AsyncIterator[None]:
+    """A goal of which nobody knows when it was made, as those of an adopted table are."""
+    await alter(database, "ALTER TABLE goals ALTER COLUMN created_at DROP NOT NULL")
+    await alter(database, "INSERT INTO goals (goal_name, created_at) VALUES ('old', NULL)")
+    yield
+    await alter(database, "DELETE FROM goals")
+    await alter(database, "ALTER TABLE goals ALTER COLUMN created_at SET NOT NULL")
 
 
 @pytest.fixture

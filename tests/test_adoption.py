@@ -50,7 +50,7 @@ async def database(settings: Settings) -> AsyncIterator[Settings]:
 @pytest.fixture
 async def connection(database: Settings) -> AsyncIterator[asyncpg.Connection]:
     connection = await asyncpg.connect(**connect_arguments(database, WIDE))
-    await connection.execute("DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public")
+    await connection.execute("DROP SCHEMA IF EXISTS goals_adopted, public CASCADE; CREATE SCHEMA public")
     yield connection
     await connection.close()
 
@@ -79,11 +79,11 @@ async def use(settings: Settings) -> None:
     try:
         for number, name in enumerate(["a", "a", "A", "x" * 255, "é" * 255, "☃️ “?”", "'; DROP--", "%s {} \\"] * 2):
             key = uuid4()
-            goal = await store.insert_goal(database, name, key)
-            assert await store.insert_goal(database, name, key) == goal
+            goal = await store.insert_goal(database, {"goal_name": name}, key, b"")
+            assert await store.insert_goal(database, {"goal_name": name}, key, b"") == goal
             assert goal.id > 0
             if number % 2:
-                await store.update_goal(database, goal.id, f"{number}", seen=goal)
+                await store.update_goal(database, goal.id, {"goal_name": f"{number}"}, seen=goal)
             if number % 3:
                 await store.delete_goal(database, goal.id)
         page, _ = await store.select_page_and_total(database, before=None, after=None, limit=50)
@@ -136,7 +136,7 @@ async def test_a_sequence_that_is_behind_is_set(
     # Rows that are brought in later, with their ids.
     await connection.execute("INSERT INTO goals (id, goal_name) VALUES (9000, 'goal')")
     await upgrade(database)
-    assert await connection.fetchval("SELECT nextval('goals_id_seq')") == 9001
+    assert await connection.fetchval("SELECT nextval('goals_adopted.goals_id_seq')") == 9001
 
 
 async def test_ids_that_others_have_had_are_not_given_out_again(
@@ -145,7 +145,7 @@ async def test_ids_that_others_have_had_are_not_given_out_again(
     await connection.execute(PLAIN)
     await connection.execute(TRIGGER.format("PERFORM nextval('goals_id_seq'); RETURN NEW;", "BEFORE INSERT"))
     await upgrade(database)
-    assert await connection.fetchval("SELECT nextval('goals_id_seq')") > 20
+    assert await connection.fetchval("SELECT nextval('goals_adopted.goals_id_seq')") > 20
 
 
 async def test_a_lock_is_waited_for(database: Settings, connection: asyncpg.Connection) -> None:
@@ -181,6 +181,20 @@ async def test_what_the_role_cannot_do_is_refused(empty: Settings, made: str, re
     with pytest.raises(CommandError) as refusal:
         await upgrade(empty)
     assert reason in str(refusal.value)
+
+
+async def test_without_the_right_to_make_a_schema_the_table_stays_and_somebody_is_warned(
+    empty: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database=empty.db_name)
+    await administrator.execute(
+        f'ALTER DATABASE "{empty.db_name}" OWNER TO postgres; GRANT CREATE ON SCHEMA public TO goals_user;'
+        f" {PLAIN}; ALTER TABLE goals OWNER TO goals_user"
+    )
+    assert await adopt_and_use(empty) == ""
+    assert await administrator.fetchval("SELECT count(row_version) FROM public.goals") > 0
+    assert any("sees three columns more" in message for message in caplog.messages)
+    await administrator.close()
 
 
 async def test_a_dry_run_says_what_would_be_done_and_does_nothing(
@@ -232,8 +246,8 @@ def draw(chance: random.Random) -> str:
             "lower TEXT GENERATED ALWAYS AS (lower(goal_name)) STORED",
             "tags TEXT[] DEFAULT '{}'",
             one(["created_at TIMESTAMPTZ DEFAULT now()", "created_at TIMESTAMP"]),
-            "idempotency_key UUID",
-            "original_name VARCHAR(10)",
+            "updated_at TIMESTAMPTZ",
+            "row_version BIGINT",
             "CHECK (id > 0)",
             "CHECK (goal_name !~ '[<>]')",
             "EXCLUDE USING hash (goal_name WITH =)",

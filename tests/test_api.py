@@ -7,7 +7,6 @@ from uuid import uuid4
 
 import httpx2
 import pytest
-from sqlalchemy import text
 
 from goals.database import Database
 from goals.schemas import PAGE_SIZE
@@ -137,12 +136,28 @@ async def test_a_late_repeat_gets_its_goal_as_it_is_now(client: httpx2.AsyncClie
     assert (await add(client, "third", idempotency_key=key)).status_code == 422
 
 
-async def test_a_key_makes_its_goal_anew_once_the_goal_is_removed(client: httpx2.AsyncClient) -> None:
+async def test_a_repeat_after_the_removal_says_that_it_is_gone(client: httpx2.AsyncClient) -> None:
     key = str(uuid4())
     first = await add(client, "again", idempotency_key=key)
     await client.delete(first.headers["location"])
-    second = await add(client, "again", idempotency_key=key)
-    assert (second.status_code, second.json()["id"]) == (201, first.json()["id"] + 1)
+    repeat = await add(client, "again", idempotency_key=key)
+    assert (repeat.status_code, repeat.json()["title"]) == (410, "Gone")
+    assert (await add(client, "other", idempotency_key=key)).status_code == 422
+    assert (await client.get(GOALS)).json()["goals"] == []
+
+
+async def test_a_repeat_takes_no_id(client: httpx2.AsyncClient) -> None:
+    key = str(uuid4())
+    for _ in range(6):
+        await add(client, "once", idempotency_key=key)
+    assert (await add(client, "next")).json()["id"] == 2
+
+
+async def test_a_change_names_what_it_changes(client: httpx2.AsyncClient) -> None:
+    await add(client, "one")
+    bodies: list[object] = [{}, {"goal_name": None}, {"id": 2}, []]
+    for body in bodies:
+        assert (await client.patch(f"{GOALS}/1", json=body)).status_code == 422
 
 
 @pytest.mark.parametrize(
@@ -202,10 +217,9 @@ async def test_a_head_is_answered_like_its_get(client: httpx2.AsyncClient) -> No
         assert head.headers.get("etag") == get.headers.get("etag")
 
 
-async def test_a_goal_of_unknown_age_has_a_null_for_it(client: httpx2.AsyncClient, database: Database) -> None:
-    await fill(database, 1)
-    await database.fetch(text("UPDATE goals SET created_at = NULL RETURNING id"))
-    assert (await client.get(f"{GOALS}/1")).json() == {"id": 1, "goal_name": "goal 1", "created_at": None}
+@pytest.mark.usefixtures("undated")
+async def test_a_goal_of_unknown_age_has_a_null_for_it(client: httpx2.AsyncClient) -> None:
+    assert (await client.get(f"{GOALS}/1")).json() == {"id": 1, "goal_name": "old", "created_at": None}
 
 
 async def test_a_removal_with_if_match_needs_the_goal_as_it_was_read(client: httpx2.AsyncClient) -> None:

@@ -1,6 +1,7 @@
-"""The schema: upgraded, downgraded, adopted from the seed, raced for, and never in the way of those who write."""
+"""The schema: upgraded, downgraded, adopted, raced for, and never in the way of those who write."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
@@ -18,8 +19,9 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from anyio import to_thread
 
-from goals import embedded
+from goals import embedded, store
 from goals.connections import connect_arguments
+from goals.database import Database
 from goals.models import SCHEMA_REVISION
 from goals.settings import Settings
 from tests.conftest import ROOT, WIDE, upgrade
@@ -53,39 +55,87 @@ async def test_an_empty_database_gets_the_table_of_the_models(empty: Settings) -
 
 
 @pytest.mark.parametrize("form", SEED_FORMS)
-async def test_the_seeds_table_is_adopted_with_its_rows(
+async def test_the_table_of_the_original_go_app_is_adopted_and_the_app_goes_on(
     empty: Settings, connection: asyncpg.Connection, form: str
 ) -> None:
     await connection.execute(SEED_FORMS[form])
     for name in ("first", LONGEST[form]):
         await connection.execute("INSERT INTO goals (goal_name) VALUES ($1)", name)
     await upgrade(empty)
-    await to_thread.run_sync(command.check, config(empty))
-    rows = await connection.fetch("SELECT id, goal_name, created_at, idempotency_key FROM goals ORDER BY id")
-    assert [tuple(row) for row in rows] == [(1, "first", None, None), (2, LONGEST[form], None, None)]
-    # The seed's own statement goes on working, and what it makes is dated from now on.
-    made = await connection.fetchrow("INSERT INTO goals (goal_name) VALUES ('third') RETURNING id, created_at")
-    assert made["id"] == 3
-    assert made["created_at"] is not None
+    # The app's own statements, on a connection that was open before: it reads each row by position.
+    await connection.execute("INSERT INTO goals (goal_name) VALUES ('third')")
+    await connection.execute("DELETE FROM goals WHERE id = 1")
+    rows = await connection.fetch("SELECT * FROM goals")
+    assert [tuple(row) for row in rows] == [(2, LONGEST[form]), (3, "third")]
+    async with database_of(empty) as database:
+        page = await store.select_page(database, before=None, limit=50)
+    assert [(goal.id, goal.goal_name, goal.row_version) for goal in page.goals] == [
+        (3, "third", 1),
+        (2, LONGEST[form], 1),
+    ]
+    assert page.goals[0].created_at is not None
+    assert page.goals[1].created_at is None
 
 
-async def test_a_downgrade_leads_back_to_the_seeds_table_and_keeps_the_rows(
+@contextlib.asynccontextmanager
+async def database_of(settings: Settings) -> AsyncIterator[Database]:
+    database = Database(settings, WIDE)
+    yield database
+    await database.close()
+
+
+async def test_who_may_use_the_table_may_use_it_after_the_adoption(
     empty: Settings, connection: asyncpg.Connection
 ) -> None:
+    administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database=empty.db_name)
+    await administrator.execute("DROP ROLE IF EXISTS reader; CREATE ROLE reader LOGIN")
+    await connection.execute(SEED_FORMS["text"])
+    await connection.execute("INSERT INTO goals (goal_name) VALUES ('a'); GRANT SELECT ON goals TO reader")
     await upgrade(empty)
-    await connection.execute("INSERT INTO goals (goal_name, idempotency_key) VALUES ('kept', $1)", uuid4())
+    reader = await asyncpg.connect(host=empty.db_host, user="reader", database=empty.db_name)
+    assert [tuple(row) for row in await reader.fetch("SELECT * FROM goals")] == [(1, "a")]
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await reader.execute("DELETE FROM goals")
+    await reader.close()
+    await administrator.execute("DROP OWNED BY reader; DROP ROLE reader")
+    await administrator.close()
+
+
+async def test_a_downgrade_leads_back_to_the_table_that_was_adopted(
+    empty: Settings, connection: asyncpg.Connection
+) -> None:
+    await connection.execute(
+        "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL, created_at TIMESTAMPTZ)"
+    )
+    await connection.execute("INSERT INTO goals (goal_name, created_at) VALUES ('kept', '2020-02-02Z')")
+    before = await connection.fetch("SELECT * FROM goals")
+    for _ in range(2):
+        await upgrade(empty)
+        async with database_of(empty) as database:
+            await store.insert_goal(database, {"goal_name": "ours"}, uuid4(), b"")
+        await connection.execute("DELETE FROM goals WHERE goal_name = 'ours'")
+        await downgrade(empty, "base")
+        assert await connection.fetch("SELECT * FROM goals") == before
+        assert await connection.fetchval("SELECT relkind FROM pg_class WHERE oid = 'goals'::regclass") == b"r"
+
+
+async def test_a_downgrade_keeps_the_goals(empty: Settings, connection: asyncpg.Connection) -> None:
+    await upgrade(empty)
+    await connection.execute("INSERT INTO goals (goal_name) VALUES ('kept')")
     await downgrade(empty, "base")
     assert [tuple(row) for row in await connection.fetch("SELECT * FROM goals")] == [(1, "kept")]
     await upgrade(empty)
-    await to_thread.run_sync(command.check, config(empty))
+    async with database_of(empty) as database:
+        assert (await store.select_goal(database, 1)).goal_name == "kept"
 
 
-async def test_a_key_makes_one_goal_only(empty: Settings, connection: asyncpg.Connection) -> None:
+async def test_each_change_of_a_row_has_a_version_of_its_own(empty: Settings, connection: asyncpg.Connection) -> None:
     await upgrade(empty)
-    key = uuid4()
-    await connection.execute("INSERT INTO goals (goal_name, idempotency_key) VALUES ('a', $1)", key)
-    with pytest.raises(asyncpg.UniqueViolationError):
-        await connection.execute("INSERT INTO goals (goal_name, idempotency_key) VALUES ('b', $1)", key)
+    await connection.execute("INSERT INTO goals (goal_name) VALUES ('a')")
+    for version in (2, 3):
+        await connection.execute("UPDATE goals SET goal_name = 'b', row_version = 9")
+        assert await connection.fetchval("SELECT row_version FROM goals") == version
+    assert await connection.fetchval("SELECT updated_at > created_at FROM goals")
 
 
 async def test_five_migrators_race_safely(empty: Settings, connection: asyncpg.Connection) -> None:
@@ -131,28 +181,16 @@ async def test_a_migration_that_waits_for_a_long_transaction_lets_writers_go_on(
     await upgrade(empty, f"{revision}-1" if revision == "0002" else "base")
     writer = await asyncpg.connect(**connect_arguments(empty, WIDE), server_settings={"lock_timeout": "1000"})
     async with connection.transaction():
-        await connection.execute("SELECT count(*) FROM goals")
+        await connection.execute("INSERT INTO goals (goal_name) VALUES ('first')")
         migration = asyncio.create_task(upgrade(empty, revision))
-        refused = "SELECT count(*) FROM pg_locks WHERE relation = 'goals'::regclass AND mode = 'AccessExclusiveLock'"
-        await until(lambda: writer.fetchval(refused))
+        waiting = "SELECT count(*) FROM pg_locks WHERE mode LIKE '%ExclusiveLock' AND NOT granted"
+        await until(lambda: writer.fetchval(waiting))
         for number in range(20):  # the first of them wait behind the migration, until its own patience ends
             await writer.execute("INSERT INTO goals (goal_name) VALUES ($1)", f"meanwhile {number}")
         assert not migration.done()
     await migration
-    assert await writer.fetchval("SELECT count(*) FROM goals") == 20
+    assert await writer.fetchval("SELECT count(*) FROM goals") == 21
     await writer.close()
-
-
-async def test_an_index_left_invalid_is_built_anew(empty: Settings, connection: asyncpg.Connection) -> None:
-    await upgrade(empty)
-    await connection.execute("UPDATE alembic_version SET version_num = '0001'")
-    index = await connection.fetchval("SELECT 'goals_idempotency_key_idx'::regclass::oid")
-    administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database=empty.db_name)
-    await administrator.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = $1", index)
-    await administrator.close()
-    await upgrade(empty)
-    built = await connection.fetch("SELECT indisvalid FROM pg_index WHERE indrelid = 'goals'::regclass")
-    assert [row["indisvalid"] for row in built] == [True, True]
 
 
 async def test_an_unreachable_server_is_named_with_the_remedy(empty: Settings) -> None:
@@ -198,18 +236,18 @@ def test_the_alembic_command_brings_its_own_server(tmp_path: Path) -> None:
 
 def test_the_statements_can_be_read_before_they_are_run(tmp_path: Path) -> None:
     done = alembic("upgrade", "head", "--sql", folder=tmp_path)
-    assert "CREATE UNIQUE INDEX CONCURRENTLY goals_idempotency_key_idx" in done.stdout
+    assert "CREATE TABLE goal_keys" in done.stdout
     assert not (tmp_path / ".data").exists()
 
 
-@pytest.mark.parametrize(("arguments", "expected"), [("upgrade head", 2), ("downgrade 0002:base", 1)])
-def test_the_statements_themselves_do_not_wait_long_for_the_table(
-    tmp_path: Path, arguments: str, expected: int
-) -> None:
+@pytest.mark.parametrize("arguments", ["upgrade head", "downgrade 0002:base"])
+def test_the_statements_themselves_do_not_wait_long_for_the_table(tmp_path: Path, arguments: str) -> None:
     statements = alembic(*arguments.split(), "--sql", folder=tmp_path).stdout
-    transactions = [re.split(r"TABLE (?:IF NOT EXISTS )?goals\s", part) for part in statements.split("BEGIN;")]
-    before = [parts[0] for parts in transactions if len(parts) > 1]
-    assert ["SET LOCAL lock_timeout = '200ms';" in part for part in before] == [True] * expected
+    revisions = [part for part in statements.split("BEGIN;") if re.search(r"\bgoals\b", part)]
+    first = [re.split(r";|\$\$", part.partition("SET LOCAL")[0])[-1].strip() for part in revisions]
+    assert len(revisions) > 1
+    assert [part.count("SET LOCAL lock_timeout = '200ms'") for part in revisions] == [1] * len(revisions)
+    assert not [text for text in first if "TABLE goals" in text]
 
 
 def test_the_embedded_servers_settings_are_settings(server: Path) -> None:

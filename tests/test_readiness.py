@@ -63,14 +63,12 @@ async def test_without_a_database_it_lives_and_answers_503_with_a_time_to_come_b
 async def test_a_table_of_another_shape_is_told_by_its_column(empty: Settings) -> None:
     await upgrade(empty)
     connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
-    await connection.execute("ALTER TABLE goals ALTER COLUMN id TYPE bigint, DROP COLUMN original_name")
+    await connection.execute("ALTER TABLE goals ALTER COLUMN id TYPE integer, DROP COLUMN row_version")
     async with serving(empty) as service:
-        await until_not_ready_because(service, "the column goals.original_name is not there, and has to be text")
-        await connection.execute("ALTER TABLE goals ADD COLUMN original_name varchar")
-        await until_not_ready_because(
-            service, "the column goals.original_name is character varying, and has to be text"
-        )
-        await connection.execute("ALTER TABLE goals ALTER COLUMN original_name TYPE text")
+        await until_not_ready_because(service, "the column goals.row_version is not there, and has to be bigint")
+        await connection.execute("ALTER TABLE goals ADD COLUMN row_version integer NOT NULL DEFAULT 1")
+        await until_not_ready_because(service, "the column goals.row_version is integer, and has to be bigint")
+        await connection.execute("ALTER TABLE goals ALTER COLUMN row_version TYPE bigint")
         await until_ready(service)
     await connection.close()
 

@@ -1,5 +1,6 @@
 """What is told while no standby confirms anything: no write is acknowledged, not even one that finds nothing."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -62,18 +63,34 @@ async def test_a_removal_that_finds_nothing_is_not_acknowledged(impatient: Datab
 
 async def test_a_rename_that_finds_nothing_is_not_acknowledged(impatient: Database) -> None:
     with pytest.raises(DatabaseUnavailableError):
-        await store.update_goal(impatient, 4711, "renamed")
+        await store.update_goal(impatient, 4711, {"goal_name": "renamed"})
+
+
+@pytest.mark.usefixtures("followers_gone")
+async def test_a_repeat_is_not_acknowledged_either(settings: Settings, administrator: asyncpg.Connection) -> None:
+    """The first attempt is lost once its goal is on this server alone, which the second one then finds there."""
+    database = Database(settings, replace(WIDE, retry_budget=5.0))
+    adding = asyncio.create_task(store.insert_goal(database, {"goal_name": "a goal"}, new_key(), b""))
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'goals'"
+    await until(lambda: administrator.fetchval(waiting))
+    first = await administrator.fetchval(waiting)
+    await administrator.execute("SELECT pg_terminate_backend($1)", first)
+    await until(lambda: administrator.fetchval("SELECT count(*) FROM goals"))
+    await until(lambda: administrator.fetchval(f"{waiting} AND pid <> $1", first))
+    with pytest.raises(DatabaseUnavailableError):
+        await adding
+    await database.close()
 
 
 async def test_what_finds_nothing_says_so(database: Database) -> None:
     with pytest.raises(GoalNotFoundError):
         await store.delete_goal(database, 4711)
     with pytest.raises(GoalNotFoundError):
-        await store.update_goal(database, 4711, "renamed")
+        await store.update_goal(database, 4711, {"goal_name": "renamed"})
 
 
 async def test_what_finds_its_goal_changes_it(database: Database, administrator: asyncpg.Connection) -> None:
-    goal = await store.insert_goal(database, "a goal", new_key())
-    assert (await store.update_goal(database, goal.id, "renamed")).goal_name == "renamed"
+    goal = await store.insert_goal(database, {"goal_name": "a goal"}, new_key(), b"")
+    assert (await store.update_goal(database, goal.id, {"goal_name": "renamed"})).goal_name == "renamed"
     await store.delete_goal(database, goal.id)
     assert await administrator.fetchval("SELECT count(*) FROM goals") == 0

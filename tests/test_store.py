@@ -1,7 +1,7 @@
 """The statements, each on its own against PostgreSQL."""
 
 import asyncio
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import text
@@ -12,6 +12,11 @@ from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReus
 from goals.models import SCHEMA_REVISION, Goal, Total
 from tests.conftest import alter, fill
 from tools.polling import until
+
+
+async def add(database: Database, name: str, key: UUID) -> Goal:
+    return await store.insert_goal(database, {"goal_name": name}, key, name.encode())
+
 
 BEYOND = [store.BIGGEST_ID + 1, 10**38]
 
@@ -73,37 +78,37 @@ async def test_an_id_that_no_goal_has_is_not_found_and_beyond_bigint_not_even_as
         with pytest.raises(GoalNotFoundError):
             await store.select_goal(database, goal_id)
         with pytest.raises(GoalNotFoundError):
-            await store.update_goal(database, goal_id, "a")
+            await store.update_goal(database, goal_id, {"goal_name": "a"})
         with pytest.raises(GoalNotFoundError):
             await store.delete_goal(database, goal_id)
 
 
 async def test_a_rename_of_what_was_seen_fails_once_that_has_changed(database: Database) -> None:
-    seen = await store.insert_goal(database, "one", uuid4())
-    renamed = await store.update_goal(database, seen.id, "two", seen=seen)
+    seen = await add(database, "one", uuid4())
+    renamed = await store.update_goal(database, seen.id, {"goal_name": "two"}, seen=seen)
     assert renamed == await store.select_goal(database, seen.id)
     with pytest.raises(GoalChangedError):
-        await store.update_goal(database, seen.id, "three", seen=seen)
+        await store.update_goal(database, seen.id, {"goal_name": "three"}, seen=seen)
     await store.delete_goal(database, seen.id)
     with pytest.raises(GoalChangedError):
-        await store.update_goal(database, seen.id, "three", seen=renamed)
+        await store.update_goal(database, seen.id, {"goal_name": "three"}, seen=renamed)
 
 
 async def test_a_key_finds_the_goal_it_made_even_renamed(database: Database) -> None:
     key = uuid4()
-    made = await store.insert_goal(database, "one", key)
-    assert await store.insert_goal(database, "one", key) == made
+    made = await add(database, "one", key)
+    assert await add(database, "one", key) == made
     with pytest.raises(IdempotencyKeyReusedError):
-        await store.insert_goal(database, "two", key)
-    renamed = await store.update_goal(database, made.id, "two")
-    assert await store.insert_goal(database, "one", key) == renamed
+        await add(database, "two", key)
+    renamed = await store.update_goal(database, made.id, {"goal_name": "two"})
+    assert await add(database, "one", key) == renamed
     with pytest.raises(IdempotencyKeyReusedError):
-        await store.insert_goal(database, "two", key)
+        await add(database, "two", key)
 
 
 async def test_a_race_for_a_key_has_one_winner_and_no_loser(database: Database) -> None:
     key = uuid4()
-    goals = await asyncio.gather(*(store.insert_goal(database, "one", key) for _ in range(8)))
+    goals = await asyncio.gather(*(add(database, "one", key) for _ in range(8)))
     assert len(set(goals)) == 1
 
 
@@ -129,14 +134,14 @@ async def remove_while_another(statement: str, database: Database, goal: Goal, *
 async def test_a_removal_whose_first_attempt_was_lost_is_done_and_not_missing(
     database: Database, *, careful: bool
 ) -> None:
-    goal = await store.insert_goal(database, "one", uuid4())
+    goal = await add(database, "one", uuid4())
     await remove_while_another("DELETE FROM goals", database, goal, seen=goal if careful else None)
     with pytest.raises(GoalNotFoundError):
         await store.delete_goal(database, goal.id)
 
 
 async def test_a_removal_whose_first_attempt_was_lost_spares_what_was_changed(database: Database) -> None:
-    goal = await store.insert_goal(database, "one", uuid4())
+    goal = await add(database, "one", uuid4())
     with pytest.raises(GoalChangedError):
         await remove_while_another("UPDATE goals SET goal_name = 'two'", database, goal, seen=goal)
     assert (await store.select_goal(database, goal.id)).goal_name == "two"
@@ -151,7 +156,7 @@ async def test_the_schemas_revision_is_read(database: Database) -> None:
 async def test_a_removal_of_what_has_changed_meanwhile_is_refused(database: Database) -> None:
     await fill(database, 1)
     seen = await store.select_goal(database, 1)
-    await store.update_goal(database, 1, "changed")
+    await store.update_goal(database, 1, {"goal_name": "changed"})
     with pytest.raises(GoalChangedError):
         await store.delete_goal(database, 1, seen=seen)
     await store.delete_goal(database, 1, seen=await store.select_goal(database, 1))

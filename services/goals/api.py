@@ -15,6 +15,7 @@ from goals.requests import read_json
 from goals.responses import JSON
 from goals.schemas import (
     GoalBody,
+    GoalChange,
     GoalListOut,
     GoalOut,
     GoalPath,
@@ -50,7 +51,7 @@ async def post_goal(request: Request[State]) -> Response:
     """Add a goal; a repeat with the same `Idempotency-Key` answers with the goal the first one made."""
     key = _read_key(request)
     body = validate(GoalBody, await read_json(request))
-    goal = await store.insert_goal(request.state["database"], body.goal_name, key)
+    goal = await store.insert_goal(request.state["database"], body.model_dump(), key, body.fingerprint())
     return _represent(goal, 201, {"location": f"{ROOT}/{goal.id}"})
 
 
@@ -63,11 +64,11 @@ async def load_goal(database: Database, goal_id: int) -> Goal:
 
 
 async def patch_goal(request: Request[State]) -> Response:
-    """Rename a goal; with `If-Match` only while it is still what the client has read (RFC 9110, 13.1.1)."""
+    """Change a goal; with `If-Match` only while it is still what the client has read (RFC 9110, 13.1.1)."""
     goal_id = _read_id(request)
-    body = validate(GoalBody, await read_json(request))
+    change = validate(GoalChange, await read_json(request)).model_dump(exclude_unset=True)
     seen = await _expect(request, goal_id)
-    return _represent(await store.update_goal(request.state["database"], goal_id, body.goal_name, seen=seen))
+    return _represent(await store.update_goal(request.state["database"], goal_id, change, seen=seen))
 
 
 async def delete_goal(request: Request[State]) -> Response:
@@ -114,17 +115,18 @@ def _field_of(request: Request[State], name: str) -> str | None:
 
 
 def _out(goal: Goal) -> GoalOut:
-    return GoalOut.model_construct(id=goal.id, goal_name=goal.goal_name, created_at=goal.created_at)
+    return GoalOut.model_construct(**goal._asdict())
 
 
 def _represent(goal: Goal, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     response = JSON(_out(goal), status, headers)
-    response.headers["etag"] = _etag(response.body)
+    response.headers["etag"] = _etag(response.body, goal.row_version)
     return response
 
 
-def _etag(body: bytes | memoryview) -> str:
-    return f'"{blake2b(body, digest_size=12).hexdigest()}"'
+def _etag(body: bytes | memoryview, version: int = 0) -> str:
+    """Names these bytes, and the version of the row, which counts changes that are not shown as well."""
+    return f'"{blake2b(body, digest_size=12, salt=version.to_bytes(8)).hexdigest()}"'
 
 
 def _unless_known(request: Request[State], response: Response) -> Response:

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from goals import __version__, api, capacity, health, otel, pages, server, signals
+from goals import __version__, api, capacity, health, keys, otel, pages, server, signals
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.limits import Limits
@@ -100,7 +101,7 @@ class Application:
         shared_goals = SharedReads(partial(api.load_goal, database))
         self.telemetry.observe_reads({"page": shared_pages, "list": shared_lists, "goal": shared_goals})
         tasks = [
-            asyncio.create_task(self._get_ready(database)),
+            asyncio.create_task(self._prepare(database)),
             asyncio.create_task(self.telemetry.watch_loop()),
         ]
         try:
@@ -123,7 +124,7 @@ class Application:
             if self._traces is not None:
                 self._traces.close()
 
-    async def _get_ready(self, database: Database) -> None:
+    async def _prepare(self, database: Database) -> None:
         await self.readiness.wait_for_schema(database)
         try:
             await database.fill()
@@ -132,6 +133,7 @@ class Application:
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        await keys.remove_old_keys(database, timedelta(hours=self._settings.goals_key_hours), self._limits)
 
 
 def _make_traces(settings: Settings, limits: Limits, resource: Resource) -> "Traces | None":

@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from goals.limits import Limits
+from goals.models import ADOPTED
 from goals.settings import Settings
 from goals.sqlstates import is_rejection, sqlstate
 
@@ -27,6 +28,17 @@ def connect_arguments(settings: Settings, limits: Limits) -> dict[str, Any]:
         "ssl": _tls(settings),
         "timeout": limits.connect_timeout,
     }
+
+
+async def look_for_adopted(connection: asyncpg.Connection) -> None:
+    """Let the session find an adopted table before the view that stands in its former place."""
+    try:
+        await connection.execute(
+            f"SELECT set_config('search_path', '{ADOPTED}, ' || current_setting('search_path'), false)"
+        )
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
@@ -134,7 +146,7 @@ class Connector:
         return connection
 
     async def _connect(self, arguments: Mapping[str, Any]) -> asyncpg.Connection:
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             **arguments,
             command_timeout=self._limits.command_timeout,
             connection_class=_Connection,
@@ -144,3 +156,5 @@ class Connector:
                 "statement_timeout": str(int(self._limits.statement_timeout * 1000)),
             },
         )
+        await look_for_adopted(connection)
+        return connection

@@ -232,9 +232,14 @@ class Database:
 
 
 def _describe(statement: Statement) -> tuple[str, str | None, str]:
-    """Give a statement's operation, its table (both from the construct), and its text with placeholders."""
+    """Give a statement's operation, its table, and its text with placeholders.
+
+    The first two are those of the construct, unless the statement says in its options what it is for.
+    """
     elements = list(visitors.iterate(statement))
     tables = [element.name for element in elements if isinstance(element, TableClause)]
     changes = [element for element in elements if isinstance(element, UpdateBase)]  # within others: what it is for
     text = str(statement.compile(dialect=_dialect))
-    return next(iter(changes), statement).__visit_name__.upper(), next(iter(tables), None), text
+    options = statement.get_execution_options()
+    operation = options.get("operation") or next(iter(changes), statement).__visit_name__.upper()
+    return operation, options.get("collection") or next(iter(tables), None), text

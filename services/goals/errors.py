@@ -23,11 +23,15 @@ class InvalidInputError(GoalsError):
 
 
 class IdempotencyKeyReusedError(GoalsError):
-    """The key already made a goal under another name, so this is not a repeat of that request."""
+    """The key came with another goal before, so this is not a repeat of that request."""
 
 
 class GoalNotFoundError(GoalsError):
     """No goal has this id."""
+
+
+class GoalRemovedError(GoalsError):
+    """The key has made a goal that has been removed since, so a repeat of its request must not add it again."""
 
 
 class GoalChangedError(GoalsError):

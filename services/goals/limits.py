@@ -90,6 +90,14 @@ class Limits:
     recovered_after: float = 1.0
     """An outage is over when no statement has failed for so long: in some, only part of the connections is lost."""
 
+    # Old idempotency keys.
+    keys_batch: int = 1000
+    """Removed by one statement, which takes some 10 ms."""
+    keys_batch_pause: float = 0.1
+    """Between two batches, for the requests under way."""
+    keys_pause: float = 60.0
+    """Between two looks for old keys."""
+
     # The start.
     first_schema_pause: float = 0.1
     """Until the schema is looked for again; each further pause is twice as long."""

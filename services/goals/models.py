@@ -1,47 +1,70 @@
-"""What a goal is: the one table, as Alembic's head revision leaves it, and the shapes in which its rows travel."""
+"""What a goal is: the tables, as Alembic's newest revision leaves them, and the shapes in which their rows travel."""
 
 from datetime import datetime
 from typing import NamedTuple
 
-from sqlalchemy import Column, DateTime, Index, Integer, MetaData, Table, Text, Uuid, func
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
 from sqlalchemy.dialects import postgresql
 
 SCHEMA_REVISION = "0002"
 """The Alembic revision this code needs; revisions are numbered in order, so a newer one compares greater."""
+ADOPTED = "goals_adopted"
+"""The PostgreSQL schema of an adopted table: where there is none, the tables are where the search path says."""
 
 metadata = MetaData()
 
 goals = Table(
     "goals",
     metadata,
-    # The seed made this column SERIAL; widening it would rewrite the table under a lock.
-    Column("id", Integer, primary_key=True, autoincrement=True),
-    # No length here: an adopted table may hold longer names than the service accepts today.
+    Column("id", BigInteger, Identity(), primary_key=True),
+    # No length here: what the service accepts is a rule of the API.
     Column("goal_name", Text, nullable=False),
-    # NULL for rows older than the column: when they were made is not known.
-    Column("created_at", DateTime(timezone=True), nullable=True, server_default=func.now()),
-    Column("idempotency_key", Uuid, nullable=True),
-    # The name at creation, kept once a goal is renamed, so that a late repeat of its creation is still recognised.
-    Column("original_name", Text, nullable=True),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # A trigger keeps these two, so that a change made with psql counts as well.
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("row_version", BigInteger, nullable=False, server_default=text("1")),
 )
 
-Index(
-    "goals_idempotency_key_idx",
-    goals.c.idempotency_key,
-    unique=True,
-    postgresql_where=goals.c.idempotency_key.is_not(None),
+goal_keys = Table(
+    "goal_keys",
+    metadata,
+    Column("key", Uuid, primary_key=True),
+    Column("fingerprint", LargeBinary, nullable=False),
+    # No foreign key: a key outlives its goal, so that a late repeat does not add it again.
+    Column("goal_id", BigInteger, nullable=False),
+    Column("repeats", Integer, nullable=False, server_default=text("0")),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
+Index("goal_keys_created_at_idx", goal_keys.c.created_at)
 
-COLUMN_TYPES = {c.name: c.type.compile(dialect=postgresql.dialect()).lower() for c in goals.columns}  # type: ignore[no-untyped-call]  # SQLAlchemy types it so
-"""PostgreSQL's name of each column's type."""
+COLUMN_TYPES = {
+    table.name: {c.name: c.type.compile(dialect=postgresql.dialect()).lower() for c in table.columns}  # type: ignore[no-untyped-call]  # SQLAlchemy types it so
+    for table in metadata.tables.values()
+}
+"""PostgreSQL's name of each column's type, by table and column."""
 
 
 class Goal(NamedTuple):
-    """A row of the table, as `store` reads it."""
+    """A row of the table, as `store` reads it: each field is the column of that name."""
 
     id: int
     goal_name: str
-    created_at: datetime | None
+    created_at: datetime | None  # an adopted goal's is not known
+    row_version: int
 
 
 class Page(NamedTuple):

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from goals import __version__
-from goals.schemas import GoalBody, GoalListOut, GoalOut, GoalPath, KeyHeader, ListQuery, Problem
+from goals.schemas import GoalBody, GoalChange, GoalListOut, GoalOut, GoalPath, KeyHeader, ListQuery, Problem
 
 
 def _reference(name: str) -> dict[str, str]:
@@ -43,6 +43,7 @@ _PROBLEMS = {
     403: "Another site made this request.",
     404: "There is no such goal.",
     408: "The body did not arrive in time.",
+    410: "The goal that was added with this idempotency key has been removed since.",
     412: "The goal is not what `If-Match` says it is.",
     413: "The body is too long.",
     414: "The address is too long.",
@@ -63,7 +64,10 @@ def _problems(*statuses: int) -> dict[str, Any]:
     }
 
 
-_BODY = {"required": True, "content": {"application/json": {"schema": _reference("GoalBody")}}}
+def _body(schema: str) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": _reference(schema)}}}
+
+
 _ANY_PROBLEMS = (400, 408, 413, 414, 422, 431, 503)  # a body may come with any method
 _BODY_PROBLEMS = (*_ANY_PROBLEMS, 403, 415)
 _UNCHANGED = {"304": {"description": "It is still the representation named by `If-None-Match`."}}
@@ -80,6 +84,7 @@ def _describe() -> dict[str, Any]:
     _, schemas = models_json_schema(
         [
             (GoalBody, "validation"),
+            (GoalChange, "validation"),
             (GoalOut, "serialization"),
             (GoalListOut, "serialization"),
             (Problem, "serialization"),
@@ -110,13 +115,13 @@ def _describe() -> dict[str, Any]:
                     "operationId": "postGoal",
                     "summary": "Add a goal; a repeat with the same key answers with the goal of the first request.",
                     "parameters": _parameters(KeyHeader, "header"),
-                    "requestBody": _BODY,
+                    "requestBody": _body("GoalBody"),
                     "responses": {
                         "201": {
                             **_answer("The goal.", "GoalOut", ETag=_ETAG, Location="Its address."),
                             "links": _GOAL_LINK,
                         },
-                        **_problems(*_BODY_PROBLEMS),
+                        **_problems(410, *_BODY_PROBLEMS),
                     },
                 },
             },
@@ -134,11 +139,11 @@ def _describe() -> dict[str, Any]:
                 },
                 "patch": {
                     "operationId": "patchGoal",
-                    "summary": "Rename a goal.",
+                    "summary": "Change the fields that are given.",
                     "parameters": [_IF_MATCH],
-                    "requestBody": _BODY,
+                    "requestBody": _body("GoalChange"),
                     "responses": {
-                        "200": _answer("The renamed goal.", "GoalOut", ETag=_ETAG),
+                        "200": _answer("The changed goal.", "GoalOut", ETag=_ETAG),
                         **_problems(404, 412, *_BODY_PROBLEMS),
                     },
                 },

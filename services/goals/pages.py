@@ -2,8 +2,10 @@
 
 import contextlib
 import mimetypes
+from collections.abc import Mapping
 from datetime import date
 from itertools import groupby
+from types import MappingProxyType
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -14,6 +16,7 @@ from goals.database import Database
 from goals.errors import (
     DatabaseUnavailableError,
     GoalNotFoundError,
+    GoalRemovedError,
     IdempotencyKeyReusedError,
     InvalidInputError,
     OverloadedError,
@@ -24,6 +27,7 @@ from goals.responses import STATIC, SharedPage, answer, render, show, static_url
 from goals.schemas import (
     NAME_LENGTH,
     PAGE_SIZE,
+    GoalBody,
     GoalForm,
     PageQuery,
     RemovalForm,
@@ -67,27 +71,35 @@ async def load_page(database: Database, key: tuple[int | None, int | None]) -> L
 async def post_goal(request: Request[State]) -> Response:
     """Add a goal and lead back to the page.
 
-    A name that cannot be accepted comes back with the reason, and one that could not be stored comes back to be sent
-    again: nobody types a goal twice.
+    What cannot be accepted comes back with the reason, and what could not be stored comes back to be sent again: nobody
+    types a goal twice.
     """
     fields = await read_form(request)
-    typed = fields.get("goal_name", "")
     key = fields.get("idempotency_key", new_form_key())
+    typed = {name: fields[name] for name in GoalBody.model_fields if name in fields}
+    errors: dict[str, str] = {}
+    status = 422
     try:
         try:
             form = validate(GoalForm, {**fields, "idempotency_key": key})
-            await store.insert_goal(request.state["database"], form.goal_name, form.idempotency_key)
+            values = form.model_dump(include=set(GoalBody.model_fields))
+            await store.insert_goal(request.state["database"], values, form.idempotency_key, form.fingerprint())
         except InvalidInputError as error:
-            message = error.fields.get("goal_name") or str(error)
+            errors = {name: text for name, text in error.fields.items() if name in GoalBody.model_fields}
+            message = " ".join(errors.values()) or str(error)
         except IdempotencyKeyReusedError:
-            message = "This form has already added a goal under another name. Send it again to add this one too."
+            message = "This form has already added another goal. Send it again to add this one too."
+        except GoalRemovedError:
+            message, status, typed = "This goal was added, and has been removed since.", 410, {}
         else:
             return _see_page()
         first = await request.state["pages"].get((None, None))
     except (DatabaseUnavailableError, OverloadedError) as error:
         # With the key of this try, whoever made it: a repeat of an outcome that is not known adds no second goal.
-        return answer(request.scope, error, retry_form={"goal_name": typed, "idempotency_key": key} if typed else None)
-    return show(_render(None, None, first.page, first.total, goal_name=typed, error=message), 422)
+        again = {**typed, "idempotency_key": key} if any(typed.values()) else None
+        return answer(request.scope, error, retry_form=again)
+    page = _render(None, None, first.page, first.total, typed=typed, message=message, errors=errors)
+    return show(page, status)
 
 
 async def post_removal(request: Request[State]) -> Response:
@@ -120,8 +132,9 @@ def _render(
     total: Total,
     *,
     form_key: str | None = None,
-    goal_name: str = "",
-    error: str | None = None,
+    typed: Mapping[str, str] = MappingProxyType({}),
+    message: str | None = None,
+    errors: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     older, newer = _neighbours(before, after, page)
     return render(
@@ -132,8 +145,9 @@ def _render(
         older=older,
         newer=newer,
         form_key=form_key or new_form_key(),
-        goal_name=goal_name,
-        error=error,
+        typed=typed,
+        message=message,
+        errors=errors,
         max_length=NAME_LENGTH,
     )
 

@@ -62,9 +62,11 @@ async def _find_obstacle(database: Database, limits: Limits) -> str | None:
         return f"alembic_version holds {revision}, of another project: give the service a database of its own"
     if revision is None or str(revision) < SCHEMA_REVISION:
         return f"the schema is at revision {revision}, this version needs {SCHEMA_REVISION}: run the migration"
+    # An adopted table's id is an integer until it is widened.
     wrong = [
-        f"the column goals.{name} is {types.get(name, 'not there')}, and has to be {wanted}"
-        for name, wanted in COLUMN_TYPES.items()
-        if types.get(name) not in {wanted, "bigint" if wanted == "integer" else wanted}
+        f"the column {table}.{column} is {types[table].get(column, 'not there')}, and has to be {wanted}"
+        for table, columns in COLUMN_TYPES.items()
+        for column, wanted in columns.items()
+        if types[table].get(column) not in {wanted, "integer" if column == "id" else wanted}
     ]
     return wrong[0] if wrong else None

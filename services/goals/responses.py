@@ -17,6 +17,7 @@ from goals.errors import (
     DatabaseUnavailableError,
     GoalChangedError,
     GoalNotFoundError,
+    GoalRemovedError,
     GoalsError,
     IdempotencyKeyReusedError,
     InvalidInputError,
@@ -52,6 +53,7 @@ _templates = {name: _environment.get_template(name) for name in _environment.lis
 _STATUSES: dict[type[GoalsError], HTTPStatus] = {
     MalformedRequestError: HTTPStatus.BAD_REQUEST,
     GoalNotFoundError: HTTPStatus.NOT_FOUND,
+    GoalRemovedError: HTTPStatus.GONE,
     GoalChangedError: HTTPStatus.PRECONDITION_FAILED,
     UnsupportedMediaTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -4,8 +4,9 @@ import json
 import re
 from collections import Counter
 from datetime import datetime
+from hashlib import blake2b
 from itertools import islice
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 from urllib.parse import unquote_to_bytes
 from uuid import UUID
 
@@ -19,7 +20,9 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     WithJsonSchema,
+    create_model,
     field_validator,
+    model_validator,
 )
 
 from goals.errors import InvalidInputError, MalformedRequestError
@@ -145,19 +148,48 @@ class Input(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class GoalForm(Input):
+class GoalBody(Input):
+    """What a client sends to add a goal."""
+
     goal_name: GoalName
+
+    def fingerprint(self) -> bytes:
+        """Tell this body from any other.
+
+        A field at its default does not count, so that a version with one field more finds the same for what an older
+        version was sent.
+        """
+        written = self.model_dump(mode="json", include=set(GoalBody.model_fields), exclude_defaults=True)
+        return blake2b(orjson.dumps(written, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
+
+
+class _Change(Input):
+    """What a client sends to change a goal: the fields that are to change."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("Name a field to change.")
+        return self
+
+
+# A factory, as a plain default would be told in the schema.
+_changes: dict[str, Any] = {
+    name: (field.rebuild_annotation(), Field(default_factory=lambda: None))
+    for name, field in GoalBody.model_fields.items()
+}
+GoalChange = create_model("GoalChange", __base__=_Change, __doc__=_Change.__doc__, **_changes)
+"""Each field of `GoalBody`, and none of them required."""
+
+
+class GoalForm(GoalBody):
     idempotency_key: IdempotencyKey
 
 
 class RemovalForm(Input):
     goal_id: GoalId
-
-
-class GoalBody(Input):
-    """What a client sends to make or rename a goal."""
-
-    goal_name: GoalName
 
 
 class PageQuery(Input):

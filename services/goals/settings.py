@@ -49,6 +49,9 @@ class Settings(BaseSettings):
         6.0, ge=0, le=300, description="How long replies say `Connection: close` between SIGTERM and the stop"
     )
     goals_pool_size: int = Field(10, ge=5, le=10, description="Connections to PostgreSQL, all opened at start")
+    goals_key_hours: float = Field(
+        24.0, gt=0, le=24 * 365, description="How long a repeat of an `Idempotency-Key` is recognised"
+    )
     goals_hsts: bool = Field(
         default=False, description="Send `Strict-Transport-Security`; only where a real certificate is"
     )

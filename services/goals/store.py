@@ -1,5 +1,8 @@
 """Every SQL statement of the service, each a single one; what may not be sent twice says so."""
 
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -7,9 +10,11 @@ from sqlalchemy import (
     BigInteger,
     CompoundSelect,
     Float,
+    Interval,
     Row,
     Select,
     String,
+    and_,
     bindparam,
     cast,
     column,
@@ -17,18 +22,20 @@ from sqlalchemy import (
     exists,
     func,
     literal,
+    literal_column,
     null,
     select,
     table,
     true,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS, insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from goals.database import Database
-from goals.errors import GoalChangedError, GoalNotFoundError, IdempotencyKeyReusedError
-from goals.models import Goal, Page, Total, goals
+from goals.errors import GoalChangedError, GoalNotFoundError, GoalRemovedError, IdempotencyKeyReusedError
+from goals.models import COLUMN_TYPES, Goal, Page, Total, goal_keys, goals
 
 BIGGEST_ID = 2**63 - 1
 """PostgreSQL's bigint: no goal has an id beyond it."""
@@ -36,8 +43,8 @@ EXACT_COUNT = 10_000
 """Up to here goals are counted; counting further would cost more with every goal."""
 
 
-_COLUMNS = (goals.c.id, goals.c.goal_name, goals.c.created_at)
-# bigint parameters against the integer column still use its index, and an id out of its range is just not found.
+_COLUMNS = [goals.c[name] for name in Goal._fields]
+# A bigint parameter uses the index of an adopted table's integer column too, and finds nothing beyond its range.
 # Not `id`: in an UPDATE that name is kept for the column.
 _ID = bindparam("goal_id", type_=BigInteger)
 _LIMIT = bindparam("limit", type_=BigInteger)
@@ -71,13 +78,49 @@ def _with_total(page: Select[Any]) -> Select[Any]:
 _OLDER_WITH_TOTAL = _with_total(_OLDER)
 _NEWER_WITH_TOTAL = _with_total(_NEWER)
 _GOAL = select(*_COLUMNS).where(goals.c.id == _ID)
-_INSERT = insert(goals).values(goal_name=bindparam("name"), idempotency_key=bindparam("key"))
-_INSERT_ONCE = _INSERT.on_conflict_do_update(
-    index_elements=[goals.c.idempotency_key],
-    index_where=goals.c.idempotency_key.is_not(None),
-    # Changes nothing: DO NOTHING would return no row, and a second statement could find it gone.
-    set_={"idempotency_key": _INSERT.excluded.idempotency_key},
-).returning(*_COLUMNS, goals.c.original_name)
+
+
+@cache
+def _insert(names: tuple[str, ...]) -> Select[Any]:
+    """Take the key and make its goal with values for these columns, or find the goal that the key has made.
+
+    A repeat changes the key's row, so that it waits for a standby like the first request. With ON CONFLICT DO NOTHING
+    and a SELECT it would acknowledge a goal that no standby has.
+    """
+    parts = (goal_keys.c.goal_id, goal_keys.c.fingerprint, goal_keys.c.repeats)
+    # Not `key`: in an UPDATE, and in what is around it, that name is kept for the column.
+    key = bindparam("given_key", type_=goal_keys.c.key.type)
+    repeated = {"repeats": goal_keys.c.repeats + literal_column("1")}
+    # First of all the key that is there already, so that its repeat takes no id.
+    known = update(goal_keys).where(goal_keys.c.key == key).values(repeated).returning(*parts).cte("known")
+    taken = (
+        insert(goal_keys)
+        .from_select(
+            ["key", "fingerprint", "goal_id"],
+            select(
+                key,
+                bindparam("given_fingerprint", type_=goal_keys.c.fingerprint.type),
+                func.nextval(literal_column("'goals_id_seq'::regclass")),
+            ).where(~exists(select(literal_column("1")).select_from(known))),
+        )
+        .on_conflict_do_update(index_elements=[goal_keys.c.key], set_=repeated)
+        .returning(*parts)
+        .cte("taken")
+    )
+    values = [bindparam(f"new_{name}", type_=goals.c[name].type) for name in names]
+    made = (
+        insert(goals)
+        .from_select(["id", *names], select(taken.c.goal_id, *values).where(taken.c.repeats == literal_column("0")))
+        .returning(*_COLUMNS)
+        .cte("made")
+    )
+    owner = union_all(select(known), select(taken)).subquery("owner")
+    whole = [func.coalesce(made.c[part.name], part).label(part.name) for part in _COLUMNS]
+    rows = owner.outerjoin(made, true()).outerjoin(
+        goals, and_(goals.c.id == owner.c.goal_id, owner.c.repeats > literal_column("0"))
+    )
+    statement = select(owner.c.fingerprint, *whole).select_from(rows)
+    return statement.execution_options(operation="INSERT", collection=goals.name)
 
 
 def _confirmed(change: ReturningUpdate[Any] | ReturningDelete[Any]) -> CompoundSelect[Any]:
@@ -95,26 +138,46 @@ def _confirmed(change: ReturningUpdate[Any] | ReturningDelete[Any]) -> CompoundS
     return select(changed).union_all(nothing)
 
 
-_CHANGE = (
-    update(goals)
-    .where(goals.c.id == _ID)
-    .values(goal_name=bindparam("name"), original_name=func.coalesce(goals.c.original_name, goals.c.goal_name))
-    .returning(*_COLUMNS)
-)
-_RENAME = _confirmed(_CHANGE)
-_RENAME_UNCHANGED = _confirmed(_CHANGE.where(goals.c.goal_name == bindparam("seen")))
+_UNCHANGED = goals.c.row_version == bindparam("seen", type_=BigInteger)
+
+
+@cache
+def _update(names: tuple[str, ...], *, unchanged: bool) -> CompoundSelect[Any]:
+    """Change these columns of a goal; `unchanged`: only while it has the version that was seen."""
+    values = {name: bindparam(f"new_{name}", type_=goals.c[name].type) for name in names}
+    change = update(goals).where(goals.c.id == _ID).values(values).returning(*_COLUMNS)
+    return _confirmed(change.where(_UNCHANGED) if unchanged else change)
+
+
 _REMOVAL = delete(goals).where(goals.c.id == _ID).returning(goals.c.id)
 _DELETE = _confirmed(_REMOVAL)
-_DELETE_UNCHANGED = _confirmed(_REMOVAL.where(goals.c.goal_name == bindparam("seen")))
+_DELETE_UNCHANGED = _confirmed(_REMOVAL.where(_UNCHANGED))
+_OLD_KEYS = (
+    select(goal_keys.c.key)
+    .where(goal_keys.c.created_at < func.now() - bindparam("kept", type_=Interval))
+    .order_by(goal_keys.c.created_at)
+    .limit(_LIMIT)
+    .with_for_update(skip_locked=True)
+)
+_DELETE_OLD_KEYS = select(func.count().label("number")).select_from(
+    delete(goal_keys).where(goal_keys.c.key.in_(_OLD_KEYS)).returning(goal_keys.c.key).cte("removed")
+)
 _REVISION = select(column("version_num", String)).select_from(table("alembic_version"))
 _STATEMENT_TIMEOUT = (
     select(column("setting", String))
     .select_from(table("pg_settings", column("name")))
     .where(column("name") == "statement_timeout")
 )
+_class = table("pg_class", column("oid"), column("relname", String))
 _attribute = table("pg_attribute", *map(column, ("attrelid", "attname", "atttypid", "attnum", "attisdropped")))
-_COLUMN_TYPES = select(_attribute.c.attname, func.format_type(_attribute.c.atttypid, null()).label("type")).where(
-    _attribute.c.attrelid == func.to_regclass("goals"), _attribute.c.attnum > 0, ~_attribute.c.attisdropped
+_COLUMN_TYPES = (
+    select(_class.c.relname, _attribute.c.attname, func.format_type(_attribute.c.atttypid, null()).label("type"))
+    .join_from(_class, _attribute, _attribute.c.attrelid == _class.c.oid)
+    .where(
+        _class.c.oid.in_([func.to_regclass(literal_column(f"'{name}'")) for name in COLUMN_TYPES]),
+        _attribute.c.attnum > 0,
+        ~_attribute.c.attisdropped,
+    )
 )
 
 
@@ -143,7 +206,8 @@ def _bound(goal_id: int | None) -> int:
 
 
 def _goal(row: Row[Any]) -> Goal:
-    return Goal(row.id, row.goal_name, row.created_at)
+    """Make a goal of the last columns of the row."""
+    return Goal._make(row[-len(_COLUMNS) :])
 
 
 def _total(row: Row[Any]) -> Total:
@@ -161,26 +225,40 @@ async def select_goal(database: Database, goal_id: int) -> Goal:
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 
-async def insert_goal(database: Database, name: str, key: UUID) -> Goal:
+async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
     """Make the goal, or find the one that `key` made: whoever repeats a request gets its goal as it is now.
 
-    A key that made a goal of another name raises `IdempotencyKeyReusedError`.
+    A key that came with another `fingerprint` raises `IdempotencyKeyReusedError`, one whose goal has been removed since
+    raises `GoalRemovedError`.
     """
-    (row,) = await database.fetch(_INSERT_ONCE, {"name": name, "key": key})
-    if name != (row.goal_name if row.original_name is None else row.original_name):
-        raise IdempotencyKeyReusedError("This idempotency key has made a goal of another name.")
-    return _goal(row)
+    parameters = {"given_key": key, "given_fingerprint": fingerprint, **_new(values)}
+    for _ in range(2):
+        (row,) = await database.fetch(_insert(tuple(values)), parameters)
+        if row.fingerprint != fingerprint:
+            raise IdempotencyKeyReusedError("This idempotency key has been used for another goal.")
+        if row.id is not None:
+            return _goal(row)
+        # Another request with the key may have been committed after this statement began: the next one sees its goal.
+    raise GoalRemovedError("The goal that was added with this idempotency key has been removed since.")
 
 
-async def update_goal(database: Database, goal_id: int, name: str, *, seen: Goal | None = None) -> Goal:
-    """Rename the goal; where `seen` is given, only while it still has the name seen then (`GoalChangedError`)."""
+def _new(values: Mapping[str, object]) -> dict[str, object]:
+    return {f"new_{name}": value for name, value in values.items()}
+
+
+async def update_goal(
+    database: Database, goal_id: int, values: Mapping[str, object], *, seen: Goal | None = None
+) -> Goal:
+    """Change the goal; where `seen` is given, only while it is still in that version (`GoalChangedError`)."""
     if goal_id <= BIGGEST_ID:
+        statement = _update(tuple(values), unchanged=seen is not None)
+        parameters = {"goal_id": goal_id, **_new(values)}
         if seen is None:
-            rows = await database.fetch(_RENAME, {"goal_id": goal_id, "name": name})
+            rows = await database.fetch(statement, parameters)
         else:
-            # Sent once: after an outcome that is not known, a second try would find the new name and say "changed".
-            parameters = {"goal_id": goal_id, "name": name, "seen": seen.goal_name}
-            rows = await database.fetch(_RENAME_UNCHANGED, parameters, repeatable=False)
+            # Sent once: after an outcome that is not known, a second try would find the new version and say "changed".
+            parameters["seen"] = seen.row_version
+            rows = await database.fetch(statement, parameters, repeatable=False)
             if not rows:
                 raise GoalChangedError("The goal has changed since it was read.")
         if rows:
@@ -189,12 +267,12 @@ async def update_goal(database: Database, goal_id: int, name: str, *, seen: Goal
 
 
 async def delete_goal(database: Database, goal_id: int, *, seen: Goal | None = None) -> None:
-    """Remove the goal, or raise `GoalNotFoundError`; where `seen` is given, only while it has the name seen then."""
+    """Remove the goal, or raise `GoalNotFoundError`; where `seen` is given, only while it is still in that version."""
     if goal_id <= BIGGEST_ID:
         if seen is None:
             rows, attempts = await database.run(_DELETE, {"goal_id": goal_id})
         else:
-            rows, attempts = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen.goal_name})
+            rows, attempts = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen.row_version})
         if rows:
             return
         if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id})):
@@ -211,9 +289,18 @@ async def select_revision(database: Database) -> str | None:
     return rows[0].version_num if rows else None
 
 
-async def select_column_types(database: Database) -> dict[str, str]:
-    """Give the columns that the table has now, and PostgreSQL's name of each one's type."""
-    return {row.attname: row.type for row in await database.fetch(_COLUMN_TYPES)}
+async def delete_old_keys(database: Database, kept: timedelta, limit: int) -> int:
+    """Remove up to `limit` of the keys that are older than `kept`, but those that another process removes; how many."""
+    (row,) = await database.fetch(_DELETE_OLD_KEYS, {"kept": kept, "limit": limit})
+    return int(row.number)
+
+
+async def select_column_types(database: Database) -> dict[str, dict[str, str]]:
+    """Give PostgreSQL's name of each column's type, by table and column, as they are now."""
+    types: dict[str, dict[str, str]] = {name: {} for name in COLUMN_TYPES}
+    for row in await database.fetch(_COLUMN_TYPES):
+        types[row.relname][row.attname] = row.type
+    return types
 
 
 async def select_statement_timeout(database: Database) -> int:

@@ -12,7 +12,7 @@ const rows = [...document.querySelectorAll("li")];
 document.addEventListener("submit", ({ target, submitter }) => {
   const row = submitter?.closest("li");
   const done = row
-    ? { verb: "Removed", name: row.querySelector("p").textContent, row: rows.indexOf(row), page: location.search }
+    ? { verb: "Removed", name: row.querySelector("button span").textContent.trim(), row: rows.indexOf(row), page: location.search }
     : { verb: "Added", name: target.elements.goal_name.value.trim() };
   sessionStorage.setItem(OUTCOME, JSON.stringify(done));
 });
