@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from goals import __version__, api, capacity, health, keys, otel, pages, server, signals
+from goals import __version__, api, capacity, health, keys, otel, pages, server, signals, store
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.limits import Limits
@@ -125,6 +125,16 @@ class Application:
                 self._traces.close()
 
     async def _prepare(self, database: Database) -> None:
+        """Get ready, and then do in the background what no request waits for."""
+        await self._get_ready(database)
+        kept = timedelta(hours=self._settings.goals_key_hours)
+        async with asyncio.TaskGroup() as background:
+            background.create_task(keys.remove_old_keys(database, kept, self._limits))
+            background.create_task(
+                self.telemetry.watch_ids(partial(store.select_ids_used, database), self._limits.ids_interval)
+            )
+
+    async def _get_ready(self, database: Database) -> None:
         await self.readiness.wait_for_schema(database)
         try:
             await database.fill()
@@ -133,7 +143,6 @@ class Application:
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()
-        await keys.remove_old_keys(database, timedelta(hours=self._settings.goals_key_hours), self._limits)
 
 
 def _make_traces(settings: Settings, limits: Limits, resource: Resource) -> "Traces | None":

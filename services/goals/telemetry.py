@@ -5,7 +5,8 @@ request microseconds, so attributes are built once, and whatever can be a plain 
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -263,6 +264,17 @@ class Telemetry:
             "How much later than asked the event loop woke a sleeper.",
             _DELAY_BOUNDS,
         )
+        self._ids_used: float | None = None
+        self._meter.create_observable_gauge(
+            "goals.ids.used_ratio",  # the exporter does not add Prometheus's suffix for a unit of 1
+            callbacks=[self._observe_ids],
+            unit="1",
+            description="The last id as a share of the highest one that the column and its sequence can hold.",
+        )
+
+    def _observe_ids(self, _options: CallbackOptions) -> Iterable[Observation]:
+        if self._ids_used is not None:
+            yield Observation(self._ids_used)
 
     def observe_reads(self, reads: Mapping[str, Reads]) -> None:
         """Let each scrape ask, by kind, how many reads were requested and how many queries served them."""
@@ -312,6 +324,14 @@ class Telemetry:
             due = loop.time() + _LOOP_PERIOD
             await asyncio.sleep(_LOOP_PERIOD)
             self._delay.record(max(0.0, loop.time() - due))
+
+    async def watch_ids(self, read: Callable[[], Awaitable[float | None]], interval: float) -> None:
+        """Ask `read`, until cancelled, what share of the ids is used; a scrape shows the last answer."""
+        while True:
+            # Without an answer the last one stays. `Database` logs and counts what fails.
+            with contextlib.suppress(Exception):
+                self._ids_used = await read()
+            await asyncio.sleep(interval)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """The metrics in the format that `Accept` asks for (text or OpenMetrics), and its content type."""
