@@ -17,7 +17,13 @@ def build_groups(objectives: Objectives) -> list[dict[str, Any]]:
     return [
         {"name": "goals-sli", "rules": [*_record_indicators(objectives)]},
         {"name": "goals-budget", "rules": [*_alert_on_budgets(objectives)]},
-        {"name": "goals-symptoms", "rules": _alert_on_symptoms(objectives.links.runbooks)},
+        {
+            "name": "goals-symptoms",
+            "rules": [
+                *_alert_on_symptoms(objectives.links.runbooks),
+                *_alert_on_ids(objectives.links.runbooks),
+            ],
+        },
     ]
 
 
@@ -197,6 +203,45 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
             ),
         )
     ]
+
+
+def _alert_on_ids(runbooks: str) -> list[Rule]:
+    """Alert while there is time to act, on ids of three kinds that have one runbook.
+
+    PostgreSQL begins to freeze transaction ids at 0.2 of 2.1 billion, and from 1.6 billion on it vacuums without regard
+    for anything else (`vacuum_failsafe_age`). Half of them means that this has not worked for long; seven tenths, 1.5
+    billion, wakes somebody before it is the only thing left.
+    """
+    database = 'job="goals/goals-db"'  # its PodMonitor
+    held_up = "Vacuum does not keep up, or something holds it back."
+    rules = []
+    for kind, used, critical, summary, description in (
+        (
+            "goals",
+            f"max(goals_ids_used_ratio{{{JOB}}})",
+            0.9,
+            "{{ $value | humanizePercentage }} of the ids for goals are used",
+            "When none is left, no goal can be added; everything else goes on.",
+        ),
+        (
+            "transactions",
+            f"max by (datname) (cnpg_pg_database_xid_age{{{database}}}) / 2^31",
+            0.7,
+            "{{ $labels.datname }} has used {{ $value | humanizePercentage }} of its transaction ids",
+            f"{held_up} At the end every write fails, in all databases.",
+        ),
+        (
+            "multixacts",
+            f"max by (datname) (cnpg_pg_database_mxid_age{{{database}}}) / 2^31",
+            0.7,
+            "{{ $labels.datname }} has used {{ $value | humanizePercentage }} of its multixact ids",
+            f"{held_up} At the end writes that lock a row together with others fail, in all databases.",
+        ),
+    ):
+        for severity, share in (("warning", 0.5), ("critical", critical)):
+            expr, labels = f"{used} > {share}", {"kind": kind}
+            rules.append(_alert("GoalsIdsRunningOut", expr, None, severity, summary, description, runbooks, labels))
+    return rules
 
 
 def _alert(

@@ -29,12 +29,15 @@ from tests.observability.queries import (
 )
 from tools.polling import wait_until
 
-# What Prometheus and the gateway expose.
+# What Prometheus, the gateway and CloudNativePG expose.
 BY_OTHERS = {
     "up": {"job", "instance"},
     "scrape_samples_scraped": {"job", "instance"},
-    "ALERTS": {"alertname", "alertstate", "service", "severity", "slo", "long", "short"},
+    "ALERTS": {"alertname", "alertstate", "service", "severity", "slo", "long", "short", "kind"},
     "nginx_http_requests_total": {"job", "instance"},  # the gateway's
+    # CloudNativePG's, by the default queries in the ConfigMap that its release brings (cnpg-default-monitoring).
+    "cnpg_pg_database_xid_age": {"job", "pod", "datname"},
+    "cnpg_pg_database_mxid_age": {"job", "pod", "datname"},
 }
 # The convention's name, which promtool takes for a part of a histogram.
 LINT = 'db_client_connection_count non-histogram and non-summary metrics should not have "_count" suffix'
