@@ -216,6 +216,15 @@ def _build_resources() -> dict[str, Any]:
                 (f"sum(rate(db_client_connection_create_time_seconds_count{{{CHOSEN}}}[{RATE}]))", "opened"),
                 width=third,
             ),
+            _series(
+                "Ids in use",
+                "Last id as a share of the highest one; the lines are where GoalsIdsRunningOut warns and pages.",
+                "percentunit",
+                (f"max(goals_ids_used_ratio{{{CHOSEN}}})", "goals"),
+                width=third,
+                most=1,
+                steps=[("transparent", None), ("orange", 0.5), ("red", 0.9)],
+            ),
             _row("Process"),
             _series(
                 "CPU",
