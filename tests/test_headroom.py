@@ -153,7 +153,7 @@ async def test_an_outage_leaves_the_last_value_and_one_line_in_the_log(empty: Se
     await upgrade(empty)
     administrator = await asyncpg.connect(host=empty.db_host, user="postgres", database="postgres")
     connection = await asyncpg.connect(**connect_arguments(empty, WIDE))
-    await connection.execute(f"SELECT setval('goals_id_seq', {INT4 // 2})")
+    await connection.execute(f"SELECT setval('goals_id_seq', {2**62})")
 
     with structlog.testing.capture_logs() as events:
         async with (
@@ -187,7 +187,7 @@ async def test_an_outage_leaves_the_last_value_and_one_line_in_the_log(empty: Se
             assert await shows(0.5)
             await administrator.execute(f'ALTER DATABASE "{empty.db_name}" ALLOW_CONNECTIONS true')
             connection = await asyncpg.connect(**connect_arguments(empty, WIDE))
-            await connection.execute(f"SELECT setval('goals_id_seq', {INT4})")
+            await connection.execute(f"SELECT setval('goals_id_seq', {2**63 - 1})")
             await until(lambda: shows(1.0))
     await connection.close()
     await administrator.close()
