@@ -14,8 +14,8 @@ from sqlalchemy import (
     Row,
     Select,
     String,
-    and_,
     bindparam,
+    case,
     cast,
     column,
     delete,
@@ -27,7 +27,6 @@ from sqlalchemy import (
     select,
     table,
     true,
-    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS, insert
@@ -82,44 +81,29 @@ _GOAL = select(*_COLUMNS).where(goals.c.id == _ID)
 
 @cache
 def _insert(names: tuple[str, ...]) -> Select[Any]:
-    """Take the key and make its goal with values for these columns, or find the goal that the key has made.
+    """Take the key, and make its goal with values for these columns unless the key was there.
 
-    A repeat changes the key's row, so that it waits for a standby like the first request. With ON CONFLICT DO NOTHING
-    and a SELECT it would acknowledge a goal that no standby has.
+    A repeat changes the key's row, so that it waits for a standby like the first request: with ON CONFLICT DO NOTHING
+    it would acknowledge a goal that no standby has. It takes no id, and the lock keeps its key from being removed as an
+    old one meanwhile.
     """
-    parts = (goal_keys.c.goal_id, goal_keys.c.fingerprint, goal_keys.c.repeats)
-    # Not `key`: in an UPDATE, and in what is around it, that name is kept for the column.
-    key = bindparam("given_key", type_=goal_keys.c.key.type)
-    repeated = {"repeats": goal_keys.c.repeats + literal_column("1")}
-    # First of all the key that is there already, so that its repeat takes no id.
-    known = update(goal_keys).where(goal_keys.c.key == key).values(repeated).returning(*parts).cte("known")
+    key = bindparam("given_key", type_=goal_keys.c.key.type)  # the column's name is kept for the column
+    fingerprint = bindparam("given_fingerprint", type_=goal_keys.c.fingerprint.type)
+    known = exists(select(literal_column("1")).where(goal_keys.c.key == key).with_for_update())
+    goal_id = case((known, literal_column("0")), else_=func.nextval(literal_column("'goals_id_seq'::regclass")))
     taken = (
         insert(goal_keys)
-        .from_select(
-            ["key", "fingerprint", "goal_id"],
-            select(
-                key,
-                bindparam("given_fingerprint", type_=goal_keys.c.fingerprint.type),
-                func.nextval(literal_column("'goals_id_seq'::regclass")),
-            ).where(~exists(select(literal_column("1")).select_from(known))),
+        .from_select(["key", "fingerprint", "goal_id"], select(key, fingerprint, goal_id))
+        .on_conflict_do_update(
+            index_elements=[goal_keys.c.key], set_={"repeats": goal_keys.c.repeats + literal_column("1")}
         )
-        .on_conflict_do_update(index_elements=[goal_keys.c.key], set_=repeated)
-        .returning(*parts)
+        .returning(goal_keys.c.goal_id.label("of_goal"), goal_keys.c.fingerprint, goal_keys.c.repeats)
         .cte("taken")
     )
     values = [bindparam(f"new_{name}", type_=goals.c[name].type) for name in names]
-    made = (
-        insert(goals)
-        .from_select(["id", *names], select(taken.c.goal_id, *values).where(taken.c.repeats == literal_column("0")))
-        .returning(*_COLUMNS)
-        .cte("made")
-    )
-    owner = union_all(select(known), select(taken)).subquery("owner")
-    whole = [func.coalesce(made.c[part.name], part).label(part.name) for part in _COLUMNS]
-    rows = owner.outerjoin(made, true()).outerjoin(
-        goals, and_(goals.c.id == owner.c.goal_id, owner.c.repeats > literal_column("0"))
-    )
-    statement = select(owner.c.fingerprint, *whole).select_from(rows)
+    new = select(taken.c.of_goal, *values).where(taken.c.repeats == literal_column("0"))
+    made = insert(goals).from_select(["id", *names], new).returning(*_COLUMNS).cte("made")
+    statement = select(taken.c.of_goal, taken.c.fingerprint, made).select_from(taken.outerjoin(made, true()))
     return statement.execution_options(operation="INSERT", collection=goals.name)
 
 
@@ -232,13 +216,16 @@ async def insert_goal(database: Database, values: Mapping[str, object], key: UUI
     raises `GoalRemovedError`.
     """
     parameters = {"given_key": key, "given_fingerprint": fingerprint, **_new(values)}
-    for _ in range(2):
-        (row,) = await database.fetch(_insert(tuple(values)), parameters)
-        if row.fingerprint != fingerprint:
-            raise IdempotencyKeyReusedError("This idempotency key has been used for another goal.")
-        if row.id is not None:
-            return _goal(row)
-        # Another request with the key may have been committed after this statement began: the next one sees its goal.
+    (row,) = await database.fetch(_insert(tuple(values)), parameters)
+    if row.fingerprint != fingerprint:
+        raise IdempotencyKeyReusedError("This idempotency key has been used for another goal.")
+    if row.id is not None:
+        return _goal(row)
+    found = await database.fetch(_GOAL, {"goal_id": row.of_goal})
+    if found:
+        return _goal(found[0])
+    # Confirmed by a standby as the removal itself is: a change of the key that comes after it.
+    await database.fetch(_insert(tuple(values)), parameters)
     raise GoalRemovedError("The goal that was added with this idempotency key has been removed since.")
 
 
