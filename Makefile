@@ -215,7 +215,7 @@ docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each pr
 audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
 	@$(BIN)/python -m tools.audit $(ARGS)
 
-wheels: $(VENV)/.dev  ## whether up, test and load install wheels only, on Linux and Apple Silicon and every Python that README names
+wheels: $(VENV)/.dev  ## whether up, test and load install wheels only, on Linux and Apple Silicon and every supported Python
 	@echo "asking the package index for the wheels of each lock, platform and Python"
 	@$(BIN)/python -m tools.wheels $(UV)
 

@@ -1,4 +1,4 @@
-"""README's tables against the code: what they list exists, and what exists is listed."""
+"""The tables of docs/reference.md against the code: what they list exists, and what exists is listed."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,12 @@ from goals.app import OPERATORS_ROUTES, PUBLIC_ROUTES
 from goals.settings import Settings
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 
 
 def table(heading: str) -> list[list[str]]:
     """The rows of the first table under a heading, each as its cells."""
-    section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    section = REFERENCE.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row] for row in rows[2:]]
 

@@ -1,4 +1,4 @@
-"""`make wheels`: what `make up`, `make test` and `make load` install has wheels on every machine that README names.
+"""`make wheels`: what `make up`, `make test` and `make load` install has wheels on every machine that docs/reference.md names.
 
 uv asks the package index for each pin of the locks. Without a wheel pip builds a package, and needs a compiler for it.
 """
@@ -16,7 +16,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 WITHOUT: dict[tuple[str, str, str], str] = {
     ("gevent", "aarch64-apple-darwin", "3.11"): "its wheels for Apple Silicon begin with Python 3.12",
 }
-"""Package, platform and Python for which there is no wheel, with the reason; README names them."""
+"""Package, platform and Python for which there is no wheel, with the reason; docs/reference.md names them."""
 
 
 def main() -> None:
