@@ -15,7 +15,7 @@ export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
 ##@ Run
-up: $(VENV)/.local  ## the page on 127.0.0.1:8080, operators' port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
+up: $(VENV)/.local  ## the page on 127.0.0.1:8080, ops port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
 	@exec $(BIN)/python -m goals up
 
 dev: $(VENV)/.local  ## the same, started again whenever code or a template changes
@@ -26,7 +26,7 @@ migrate: $(VENV)/.local  ## bring the database to the newest revision (the embed
 	@$(BIN)/python -m goals migrate $(ARGS)
 
 ##@ Develop
-check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint; actionlint and zizmor for the workflows
+check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint, actionlint, zizmor; terms and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -36,6 +36,8 @@ check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, h
 	git ls-files '*Dockerfile' | xargs $(BIN)/hadolint
 	$(BIN)/actionlint -shellcheck $(BIN)/shellcheck
 	$(BIN)/zizmor --offline --pedantic --quiet .github
+	$(BIN)/python -m tools.terms
+	git ls-files -z | xargs -0 $(BIN)/codespell
 	$(BIN)/pytest --quiet tests/lint
 
 fix: $(VENV)/.lint  ## correct what ruff can, and format
@@ -49,7 +51,7 @@ test: $(VENV)/.dev  ## service, load test and tools on a real PostgreSQL 18, wit
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(ARGS),--fail-under=0)
 
-lock: $(UV)  ## resolve the dependencies anew into requirements/*.txt (hashes, no hosts)
+lock: $(UV)  ## resolve the dependencies into requirements/*.txt (hashes, no hosts)
 	$(LOCK) --group otlp -o requirements/goals.txt
 	$(LOCK) -c requirements/goals.txt --group otlp --group embedded -o requirements/local.txt
 	$(LOCK) -c requirements/local.txt --group otlp --group embedded --group dev -o requirements/dev.txt
@@ -83,7 +85,7 @@ flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousa
 e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
-screenshots: $(VENV)/.dev  ## the page's pictures in docs/img/ anew (also apt-get install fonts-noto-core, for a desktop's look)
+screenshots: $(VENV)/.dev  ## take the pictures in docs/img/ again (install fonts-noto-core first, for a desktop's look)
 	@echo "taking the page's pictures into docs/img"
 	@$(BIN)/python -m tests.e2e.screenshots
 
@@ -94,7 +96,7 @@ observability: $(VENV)/.dev observability/node_modules/.made  ## every rule, pan
 	@cat out/observability.json
 	$(BIN)/python -m tests.observability.cost
 
-slo: $(VENV)/.dev  ## the rules and the dashboards anew from observability/slo.toml and the code
+slo: $(VENV)/.dev  ## generate the rules and dashboards from observability/slo.toml and the code
 	@$(BIN)/python -m observability.generate
 
 observability/node_modules/.made: observability/package-lock.json
@@ -104,11 +106,11 @@ observability/node_modules/.made: observability/package-lock.json
 	@touch $@
 
 ##@ Load test
-SCENARIO = seed
+SCENARIO = original
 HOST = http://127.0.0.1:8080
 USERS =
 WHAT = $(if $(USERS),--locustfile $(USERS),--scenario $(SCENARIO))
-load: $(VENV)/.loadtest  ## play SCENARIO (seed, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
+load: $(VENV)/.loadtest  ## play SCENARIO (original, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
 	$(BIN)/locust --headless $(WHAT) --host $(HOST) $(ARGS)
 
 load-ui: $(VENV)/.loadtest  ## the web UI on 127.0.0.1:8089: choose, start, watch, read the verdict
@@ -267,7 +269,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-# Programs that only `make check` runs: what cannot be had of them on a machine does not stop the tests there.
+# Programs that only `make check` runs: one that is missing for a machine does not stop the tests there.
 $(VENV)/.lint: requirements/lint.txt $(VENV)/.dev
 	@echo "installing $< into $(VENV)"
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<

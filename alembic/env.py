@@ -89,7 +89,7 @@ def _is_new_revision() -> bool:
 
 
 def _number(_context: MigrationContext, _revision: object, directives: list[MigrationScript]) -> None:
-    """Give a new revision the next number: which of two hashes, as Alembic makes them, is newer cannot be told."""
+    """Give a new revision the next number: Alembic's own hashes do not say which of two is newer."""
     latest = max((int(script.revision) for script in context.script.walk_revisions()), default=0)
     for directive in directives:
         directive.rev_id = f"{latest + 1:04}"
@@ -173,9 +173,9 @@ def _look(connection: Connection) -> bool:
     adoption.check_revisions(connection, heads)
     dry_run = bool(context.config.attributes.get("dry_run"))
     pending = [script for script in context.script.walk_revisions() if not heads or script.revision > heads[0]]
-    mended = adoption.adopt(connection, pending=bool(pending), first=not heads, dry_run=dry_run)
+    repaired = adoption.adopt(connection, pending=bool(pending), first=not heads, dry_run=dry_run)
     connection.rollback()
-    for line in mended:
+    for line in repaired:
         log.info(line)
     if dry_run:
         for script in reversed(pending):

@@ -1,4 +1,4 @@
-"""The yardsticks: an application that does nothing, served by Hypercorn as it is released, or in our server room.
+"""The yardsticks: an application that does nothing, served by Hypercorn as it is released, or by our server.
 
 Both have the service's configuration of Hypercorn: `python -m bench.bare hypercorn|server PORT`.
 """

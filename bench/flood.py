@@ -31,7 +31,7 @@ JUNK_RATE = 500_000
 LONGEST = Limits().body_deadline + Limits().request_deadline + Limits().transport_grace + 1
 """Seconds until the connection of a client that does not read is gone."""
 VALID = "requests for nothing"
-"""Each costs an answer, as honest ones do: it is told of without a limit, and the gateway's rate limit bounds it."""
+"""Each costs an answer, as honest ones do: it is reported without a limit, and the gateway's rate limit bounds it."""
 JUNK = {
     "bad heads": b"GET / HTTP/1.1\r\nX : " + b"a" * 1000 + b"\r\n\r\n",
     "half requests": b"POST /add_goal HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n\r\n" + b"a" * 1000,
@@ -172,7 +172,7 @@ async def take_descriptors(service: "Service", name: str, seconds: float, sent: 
     service.server.forget_output()
     async with flood(service.port, 2000, sent, again=True, ends=ends):
         probes, honest = await asyncio.gather(
-            watch(service.operators_port, LIVEZ, seconds, 0.25), watch(service.port, LAST, seconds, 0.1)
+            watch(service.ops_port, LIVEZ, seconds, 0.25), watch(service.port, LAST, seconds, 0.1)
         )
     lines = service.lines()
     await asyncio.sleep(10)
@@ -267,7 +267,7 @@ class Service(NamedTuple):
 
     server: Server
     port: int
-    operators_port: int
+    ops_port: int
     process: psutil.Process
 
     def lines(self) -> int:
@@ -278,7 +278,7 @@ class Service(NamedTuple):
 @contextlib.contextmanager
 def running(servers: Servers, folder: Path, descriptors: int | None = None) -> Iterator[Service]:
     with servers.service(folder, databases.LONG, descriptors=descriptors) as server:
-        ports = re.search(r'"port":(\d+),"operators_port":(\d+)', server.read_output())
+        ports = re.search(r'"port":(\d+),"ops_port":(\d+)', server.read_output())
         if ports is None:
             raise MeasurementError("the service did not say where it listens")
         yield Service(server, int(ports[1]), int(ports[2]), psutil.Process(server.process.pid))

@@ -1,4 +1,4 @@
-"""The command that holds the drills: `python -m drills [NAME...] [--short] [--seed N]`."""
+"""The command that runs the drills: `python -m drills [NAME...] [--short] [--seed N]`."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from drills.cluster import DrillError
 from drills.drill import Drill
 
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
-PASSED, FAILED, NOT_HELD, ENDED_EARLY = 0, 1, 2, 130
+PASSED, FAILED, NOT_RUN, ENDED_EARLY = 0, 1, 2, 130
 
 
 def main() -> int:
@@ -35,14 +35,14 @@ def main() -> int:
     unknown = [name for name in options.names if name not in DRILLS]
     if unknown:
         parser.error(f"there is no drill `{unknown[0]}`; there are {', '.join(DRILLS)}")
-    # Whoever ends a drill, by Ctrl-C, a time limit or a closed terminal, gets the machine back as it was. Shells start
-    # what is in their background without SIGINT, and nohup without SIGHUP.
+    # A drill that is ended early, by Ctrl-C, a time limit or a closed terminal, leaves the machine as it was. Shells
+    # start what is in their background without SIGINT, and nohup without SIGHUP.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in _ENDS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end_early)
     try:
-        return _hold_all(options)
+        return _run_all(options)
     except KeyboardInterrupt:
         sys.stderr.write("error: ended early, so nothing is known; what the drills had started is ended\n")
         return ENDED_EARLY
@@ -54,11 +54,11 @@ def _end_early(_number: int, _frame: object) -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def _hold_all(options: argparse.Namespace) -> int:
+def _run_all(options: argparse.Namespace) -> int:
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     drills = [Drill(name, short=options.short, seed=seed) for name in options.names or DRILLS]
     # One after the other: where two shared two cores, requests were given up for want of a processor.
-    results = {drill: asyncio.run(_hold(drill, options.out)) for drill in drills}
+    results = {drill: asyncio.run(_run(drill, options.out)) for drill in drills}
     if options.again:
         failed = [drill for drill, result in results.items() if result == FAILED or drill.is_late]
         for first in (drill for drill in failed if drill.may_be_tried_again):
@@ -67,17 +67,17 @@ def _hold_all(options: argparse.Namespace) -> int:
             second = Drill(first.name, short=first.short, seed=seed)
             second.first_attempt = first
             del results[first]
-            results[second] = asyncio.run(_hold(second, options.out))
+            results[second] = asyncio.run(_run(second, options.out))
     if len(drills) > 1:
-        held = [report.summarize(drill) for drill, result in results.items() if result != NOT_HELD]
-        if held:
-            (options.out / "drills.md").write_text(report.write_tables(held), encoding="utf-8")
+        reports = [report.summarize(drill) for drill, result in results.items() if result != NOT_RUN]
+        if reports:
+            (options.out / "drills.md").write_text(report.write_tables(reports), encoding="utf-8")
         sys.stdout.write(report.write_total(sorted(results, key=lambda drill: list(DRILLS).index(drill.name))))
         sys.stdout.write(f"reports: {options.out}/\n")
     return max(results.values())
 
 
-async def _hold(drill: Drill, folder: Path) -> int:
+async def _run(drill: Drill, folder: Path) -> int:
     drill.started = time.time()
     report.remove_files(drill, folder)  # an earlier run's must not stand for this one's
     about = (sys.modules[DRILLS[drill.name].__module__].__doc__ or "").partition("\n")[0]
@@ -87,17 +87,17 @@ async def _hold(drill: Drill, folder: Path) -> int:
         await DRILLS[drill.name](drill)
     except (DrillError, TimeoutError, httpx2.TimeoutException) as error:
         why = str(error) or "an answer did not come in time"
-        sys.stderr.write(f"error: the drill `{drill.name}` could not be held: {why}\n")
+        sys.stderr.write(f"error: the drill `{drill.name}` could not be run: {why}\n")
         drill.is_late = not isinstance(error, DrillError)
         drill.broken_off = why
         report.write_files(drill, folder)
         sys.stdout.write(f"report: {folder / drill.name}.html\n")
-        return NOT_HELD
+        return NOT_RUN
     drill.seconds = time.time() - drill.started
     report.write_files(drill, folder)
     sys.stdout.write(f"{report.write_text(drill)}report: {folder / drill.name}.html\n")
     sys.stdout.flush()
-    return NOT_HELD if not drill.held else PASSED if drill.passed else FAILED
+    return NOT_RUN if not drill.held else PASSED if drill.passed else FAILED
 
 
 sys.exit(main())

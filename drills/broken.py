@@ -40,7 +40,7 @@ def retry_without_a_key() -> None:
 
 
 def stop_without_a_drain() -> None:
-    """SIGTERM stops the listeners at once, and nobody was told to reconnect elsewhere."""
+    """SIGTERM stops the listeners at once, and no client is asked to reconnect elsewhere."""
     os.environ["GOALS_DRAIN_SECONDS"] = "0"
 
 
@@ -71,7 +71,7 @@ def wait_without_time_limits() -> Limits:
 
 
 def send_nothing_again() -> None:
-    """A statement that was cut off is told as an error at once."""
+    """A statement that was cut off is reported as an error at once."""
     sqlstates.is_transient = lambda error: False  # noqa: ARG005  its type includes the name
     translate = sqlstates.translate
 
@@ -105,7 +105,7 @@ def jump_by_an_hour() -> None:
 
 
 def stamp_goals_itself() -> None:
-    """When a goal was made is told by the clock of the replica, which jumps as above, and not by PostgreSQL's."""
+    """The time of a goal comes from the replica's clock, which jumps as above, and not from PostgreSQL's."""
     jump_by_an_hour()
     insert_goal = store.insert_goal
 

@@ -15,4 +15,4 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "stuck": stuck.run,
     "restore": restore.run,
 }
-"""In the order in which they are held and told of."""
+"""In the order in which they run and are reported."""

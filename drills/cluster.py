@@ -45,7 +45,7 @@ _ACCESS = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 tr
 
 
 class DrillError(Exception):
-    """A drill could not be held as planned; nothing is known about what it was to show."""
+    """A drill could not be run as planned; nothing is known about what it was to show."""
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -149,7 +149,7 @@ class Cluster:
         await self.until_whole()
 
     async def _mount(self, data: Path) -> None:
-        """Put a disk of its own where the first primary's data will be, if one can be had."""
+        """Put a disk of its own where the first primary's data will be, if possible."""
         if os.geteuid() != 0:
             self.no_disk = "only root may mount a small disk"
             return
@@ -357,7 +357,7 @@ class Cluster:
         if main is None:
             return []
         with contextlib.suppress(psutil.NoSuchProcess):
-            # The first one first: it would start children anew.
+            # The first one first: it would start new children.
             processes = [main, *main.children(recursive=True)]
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -414,7 +414,7 @@ class Cluster:
 async def read_to_the_end(process: asyncio.subprocess.Process) -> bytes:
     """Give what the program has written to its standard error; it has ended when this has, even by a cancellation.
 
-    Whoever ends the drill then finds what the program has started, as a server that is just coming up.
+    What ends the drill then finds what the program has started, as a server that is just coming up.
     """
     end = asyncio.ensure_future(process.communicate())
     try:

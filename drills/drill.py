@@ -32,7 +32,7 @@ Kind = Literal["safety", "timing"]
 
 
 class Check(NamedTuple):
-    """A figure, and the limit it was held against."""
+    """A figure, and its limit."""
 
     what: str
     measured: float
@@ -98,7 +98,7 @@ class Case:
     patience: float = 1.0
     """How many times wider an upper limit in seconds is than it is named."""
     not_run: str = ""
-    """Why it could not be held here, where something that it needs is missing."""
+    """Why it could not be run here, where something that it needs is missing."""
 
     def check(self, what: str, measured: float, comparison: str, limit: float, *, kind: Kind = "safety") -> None:
         if what.endswith(", s") and kind == "timing":
@@ -171,7 +171,7 @@ class Drill:
         return case
 
     def leave_out(self, name: str, explanation: str, why: str) -> None:
-        """Note a case that cannot be held on this machine: it is told of as not run, and never as passed."""
+        """Note a case that cannot be run on this machine: it counts as not run, and never as passed."""
         self.say(f"{name}: not run: {why}")
         now = time.time()
         self.cases.append(Case(name, explanation, began=now, ended=now, not_run=why))
@@ -196,13 +196,13 @@ class Drill:
 
     @property
     def whole(self) -> list[Check]:
-        """What must be true of everything that the drill's clients were told."""
+        """What must be true of every response that the drill's clients got."""
         verdict = self.verdict
         return [
             Check("acknowledged writes", verdict.acknowledged, ">", 0),
             Check("acknowledged writes lost", verdict.lost, "=", 0),
-            Check("writes done twice", verdict.duplicated, "=", 0),
-            Check("writes nobody asked for", verdict.phantom, "=", 0),
+            Check("writes duplicated", verdict.duplicated, "=", 0),
+            Check("writes that no client sent", verdict.phantom, "=", 0),
             Check("requests that failed otherwise than by 503", self.failed, "=", 0),
         ]
 

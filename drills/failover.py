@@ -51,7 +51,7 @@ async def _kill_again_and_again(drill: Drill, stage: Stage, load: Load) -> Case:
         await asyncio.sleep(drill.random.uniform(0, 0.7 if drill.short else 1.2))  # until somebody notices
         promoted = await cluster.promote()
         promoted_at = time.time()
-        stage.database.lead_to([cluster.port])
+        stage.database.route_to([cluster.port])
         case.marks.append(Mark(killed_at, "kill", promoted_at))
         drill.say(f"{len(case.marks)}: {lost} killed, {promoted} promoted after {promoted_at - killed_at:.2f} s")
         await cluster.rejoin(lost)
@@ -77,7 +77,7 @@ async def _switch_over(drill: Drill, stage: Stage) -> Case:
         await cluster.stop(old)
         await cluster.promote()
         promoted_at = time.time()
-        stage.database.lead_to([cluster.port])
+        stage.database.route_to([cluster.port])
         case.marks.append(Mark(asked_at, "switchover", promoted_at))
         await cluster.rejoin(old, rewind=False)
         await cluster.until_whole()
@@ -99,7 +99,7 @@ async def _lose_for_long(drill: Drill, stage: Stage) -> Case:
     await asyncio.sleep(max(killed_at + seconds - time.time(), 0))
     await cluster.promote()
     promoted_at = time.time()
-    stage.database.lead_to([cluster.port])
+    stage.database.route_to([cluster.port])
     case.marks.append(Mark(killed_at, "kill", promoted_at))
     await cluster.rejoin(lost)
     await cluster.until_whole()
@@ -114,7 +114,7 @@ def _judge(case: Case, attempts: list[Attempt]) -> None:
     flows, outages = [], []
     for mark in case.marks:
         first = min((write.ended for write in writes if write.ended > mark.until), default=float("inf"))
-        # The last writes before the loss may be told a moment after it.
+        # The last writes before the loss may be acknowledged a moment after it.
         last = max((write.ended for write in writes if write.ended < mark.until), default=case.began)
         flows.append(first - mark.until)
         outages.append(first - last)
@@ -138,7 +138,7 @@ async def _control_asynchronous(drill: Drill, stage: Stage) -> None:
     await cluster.replicate(QUORUM)
     await cluster.rejoin(former)
     await cluster.until_whole()
-    stage.database.lead_to([cluster.port])
+    stage.database.route_to([cluster.port])
 
 
 async def _control_stale(drill: Drill, stage: Stage) -> None:

@@ -38,9 +38,9 @@ async def run(drill: Drill) -> None:
         await stage.serve(2)
         load = await stage.load(writers(short=drill.short))
         await asyncio.sleep(1)
-        for name, (explanation, befall) in faults.items():
+        for name, (explanation, inject) in faults.items():
             case = drill.begin(name, explanation)
-            await befall(drill, stage, case)
+            await inject(drill, stage, case)
             # Long enough for every answer that was under way.
             await asyncio.sleep(0.6 if drill.short else 2.0)
             drill.end(case)
@@ -78,7 +78,7 @@ async def _freeze(drill: Drill, stage: Stage, case: Case) -> None:
     await asyncio.sleep(_NOTICE)
     await cluster.promote()
     promoted_at = time.time()
-    stage.database.lead_to([cluster.port])
+    stage.database.route_to([cluster.port])
     case.marks.append(Mark(frozen_at, "frozen", promoted_at))
     await cluster.until_streaming(1)
     await asyncio.sleep(1)
@@ -101,7 +101,7 @@ async def _lose_host(drill: Drill, stage: Stage, case: Case) -> None:
     cluster.freeze(lost)
     await asyncio.sleep(_NOTICE)
     await cluster.promote()
-    stage.database.lead_to([cluster.port])
+    stage.database.route_to([cluster.port])
     await stage.database.reappear()
     case.marks.append(Mark(lost_at, "black hole", time.time()))
     await cluster.kill(lost)
@@ -112,7 +112,7 @@ async def _lose_host(drill: Drill, stage: Stage, case: Case) -> None:
 async def _leave_half_open(drill: Drill, stage: Stage, case: Case) -> None:
     at = time.time()
     stage.database.silence()
-    # There is nothing to be ended: each connection has to be found dead by whoever uses it.
+    # There is nothing to be ended: each connection has to be found dead by its user.
     case.marks.append(Mark(at, "half-open", at))
     await asyncio.sleep(2)
 
@@ -147,13 +147,13 @@ async def _lead_to_standby(drill: Drill, stage: Stage, case: Case) -> None:
 
 async def _lead_astray(stage: Stage, case: Case, name: str, what: str) -> None:
     """Lead the service to an instance that is not the primary, for a second and a half."""
-    stage.database.lead_to([stage.cluster.ports[name]])
+    stage.database.route_to([stage.cluster.ports[name]])
     stage.database.sever()
     at = time.time()
     await asyncio.sleep(1.5)
     case.marks.append(Mark(at, what, time.time()))
-    stage.database.lead_to([stage.cluster.port])
-    # Its connections stay, as those of a moved Service do: whoever has one must leave it himself.
+    stage.database.route_to([stage.cluster.port])
+    # Its connections stay, as those of a moved Service do: each user must leave its own.
 
 
 async def _control_key(drill: Drill, stage: Stage) -> None:
@@ -167,6 +167,6 @@ async def _control_key(drill: Drill, stage: Stage) -> None:
     drill.control(
         "retry without a key",
         "replies to commits are lost and statements sent again",
-        "writes done twice",
+        "writes duplicated",
         verdict.duplicated,
     )

@@ -69,7 +69,7 @@ class Prober:
     """Asks `/livez` twenty times a second, and remembers how long each answer took."""
 
     def __init__(self, replica: Replica) -> None:
-        self._url = f"http://127.0.0.1:{replica.operators_port}/livez"
+        self._url = f"http://127.0.0.1:{replica.ops_port}/livez"
         self.seconds: list[float] = []
         self._task = asyncio.create_task(self._probe())
 
@@ -87,7 +87,7 @@ class Prober:
 
 
 async def _take(drill: Drill, stage: Stage, load: Load, prober: Prober | None = None) -> list[Attempt]:
-    """Wait for the load's end, hold what it was told against the table, and clear that."""
+    """Wait for the load's end, compare what its clients were answered with the table, and clear the table."""
     code = await load.wait()
     if prober is not None:
         await prober.stop()  # before this process is busy with the journal

@@ -81,16 +81,16 @@ def write_total(drills: Sequence[Drill]) -> str:
     left_out = [
         f"{drill.name}/{case.name} ({case.not_run})" for drill in drills for case in drill.cases if case.not_run
     ]
-    told = "".join(f"\n  not run: {what}" for what in left_out)
+    details = "".join(f"\n  not run: {what}" for what in left_out)
     failed = len(drills) - passed - not_run
     cases = f"{len(left_out)} of {sum(len(drill.cases) for drill in drills)} cases not run"
     again = [drill.name for drill in drills if drill.first_attempt is not None]
-    told += (
+    details += (
         f"\n  second attempts: {len(again)} ({', '.join(again)}); the first failed, see NAME-first.html"
         if again
         else ""
     )
-    return f"{len(drills)} drills: {passed} passed, {failed} failed, {not_run} not run; {cases}{told}\n"
+    return f"{len(drills)} drills: {passed} passed, {failed} failed, {not_run} not run; {cases}{details}\n"
 
 
 def _tell(check: Check) -> str:
@@ -155,10 +155,10 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
     acknowledged = sum(report["acknowledged"] for report in reports)
     broken = {name: sum(report[name] for report in reports) for name in ("lost", "duplicated", "phantom", "failed")}
     machine = reports[0]["machine"]
-    told = (
+    conditions = (
         f"{reports[0]['started'][:10]}, {machine['cores']} cores for everything, Python {machine['python']}: "
         f"{sum(report['requests'] for report in reports):,} requests, {acknowledged:,} acknowledged writes, "
-        f"{broken['lost']} lost, {broken['duplicated']} done twice; {broken['phantom']} writes that nobody asked for; "
+        f"{broken['lost']} lost, {broken['duplicated']} duplicated; {broken['phantom']} writes that no client sent; "
         f"{broken['failed']} requests failed otherwise than by `503`."
     )
     cases = [[report["drill"], *_write_cells(case)] for report in reports for case in report["cases"]]
@@ -170,7 +170,7 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
     heads = ["drill", "what happens", "requests", "errors shown", "longest answer, s", "longest pause of writes, s"]
     return "\n".join(
         [
-            told,
+            conditions,
             "",
             *write_markdown(heads, cases),
             "",
@@ -185,7 +185,7 @@ def _write_cells(case: dict[str, Any]) -> list[str]:
     if case.get("not_run"):
         return [what, f"not run: {case['not_run']}", "", "", ""]
     if "requests" not in case:
-        return [what, "", "", "", ""]  # nobody asked for anything meanwhile
+        return [what, "", "", "", ""]  # there were no requests meanwhile
     figures = [f"{case['longest_answer_s']:.2f}", f"{case['write_gap_s']:.2f}"]
     return [what, f"{case['requests']:,}", f"{case['errors']:,}", *figures]
 

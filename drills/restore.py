@@ -145,7 +145,7 @@ async def run(drill: Drill) -> None:
 
 
 async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt], list[Marker], list[Marker]]:
-    """Load, a base backup amid it, and markers; gives what the clients were told, and the markers of both kinds."""
+    """Load, a base backup during it, and markers; gives the clients' attempts, and the markers of both kinds."""
     case = drill.begin("backup", "a base backup under load, WAL archived all the while, moments marked to go back to")
     load = await stage.load(writers(short=drill.short))
     case.began = at = time.time()
@@ -186,7 +186,7 @@ async def _restore(
     drill: Drill, stage: Stage, store: Store, attempts: Sequence[Attempt], markers: Sequence[Marker], name: str
 ) -> None:
     """Restore to each of the markers; the last of them is left running, and takes writes."""
-    case = drill.begin(name, "a second cluster from the backup and the archive, held against the journal")
+    case = drill.begin(name, "a second cluster from the backup and the archive, compared with the journal")
     longest, fetched, megabytes = 0.0, 0, 0.0
     for marker in markers:
         at = time.time()
@@ -245,7 +245,7 @@ async def _judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: 
 async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> None:
     """Lead the service to the second cluster, where people go on."""
     case = drill.begin("moved over", "the service is led to the restored cluster, and its users go on there")
-    stage.database.lead_to([stage.cluster.ports[RESTORED]])
+    stage.database.route_to([stage.cluster.ports[RESTORED]])
     stage.database.sever()
     load = await stage.load(writers(short=drill.short))
     case.began = time.time()
@@ -289,7 +289,7 @@ async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, ma
     drill.end(case)
     case.check("clusters that took writes all the same", cluster._find_main(RESTORED) is not None, "=", 0)
     case.check("segments fetched before the gap", _count_fetched(cluster), ">", 0)
-    case.check("times it asked for the missing one in vain", log.count(str(missing)), ">", 0)
+    case.check("times it requested the missing segment and got none", log.count(str(missing)), ">", 0)
     case.check("its log says why", log.count(_ENDED_EARLY), ">", 0)
 
 

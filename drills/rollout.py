@@ -16,7 +16,7 @@ from goals.settings import Settings
 
 REQUESTS = 20_000
 _PROPAGATION = 0.5
-"""Seconds for which new connections are still led to a replica that was told to stop: kube-proxy learns it late."""
+"""Seconds for which new connections are still routed to a replica that is stopping: kube-proxy learns of it late."""
 _STOP = Settings.model_fields["goals_drain_seconds"].default + Limits().request_deadline + 2.0
 """Seconds within which a replica must be gone: its drain, its last requests, and the stop."""
 
@@ -62,7 +62,7 @@ async def _terminate(stage: Stage, case: Case, leaving: Sequence[Replica]) -> No
     codes = await asyncio.gather(*(replica.wait() for replica in leaving))
     case.marks.append(Mark(at, "SIGTERM", time.time()))
     if any(codes):
-        raise DrillError(f"a replica that was told to stop ended with {codes}")
+        raise DrillError(f"a replica that had to stop ended with {codes}")
 
 
 async def _restart(drill: Drill, stage: Stage, loads: Sequence[Load]) -> Case:
@@ -86,7 +86,7 @@ async def _restart(drill: Drill, stage: Stage, loads: Sequence[Load]) -> Case:
 
 
 async def _scale_in(drill: Drill, stage: Stage) -> Case:
-    case = drill.begin("scale-in", "all replicas but one told to stop at once, one of them amid two half-sent requests")
+    case = drill.begin("scale-in", "all replicas but one stop at once, one of them during two half-sent requests")
     leaving = stage.replicas[1:]
     form = b"goal_name=half-sent"
     clients = [await asyncio.open_connection("127.0.0.1", leaving[0].port) for _ in range(2)]
@@ -130,5 +130,5 @@ async def _control(drill: Drill, stage: Stage) -> None:
     attempts = await load.stop()
     failed = sum(attempt.shows_error for attempt in attempts)
     drill.control(
-        "stop without a drain", "one of two replicas stops at once when it is told to", "requests failed", failed
+        "stop without a drain", "one of two replicas stops as soon as it gets SIGTERM", "requests failed", failed
     )

@@ -29,13 +29,13 @@ _LOSSES = 4
 _FEW = 2
 """How many of the twenty are lost at once where they cannot be replaced: after all losses, each replica has some."""
 _CONNECT = 2.0
-"""Seconds within which a replica connects anew: its pauses grow to half a second while it cannot."""
+"""Seconds within which a replica reconnects: its pauses grow to half a second while it cannot."""
 _BUDGET = 3.0
 """Seconds after which a request that cannot be served is answered."""
 
 
 class Keys:
-    """What the service has mounted, and what the entrance of the database shows to whoever connects."""
+    """What the service has mounted, and what the entrance of the database shows to a client that connects."""
 
     def __init__(self, folder: Path) -> None:
         self.password_file = folder / "password"
@@ -106,11 +106,11 @@ class Play(NamedTuple):
         return self.stage.cluster.read_log().count('password authentication failed for user "goals_user"')
 
     def count_former(self) -> int:
-        """How many replicas have told that they use the former password."""
+        """How many replicas have logged that they use the former password."""
         return sum("takes the former one" in replica.log.read_text() for replica in self.stage.replicas)
 
     async def read_serial(self) -> str:
-        """The serial number of the certificate that whoever connects now is shown."""
+        """The serial number of the certificate that a client is shown now."""
         trusting = ssl.create_default_context(cafile=self.keys.ca_file)
         connection = await asyncpg.connect(
             host=_HOST, port=self.stage.database.port, user="postgres", database="postgres", ssl=trusting
@@ -121,7 +121,7 @@ class Play(NamedTuple):
             connection.terminate()
 
     def count_distrust(self) -> int:
-        """How many replicas have told that they do not trust PostgreSQL's certificate."""
+        """How many replicas have logged that they do not trust PostgreSQL's certificate."""
         return sum("SSLCertVerificationError" in replica.log.read_text() for replica in self.stage.replicas)
 
 
@@ -133,7 +133,7 @@ async def run(drill: Drill) -> None:
         play.mount("first")
         await stage.cluster.ask_for_passwords()
         async with tls.entrance(lambda: asyncio.open_connection("127.0.0.1", stage.cluster.port), keys.context) as port:
-            stage.database.lead_to([port])
+            stage.database.route_to([port])
             stage.variables |= {
                 "DB_HOST": _HOST,
                 "DB_PASSWORD_FILE": str(keys.password_file),
@@ -144,7 +144,7 @@ async def run(drill: Drill) -> None:
                 await _play(play)
             finally:
                 # The entrance waits for those who are inside.
-                stage.database.lead_to([])
+                stage.database.route_to([])
                 stage.database.sever()
 
 
@@ -224,7 +224,7 @@ async def _change_file_first(play: Play, case: Case) -> None:
     await play.alter("third")
     case.marks.append(Mark(began, "file first", time.time()))
     case.check("log-ins refused while the two differed", play.count_refusals() - refused, ">", 0)
-    case.check("replicas that told of the former password", play.count_former(), "=", len(play.stage.replicas))
+    case.check("replicas that logged the former password", play.count_former(), "=", len(play.stage.replicas))
     await _lose_all(play, case, "the new password")
 
 
@@ -257,7 +257,7 @@ async def _use_authority_first(play: Play, case: Case) -> None:
     await play.lose_again_and_again(began, min(play.lag, _LAG / 6), most=_FEW)
     play.keys.trust(play.keys.authority)
     case.marks.append(Mark(began, "unknown", time.time()))
-    case.check("replicas that told of a certificate they do not trust", play.count_distrust(), ">", 0)
+    case.check("replicas that logged a certificate they do not trust", play.count_distrust(), ">", 0)
     await _lose_all(play, case, "the new authority")
 
 

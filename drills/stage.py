@@ -18,10 +18,10 @@ import httpx2
 from drills import ROOT
 from drills.cluster import Cluster, DrillError, read_to_the_end
 from drills.journal import Attempt, Verdict, read_journal, reconcile
-from drills.relay import Relay
+from drills.proxy import TcpProxy
 from tools.polling import until
 
-_LISTENING = re.compile(r'"port":(\d+),"operators_port":(\d+),"event":"listening"')
+_LISTENING = re.compile(r'"port":(\d+),"ops_port":(\d+),"event":"listening"')
 _CUT_OFF = 1
 """The harness's exit code for a run that somebody ended before its time, as `Load.stop` does."""
 
@@ -38,7 +38,7 @@ class Replica:
         self.process = process
         self.log = log
         self.port = 0
-        self.operators_port = 0
+        self.ops_port = 0
 
     async def until_ready(self) -> None:
         async def is_listening() -> bool:
@@ -46,21 +46,21 @@ class Replica:
                 raise DrillError(f"the service ended at its start: {self.log.read_text()[-500:]}")
             found = _LISTENING.search(self.log.read_text())
             if found:
-                self.port, self.operators_port = int(found[1]), int(found[2])
+                self.port, self.ops_port = int(found[1]), int(found[2])
             return found is not None
 
         await until(is_listening, "the service listens")
         async with httpx2.AsyncClient(trust_env=False) as client:
 
             async def is_ready() -> bool:
-                return (await client.get(f"http://127.0.0.1:{self.operators_port}/readyz")).status_code == 200
+                return (await client.get(f"http://127.0.0.1:{self.ops_port}/readyz")).status_code == 200
 
             await until(is_ready, "the service is ready")
 
     async def read_schema(self) -> str:
         """The revision of the schema that it says it needs."""
         async with httpx2.AsyncClient(trust_env=False) as client:
-            answer = await client.get(f"http://127.0.0.1:{self.operators_port}/version")
+            answer = await client.get(f"http://127.0.0.1:{self.ops_port}/version")
         return str(answer.json()["schema"])
 
     def terminate(self) -> None:
@@ -123,16 +123,16 @@ class Load:
 
 
 class Stage:
-    """A cluster behind a relay that leads to its primary, and replicas of the service behind another.
+    """A cluster behind a proxy that leads to its primary, and replicas of the service behind another.
 
     An asynchronous context manager; leaving it ends every process that it has started.
     """
 
     def __init__(self, *, disk: int | None = None) -> None:
         self.cluster = Cluster(disk=disk)
-        self.database = Relay()
+        self.database = TcpProxy()
         """Plays the Service of the primary: `goals-db-rw`."""
-        self.balancer = Relay()
+        self.balancer = TcpProxy()
         """Plays the Service of the replicas."""
         self.replicas: list[Replica] = []
         self.variables: dict[str, str] = {}
@@ -151,7 +151,7 @@ class Stage:
             await exits.enter_async_context(self.database)
             await exits.enter_async_context(self.balancer)
             exits.push_async_callback(self._end)
-            self.database.lead_to([self.cluster.port])
+            self.database.route_to([self.cluster.port])
             await self._migrate()
             self._exits = exits.pop_all()
         return self
@@ -211,7 +211,7 @@ class Stage:
 
     def balance(self) -> None:
         """Lead new connections to all replicas."""
-        self.balancer.lead_to([replica.port for replica in self.replicas])
+        self.balancer.route_to([replica.port for replica in self.replicas])
 
     # The load.
 

@@ -54,7 +54,7 @@ class Probe:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.attempts: list[Attempt] = []
-        """Held against the table afterwards, as those of the load."""
+        """Compared with the table afterwards, as those of the load are."""
         self.with_retry_after = 0
         self.unready = 0
 
@@ -75,7 +75,7 @@ class Probe:
                 await self._add(client)
                 for replica in self._stage.replicas:
                     try:
-                        ready = await client.get(f"http://127.0.0.1:{replica.operators_port}/readyz")
+                        ready = await client.get(f"http://127.0.0.1:{replica.ops_port}/readyz")
                     except httpx2.TransportError:
                         self.unready += 1
                     else:
@@ -106,7 +106,7 @@ class Fault(NamedTuple):
     """
 
     explanation: str
-    befall: Callable[[Drill, Stage, Case, float], Awaitable[None]]
+    inject: Callable[[Drill, Stage, Case, float], Awaitable[None]]
     seconds: float
     sqlstate: str | None
     errors: Literal["never", "always"]
@@ -116,7 +116,7 @@ async def run(drill: Drill) -> None:
     lock = "somebody holds an ACCESS EXCLUSIVE lock on the table"
     clients = "others hold every connection that PostgreSQL has (53300)"
     start = "killed, and replaying its log when it comes back (57P03)"
-    # A second in the queue and one at the lock: after two, a statement that met it has been told so.
+    # A second in the queue and one at the lock: after two, a statement that met it has had its error.
     long = 2.5 if drill.short else 8.0
     faults = {
         "terminated": Fault(
@@ -160,21 +160,21 @@ async def run(drill: Drill) -> None:
         await asyncio.sleep(1)
         probed: list[Attempt] = []
         for name, fault in faults.items():
-            if fault.befall is _fill_disk and stage.cluster.no_disk:
+            if fault.inject is _fill_disk and stage.cluster.no_disk:
                 drill.leave_out(name, fault.explanation, stage.cluster.no_disk)
                 continue
             case = drill.begin(name, fault.explanation)
-            told = _count_told(stage, fault)
+            before = _count_logged(stage, fault)
             async with Probe(stage) as probe:
-                await fault.befall(drill, stage, case, fault.seconds)
-                # Until it should be over, as the next one would prolong it for whoever still waits; in full, also for
-                # the answer to whoever came then, so that an error would be seen.
+                await fault.inject(drill, stage, case, fault.seconds)
+                # Until it should be over, as the next one would prolong it for those that still wait; in full, also for
+                # the answer to those that came then, so that an error would be seen.
                 await asyncio.sleep(_RECOVERY + (0 if drill.short else LONGEST_ANSWER))
             drill.end(case)
             probed += probe.attempts
             if fault.sqlstate is not None:
                 case.check(
-                    f"log lines of the service that name {fault.sqlstate}", _count_told(stage, fault) - told, ">", 0
+                    f"log lines of the service that name {fault.sqlstate}", _count_logged(stage, fault) - before, ">", 0
                 )
             done = sum(attempt.status == 201 for attempt in probe.attempts)
             case.check("probes that were answered 201", done, ">", 0)
@@ -194,7 +194,7 @@ async def run(drill: Drill) -> None:
         await _control(drill, stage)
 
 
-def _count_told(stage: Stage, fault: Fault) -> int:
+def _count_logged(stage: Stage, fault: Fault) -> int:
     return sum(replica.log.read_text().count(f'"sqlstate":"{fault.sqlstate}"') for replica in stage.replicas)
 
 
@@ -260,7 +260,7 @@ async def _take_connections(drill: Drill, stage: Stage, case: Case, seconds: flo
 
 @contextlib.asynccontextmanager
 async def _others(stage: Stage, *, leave: bool = True) -> AsyncIterator[int]:
-    """Hold every connection that can be had, those of the service too unless they are left to it; yield how many."""
+    """Hold every connection there is, those of the service too unless they are left to it; yield how many."""
     cluster = stage.cluster
     taken: list[asyncpg.Connection] = []
     try:
@@ -272,7 +272,7 @@ async def _others(stage: Stage, *, leave: bool = True) -> AsyncIterator[int]:
                     )
                 )
             except asyncpg.TooManyConnectionsError:
-                # What is terminated the service makes anew: whoever comes first has it.
+                # The service replaces what is terminated: the first to come has it.
                 if leave or not await cluster.fetch(_ALIVE):
                     break
                 await cluster.fetch(_TERMINATE)
@@ -348,30 +348,32 @@ async def _control(drill: Drill, stage: Stage) -> None:
     await stage.clear()
     ways = (send_nothing_again, wait_without_time_limits, stamp_goals_itself)
     await stage.serve(0)
-    hasty, patient, vain = await asyncio.gather(*(stage.start_replica((MODULE, way.__name__)) for way in ways))
-    loads = await asyncio.gather(*(stage.load(visitors(6), replica.port) for replica in (hasty, patient)))
-    vain.process.send_signal(signal.SIGUSR1)
+    no_retries, no_limits, own_clock = await asyncio.gather(
+        *(stage.start_replica((MODULE, way.__name__)) for way in ways)
+    )
+    loads = await asyncio.gather(*(stage.load(visitors(6), replica.port) for replica in (no_retries, no_limits)))
+    own_clock.process.send_signal(signal.SIGUSR1)
     async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
-        await client.post(f"http://127.0.0.1:{vain.port}/api/v1/goals", json={"goal_name": "late"})
+        await client.post(f"http://127.0.0.1:{own_clock.port}/api/v1/goals", json={"goal_name": "late"})
     for _ in range(3):
         await stage.cluster.fetch(_TERMINATE)
         await asyncio.sleep(0.2)
-    hurried = await loads[0].stop()
+    without_retries = await loads[0].stop()
     seconds = LONGEST_ANSWER + 1
     async with _locked(stage):
         await asyncio.sleep(seconds)
-    waited = await loads[1].stop()
+    without_limits = await loads[1].stop()
     drill.control(
         "send nothing again",
         "every connection terminated, three times",
         "errors shown",
-        sum(attempt.shows_error for attempt in hurried),
+        sum(attempt.shows_error for attempt in without_retries),
     )
     drill.control(
         "wait without time limits",
         f"the table locked for {seconds:g} s",
         "s for the longest answer",
-        max(attempt.seconds for attempt in waited),
+        max(attempt.seconds for attempt in without_limits),
         LONGEST_ANSWER,
     )
     stray = await stage.cluster.fetch(_STRAY)

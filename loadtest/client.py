@@ -275,7 +275,7 @@ class Client(Generic[Answer]):
 
     def _take(self, data: bytes) -> None:
         if not self.begun:
-            self.fail("data that nobody asked for")
+            self.fail("unsolicited data")
             return
         self._received += len(data)
         if self._in_head:
@@ -317,7 +317,7 @@ class Client(Generic[Answer]):
             raise ValueError("a second answer to one request")
         self._in_head = False
         if not self._has_body and (status := self._parser.get_status_code()) >= 200:  # noqa: PLR2004  see below
-            # llhttp cannot be told: it waits for the body, so the next answer gets a parser of its own.
+            # llhttp cannot know: it waits for the body, so the next answer gets a parser of its own.
             self._status, self._keep, self._done = status, self._parser.should_keep_alive(), True
             self._parser_is_used_up = True
 

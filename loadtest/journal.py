@@ -1,4 +1,4 @@
-"""A line of JSON for every request that was tried and what came of it, to hold against what the service has stored."""
+"""A line of JSON for every request that was tried and what came of it, to compare with what the service has stored."""
 
 import json
 import os

@@ -49,7 +49,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         type=existing,
         choices=AnyPath(names),
         metavar="NAME",
-        default="seed",
+        default="original",
         help=f"what to play: {', '.join(names)}, or the path of a .toml file",
     )
     for name, default, explanation in (

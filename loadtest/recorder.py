@@ -201,7 +201,7 @@ class Slot:
 class Recorder:
     """Everything that one process measured, or, merged, that all did.
 
-    Users at work are counted as an integral over time (user-seconds), so that Little's law can be held against it:
+    Users at work are counted as an integral over time (user-seconds), so that it can be checked against Little's law:
     the seconds that requests took, divided by the seconds that users were at work, is 1 where the load generator adds
     nothing of its own.
 

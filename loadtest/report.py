@@ -61,8 +61,8 @@ def find_no_connection(recorder: Recorder) -> str | None:
     for error, count in recorder.errors.items():
         cause = next(error.removeprefix(name) for name in names if error.startswith(name))
         causes[cause] = causes.get(cause, 0) + count
-    told = ", ".join(f"{cause} ({count:,} times)" for cause, count in sorted(causes.items()))
-    return f"no connection was made, so nothing is judged: {told}"
+    causes_text = ", ".join(f"{cause} ({count:,} times)" for cause, count in sorted(causes.items()))
+    return f"no connection was made, so nothing is judged: {causes_text}"
 
 
 def judge(
@@ -96,10 +96,10 @@ def judge(
             f"{recorder.cpu:.0%} of a core and waited for one the rest): the figures are its own, not the service's; "
             "use --processes, fewer users or a machine with more to spare"
         )
-    little = recorder.littles_law_ratio
-    if little is not None and not waits and not LITTLE[0] <= little <= LITTLE[1]:
+    ratio = recorder.littles_law_ratio
+    if ratio is not None and not waits and not LITTLE[0] <= ratio <= LITTLE[1]:
         warnings.append(
-            f"Little's law: latencies account for {little:.2f} of the users' time "
+            f"Little's law: latencies account for {ratio:.2f} of the users' time "
             f"(expected {LITTLE[0]}-{LITTLE[1]}): the generator adds waits of its own"
         )
     if recorder.dropped:
@@ -184,10 +184,10 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
     lines += [f"  {name:.<38} {_show(metric)}" for name, metric in metrics.items()]
     steps = own["steps"].items() if len(own["steps"]) > 1 else ()
     lines += [f"    {name:.<36} {_show({'type': 'trend', 'values': values})}" for name, values in steps]
-    little = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
+    ratio = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
     lines.append(
         f"  users at work {own['users']:.1f} on average, {metrics['vus_max']['values']['value']} at most; "
-        f"connections {_connections(summary)}; Little's law {little}; "
+        f"connections {_connections(summary)}; Little's law {ratio}; "
         f"generator used {own['cpu']:.0%} of a core and wanted {own['busy']:.0%}"
     )
     lines.append("")
@@ -203,14 +203,14 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
 def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) -> str:
     """The report as one page that needs nothing else."""
     own = summary["loadtest"]
-    little = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
+    ratio = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
     facts = {
         "Requests": f"{summary['metrics']['http_reqs']['values']['count']:,}",
         "Requests/s": f"{summary['metrics']['http_reqs']['values']['rate']:,.1f}",
         "Duration": f"{recorder.seconds:.1f} s",
         "Users at work": f"{own['users']:.1f}, at most {recorder.vus_max}",
         "Connections opened": _connections(summary),
-        "Little's law": little,
+        "Little's law": ratio,
         "Generator's core": f"{own['cpu']:.0%} used, {own['busy']:.0%} wanted",
     }
     notes = [f'<p class="bad">{escape(reason)}</p>' for reason in verdict.reasons]

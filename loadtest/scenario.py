@@ -319,7 +319,7 @@ def read_scenario(name: str, *, users: int | None = None, seconds: float | None 
 
 
 def _explain(error: ValidationError) -> str:
-    # An unknown key is told first: where one is, what is missing is often only misspelt.
+    # An unknown key is reported first: where one is, what is missing is often only misspelt.
     errors = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     first = errors[0]
     place = ".".join(str(part) for part in first["loc"])

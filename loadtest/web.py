@@ -161,8 +161,8 @@ form.addEventListener("submit", async event => {
   event.preventDefault()
   start.disabled = true
   const answer = await fetch("swarm", {method: "POST", body: new URLSearchParams(new FormData(form))})
-  const told = await answer.json().catch(() => ({success: false, message: answer.statusText}))
-  if (!told.success) alert(told.message)
+  const result = await answer.json().catch(() => ({success: false, message: answer.statusText}))
+  if (!result.success) alert(result.message)
   await refresh()
 })
 status.addEventListener("click", event => {

@@ -110,7 +110,7 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
             ),
             _series(
                 "Successful requests by path",
-                "The counter that dashboards made for the seed expect.",
+                "The counter that dashboards made for the original Go app expect.",
                 "reqps",
                 (f"sum by (path) (rate(http_requests_total{{{CHOSEN}}}[{RATE}]))", "{{path}}"),
             ),

@@ -135,7 +135,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "5m",
                 "critical",
                 "Requests give up waiting for a connection to PostgreSQL",
-                "Each of them is answered by a 503: PostgreSQL is slower than requests come, or it is away.",
+                "Each of them is answered by a 503: PostgreSQL is slower than the requests arrive, or it is down.",
             ),
             (
                 "GoalsRequestsRefused",
@@ -183,7 +183,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "5m",
                 "warning",
                 "{{ $labels.instance }} turns clients away: it holds as many connections as it may",
-                "Each of them is closed before a byte is read; the operators' port has room of its own.",
+                "Each of them is closed before a byte is read; the ops port has room of its own.",
             ),
             (
                 "GoalsFileDescriptors",

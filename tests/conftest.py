@@ -60,7 +60,12 @@ class Service(NamedTuple):
     """A running service: its two ports."""
 
     port: int
-    operators_port: int
+    ops_port: int
+
+    @property
+    def operators_port(self) -> int:
+        """The former name, until tests/test_readiness.py uses the new one."""
+        return self.ops_port
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +135,7 @@ async def serving(settings: Settings, limits: Limits = WIDE) -> AsyncIterator[Se
     ports: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
     stops: list[Callable[[], None]] = []
     serving = asyncio.create_task(
-        app.serve(settings, limits, announce=lambda *pair: ports.set_result(Service(*pair)), heed=stops.append)
+        app.serve(settings, limits, announce=lambda *pair: ports.set_result(Service(*pair)), on_signal=stops.append)
     )
     serving.add_done_callback(lambda _: ports.cancel())
     try:
@@ -150,7 +155,7 @@ async def until_ready(service: Service) -> None:
     async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
 
         async def is_ready() -> bool:
-            return (await client.get(f"http://127.0.0.1:{service.operators_port}/readyz")).status_code == 200
+            return (await client.get(f"http://127.0.0.1:{service.ops_port}/readyz")).status_code == 200
 
         await until(is_ready)
 
@@ -218,8 +223,8 @@ async def client(service: Service, database: Database) -> AsyncIterator[httpx2.A
 
 @pytest.fixture
 async def operator(service: Service) -> AsyncIterator[httpx2.AsyncClient]:
-    """Speaks to the operators' port."""
-    async with speaking_to(service.operators_port) as client:
+    """Speaks to the ops port."""
+    async with speaking_to(service.ops_port) as client:
         yield client
 
 

@@ -1,4 +1,4 @@
-"""No input breaks the service: each has its status, no answer tells of the inside, and others are served."""
+"""No input breaks the service: each has its status, no answer shows internals, and others are served."""
 
 import asyncio
 import html
@@ -524,7 +524,7 @@ async def test_only_our_hosts_are_answered_where_they_are_named(settings: Settin
         assert reply.status == 400
         # Probes come by address.
         probe = request("GET", "/livez", "Connection: close", host="127.0.0.1:9464")
-        assert (await ask(service.operators_port, probe, closes=True)).status == 200
+        assert (await ask(service.ops_port, probe, closes=True)).status == 200
 
 
 async def test_on_a_loopback_address_only_its_names_are_answered(settings: Settings) -> None:
@@ -532,7 +532,7 @@ async def test_on_a_loopback_address_only_its_names_are_answered(settings: Setti
     for names, others in (((), ()), (("goals.example",), ("goals.example",))):
         async with serving(settings.model_copy(update={"goals_hosts": names})) as service:
             loopback = ("localhost", "LOCALHOST:9464", "127.0.0.1", "127.0.0.1:8080", "[::1]:80", *others)
-            for port, answered in ((service.port, others or loopback), (service.operators_port, loopback)):
+            for port, answered in ((service.port, others or loopback), (service.ops_port, loopback)):
                 for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", *loopback):
                     sent = request("GET", "/", "Sec-Fetch-Site: same-origin", "Connection: close", host=host)
                     reply = await ask(port, sent, closes=True)
@@ -658,9 +658,7 @@ async def test_an_absolute_target_is_understood_in_a_post_and_on_the_ops_port(
     foreign = sent.replace(b"http://localhost/add", b"http://127.0.0.1/add")
     check(reply := await ask(service.port, foreign, closes=True))
     assert reply.status == 403
-    reply = await ask(
-        service.operators_port, request("GET", "http://localhost/livez", "Connection: close"), closes=True
-    )
+    reply = await ask(service.ops_port, request("GET", "http://localhost/livez", "Connection: close"), closes=True)
     assert (reply.status, reply.body) == (200, b"live")
 
 
@@ -836,7 +834,7 @@ async def test_an_upgrade_is_ignored_at_both_ports(service: Service, lines: list
     check(reply := await ask(service.port, form("/add_goal", "goal_name=", *lines)))
     assert reply.status == 422
     ended = request("GET", "/livez", *lines, "Connection: close")
-    reply = await ask(service.operators_port, ended, closes=True)
+    reply = await ask(service.ops_port, ended, closes=True)
     assert (reply.status, reply.body) == (200, b"live")
 
 

@@ -90,7 +90,7 @@ async def test_what_is_in_the_way_is_named(
             await upgrade(settings)
         assert reason in str(refusal.value)
         limits = replace(WIDE, retry_budget=0.2)
-        async with serving(settings, limits) as service, speaking_to(service.operators_port) as operator:
+        async with serving(settings, limits) as service, speaking_to(service.ops_port) as operator:
 
             async def says_so() -> bool:
                 return reason in (await operator.get("/readyz")).text

@@ -380,8 +380,8 @@ async def test_connections_that_work_are_found_among_those_that_cannot_be_replac
         remote.password_file.write_text("second\n")
         while events[-1]["event"] != "database accepts connections again":
             await asyncio.gather(*(database.fetch(ONE) for _ in range(database.size)))
-    told = [event for event in events if event["event"] == "database refuses a connection"]
-    assert [event["sqlstate"] for event in told] == ["28P01"]
+    logged = [event for event in events if event["event"] == "database refuses a connection"]
+    assert [event["sqlstate"] for event in logged] == ["28P01"]
     await database.close()
 
 
@@ -399,8 +399,8 @@ async def test_the_former_password_serves_until_the_server_has_the_new_one(remot
         await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'second'")
         await terminate(remote.administrator)
         await database.fetch(ONE)
-    told = [event["event"] for event in events if "password" in event["event"]]
-    assert told == ["database refuses the password, and takes the former one", "database takes the password"]
+    logged = [event["event"] for event in events if "password" in event["event"]]
+    assert logged == ["database refuses the password, and takes the former one", "database takes the password"]
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'third'")
     await terminate(remote.administrator)
     with pytest.raises(DatabaseUnavailableError):

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from goals.app import OPERATORS_ROUTES, PUBLIC_ROUTES
+from goals.app import OPS_ROUTES, PUBLIC_ROUTES
 from goals.settings import Settings
 from tests.conftest import ROOT
 
@@ -33,7 +33,7 @@ def test_every_endpoint_is_in_the_table_at_its_port() -> None:
     }
     served = {
         (port, method, route.path)
-        for port, routes in ((8080, PUBLIC_ROUTES), (9464, OPERATORS_ROUTES))
+        for port, routes in ((8080, PUBLIC_ROUTES), (9464, OPS_ROUTES))
         for route in routes
         for method in (route.methods or set()) - {"HEAD"}
     }

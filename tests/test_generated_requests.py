@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 from goals import logs
-from goals.app import OPERATORS_ROUTES, PUBLIC_ROUTES
+from goals.app import OPS_ROUTES, PUBLIC_ROUTES
 from goals.settings import Settings
 from tests.conftest import LIMITS, WIDE, serving, until_ready
 from tests.wire import BODILESS, LEAKS, form
@@ -66,7 +66,7 @@ FIELDS = {
 
 def draw_target(draw: random.Random) -> str:
     """Any of the four forms of a target (RFC 9112, 3.2), or something like one."""
-    path = draw.choice([route.path for route in (*PUBLIC_ROUTES, *OPERATORS_ROUTES)])
+    path = draw.choice([route.path for route in (*PUBLIC_ROUTES, *OPS_ROUTES)])
     path = re.sub(r"{\w+}", lambda _: draw.choice(["1", "0", "99999999999999999999", "x", "goals.css", "%2e%2e"]), path)
     if draw.random() < 0.3:
         path += "".join(draw.choices(NAMES, k=draw.randrange(12)))

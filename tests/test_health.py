@@ -1,4 +1,4 @@
-"""Probes and the operators' port."""
+"""Probes and the ops port."""
 
 import httpx2
 import pytest
@@ -12,7 +12,7 @@ async def test_health_is_public_and_answers_ok(client: httpx2.AsyncClient) -> No
     assert (response.status_code, response.text) == (200, "OK")
 
 
-async def test_probes_answer_on_the_operators_port(operator: httpx2.AsyncClient) -> None:
+async def test_probes_answer_on_the_ops_port(operator: httpx2.AsyncClient) -> None:
     assert (await operator.get("/livez")).text == "live"
     assert (await operator.get("/readyz")).text == "ready"
 
@@ -30,7 +30,7 @@ async def test_nothing_of_the_operators_is_public(client: httpx2.AsyncClient) ->
         assert (await client.get(path, headers={"host": "127.0.0.1:9464"})).status_code == 404
 
 
-async def test_nothing_public_is_on_the_operators_port(operator: httpx2.AsyncClient) -> None:
+async def test_nothing_public_is_on_the_ops_port(operator: httpx2.AsyncClient) -> None:
     for path in ("/", "/health", "/api/v1/goals"):
         assert (await operator.get(path)).status_code == 404
 

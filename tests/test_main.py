@@ -82,8 +82,8 @@ def read_until(stream: IO[str] | None, pattern: re.Pattern[str]) -> re.Match[str
 
 
 def addresses(process: subprocess.Popen[str]) -> Service:
-    port, operators_port = read_until(process.stdout, ADDRESSES).groups()
-    return Service(int(port), int(operators_port))
+    port, ops_port = read_until(process.stdout, ADDRESSES).groups()
+    return Service(int(port), int(ops_port))
 
 
 def is_running(folder: Path) -> bool:
@@ -103,7 +103,7 @@ def test_up_serves_and_a_signal_stops_everything(folder: Path, number: signal.Si
     with started(*UP, folder=folder) as process:
         service = addresses(process)
         assert "<title>Goals</title>" in httpx2.get(f"http://127.0.0.1:{service.port}/", trust_env=False).text
-        assert httpx2.get(f"http://127.0.0.1:{service.operators_port}/livez", trust_env=False).text == "live"
+        assert httpx2.get(f"http://127.0.0.1:{service.ops_port}/livez", trust_env=False).text == "live"
         process.send_signal(number)
         assert process.wait() == 0
     assert not is_running(folder)
@@ -360,7 +360,7 @@ def test_an_unknown_command_is_a_usage_error(folder: Path) -> None:
 
 
 SERVE = (sys.executable, "-m", "goals", "serve")
-LISTENING = re.compile(r'"port":(\d+),"operators_port":(\d+),"event":"listening"')
+LISTENING = re.compile(r'"port":(\d+),"ops_port":(\d+),"event":"listening"')
 
 
 @pytest.fixture
@@ -370,13 +370,13 @@ def variables(settings: Settings, schema: None) -> dict[str, str]:
 
 
 def ready(process: subprocess.Popen[str]) -> Service:
-    port, operators_port = read_until(process.stdout, LISTENING).groups()
+    port, ops_port = read_until(process.stdout, LISTENING).groups()
     read_until(process.stdout, re.compile('"event":"ready"'))
-    return Service(int(port), int(operators_port))
+    return Service(int(port), int(ops_port))
 
 
 def probe(service: Service) -> httpx2.Response:
-    return httpx2.get(f"http://127.0.0.1:{service.operators_port}/readyz", trust_env=False)
+    return httpx2.get(f"http://127.0.0.1:{service.ops_port}/readyz", trust_env=False)
 
 
 def test_a_service_that_is_told_to_stop_drains_first(folder: Path, variables: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""What is told while no standby confirms anything: no write is acknowledged, not even one that finds nothing."""
+"""What clients get while no standby confirms anything: no write is acknowledged, not even one that finds nothing."""
 
 import asyncio
 from collections.abc import AsyncIterator

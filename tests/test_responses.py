@@ -1,4 +1,4 @@
-"""One shape for every error: RFC 9457 under `/api`, a page elsewhere, and never a word from the inside."""
+"""One shape for every error: RFC 9457 under `/api`, a page elsewhere, and never a word about internals."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
 ETAG = {"if-match": '"other"'}
 
 
-class Wrong(NamedTuple):
+class Invalid(NamedTuple):
     """A request that cannot be granted, and the status and fields of its answer."""
 
     method: str
@@ -39,48 +39,48 @@ class Wrong(NamedTuple):
 
 NAME = '{"goal_name": "a"}'
 WRONG = [
-    Wrong("GET", f"{GOALS}?limit=0", 422, ("limit",)),
-    Wrong("GET", f"{GOALS}?limit=x&before=y&other=z", 422, ("before", "limit", "other")),
-    Wrong("GET", f"{GOALS}?before=1&before=2&limit=1&limit=1", 422, ("before", "limit")),
-    Wrong("GET", f"{GOALS}?before=%zz", 400),
-    Wrong("GET", f"{GOALS}?before={'1' * 2048}", 414),
-    Wrong("GET", GOALS, 431, headers={"x": "a" * 20_000}),
-    Wrong("PUT", GOALS, 405),
-    Wrong("OPTIONS", GOALS, 405),
-    Wrong("POST", GOALS, 415, body=NAME),
-    Wrong("POST", GOALS, 415, headers={"content-type": "text/plain"}, body=NAME),
-    Wrong("POST", GOALS, 415, headers=JSON | {"content-encoding": "gzip"}, body=NAME),
-    Wrong("POST", GOALS, 415, headers={"content-type": "application/json; charset=utf-16"}, body=NAME),
-    Wrong("POST", GOALS, 403, headers=JSON | {"origin": "https://evil.example"}, body=NAME),
-    Wrong("POST", GOALS, 413, headers=JSON, body=" " * (LIMITS.body_size + 1)),
-    Wrong("POST", GOALS, 400, headers=JSON),
-    Wrong("POST", GOALS, 400, headers=JSON, body="{"),
-    Wrong("POST", GOALS, 400, headers=JSON, body="[" * 10_000),
-    Wrong("POST", GOALS, 400, headers=JSON, body='{"goal_name": NaN}'),
-    Wrong("POST", GOALS, 400, headers=JSON, body='{"goal_name": "\\ud800"}'),
-    Wrong("POST", GOALS, 400, headers=JSON, body='{"goal_name": ' + "9" * 5000 + "}"),
-    Wrong("POST", GOALS, 400, headers=JSON, body="\ufeff" + NAME),
-    Wrong("POST", GOALS, 422, ("goal_name",), JSON, '{"goal_name": "a", "goal_name": "b"}'),
-    Wrong("POST", GOALS, 422, ("body",), JSON, "[]"),
-    Wrong("POST", GOALS, 422, ("body",), JSON, "null"),
-    Wrong("POST", GOALS, 422, ("goal_name",), JSON, "{}"),
-    Wrong("POST", GOALS, 422, ("goal_name",), JSON, '{"goal_name": 1}'),
-    Wrong("POST", GOALS, 422, ("goal_name", "id", "\u2028"), JSON, '{"goal_name": "", "id": 1, "\u2028": {}}'),
-    Wrong("POST", GOALS, 422, ("Idempotency-Key",), JSON | {"idempotency-key": "x"}, NAME),
-    Wrong("GET", f"{GOALS}/x", 422, ("goal_id",)),
-    Wrong("GET", ONE, 404),
-    Wrong("GET", f"{GOALS}/%C3%A9", 422, ("goal_id",)),
-    Wrong("POST", ONE, 405),
-    Wrong("PATCH", f"{GOALS}/01", 422, ("goal_id",), JSON, NAME),
-    Wrong("PATCH", ONE, 404, headers=JSON, body=NAME),
-    Wrong("PATCH", ONE, 404, headers=JSON | ETAG, body=NAME),
-    Wrong("PATCH", ONE, 415, body=NAME),
-    Wrong("PATCH", ONE, 422, ("goal_name",), JSON, '{"goal_name": "\\u0000"}'),
-    Wrong("DELETE", f"{GOALS}/-1", 422, ("goal_id",)),
-    Wrong("DELETE", ONE, 404),
-    Wrong("DELETE", ONE, 403, headers={"sec-fetch-site": "cross-site"}),
-    Wrong("GET", "/api/v1/nowhere", 404),
-    Wrong("GET", "/api/%00", 404),
+    Invalid("GET", f"{GOALS}?limit=0", 422, ("limit",)),
+    Invalid("GET", f"{GOALS}?limit=x&before=y&other=z", 422, ("before", "limit", "other")),
+    Invalid("GET", f"{GOALS}?before=1&before=2&limit=1&limit=1", 422, ("before", "limit")),
+    Invalid("GET", f"{GOALS}?before=%zz", 400),
+    Invalid("GET", f"{GOALS}?before={'1' * 2048}", 414),
+    Invalid("GET", GOALS, 431, headers={"x": "a" * 20_000}),
+    Invalid("PUT", GOALS, 405),
+    Invalid("OPTIONS", GOALS, 405),
+    Invalid("POST", GOALS, 415, body=NAME),
+    Invalid("POST", GOALS, 415, headers={"content-type": "text/plain"}, body=NAME),
+    Invalid("POST", GOALS, 415, headers=JSON | {"content-encoding": "gzip"}, body=NAME),
+    Invalid("POST", GOALS, 415, headers={"content-type": "application/json; charset=utf-16"}, body=NAME),
+    Invalid("POST", GOALS, 403, headers=JSON | {"origin": "https://evil.example"}, body=NAME),
+    Invalid("POST", GOALS, 413, headers=JSON, body=" " * (LIMITS.body_size + 1)),
+    Invalid("POST", GOALS, 400, headers=JSON),
+    Invalid("POST", GOALS, 400, headers=JSON, body="{"),
+    Invalid("POST", GOALS, 400, headers=JSON, body="[" * 10_000),
+    Invalid("POST", GOALS, 400, headers=JSON, body='{"goal_name": NaN}'),
+    Invalid("POST", GOALS, 400, headers=JSON, body='{"goal_name": "\\ud800"}'),
+    Invalid("POST", GOALS, 400, headers=JSON, body='{"goal_name": ' + "9" * 5000 + "}"),
+    Invalid("POST", GOALS, 400, headers=JSON, body="\ufeff" + NAME),
+    Invalid("POST", GOALS, 422, ("goal_name",), JSON, '{"goal_name": "a", "goal_name": "b"}'),
+    Invalid("POST", GOALS, 422, ("body",), JSON, "[]"),
+    Invalid("POST", GOALS, 422, ("body",), JSON, "null"),
+    Invalid("POST", GOALS, 422, ("goal_name",), JSON, "{}"),
+    Invalid("POST", GOALS, 422, ("goal_name",), JSON, '{"goal_name": 1}'),
+    Invalid("POST", GOALS, 422, ("goal_name", "id", "\u2028"), JSON, '{"goal_name": "", "id": 1, "\u2028": {}}'),
+    Invalid("POST", GOALS, 422, ("Idempotency-Key",), JSON | {"idempotency-key": "x"}, NAME),
+    Invalid("GET", f"{GOALS}/x", 422, ("goal_id",)),
+    Invalid("GET", ONE, 404),
+    Invalid("GET", f"{GOALS}/%C3%A9", 422, ("goal_id",)),
+    Invalid("POST", ONE, 405),
+    Invalid("PATCH", f"{GOALS}/01", 422, ("goal_id",), JSON, NAME),
+    Invalid("PATCH", ONE, 404, headers=JSON, body=NAME),
+    Invalid("PATCH", ONE, 404, headers=JSON | ETAG, body=NAME),
+    Invalid("PATCH", ONE, 415, body=NAME),
+    Invalid("PATCH", ONE, 422, ("goal_name",), JSON, '{"goal_name": "\\u0000"}'),
+    Invalid("DELETE", f"{GOALS}/-1", 422, ("goal_id",)),
+    Invalid("DELETE", ONE, 404),
+    Invalid("DELETE", ONE, 403, headers={"sec-fetch-site": "cross-site"}),
+    Invalid("GET", "/api/v1/nowhere", 404),
+    Invalid("GET", "/api/%00", 404),
 ]
 
 
@@ -106,14 +106,14 @@ def check(response: httpx2.Response, path: str, status: int, fields: tuple[str, 
     assert set(problem) <= set(Problem.model_fields)
 
 
-def describe(wrong: Wrong) -> str:
+def describe(wrong: Invalid) -> str:
     return " ".join(
         [wrong.method, wrong.target[:40], str(wrong.status), str(dict(wrong.headers))[:60], wrong.body[:30]]
     )
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=describe)
-async def test_every_error_of_the_api_has_one_shape(client: httpx2.AsyncClient, wrong: Wrong) -> None:
+async def test_every_error_of_the_api_has_one_shape(client: httpx2.AsyncClient, wrong: Invalid) -> None:
     response = await client.request(wrong.method, wrong.target, headers=wrong.headers, content=wrong.body.encode())
     check(response, wrong.target.partition("?")[0], wrong.status, wrong.fields)
 

@@ -1,4 +1,4 @@
-"""The server room on the wire: what HTTP/1.1 asks of it, its limits, and what it has overridden of Hypercorn."""
+"""Our server on the wire: what HTTP/1.1 asks of it, its limits, and what it has overridden of Hypercorn."""
 
 import asyncio
 import contextlib
@@ -54,14 +54,14 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         more = message.get("more_body", False)
     if name == "slow":
         await asyncio.sleep(60)
-    body = LARGE if name in {"large", "hasty"} else body
+    body = LARGE if name in {"large", "gives-up"} else body
     length = len(body) - (name == "longer")
     sized = [] if name in {"chunks", "204", "304"} else [(b"content-length", b"%d" % length)]
     await send({"type": "http.response.start", "status": int(name) if name.isdigit() else 200, "headers": sized})
     if name == "half":
         raise RuntimeError("a secret")
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(0.1 if name == "hasty" else None):
+        async with asyncio.timeout(0.1 if name == "gives-up" else None):
             await send({"type": "http.response.body", "body": body, "more_body": name == "chunks"})
     if name == "chunks":
         await send({"type": "http.response.body", "body": b"", "more_body": True})
@@ -246,12 +246,12 @@ STUCK = {
     "does not read its last answer": ([request("GET", "/large", CLOSE)], 1),
     "does not read, and has ended its half": ([request("GET", "/large")] * 60 + [END], 1),
     "does not read its last answer, and has ended its half": ([request("GET", "/large"), END], 1),
-    "does not read what its application gives up": ([request("GET", "/hasty")] * 20, 1),
+    "does not read what its application gives up": ([request("GET", "/gives-up")] * 20, 1),
     "does not read what the kernel has": ([request("POST", "/", body=b"a" * 50_000)], 1),
     "sends nothing": ([], 0),
     "sends half a head": ([request("GET", "/")[:-2]], 0),
     "sends half a body": ([request("POST", "/", body=b"abc")[:-1]], 0),
-    "asks for what takes for ever": ([request("GET", "/slow")], 0),
+    "asks for what takes forever": ([request("GET", "/slow")], 0),
     "sends more than anybody takes": ([request("POST", "/slow"), *[b"a" * 100_000] * 20], 0),
     "sends a body that nobody takes": ([request("POST", "/early", body=b"a" * 1_000_000)], 0),
 }
@@ -287,7 +287,7 @@ async def test_the_kernel_keeps_no_answer_of_a_client_that_has_ended_its_half() 
 
 
 async def test_what_an_application_gives_up_is_not_kept_for_a_client_that_has_ended_its_half() -> None:
-    async with room() as listener, not_reading(listener.port, request("GET", "/hasty"), END):
+    async with room() as listener, not_reading(listener.port, request("GET", "/gives-up"), END):
         await until_empty(listener)
         assert listener.dropped["unread"] == 1
 
@@ -366,9 +366,7 @@ async def test_a_full_public_port_leaves_the_operators_theirs(settings: Settings
         async with contextlib.AsyncExitStack() as clients:
             for _ in range(6):
                 await clients.enter_async_context(Connection(service.port))
-            async with httpx2.AsyncClient(
-                base_url=f"http://127.0.0.1:{service.operators_port}", trust_env=False
-            ) as operator:
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{service.ops_port}", trust_env=False) as operator:
                 assert (await operator.get("/livez")).text == "live"
                 metrics = (await operator.get("/metrics")).text
         for line in (
@@ -516,5 +514,5 @@ def test_hypercorn_is_the_release_that_the_server_room_was_written_for(touched: 
     assert found == digest, (
         f"{touched.__module__}.{touched.__qualname__} is not what services/goals/server.py was written for: this is"
         f" another release than the one pinned in pyproject.toml. Read what has changed, bring server.py and"
-        f" docs/adr/0030-a-server-room-of-our-own.md in line, then put {found} here."
+        f" docs/adr/0030-a-server-of-our-own.md in line, then put {found} here."
     )

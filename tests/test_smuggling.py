@@ -23,7 +23,7 @@ async def test_a_request_behind_an_ambiguous_one_is_answered_or_not_carried_out(
 ) -> None:
     async with serving(settings, replace(WIDE, body_deadline=LIMITS.body_deadline)) as service:
         await until_ready(service)
-        outcomes = await send_all(service.port if public else service.operators_port)
+        outcomes = await send_all(service.port if public else service.ops_port)
     added = {row.goal_name for row in await database.fetch(text("SELECT goal_name FROM goals"))}
     answered = {name for name, outcome in outcomes.items() if 303 in outcome.statuses}
     assert added == answered

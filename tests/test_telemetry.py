@@ -241,7 +241,7 @@ async def test_metrics_need_no_database(settings: Settings) -> None:
     nowhere = settings.model_copy(update={"db_host": "/no/such/folder"})
     async with (
         serving(nowhere) as service,
-        speaking_to(service.operators_port) as operator,
+        speaking_to(service.ops_port) as operator,
     ):
         answer = await operator.get("/metrics")
     assert answer.status_code == 200

@@ -134,7 +134,7 @@ async def test_the_environment_names_the_service(
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
         async with serving(traced) as service:
             await until_ready(service)
-            async with speaking_to(service.port) as client, speaking_to(service.operators_port) as operator:
+            async with speaking_to(service.port) as client, speaking_to(service.ops_port) as operator:
                 exposition = (await operator.get("/metrics")).text
                 await client.get("/")
         spans.get_nowait()
@@ -152,7 +152,7 @@ async def test_no_traces_are_sent_where_the_environment_forbids_it(
         traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
         async with serving(traced) as service:
             await until_ready(service)
-            async with speaking_to(service.port) as client, speaking_to(service.operators_port) as operator:
+            async with speaking_to(service.port) as client, speaking_to(service.ops_port) as operator:
                 answer = await client.get("/")
                 metrics = (await operator.get("/metrics")).text
     assert (answer.status_code, "traceresponse" in answer.headers, spans.qsize()) == (200, False, 0)

@@ -13,7 +13,7 @@ from tests.conftest import WIDE
 BODILESS = b""
 LEAKS = (b"Traceback", b'File "', b"Error(", b"sqlalchemy", b"asyncpg", b"pydantic", b"starlette", b"hypercorn", b".py")
 PATIENCE = 0.9 * WIDE.keep_alive
-"""Seconds to wait for the end of a connection: less than an idle one is kept, so that an idle one is told apart."""
+"""Seconds to wait for the end of a connection: less than an idle one is kept, so that an idle one is recognized."""
 
 
 class Reply(NamedTuple):
@@ -42,7 +42,7 @@ class Connection:
         self._socket.close()
 
     async def send(self, data: bytes) -> None:
-        # Whoever is refused half-way may find the connection closed: the answer is there to be read all the same.
+        # A client that is refused half-way may find the connection closed: the answer is there to be read all the same.
         with contextlib.suppress(ConnectionError):
             await asyncio.get_running_loop().sock_sendall(self._socket, data)
 

@@ -1,4 +1,4 @@
-"""`make wheels`: what `make up`, `make test` and `make load` install has wheels on every machine that docs/reference.md names.
+"""`make wheels`: `make up`, `make test` and `make load` find wheels on every machine that docs/reference.md names.
 
 uv asks the package index for each pin of the locks. Without a wheel pip builds a package, and needs a compiler for it.
 """

@@ -101,7 +101,7 @@ def play(tool: str, site: Site, seconds: int, folder: Path, k6: str) -> Measurem
         "SUMMARY": str(summary),
     }
     if tool.startswith("k6"):
-        command = [k6, "run", "--quiet", "--no-usage-report", str(ROOT / "bench/parity/seed.js")]
+        command = [k6, "run", "--quiet", "--no-usage-report", str(ROOT / "bench/parity/original.js")]
     else:
         command = [sys.executable, "-m", "locust", "--headless", "-H", site.url, "-t", f"{seconds}s", "-u", str(USERS)]
         if tool == "fasthttp":
@@ -109,7 +109,7 @@ def play(tool: str, site: Site, seconds: int, folder: Path, k6: str) -> Measurem
         elif tool == "python":
             command += ["-f", "bench/parity/users.py", "-r", str(USERS), "--out", str(folder)]
         else:
-            command += ["--scenario", "seed", "--out", str(folder)]
+            command += ["--scenario", "original", "--out", str(folder)]
         command += ["--request-events"] if "events" in tool else []
     before, used_before = site.read_count(), _used()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

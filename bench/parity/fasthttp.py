@@ -1,4 +1,4 @@
-"""Locust's own client on the seed's scenario: a locustfile whose summary is like the others' in the comparison."""
+"""Locust's own client on the scenario `original`: a locustfile with a summary like the others' in the comparison."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from locust.env import Environment
 
 
 class Visitor(FastHttpUser):
-    """One of the seed's users: no think time, and any status but 200 is a failure."""
+    """One of its users: no think time, and any status but 200 is a failure."""
 
     @task
     def visit(self) -> None:

@@ -1,4 +1,4 @@
-"""The seed's scenario as a user in plain Python."""
+"""The scenario of the original Go app as a user in plain Python."""
 
 from http import HTTPStatus
 
@@ -8,7 +8,7 @@ from loadtest.plugin import GoalsUser
 
 
 class Visitor(GoalsUser):
-    """One of the seed's users: no think time, and any status but 200 is a failure."""
+    """One of its users: no think time, and any status but 200 is a failure."""
 
     @task
     def visit(self) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# setup: random passwords, a private certificate authority, and the certificates it signs, each in the volume of whoever
+# setup: random passwords, a private certificate authority, and the certificates it signs, each in the volume of the service that
 # needs it. What is there already stays; a certificate with less than 30 days left is renewed.
 #
 # Runs as PostgreSQL's account, which must own its private key; the others read theirs by their group. compose.yaml adds
@@ -57,7 +57,7 @@ place trust/ca.crt 999 644 < authority/ca.crt
 certify postgres 999 600 DNS:postgres
 certify gateway "$GATEWAY" 640 DNS:localhost,DNS:goals.localhost,DNS:gateway,IP:127.0.0.1,IP:::1
 
-# One password, twice: what PostgreSQL is told at its very first start, and what the service sends.
+# One password, twice: what PostgreSQL gets at its very first start, and what the service sends.
 if [ ! -s postgres/goals_password ]; then
   password | place postgres/goals_password 999 600
   say 'password of the database'

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        return 1  # whoever read what was printed has seen enough
+        return 1  # the reader of the output has seen enough
     finally:
         try:
             sys.stdout.flush()
@@ -97,7 +97,7 @@ def up() -> None:
 
 
 def serve() -> None:
-    """Serve the page, the API and the operators' port until SIGTERM."""
+    """Serve the page, the API and the ops port until SIGTERM."""
     settings = _read_remote_settings()
     logs.configure(settings.goals_log_format)
     _ignore_client_variables()
@@ -161,11 +161,11 @@ def _stop_without(parent: int) -> None:
 def _welcome(settings: Settings) -> Callable[[int, int], None]:
     host = f"[{settings.goals_bind}]" if ":" in settings.goals_bind else settings.goals_bind
 
-    def announce(port: int, operators_port: int) -> None:
+    def announce(port: int, ops_port: int) -> None:
         output = logs.Output(sys.stdout)
         output.write(
             f"\n  the page        http://{host}:{port}"
-            f"\n  for operators   http://{host}:{operators_port}  (/readyz /livez /version /metrics)"
+            f"\n  for operators   http://{host}:{ops_port}  (/readyz /livez /version /metrics)"
             "\n  load test       make load-ui, in another terminal"
             "\n  stop            Ctrl-C\n\n"
         )

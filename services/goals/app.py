@@ -53,7 +53,7 @@ PUBLIC_ROUTES = [
     Route("/api/v1/goals/{goal_id}",  api.patch_goal,     methods=["PATCH"]),
     Route("/api/v1/goals/{goal_id}",  api.delete_goal,    methods=["DELETE"]),
 ]
-OPERATORS_ROUTES = [
+OPS_ROUTES = [
     Route("/livez",                   health.get_livez,   methods=["GET"]),
     Route("/readyz",                  health.get_readyz,  methods=["GET"]),
     Route("/version",                 health.get_version, methods=["GET"]),
@@ -87,7 +87,7 @@ class Application:
         )
         operators_hosts = loopback and (*loopback, *settings.goals_hosts)
         self.operators = Starlette(
-            routes=OPERATORS_ROUTES, middleware=[headers, Middleware(Guard, limits=limits, hosts=operators_hosts)]
+            routes=OPS_ROUTES, middleware=[headers, Middleware(Guard, limits=limits, hosts=operators_hosts)]
         )
         for app in (self.public, self.operators):
             app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
@@ -168,8 +168,8 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return answer(request.scope, error)
 
 
-def log_ports(port: int, operators_port: int) -> None:
-    log.info("listening", port=port, operators_port=operators_port)
+def log_ports(port: int, ops_port: int) -> None:
+    log.info("listening", port=port, ops_port=ops_port)
 
 
 async def serve(
@@ -177,12 +177,12 @@ async def serve(
     limits: Limits,
     *,
     announce: Callable[[int, int], None] = log_ports,
-    heed: Callable[[Callable[[], None]], None] = signals.call,
+    on_signal: Callable[[Callable[[], None]], None] = signals.call,
 ) -> None:
-    """Serve until told to stop, then drain and stop.
+    """Serve until asked to stop, then drain and stop.
 
-    `announce` is told the public and the operators' port once both are bound. `heed` is given the function that stops
-    the service, and at once when it is called again. A port that cannot be had raises a `ConfigurationError`.
+    `announce` gets the public and the ops port once both are bound. `on_signal` gets the function that stops
+    the service, and at once when it is called again. A port that is taken raises a `ConfigurationError`.
     """
     sockets = [server.listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
     most = capacity.most_connections(settings.goals_max_connections, limits)
@@ -193,6 +193,6 @@ async def serve(
     ]
     application.telemetry.observe_connections(listeners)
     room = server.Server(listeners, limits, application.readiness.drain, settings.goals_drain_seconds)
-    heed(room.stop)
+    on_signal(room.stop)
     announce(*(listener.port for listener in listeners))
     await room.serve()

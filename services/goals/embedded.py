@@ -56,9 +56,9 @@ def run(
 ) -> Iterator[Path]:
     """Run the server whose data is in `folder` and yield the folder of its Unix socket.
 
-    Whoever comes while it runs shares it, and the last to leave stops it. That is known by a lock which the kernel
+    Others who start while it runs share it, and the last to leave stops it. That is known by a lock which the kernel
     takes back from a process that was killed, so a server left behind by one is taken over and stopped all the same.
-    `options` are server settings that count for the one who starts it. Whoever may open the socket's folder gets in
+    `options` are server settings that count for the one who starts it. Anyone who may open the socket's folder gets in
     without a password, as role `goals_user` in database `goals_database`. Others who start or stop it are waited for,
     for `lock_timeout` seconds each.
 
@@ -148,7 +148,7 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
     if found != VERSION:
         raise ConfigurationError(
             f"{data} holds data of PostgreSQL {found} and this is {VERSION}: "
-            "dump and restore them, or move the folder away to start anew"
+            "dump and restore them, or move the folder away to start afresh"
         )
     socket = _socket_folder(data)
     if not _is_running(programs, data):
@@ -217,8 +217,8 @@ def _socket_folder(data: Path) -> Path:
     socket = Path(tempfile.gettempdir()) / f"goals-{blake2b(os.fsencode(data), digest_size=6).hexdigest()}"
     with contextlib.suppress(FileExistsError):
         socket.mkdir(mode=0o700)
-    # Its name can be guessed: whoever made it first, or may enter it, would be the server's superuser. A link is looked
-    # at and not followed.
+    # Its name can be guessed: another account that made it first, or may enter it, would be the server's superuser. A
+    # link is looked at and not followed.
     found = socket.lstat()
     owner = data.stat().st_uid
     if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in {os.geteuid(), owner}:

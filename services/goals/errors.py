@@ -2,7 +2,7 @@
 
 
 class GoalsError(Exception):
-    """Base of every error this service raises on purpose; its text is safe to show to whoever asked."""
+    """Base of every error this service raises on purpose; its text is safe to show to the client."""
 
 
 class ConfigurationError(GoalsError):

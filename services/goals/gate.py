@@ -11,7 +11,7 @@ class Gate:
     """Lets `size` callers in at once, the others in the order they came (a pool of connections is not fair by itself).
 
     A caller waits at most `gate_timeout` while statements succeed, and until its own deadline while none does: then it
-    is the database that is away, perhaps only for a failover. Once it is back, the wait starts from zero.
+    is the database that is down, perhaps only for a failover. Once it is back, the wait starts from zero.
 
     A queue is there for bursts. Where it stands, because more comes than can be done, everybody in it waits for
     nothing: then only half of `size` may wait, until it has emptied (after Nichols and Jacobson: Controlling Queue
@@ -42,7 +42,7 @@ class Gate:
     async def enter(self, deadline: float) -> None:
         """Return when the caller may use the database; `deadline` is the event loop's time. `leave` must follow.
 
-        `OverloadedError`: the wait is not worth it. `DatabaseUnavailableError`: the database is away until `deadline`.
+        `OverloadedError`: the wait is not worth it. `DatabaseUnavailableError`: the database is down until `deadline`.
         """
         limits, loop = self._limits, asyncio.get_running_loop()
         came_at = now = loop.time()

@@ -10,12 +10,12 @@ from goals.state import State
 
 
 async def get_health(_request: Request[State]) -> Response:
-    """The seed's health check, on the public port: the process answers."""
+    """The original Go app's health check, on the public port: the process answers."""
     return PlainTextResponse("OK")
 
 
 async def get_livez(_request: Request[State]) -> Response:
-    """Never asks the database: a restart would not mend it."""
+    """Never asks the database: a restart would not repair it."""
     return PlainTextResponse("live")
 
 

@@ -54,7 +54,7 @@ class Limits:
     refusals_per_turn: int = 256
     """Connections closed in one turn while the port is full: closing is cheap, and nobody waits long for it."""
     operators_connections: int = 64
-    """To the operators' port, whatever the public one holds."""
+    """To the ops port, whatever the public one holds."""
     spare_descriptors: int = 64
     """For PostgreSQL and files; what these two leave is the public port's."""
     connection_memory: int = 113_000
@@ -62,7 +62,7 @@ class Limits:
     log_interval: float = 10.0
     """Between two log lines about clients that do the same; each is counted."""
     traces_flush: float = 2.0
-    """For the last spans at the stop; a collector that is away would hold it for longer."""
+    """For the last spans at the stop; a dead collector would delay it for longer."""
 
     # Who may use the database.
     gate_queue: int = 128

@@ -123,7 +123,7 @@ class Record:
             error = type(crash).__qualname__
             log.exception("request crashed")
             if status:
-                raise  # half an answer is out: only closing the connection tells the client
+                raise  # the response has started: only closing the connection tells the client
             await answer(scope, crash)(scope, receive, send_recorded)
         finally:
             seconds = time.perf_counter() - started
@@ -231,17 +231,17 @@ class Guard:
                         deadline.reschedule(asyncio.get_running_loop().time() + self._limits.request_deadline)
                     await self.app(scope, body, send_noted)
                 except HTTPException as refusal:
-                    # Hypercorn waits for ever to hand over what nobody takes (its queue holds ten pieces of a body).
+                    # Hypercorn waits forever to hand over what nobody takes (its queue holds ten pieces of a body).
                     discarding = asyncio.create_task(_discard(receive))
                     await answer(scope, refusal)(scope, receive, send_noted)
                     await discarding
                 except ClientDisconnect:
-                    pass  # whoever sent half a body is not there to read an answer
+                    pass  # a client that sent half a body is not there to read an answer
         except TimeoutError:
             if not deadline.expired():
                 raise
             if started:
-                return None  # half an answer is out: the server ends the connection, and counts it
+                return None  # the response has started: the server ends the connection, and counts it
             late = HTTPException(503, "The request took too long.", {"retry-after": "1", "connection": "close"})
             await answer(scope, late)(scope, receive, send)
         return None
@@ -300,9 +300,9 @@ class Guard:
 def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
     """Tell whether a browser says that another site made this request.
 
-    No cookie is involved, so there is nothing to forge but the wish to post: a browser that knows Fetch Metadata tells
-    by `Sec-Fetch-Site` (W3C), an older one by `Origin` (RFC 6454); whoever sends neither is no browser. Schemes are
-    compared by their default ports alone: TLS may end at a gateway.
+    No cookie is involved, so there is nothing to forge but the wish to post: a browser that knows Fetch Metadata says
+    so in `Sec-Fetch-Site` (W3C), an older one in `Origin` (RFC 6454); a client that sends neither is no browser.
+    Schemes are compared by their default ports alone: TLS may end at a gateway.
     """
     site = headers.get(b"sec-fetch-site")
     if site is not None:

@@ -136,7 +136,7 @@ def _find_contradictions(environ: Mapping[str, str]) -> list[str]:
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
-    """Whether the SDK is told to measure and to trace nothing at all."""
+    """Whether the SDK is configured to measure and to trace nothing at all."""
     return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 

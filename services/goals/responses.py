@@ -34,7 +34,7 @@ _versions = {name: blake2b(content, digest_size=6).hexdigest() for name, content
 
 
 def static_url(name: str) -> str:
-    """The address of a static file; it changes with the content, so browsers may keep the file for ever."""
+    """The address of a static file; it changes with the content, so browsers may keep the file forever."""
     return f"/static/{name}?v={_versions[name]}"
 
 
@@ -103,7 +103,7 @@ class JSON(Response):
 def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | None = None) -> Response:
     """Answer an error in the caller's language: RFC 9457 under `/api`, a page elsewhere.
 
-    Texts come from our own errors and from HTTP's phrases; of any other exception nothing is told. `retry_form` has the
+    Texts come from our own errors and from HTTP's phrases; any other exception shows none. `retry_form` has the
     fields of a form that is worth sending once more, to the same address: the page keeps them and offers it.
     """
     detail, fields, headers = str(error), {}, {}

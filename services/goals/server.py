@@ -1,6 +1,6 @@
-"""Listeners, Hypercorn with its doors closed, connections that end in time, drain and stop: the server room.
+"""Listeners, Hypercorn with its doors closed, connections that end in time, drain and stop: our server.
 
-Hypercorn's release is pinned exactly, because parts of it are overridden (docs/adr/0030-a-server-room-of-our-own.md):
+Hypercorn's release is pinned exactly, because parts of it are overridden (docs/adr/0030-a-server-of-our-own.md):
 `TCPServer` for a deadline that ends in an aborted transport and for bounds on what is read ahead and waits to be sent;
 `H11Protocol` for no way to HTTP/2, WebSocket and CONNECT, and for the head in one write with the body's first piece;
 `worker_serve`, which names its own classes and logs an error of `accept` once for each place in the backlog.
@@ -49,7 +49,7 @@ class Refused(Exception):  # noqa: N818  no error of ours: it unwinds Hypercorn'
 class Gate(EventWrapper):
     """`can_read` that is never waited for once the connection has ended.
 
-    Hypercorn's own keeps a pipelined connection for ever when its application gives up: the loop over its events is
+    Hypercorn's own keeps a pipelined connection forever when its application gives up: the loop over its events is
     woken, sees the next request still waiting, and waits again for somebody who has left.
     """
 
@@ -237,7 +237,7 @@ class Connection(TCPServer):
             return
         self._leaving = True
         if self._transport.get_write_buffer_size():
-            self._cut_off()  # whoever wrote it has given up waiting for the client
+            self._cut_off()  # the application has given up waiting for the client
             return
         try:
             self._transport.write_eof()

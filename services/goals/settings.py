@@ -1,4 +1,4 @@
-"""Every knob of the service, read once from the environment and refused at start when it makes no sense."""
+"""Every setting of the service, read once from the environment and refused at start when it makes no sense."""
 
 import ipaddress
 import socket

@@ -1,4 +1,4 @@
-"""What an error of the database means: whether its statement may be sent again, and what its caller is told."""
+"""What an error of the database means: whether its statement may be sent again, and what its caller gets."""
 
 import ssl
 
@@ -7,13 +7,13 @@ from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
 
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 
-# SQLSTATEs after which the connection must not go back to the pool: a standby (25006) answers pings for ever, and a
+# SQLSTATEs after which the connection must not go back to the pool: a standby (25006) answers pings forever, and a
 # server that shuts down or starts up (57P0x) will not become the one we want.
 _DISCONNECTS = frozenset({"25006", "57P01", "57P02", "57P03"})
 # SQLSTATEs that pass by themselves, so that the same statement may be sent again: those, lost connections (08),
 # a rotated password (28P01), deadlocks (40), too many connections (53300), a plan older than a migration (0A000).
 _TRANSIENT = _DISCONNECTS | {"0A000", "08000", "08001", "08003", "08004", "08006", "28P01", "40001", "40P01", "53300"}
-# What a new connection may be told while those that exist go on: another password, too many connections.
+# How a new connection may be refused while those that exist go on: another password, too many connections.
 _REJECTIONS = frozenset({"28P01", "53300"})
 # Classes that blame our statement or the data in it: defects of ours, never an outage. 42P01 and 42703 are the
 # exception within 42, with 42501: the table, a column or a right is not there yet.

@@ -75,7 +75,7 @@ class RequestMetrics:
     """Requests of the public port.
 
     `add_goal_requests_total`, `remove_goal_requests_total` and `http_requests_total{path}` keep the names and the
-    meaning that dashboards made for the seed expect: successes only, four paths.
+    meaning that dashboards made for the original Go app expect: successes only, four paths.
     """
 
     def __init__(self, meter: Meter) -> None:

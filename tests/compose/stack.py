@@ -32,7 +32,7 @@ BY_MAKE = ("VERSION", "REVISION", "CREATED", "SOURCE_DATE_EPOCH")
 
 
 class Stack:
-    """The services and how to reach them; `without` names those that cannot be had here, each with the reason."""
+    """The services and how to reach them; `without` names those that are unavailable here, each with the reason."""
 
     def __init__(self, folder: Path, ports: dict[str, int]) -> None:
         self.ports = ports
@@ -55,7 +55,7 @@ class Stack:
 
     @property
     def services(self) -> list[str]:
-        """What `docker compose up` starts, less what cannot be had."""
+        """What `docker compose up` starts, less what is unavailable."""
         return [
             name
             for name, service in self.config()["services"].items()
@@ -105,7 +105,7 @@ class Stack:
 
     @contextlib.contextmanager
     def loading(self, *options: str) -> Iterator[subprocess.Popen[str]]:
-        """The seed's load on the gateway while the body runs; it must outlast the body, and is waited for."""
+        """The original Go app's load on the gateway while the body runs; it must outlast the body."""
         command = [DOCKER, "compose", "run", "--rm", "--no-deps", "load-gate", *options]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, cwd=ROOT, env=self.environment, stdout=pipe, stderr=pipe, text=True) as load:

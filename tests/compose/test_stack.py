@@ -28,7 +28,7 @@ MAKE = shutil.which("make") or "make"
 LARGEST_IDLE = 700 * 2**20
 LEAST_REQUESTS = 10_000
 HERE = ("--host", "https://gateway:8443")
-SEED = ("--scenario", "seed", *HERE)
+ORIGINAL = ("--scenario", "original", *HERE)
 
 
 def make(stack: Stack, *arguments: str) -> None:
@@ -90,7 +90,7 @@ def test_the_load_gate_is_built_and_gives_a_verdict(stack: Stack) -> None:
     done = stack.compose("run", "--rm", "load-gate", check=False, timeout=420)
     # How fast this machine is, is not judged here: 99 is too slow, 1 a machine too busy to tell.
     assert done.returncode in {0, 1, 99}, done.stdout + done.stderr
-    metrics = stack.summary("seed")["metrics"]
+    metrics = stack.summary("original")["metrics"]
     assert metrics["http_reqs"]["values"]["count"] >= 100
     assert metrics["http_req_failed"]["values"]["rate"] == 0
 
@@ -354,15 +354,15 @@ def test_no_secret_is_in_an_environment_a_description_or_a_log(stack: Stack) -> 
     secrets = [*passwords, *(line for key in keys for line in key.splitlines()[1:-1])]
     assert len(set(secrets)) == len(secrets) >= 8
 
-    told = json.dumps(stack.inspect()) + stack.compose("logs").stdout
+    exposed = json.dumps(stack.inspect()) + stack.compose("logs").stdout
     for image in (service["image"] for name, service in stack.config()["services"].items() if name in stack.services):
-        told += run("image", "inspect", image).stdout
+        exposed += run("image", "inspect", image).stdout
     for container in (service for name in stack.services for service in stack.replicas(name)):
-        told += stack.read(container, "/proc/1/environ")
-    assert "DB_PASSWORD_FILE=/run/secrets/password" in told
+        exposed += stack.read(container, "/proc/1/environ")
+    assert "DB_PASSWORD_FILE=/run/secrets/password" in exposed
     for secret in secrets:
-        at = told.find(secret)
-        assert at < 0, f"a secret is told: {told[max(at - 200, 0) : at]}…"
+        at = exposed.find(secret)
+        assert at < 0, f"a secret is shown: {exposed[max(at - 200, 0) : at]}…"
 
 
 def test_each_secret_is_readable_by_its_owner_only(stack: Stack) -> None:
@@ -500,9 +500,9 @@ def test_gateway_and_prometheus_follow_replicas_that_come_and_go(stack: Stack) -
         stack.compose("up", "--detach", "--wait", "--no-recreate", "--no-deps", "--scale", "goals=3", "goals")
         wait_until(lambda: len(served_by(client)) == 3)
         wait_until(lambda: scraped() == 3)
-        with stack.loading(*SEED, "-u", "20", "-t", "30s"), writing(stack) as outcomes:
+        with stack.loading(*ORIGINAL, "-u", "20", "-t", "30s"), writing(stack) as outcomes:
             stack.compose("up", "--detach", "--wait", "--no-recreate", "--no-deps", "--scale", "goals=2", "goals")
-        assert stack.summary("seed")["metrics"]["http_req_failed"]["values"]["rate"] == 0
+        assert stack.summary("original")["metrics"]["http_req_failed"]["values"]["rate"] == 0
         assert Counter(outcomes.values()) == {201: len(outcomes)}
         assert len(served_by(client)) == 2
         wait_until(lambda: scraped() == 2)
@@ -512,22 +512,22 @@ def test_gateway_and_prometheus_follow_replicas_that_come_and_go(stack: Stack) -
 
 
 def test_the_gate_passes_the_good_target(stack: Stack) -> None:
-    """The contract of the seed's scenario; how fast is measured on a quiet machine, not judged here."""
-    done = stack.gate(*SEED, "--slo", "none")
+    """The contract of the original Go app's scenario; how fast is measured on a quiet machine, not judged here."""
+    done = stack.gate(*ORIGINAL, "--slo", "none")
     assert done.returncode == 0, done.stdout + done.stderr
-    metrics = stack.summary("seed")["metrics"]
+    metrics = stack.summary("original")["metrics"]
     assert metrics["http_req_failed"]["values"]["rate"] == 0
     assert metrics["vus_max"]["values"]["value"] == 100
     requests, duration = metrics["http_reqs"]["values"], metrics["http_req_duration"]["values"]
-    stack.figures["seed scenario through the gateway"] = (
+    stack.figures["the original Go app's scenario through the gateway"] = (
         f"{requests['count']:,.0f} requests, none failed, {requests['rate']:,.0f}/s, p95 {duration['p(95)']:.0f} ms"
     )
 
 
 def test_the_gate_fails_a_bad_target(stack: Stack) -> None:
-    done = stack.gate("--scenario", "seed", "--host", "https://gateway:8443/not-there", "-u", "5", "-t", "3s")
+    done = stack.gate("--scenario", "original", "--host", "https://gateway:8443/not-there", "-u", "5", "-t", "3s")
     assert done.returncode == 99, done.stdout + done.stderr
-    plain = stack.gate("--scenario", "seed", "--host", "https://gateway:8080", "-u", "1", "-t", "2s")
+    plain = stack.gate("--scenario", "original", "--host", "https://gateway:8080", "-u", "1", "-t", "2s")
     assert plain.returncode == 1, plain.stdout + plain.stderr
     assert "no connection was made" in plain.stdout
 
@@ -550,10 +550,10 @@ def test_the_load_tests_page_comes_up_with_its_workers(stack: Stack) -> None:
 
 def test_a_rolling_restart_under_load_fails_no_request(stack: Stack) -> None:
     begun = time.perf_counter()
-    with stack.loading(*SEED, "-u", "20", "-t", "60s"), writing(stack) as outcomes:
+    with stack.loading(*ORIGINAL, "-u", "20", "-t", "60s"), writing(stack) as outcomes:
         make(stack, "compose-restart")
         restarted = time.perf_counter() - begun
-    metrics = stack.summary("seed")["metrics"]
+    metrics = stack.summary("original")["metrics"]
     count, failed = metrics["http_reqs"]["values"]["count"], metrics["http_req_failed"]["values"]["passes"]
     answers = stack.compose("logs", "gateway").stdout.splitlines()
     assert failed == 0, [line for line in answers if '"path":"/","status":' in line and '"status":200' not in line]

@@ -64,18 +64,18 @@ def test_the_command_is_one(command: Command) -> None:
         there = subprocess.run([program, subcommand[0], "version"], capture_output=True, check=False)
         if there.returncode:
             pytest.skip(f"not looked up: {program} has no plug-in {subcommand[0]} on this machine")
-    told = told_by(program, tuple(subcommand))
+    text = help_of(program, tuple(subcommand))
     for flag in flags:
         since = SINCE.get((program, *subcommand, flag))
         if since and release_of(program, subcommand[0]) < since:
             pytest.skip(f"not looked up: the {program} {subcommand[0]} of this machine is older than its {flag}")
-        assert names(told, flag), f"{program} {' '.join(subcommand)}: no {flag}"
+        assert names(text, flag), f"{program} {' '.join(subcommand)}: no {flag}"
 
 
 def release_of(program: str, plug_in: str) -> tuple[int, ...]:
     """Return the release of a plug-in: its first two numbers."""
-    told = subprocess.run([program, plug_in, "version", "--short"], capture_output=True, text=True, check=True).stdout
-    return tuple(map(int, re.findall(r"\d+", told)[:2]))
+    text = subprocess.run([program, plug_in, "version", "--short"], capture_output=True, text=True, check=True).stdout
+    return tuple(map(int, re.findall(r"\d+", text)[:2]))
 
 
 def check_make(arguments: list[str]) -> None:
@@ -132,18 +132,18 @@ def test_a_command_is_taken_apart(words: str, subcommand: str, flags: str) -> No
     assert (" ".join(found), " ".join(options)) == (subcommand, flags)
 
 
-def names(told: str, flag: str) -> bool:
+def names(text: str, flag: str) -> bool:
     """Whether a help text has an option: as it is, as letters put together, or as a letter with its value behind it."""
 
     def named(option: str) -> bool:
-        return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", told) is not None
+        return re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text) is not None
 
     letters = [] if flag.startswith("--") else [f"-{letter}" for letter in flag[1:]]
     return named(flag) or (bool(letters) and (all(map(named, letters)) or named(letters[0])))
 
 
 @functools.cache
-def told_by(program: str, subcommand: tuple[str, ...]) -> str:
+def help_of(program: str, subcommand: tuple[str, ...]) -> str:
     """Return what a program says of a subcommand; an unknown one fails."""
     ask = {"git": ["-h"], "curl": ["--help", "all"], "openssl": ["-help"]}.get(program, ["--help"])
     environment = os.environ | FOUND | {"GIT_PAGER": "cat"}

@@ -91,9 +91,9 @@ def test_every_time_limit_is_the_codes() -> None:
 
 def test_every_answer_to_a_stuck_database_is_one_that_the_drill_expects() -> None:
     answers = section(OPERATIONS, "What the service does when PostgreSQL does not")
-    told = set(re.findall(r"^\| [^|]+ \| (\w{5}) \|", answers, re.MULTILINE))
+    answered = set(re.findall(r"^\| [^|]+ \| (\w{5}) \|", answers, re.MULTILINE))
     drill = (ROOT / "drills/stuck.py").read_text(encoding="utf-8")
-    assert told == set(re.findall(r'"(\d{2}[0-9A-Z]{3})"', drill))
+    assert answered == set(re.findall(r'"(\d{2}[0-9A-Z]{3})"', drill))
 
 
 def test_every_decision_is_in_the_list_under_a_number_of_its_own() -> None:

@@ -13,7 +13,7 @@ MADE = re.compile(
     r"(^|/)(\.data|\.cache|\.venv|out|node_modules)(/|$)"
     r"|^(private-ca\.crt|bench\.json|summary\.json|report\.html|parity\.(json|md|svg)|my\.toml|notes\.md|uv\.lock|load\.js|compose\.override\.yaml)$"
 )
-"""What commands make, a user does, or the seed has; the tree does not."""
+"""What commands make, a user does, or the original Go app has; the tree does not."""
 
 SUFFIXES = "css|env|html|js|json|md|py|sh|sha256|svg|toml|ts|txt|yaml|yml"
 DOCUMENTS = documents()

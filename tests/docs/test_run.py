@@ -26,7 +26,7 @@ def test_readme_s_first_block_begins_with_the_two_commands() -> None:
     assert [line.split()[:2] for line in first.text.splitlines()] == [["make", "up"], ["make", "test"]]
 
 
-def test_a_fresh_clone_serves_the_page_and_the_operators_port(clone: Clone) -> None:
+def test_a_fresh_clone_serves_the_page_and_the_ops_port(clone: Clone) -> None:
     assert "<h1" in httpx2.get(clone.page).raise_for_status().text
     assert httpx2.get(f"{clone.operators}/readyz").status_code == 200
 
@@ -66,7 +66,7 @@ def test_ctrl_c_stops_everything_and_make_clean_leaves_the_clone_as_it_was(clone
             httpx2.get(url)
     assert make(clone, "clean").returncode == 0
     left = clone.files() - clone.before
-    assert {path.parts[0] for path in left} == {".data"}  # the goals of whoever tried it
+    assert {path.parts[0] for path in left} == {".data"}  # the newcomer's goals
     assert clone.before <= clone.files()
     assert make(clone, "clean-data").returncode == 0
     assert clone.files() == clone.before

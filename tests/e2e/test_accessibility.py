@@ -1,4 +1,4 @@
-"""Whoever uses the page, by whatever means: axe's rules, contrast, focus, forced colours, small screens, large type."""
+"""Everyone can use the page: axe's rules, contrast, focus, forced colours, small screens, large type."""
 
 import re
 from collections.abc import Callable

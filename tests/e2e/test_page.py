@@ -1,4 +1,4 @@
-"""What the page promises whoever uses it: nothing typed is lost, nothing is done twice, and no script is needed."""
+"""What the page promises its users: nothing typed is lost, nothing is duplicated, and no script is needed."""
 
 import re
 
@@ -148,27 +148,27 @@ def test_a_bad_name_comes_back_with_the_reason(
 
 def test_the_outcome_is_told_once(visit: Visit, watch: Watch) -> None:
     page = visit()
-    told = page.get_by_role("status")
-    expect(told).to_be_empty()
+    status = page.get_by_role("status")
+    expect(status).to_be_empty()
     add(page, " Learn to sail ")
-    expect(told).to_have_text("Added “Learn to sail”")
+    expect(status).to_have_text("Added “Learn to sail”")
     expect(field(page)).to_be_focused()
     page.reload()
     expect(names(page)).to_have_text(["Learn to sail"])
-    expect(told).to_be_empty()
+    expect(status).to_be_empty()
     page.get_by_role("button", name="Remove Learn to sail").click()
-    expect(told).to_have_text("Removed “Learn to sail”")
+    expect(status).to_have_text("Removed “Learn to sail”")
     expect(field(page)).to_be_focused()
 
-    # A refusal is told by the field, not as something done, neither then nor later.
+    # A refusal is announced by the field, not as something done, neither then nor later.
     watch.expected = {422}
-    page.add_init_script("window.setTimeout = run => run()")  # so that what is not told on load never is
+    page.add_init_script("window.setTimeout = run => run()")  # so that what is not announced on load never is
     add(page, " ")
     expect(page.locator("#message")).not_to_be_empty()
     page.wait_for_load_state()
-    expect(told).to_be_empty()
+    expect(status).to_be_empty()
     page.goto("/")
-    expect(told).to_be_empty()
+    expect(status).to_be_empty()
 
 
 def test_after_a_removal_the_focus_goes_to_the_row_that_moved_up(visit: Visit, service: Service) -> None:

@@ -33,8 +33,8 @@ class Mutant(NamedTuple):
     file: str
     old: str
     new: str
-    seed: str = ""
-    """The seed's own defect that this one repeats, as people would call it."""
+    original: str = ""
+    """A defect of the original Go app's manifests that this one repeats, as people would call it."""
 
 
 BASE, GATEWAY, POLICIES, APPS = "base", "components/gateway", "components/network-policies", "argocd/apps"
@@ -213,8 +213,8 @@ MUTANTS = (
     Mutant("compose", "../nginx.conf", "", "events {}\n"),
     # Pod Security, one for each control.
     *(
-        Mutant("pod-security", DEPLOYMENT, old, new, seed)
-        for old, new, seed in (
+        Mutant("pod-security", DEPLOYMENT, old, new, original)
+        for old, new, original in (
             (POD, "      securityContext:\n        runAsUser: 10001\n", "no security context"),
             ("        runAsUser: 10001\n", "        runAsUser: 0\n", ""),
             ("          type: RuntimeDefault\n", "          type: Unconfined\n", ""),
@@ -337,7 +337,7 @@ def break_copy(root: Path, mutant: Mutant) -> None:
     target = root / mutant.file
     before = target.read_text(encoding="utf-8") if target.exists() and mutant.rule != "compose" else ""
     if mutant.old not in before:
-        raise LookupError(f"{mutant.file} does not hold {mutant.old!r} any more: write the mutant anew")
+        raise LookupError(f"{mutant.file} does not hold {mutant.old!r} any more: rewrite the mutant")
     target.write_text(
         before.replace(mutant.old, mutant.new, 1) if mutant.old else before + mutant.new, encoding="utf-8"
     )
@@ -374,7 +374,7 @@ def find(mutant: Mutant, baseline: dict[str, list[Manifest]], schemas: Schemas) 
 
 
 class Copy:
-    """A broken copy, of which only what the change can touch is rendered anew."""
+    """A broken copy, of which only what the change can touch is rendered again."""
 
     def __init__(self, folder: Path, mutant: Mutant, baseline: dict[str, list[Manifest]]) -> None:
         self.root = copy(folder)
@@ -435,14 +435,14 @@ def main() -> int:
             alive += not found
             change = f"{mutant.old.strip()!r} → {mutant.new.strip()!r}".replace("\\n", " ")
             print(
-                f"{'caught' if found else 'ALIVE '} {mutant.rule:22} {mutant.file}: {mutant.seed or change:.110}",
+                f"{'caught' if found else 'ALIVE '} {mutant.rule:22} {mutant.file}: {mutant.original or change:.110}",
                 flush=True,
             )
     for rule in without:
         print(f"error: no mutant shows that the rule {rule} works", file=sys.stderr)
-    seeds = sum(bool(one.seed) for one in MUTANTS)
+    defects = sum(bool(one.original) for one in MUTANTS)
     print(
-        f"{len(MUTANTS) - alive}/{len(MUTANTS)} caught ({len({one.rule for one in MUTANTS})} rules, {seeds} defects of the seed)"
+        f"{len(MUTANTS) - alive}/{len(MUTANTS)} caught ({len({one.rule for one in MUTANTS})} rules, {defects} defects of the original Go app)"
         f" in {time.monotonic() - started:.0f} s"
     )
     return 1 if alive or without else 0

@@ -86,7 +86,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "head": {"method": "HEAD"},
     "file": {"target": "/static/goals.css"},
     "health": {"target": "/health"},
-    "operators' port is not here": {"target": "/metrics"},
+    "ops port is not here": {"target": "/metrics"},
     "list": {"target": "/api/v1/goals"},
     "one goal": {"target": "/api/v1/goals/7"},
     "path that begins alike": {"target": "/api/v1/goalsmith"},
@@ -139,7 +139,7 @@ def observe(gateway: Gateway, **request: Any) -> dict[str, Any]:
     """The answer, and what reached the service, as far as a client could tell gateways apart by it."""
     answer = ask(gateway, **request)
     echoed = not answer.body or answer.body.startswith(b"{")  # the upstream's, which lists what it was sent
-    told = ("host", "x-forwarded-for", "x-forwarded-proto", "idempotency-key")
+    passed_on = ("host", "x-forwarded-for", "x-forwarded-proto", "idempotency-key")
     return {
         "status": answer.status,
         "headers": {
@@ -148,7 +148,9 @@ def observe(gateway: Gateway, **request: Any) -> dict[str, Any]:
             if key not in IGNORED | ({"content-length"} if echoed else set())
         },
         "body": None if echoed else answer.body,
-        "received": [(method, target, {key: sent.get(key) for key in told}) for method, target, sent in answer.sent],
+        "received": [
+            (method, target, {key: sent.get(key) for key in passed_on}) for method, target, sent in answer.sent
+        ],
     }
 
 

@@ -302,8 +302,11 @@ def test_every_namespace_of_ours_denies_by_default_and_names_its_pod_security(
     denied = {one["metadata"]["namespace"] for one in manifests if name(one).endswith("/default-deny")}
     # node-exporter lives in the network of its node, where no policy reaches.
     assert spaces.keys() - denied == {"node-exporter"}
-    levels = {space: labels["pod-security.kubernetes.io/enforce"] for space, labels in spaces.items()}
-    assert {space for space, level in levels.items() if level != "restricted"} == {"monitoring", "node-exporter"}
+    levels = {namespace_of: labels["pod-security.kubernetes.io/enforce"] for namespace_of, labels in spaces.items()}
+    assert {namespace_of for namespace_of, level in levels.items() if level != "restricted"} == {
+        "monitoring",
+        "node-exporter",
+    }
 
 
 def test_both_ends_of_each_flow_are_open(everything: dict[str, list[Manifest]]) -> None:

@@ -13,15 +13,15 @@ import pytest
 from goals.limits import Limits
 from tests.k8s import mutants
 from tools.lint import __main__ as lint, limits, reachability
-from tools.lint.inventory import Inventory, dig, matches
+from tools.lint.inventory import Inventory, get_path, matches
 from tools.lint.manifests import ROOT, Finding, read
-from tools.lint.rules import RULES, find_broken, name_and_harm
+from tools.lint.rules import RULES, find_broken, name_and_consequence
 from tools.lint.schemas import Schemas
 from tools.lint.service import LIMITS, SETTINGS, problem, routes
 from tools.lint.tree import TREE
 from tools.lint.workloads import quantity
 
-SEED = Path(__file__).with_name("seed.yaml")
+ORIGINAL = Path(__file__).with_name("original.yaml")
 
 DEFECTS = {
     "an unneeded ReferenceGrant": ("unused-grant", "ReferenceGrant argocd/argocd"),
@@ -147,9 +147,9 @@ def schemas() -> Schemas:
 
 @pytest.fixture(scope="module")
 def said(schemas: Schemas) -> list[Finding]:
-    objects = read(SEED.read_text(encoding="utf-8"))
-    inventory = Inventory(lint.sound({"seed": objects}, schemas))
-    return [*lint.check_objects("seed", objects, schemas), *find_broken(inventory)]
+    objects = read(ORIGINAL.read_text(encoding="utf-8"))
+    inventory = Inventory(lint.sound({"original": objects}, schemas))
+    return [*lint.check_objects("original", objects, schemas), *find_broken(inventory)]
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
@@ -170,21 +170,25 @@ def test_objects_that_say_no_more_than_they_must_are_judged_and_break_nothing(sc
 
 
 def test_a_finding_is_one_line_with_file_object_problem_rule_and_harm(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lint.main([str(SEED)]) == 1
+    assert lint.main([str(ORIGINAL)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(set(lines)) > len(DEFECTS)
     (line,) = [one for one in lines if "argocd-insecure" in one]
     assert line == (
-        f'{SEED}: ConfigMap argocd/argocd-cmd-params-cm: data[server.insecure] is "true"; it must be unset or "false"'
+        f"{ORIGINAL}: ConfigMap argocd/argocd-cmd-params-cm: "
+        'data[server.insecure] is "true"; it must be unset or "false"'
         " [argocd-insecure: Argo CD's sessions and passwords cross the cluster's network in the clear]"
     )
 
 
 def test_each_rule_says_what_it_prevents_and_a_mutant_shows_that_it_works() -> None:
-    harms = {**{name: one.harm for name, one in RULES.items()}, **dict(map(name_and_harm, TREE.values()))}
-    assert len(harms) == len(RULES) + len(TREE)
-    assert [name for name, harm in harms.items() if not harm] == []
-    assert {one.rule for one in mutants.MUTANTS} == {*harms, *mutants.OTHERS}
+    consequences = {
+        **{name: one.consequence for name, one in RULES.items()},
+        **dict(map(name_and_consequence, TREE.values())),
+    }
+    assert len(consequences) == len(RULES) + len(TREE)
+    assert [name for name, consequence in consequences.items() if not consequence] == []
+    assert {one.rule for one in mutants.MUTANTS} == {*consequences, *mutants.OTHERS}
 
 
 def test_each_mutant_still_finds_the_text_that_it_breaks() -> None:
@@ -235,7 +239,7 @@ def test_the_database_is_reached_by_those_who_need_it_and_nobody_else(table: dic
     assert senders(table, "goals/goals-db", "9187") == {"monitoring/Prometheus"}
 
 
-def test_the_operators_port_is_for_prometheus_and_the_public_one_for_the_gateway(
+def test_the_ops_port_is_for_prometheus_and_the_public_one_for_the_gateway(
     table: dict[tuple[str, str], str],
 ) -> None:
     assert senders(table, "goals/goals", "9464") == {"monitoring/Prometheus"}
@@ -407,8 +411,8 @@ def test_selectors_are_read_as_kubernetes_reads_them() -> None:
 
 def test_paths_lead_through_lists_and_stop_where_something_is_missing() -> None:
     one = {"spec": {"rules": [{"refs": [{"name": "a"}]}, {}, {"refs": [{"name": "b"}]}], "none": None}}
-    assert list(dig(one, "spec.rules[].refs[].name")) == ["a", "b"]
-    assert list(dig(one, "spec.none.deeper")) == list(dig(None, "spec")) == []
+    assert list(get_path(one, "spec.rules[].refs[].name")) == ["a", "b"]
+    assert list(get_path(one, "spec.none.deeper")) == list(get_path(None, "spec")) == []
 
 
 @pytest.fixture
@@ -460,7 +464,7 @@ def test_a_drain_that_compose_changes_must_fit_its_grace_period(compose: Path) -
 
 def test_a_finding_names_the_file_that_says_it_and_all_renders_it_came_out_in() -> None:
     wrong = [
-        Finding(where, "Service goals/goals", "is wrong", "rule", "harm")
+        Finding(where, "Service goals/goals", "is wrong", "rule", "consequence")
         for where in ("overlays/local", "overlays/aks")
     ]
     (one,) = lint.merge(wrong)

@@ -58,7 +58,7 @@ async def test_what_is_carried_out_was_counted_by_the_gateway(
 @pytest.mark.parametrize("port", ["public", "operators"])
 @pytest.mark.parametrize("name", NAMES)
 async def test_no_upgrade_becomes_a_tunnel(behind: Service, tmp_path: Path, name: str, port: str) -> None:
-    upstream = behind.port if port == "public" else behind.operators_port
+    upstream = behind.port if port == "public" else behind.ops_port
     path = "/health" if port == "public" else "/livez"
     assert len(TUNNELS) == 30
     with serve(name, tmp_path, [f"127.0.0.1:{upstream}"]) as gateway:

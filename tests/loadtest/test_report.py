@@ -128,10 +128,10 @@ def test_where_nothing_could_be_reached_that_is_said_first_and_nothing_is_judged
 def test_what_failed_is_said_with_its_limit(threshold: tuple[str, str], reason: str) -> None:
     verdict, summary = conclude(measured(failed=3), threshold)
     assert verdict.exit_code == 99
-    (told,) = verdict.reasons
-    assert told.endswith(reason)
-    assert summary["loadtest"]["reasons"] == [told]
-    assert f"failed (exit 99): {told}\n" in report.write_text(summary, verdict)
+    (only,) = verdict.reasons
+    assert only.endswith(reason)
+    assert summary["loadtest"]["reasons"] == [only]
+    assert f"failed (exit 99): {only}\n" in report.write_text(summary, verdict)
 
 
 def test_longer_times_are_said_to_the_millisecond() -> None:

@@ -44,31 +44,31 @@ def refuse(tmp_path: Path, text: str) -> str:
 
 
 def test_every_scenario_in_the_folder_is_one() -> None:
-    assert set(list_scenarios()) >= {"seed", "smoke", "browse", "ramp", "spike", "soak", "breakpoint"}
+    assert set(list_scenarios()) >= {"original", "smoke", "browse", "ramp", "spike", "soak", "breakpoint"}
     for name in list_scenarios():
         assert read_scenario(name).parse_thresholds(), f"{name} would pass when everything fails"
 
 
-def test_the_seed_is_the_k6_scenario() -> None:
-    seed = read_scenario("seed")
-    assert seed.load == ConstantVus(executor="constant-vus", vus=100, duration="30s")  # type: ignore[arg-type]  # as a file has it
-    assert (seed.pause, len(seed.task), len(seed.task[0].step)) == (None, 1, 1)
-    (step,) = seed.task[0].step
+def test_the_original_scenario_is_that_of_k6() -> None:
+    original = read_scenario("original")
+    assert original.load == ConstantVus(executor="constant-vus", vus=100, duration="30s")  # type: ignore[arg-type]  # as a file has it
+    assert (original.pause, len(original.task), len(original.task[0].step)) == (None, 1, 1)
+    (step,) = original.task[0].step
     assert step.render(Target.parse("http://a/base"), {}).path == "/base", "the base URL itself"
     assert step.render(TARGET, {}) == ("GET", "/", {}, b"")
     assert step.checks == {"endpoint was successful": "status == 200"}
 
 
 def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
-    load = read_scenario("seed", users=5, seconds=2.5).load
+    load = read_scenario("original", users=5, seconds=2.5).load
     assert isinstance(load, ConstantVus)
     assert (load.vus, load.duration) == (5, 2.5)
     with pytest.raises(ScenarioError, match="-u has no meaning for `spike`"):
         read_scenario("spike", users=5)
     with pytest.raises(ScenarioError, match="-t has no meaning for `ramp`"):
         read_scenario("ramp", seconds=5)
-    with pytest.raises(ScenarioError, match=r"seed\.toml: load\.constant-vus\.vus: Input should be greater than"):
-        read_scenario("seed", users=0)
+    with pytest.raises(ScenarioError, match=r"original\.toml: load\.constant-vus\.vus: Input should be greater than"):
+        read_scenario("original", users=0)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_scenario_that_is_not_there_names_those_that_are(tmp_path: Path) -> No
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(ScenarioError, match="Is a directory"):
         read_scenario(str(tmp_path / "folder.toml"))
-    assert read_scenario(str(FOLDER / "seed.toml")) == read_scenario("seed")
+    assert read_scenario(str(FOLDER / "original.toml")) == read_scenario("original")
 
 
 def test_conditions_take_the_options_of_k6(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def serving_faults(settings: Settings, folder: Path) -> Iterator[tuple[str, str]
     }
     command = (sys.executable, "-m", "tests.observability.faulty")
     with running(*command, log=folder / "service.log", event="serving", **environment) as service:
-        yield f"http://127.0.0.1:{service['port']}", f"http://127.0.0.1:{service['operators_port']}"
+        yield f"http://127.0.0.1:{service['port']}", f"http://127.0.0.1:{service['ops_port']}"
 
 
 @contextlib.contextmanager

@@ -45,9 +45,7 @@ def main() -> None:
     logs.configure(settings.goals_log_format)
     log = structlog.get_logger(__name__)
     asyncio.run(
-        app.serve(
-            settings, Limits(), announce=lambda *ports: log.info("serving", port=ports[0], operators_port=ports[1])
-        )
+        app.serve(settings, Limits(), announce=lambda *ports: log.info("serving", port=ports[0], ops_port=ports[1]))
     )
 
 

@@ -84,14 +84,14 @@ def test_nothing_known_but_what_was_accepted_passes(
 
 
 def test_a_source_out_of_reach_is_never_called_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.socket() as closed:  # bound and not listening: whoever connects is refused
+    with socket.socket() as closed:  # bound and not listening: a client that connects is refused
         closed.bind(("127.0.0.1", 0))
         source = f"http://127.0.0.1:{closed.getsockname()[1]}/"
         code = audit.main([str(lock(tmp_path, "h2==4.4.1")), "--source", source, "--allow-unknown"])
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert code == audit.CLEAN
-    assert f"NOT AUDITED: {source} was not reached (" in told
-    assert "no known vulnerability" not in told
+    assert f"NOT AUDITED: {source} was not reached (" in output
+    assert "no known vulnerability" not in output
 
 
 def test_a_package_that_was_skipped_is_not_called_clean(

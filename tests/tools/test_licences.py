@@ -36,9 +36,9 @@ def test_a_licence_is_named_in_spdx_words(fields: dict[str, str | list[str]], li
 
 def test_every_licence_of_the_images_was_considered(capsys: pytest.CaptureFixture[str]) -> None:
     assert licences.main([]) == 0
-    told = capsys.readouterr().out
-    assert "starlette" in told
-    assert "NOT CONSIDERED" not in told
+    output = capsys.readouterr().out
+    assert "starlette" in output
+    assert "NOT CONSIDERED" not in output
 
 
 def test_a_licence_that_was_not_considered_fails(
@@ -48,9 +48,9 @@ def test_a_licence_that_was_not_considered_fails(
     lock = tmp_path / "lock.txt"
     lock.write_text("starlette==1.0 \\\n    --hash=sha256:0\npywin32==1 ; sys_platform == 'win32'\nh11==0.16.0\n")
     assert licences.main([str(lock)]) == 1
-    told = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in told] == ["h11", "starlette"]
-    assert "NOT CONSIDERED" in told[1]
+    output = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in output] == ["h11", "starlette"]
+    assert "NOT CONSIDERED" in output[1]
 
 
 def test_the_command_exits_with_what_main_returns() -> None:

@@ -59,14 +59,14 @@ def test_each_version_becomes_the_commit_that_it_names(
     assert (workflows / "ci.yaml").read_text() == pinned
 
 
-@pytest.mark.parametrize(("missing", "told"), [("checkout@v8", "no such tag"), ("nothing@v7", "actions/nothing")])
+@pytest.mark.parametrize(("missing", "message"), [("checkout@v8", "no such tag"), ("nothing@v7", "actions/nothing")])
 def test_what_cannot_be_looked_up_changes_nothing(
-    missing: str, told: str, host: str, workflows: Path, capsys: pytest.CaptureFixture[str]
+    missing: str, message: str, host: str, workflows: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workflows / "other.yaml").write_text(f"      - uses: actions/{missing}\n")
     assert pins.main(["--host", host, "--workflows", str(workflows)]) == 1
     assert (workflows / "ci.yaml").read_text() == WORKFLOW
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_says_what_it_cannot_do(workflows: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 
 from tools.lint import accepted, changes, files, limits, reachability, site, tree
-from tools.lint.inventory import Inventory, space
+from tools.lint.inventory import Inventory, namespace_of
 from tools.lint.manifests import ROOT, Finding, Manifest, RenderError, name, read, render_all
 from tools.lint.rules import RULES, find_broken
 from tools.lint.schemas import Schemas
@@ -46,12 +46,12 @@ def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> It
         for problem in found or accepted.problems(manifest):
             yield Finding(where, name(manifest), problem, "schema", "The API server refuses it, or drops the field")
         if newer := schemas.newer(manifest):
-            harm = "The old version is refused after an upgrade of its CRDs"
-            yield Finding(where, name(manifest), f"{newer} is served as well", "stable-version", harm)
+            consequence = "The old version is refused after an upgrade of its CRDs"
+            yield Finding(where, name(manifest), f"{newer} is served as well", "stable-version", consequence)
         identity = (str(manifest.get("apiVersion")).partition("/")[0], name(manifest))
         if identity in seen:
-            harm = "A change of the first one changes nothing"
-            yield Finding(where, name(manifest), "is there twice; the second one wins", "duplicate", harm)
+            consequence = "A change of the first one changes nothing"
+            yield Finding(where, name(manifest), "is there twice; the second one wins", "duplicate", consequence)
         seen.add(identity)
 
 
@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> int:
             findings = [finding for where, one in texts.items() for finding in check_objects(where, one, schemas)]
             known = sound(texts, schemas)
             refused = {
-                (one["kind"], space(one), one["metadata"]["name"])
+                (one["kind"], namespace_of(one), one["metadata"]["name"])
                 for where, manifests in texts.items()
                 for one in manifests
                 if one not in known[where]

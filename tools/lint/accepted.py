@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tools.lint.inventory import containers, dig, first, template
+from tools.lint.inventory import containers, first, get_path, template
 from tools.lint.manifests import Manifest
 from tools.lint.workloads import quantity
 
@@ -171,7 +171,7 @@ def _check_tables(manifest: Manifest, pod: Manifest) -> Iterator[str]:
 
 def _values(manifest: Manifest, pod: Manifest, where: str, path: str) -> Iterator[Any]:
     if where in {"", "pod", manifest["kind"]}:
-        yield from dig(pod if where == "pod" else manifest, path)
+        yield from get_path(pod if where == "pod" else manifest, path)
 
 
 def _check_map(path: str, given: dict[str, Any], keys: str, values: str) -> Iterator[str]:
@@ -196,13 +196,13 @@ def _check_selectors(value: Any) -> Iterator[str]:
 
 
 def _check_containers(pod: Manifest) -> Iterator[str]:
-    volumes = set(dig(pod, "volumes[].name"))
+    volumes = set(get_path(pod, "volumes[].name"))
     for one in pod.get("containers", ()):
-        for mount in dig(one, "volumeMounts[].name"):
+        for mount in get_path(one, "volumeMounts[].name"):
             if mount not in volumes:
                 yield f"{one['name']}: volumeMounts: there is no volume {mount}"
         for path in ("volumeMounts[].mountPath", "ports[].name"):
-            twice = [value for value, count in Counter(dig(one, path)).items() if count > 1]
+            twice = [value for value, count in Counter(get_path(one, path)).items() if count > 1]
             yield from (f"{one['name']}: {path}: {value} is there twice" for value in twice)
         requests, limits = (first(one, f"resources.{kind}", {}) for kind in ("requests", "limits"))
         yield from _check_quantities(f"{one['name']}: resources.requests", requests)
@@ -210,7 +210,7 @@ def _check_containers(pod: Manifest) -> Iterator[str]:
         for key in requests.keys() & limits.keys():
             if quantity(requests[key]) > quantity(limits[key]):
                 yield f"{one['name']}: resources: the request of {key} is above its limit"
-    for size in dig(pod, "volumes[].emptyDir.sizeLimit"):
+    for size in get_path(pod, "volumes[].emptyDir.sizeLimit"):
         yield from _check_quantities("volumes[].emptyDir", {"sizeLimit": size})
 
 
@@ -239,7 +239,7 @@ def _check_service(spec: Manifest) -> Iterator[str]:
         yield "spec.ports: each of several ports needs a name"
     counts = Counter(f"{port['port']}/{port.get('protocol', 'TCP')}" for port in ports)
     yield from (f"spec.ports: {port} is there twice" for port, count in counts.items() if count > 1)
-    for target in dig(spec, "ports[].targetPort"):
+    for target in get_path(spec, "ports[].targetPort"):
         if isinstance(target, str) and not re.fullmatch(PORT, target):
             yield f"spec.ports[].targetPort: {target!r} is no name that a port may have"
 
@@ -250,7 +250,7 @@ def _check_autoscaler(spec: Manifest) -> Iterator[str]:
 
 
 def _check_policy(spec: Manifest) -> Iterator[str]:
-    for block in dig(spec, "ingress[].from[].ipBlock", "egress[].to[].ipBlock"):
+    for block in get_path(spec, "ingress[].from[].ipBlock", "egress[].to[].ipBlock"):
         try:
             whole = ipaddress.ip_network(block["cidr"])
             outside = [one for one in block.get("except", ()) if not _is_inside(ipaddress.ip_network(one), whole)]
@@ -258,7 +258,7 @@ def _check_policy(spec: Manifest) -> Iterator[str]:
             yield f"ipBlock: {error}"
         else:
             yield from (f"ipBlock: {one} is not within {whole}" for one in outside)
-    for port in dig(spec, "ingress[].ports[]", "egress[].ports[]"):
+    for port in get_path(spec, "ingress[].ports[]", "egress[].ports[]"):
         if "endPort" in port and not (isinstance(port.get("port"), int) and port["port"] <= port["endPort"] <= MOST):
             yield "ports: endPort needs a port that is a number and not above it"
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from tools.lint.inventory import OPERATORS, Inventory, annotation, dig, first, space
+from tools.lint.inventory import OPERATORS, Inventory, annotation, first, get_path, namespace_of
 from tools.lint.manifests import Manifest, name
 from tools.lint.references import references
 from tools.lint.rules import every, of
@@ -24,13 +24,17 @@ def hook(one: Manifest) -> str:
 
 def needed(inventory: Inventory, one: Manifest) -> Iterator[Manifest]:
     """What must be there before an object works, as far as manifests bring it."""
-    targets = [("Namespace", "", space(one)), *(link.target for link in references(one))]
+    targets = [("Namespace", "", namespace_of(one)), *(link.target for link in references(one))]
     found = (inventory.get(*target) for target in targets)
     return (each for each in found if each and inventory.origin(each))
 
 
 def migrates(one: Manifest) -> bool:
-    return one["kind"] == "Job" and bool(hook(one)) and ["migrate"] in dig(one, "spec.template.spec.containers[].args")
+    return (
+        one["kind"] == "Job"
+        and bool(hook(one))
+        and ["migrate"] in get_path(one, "spec.template.spec.containers[].args")
+    )
 
 
 @every(of())
@@ -45,7 +49,7 @@ def sync_wave(inventory: Inventory, one: Manifest) -> Iterator[str]:
         if other["kind"] in {"Cluster", "ExternalSecret"} and hook(one) and wave(other) >= wave(one):
             yield f"starts in wave {wave(one)} beside {name(other)}, which it needs to be finished"
     for other in inventory.of("Deployment") if migrates(one) else ():
-        serves = any(map(is_service, dig(other, "spec.template.spec.containers[].image")))
+        serves = any(map(is_service, get_path(other, "spec.template.spec.containers[].image")))
         if serves and wave(one) >= wave(other):
             yield f"wave {wave(one)}: not before {name(other)} (wave {wave(other)}), whose schema it brings"
 
@@ -69,19 +73,19 @@ def brought(inventory: Inventory, one: Manifest) -> list[Manifest]:
 
 
 def forbidden(project: Manifest, namespace: str) -> Iterator[str]:
-    if not {namespace, "*"} & set(dig(project, "spec.destinations[].namespace")):
+    if not {namespace, "*"} & set(get_path(project, "spec.destinations[].namespace")):
         yield f"{name(project)} does not allow the namespace {namespace}"
 
 
 @every(of("Application"))
 def application(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Argo CD refuses the Application: its project does not allow what it asks for."""
-    project = inventory.get("AppProject", space(one), one["spec"]["project"])
+    project = inventory.get("AppProject", namespace_of(one), one["spec"]["project"])
     if project is None and one["spec"]["project"] != "default":
         yield f"there is no AppProject {one['spec']['project']}"
     elif project:
-        for source in dig(one, "spec.source.repoURL", "spec.sources[].repoURL"):
-            if not {source, "*"} & set(dig(project, "spec.sourceRepos[]")):
+        for source in get_path(one, "spec.source.repoURL", "spec.sources[].repoURL"):
+            if not {source, "*"} & set(get_path(project, "spec.sourceRepos[]")):
                 yield f"{name(project)} does not allow the source {source}"
         yield from forbidden(project, first(one, "spec.destination.namespace", ""))
 
@@ -89,7 +93,7 @@ def application(inventory: Inventory, one: Manifest) -> Iterator[str]:
 @every(of("Application"))
 def application_version(_: Inventory, one: Manifest) -> Iterator[str]:
     """One day another version of an operator is installed than the CRDs and manifests were made for."""
-    for source in dig(one, "spec.source", "spec.sources[]"):
+    for source in get_path(one, "spec.source", "spec.sources[]"):
         version, address = str(source.get("targetRevision")), source["repoURL"].removeprefix("oci://")
         if "chart" in source and not re.fullmatch(r"v?\d+\.\d+\.\d+", version):
             yield f"chart {source['chart']}: targetRevision {version} is not one version"
@@ -100,10 +104,10 @@ def application_version(_: Inventory, one: Manifest) -> Iterator[str]:
 @every(of("Application"))
 def application_replicas(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Argo CD calls what the autoscaler did a drift, and heals it."""
-    spaces = [space(each) for each in inventory.of("HorizontalPodAutoscaler")]
-    scaled = any(dig(one, "spec.source.path")) and first(one, "spec.destination.namespace") in spaces
-    ignored = "/spec/replicas" in dig(one, "spec.ignoreDifferences[].jsonPointers[]")
-    if scaled and not (ignored and "RespectIgnoreDifferences=true" in dig(one, "spec.syncPolicy.syncOptions[]")):
+    spaces = [namespace_of(each) for each in inventory.of("HorizontalPodAutoscaler")]
+    scaled = any(get_path(one, "spec.source.path")) and first(one, "spec.destination.namespace") in spaces
+    ignored = "/spec/replicas" in get_path(one, "spec.ignoreDifferences[].jsonPointers[]")
+    if scaled and not (ignored and "RespectIgnoreDifferences=true" in get_path(one, "spec.syncPolicy.syncOptions[]")):
         yield "ignoreDifferences of /spec/replicas, or RespectIgnoreDifferences=true, is missing"
 
 
@@ -114,7 +118,7 @@ def application_wave(inventory: Inventory, one: Manifest) -> Iterator[str]:
     after = first(OPERATORS, f"order[{one['metadata']['name']}].after", ())
     for other in inventory.of("Application"):
         key = other["metadata"]["name"]
-        if wave(other) >= wave(one) and (key in after or groups & set(dig(OPERATORS, f"order[{key}].groups[]"))):
+        if wave(other) >= wave(one) and (key in after or groups & set(get_path(OPERATORS, f"order[{key}].groups[]"))):
             yield f"wave {wave(one)}: not after {key} (wave {wave(other)}), whose kinds or whose start it needs"
 
 
@@ -128,7 +132,7 @@ def application_health(inventory: Inventory, one: Manifest) -> Iterator[str]:
 def governed(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[Manifest, Manifest]]]:
     """Each object at the path of an Application with the project that rules it."""
     for one in inventory.of("Application"):
-        project = inventory.get("AppProject", space(one), one["spec"]["project"])
+        project = inventory.get("AppProject", namespace_of(one), one["spec"]["project"])
         yield from ((each, "", (each, project)) for each in brought(inventory, one) if project)
 
 
@@ -137,11 +141,11 @@ def application_right(_: Inventory, pair: tuple[Manifest, Manifest]) -> Iterator
     """Argo CD refuses the object: its kind is not on the project's list, or its namespace."""
     one, project = pair
     group = one["apiVersion"].rpartition("/")[0]
-    field = "namespaceResourceWhitelist" if space(one) else "clusterResourceWhitelist"
+    field = "namespaceResourceWhitelist" if namespace_of(one) else "clusterResourceWhitelist"
     allowed = first(project, f"spec.{field}")
     if allowed is not None and not any(
         each["kind"] in {one["kind"], "*"} and each["group"] in {group, "*"} for each in allowed
     ):
         yield f"{name(project)} does not allow {one['kind']}"
-    if space(one):
-        yield from forbidden(project, space(one))
+    if namespace_of(one):
+        yield from forbidden(project, namespace_of(one))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tools.lint.inventory import annotation, first
 from tools.lint.manifests import Finding, Manifest, name
 
-HARM = "The next version stops in the middle of its rollout"
+CONSEQUENCE = "The next version stops in the middle of its rollout"
 IMMUTABLE = {
     "Cluster": ("spec.bootstrap.initdb", "spec.storage.storageClass", "spec.walStorage.storageClass"),
     "ClusterRoleBinding": ("roleRef",),
@@ -32,7 +32,7 @@ def find_refused(where: str, before: list[Manifest], after: list[Manifest]) -> I
         for path in IMMUTABLE.get(manifest["kind"], ()) if previous and not is_replaced else ():
             if first(previous, path) != first(manifest, path):
                 problem = f"{path} changes, and the API server refuses to change it"
-                yield Finding(where, name(manifest), problem, "immutable", HARM)
+                yield Finding(where, name(manifest), problem, "immutable", CONSEQUENCE)
 
 
 def with_image(manifests: list[Manifest], old: str, new: str) -> list[Manifest]:

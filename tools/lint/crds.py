@@ -53,7 +53,7 @@ def is_right(file: Path, digest: str) -> bool:
 def fetch(folder: Path, files: dict[str, tuple[str, str]]) -> int:
     """Bring `folder` up to the list of addresses and sums, leaving alone what is right already; the number fetched.
 
-    Raises `OSError` where a file cannot be had, `ValueError` where it is not the one that was read.
+    Raises `OSError` where a file is unavailable, `ValueError` where it is not the one that was read.
     """
     fetched = 0
     for path, (url, digest) in files.items():

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from tools.lint.inventory import Container, Inventory, annotation, dig, first, space
+from tools.lint.inventory import Container, Inventory, annotation, first, get_path, namespace_of
 from tools.lint.manifests import Manifest, name
 from tools.lint.rules import every, of, of_the_service
 from tools.lint.service import SETTINGS
@@ -18,9 +18,9 @@ RESERVED = 3 + 4
 def database_backup(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Goals of people who found the site by its public name are gone with the cluster, or with a full disk."""
     issuers = (annotation(gateway, "cert-manager.io/cluster-issuer") for gateway in inventory.of("Gateway"))
-    public = any(any(dig(inventory.get("ClusterIssuer", "", issuer), "spec.acme")) for issuer in issuers)
+    public = any(any(get_path(inventory.get("ClusterIssuer", "", issuer), "spec.acme")) for issuer in issuers)
     scheduled = [each["spec"]["cluster"]["name"] for each in inventory.of("ScheduledBackup")]
-    if public and (one["metadata"]["name"] not in scheduled or not any(dig(one, "spec.plugins[].isWALArchiver"))):
+    if public and (one["metadata"]["name"] not in scheduled or not any(get_path(one, "spec.plugins[].isWALArchiver"))):
         yield "no plugin archives its WAL, or no ScheduledBackup names it"
     if public and quantity(first(one, "spec.storage.size", "0")) < quantity(LEAST_STORAGE):
         yield f"storage.size is below {LEAST_STORAGE}"
@@ -38,7 +38,7 @@ def database_log(_: Inventory, one: Manifest) -> Iterator[str]:
 def database_archive(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Two clusters that archive into one folder ruin both of their backups."""
     for other in inventory.of("Cluster"):
-        if other is not one and space(other) == space(one):
+        if other is not one and namespace_of(other) == namespace_of(one):
             for store, folder in archives(one) & archives(other):
                 yield f"archives as {folder} in {store}, as {name(other)} does"
 
@@ -52,16 +52,16 @@ def backup_schedule(_: Inventory, one: Manifest) -> Iterator[str]:
 
 
 def archives(cluster: Manifest) -> set[tuple[str, str]]:
-    given = dig(cluster, "spec.plugins[].parameters")
+    given = get_path(cluster, "spec.plugins[].parameters")
     return {(str(one.get("barmanObjectName")), one.get("serverName", cluster["metadata"]["name"])) for one in given}
 
 
 @every(of_the_service)
 def database_credentials(inventory: Inventory, one: Container) -> Iterator[str]:
     """The service speaks to one database with the password of another, and is refused."""
-    mounted = set(dig(one.spec, "volumeMounts[].name"))
-    volumes = [volume for volume in dig(one.pod.spec, "volumes[]") if volume["name"] in mounted]
-    secrets = [*dig(one.spec, "env[].valueFrom.secretKeyRef.name"), *dig(volumes, "[].secret.secretName")]
+    mounted = set(get_path(one.spec, "volumeMounts[].name"))
+    volumes = [volume for volume in get_path(one.pod.spec, "volumes[]") if volume["name"] in mounted]
+    secrets = [*get_path(one.spec, "env[].valueFrom.secretKeyRef.name"), *get_path(volumes, "[].secret.secretName")]
     clusters = sorted({secret.removesuffix("-app").removesuffix("-ca") for secret in secrets})
     if len(clusters) > 1:
         yield f"its secrets are of several databases: {', '.join(clusters)}"
@@ -72,7 +72,7 @@ def database_credentials(inventory: Inventory, one: Container) -> Iterator[str]:
 
 @every(of_the_service)
 def database_tls(_: Inventory, one: Container) -> Iterator[str]:
-    """Whoever is between service and database reads the password, or is the database."""
+    """Anyone between service and database reads the password, or is the database."""
     given = one.variables
     if "DB_HOST" in given and (given.get("SSL") != "verify-full" or not given.get("DB_CA_FILE")):
         yield "SSL=verify-full and DB_CA_FILE are not set"
@@ -86,7 +86,12 @@ def connections(inventory: Inventory, one: Manifest) -> Iterator[str]:
         most, surge = scaler["spec"]["maxReplicas"], str(first(target, "spec.strategy.rollingUpdate.maxSurge", "25%"))
         pods = most + (math.ceil(most * float(surge[:-1]) / 100) if surge.endswith("%") else int(surge))
         for each in inventory.containers:
-            if each.is_ours and each.serves and each.pod.manifest is target and space(target) == space(one):
+            if (
+                each.is_ours
+                and each.serves
+                and each.pod.manifest is target
+                and namespace_of(target) == namespace_of(one)
+            ):
                 size = each.variables.get("GOALS_POOL_SIZE") or SETTINGS["GOALS_POOL_SIZE"]
                 if (needed := int(str(size)) * pods + RESERVED) > offered:
                     yield f"max_connections is {offered}; {name(scaler)} may need {needed}"

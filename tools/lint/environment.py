@@ -1,8 +1,8 @@
-"""What the service's containers are configured by, held against the settings in its code."""
+"""What the service's containers are configured by, checked against the settings in its code."""
 
 from collections.abc import Iterator
 
-from tools.lint.inventory import Container, Inventory, dig, space
+from tools.lint.inventory import Container, Inventory, get_path, namespace_of
 from tools.lint.rules import every, of_the_service
 from tools.lint.service import SETTINGS, problem
 
@@ -15,25 +15,25 @@ def setting(_: Inventory, one: Container) -> Iterator[str]:
         yield f"the service has no setting {', '.join(sorted(unknown))}"
     if said := problem(given):
         yield said
-    volumes = {volume["name"]: volume for volume in dig(one.pod.spec, "volumes[]")}
+    volumes = {volume["name"]: volume for volume in get_path(one.pod.spec, "volumes[]")}
     mounted = {
         f"{mount['mountPath']}/{file}"
-        for mount in dig(one.spec, "volumeMounts[]")
-        for file in dig(volumes.get(mount["name"]), "secret.items[].path", "configMap.items[].path")
+        for mount in get_path(one.spec, "volumeMounts[]")
+        for file in get_path(volumes.get(mount["name"]), "secret.items[].path", "configMap.items[].path")
     }
     for key, value in given.items():
         if key.endswith("_FILE") and value and value not in mounted:
             yield f"{key}={value} is not mounted"
     for port in ("GOALS_PORT", "GOALS_OPS_PORT"):
         number = int(str(given.get(port) or settings[port]))
-        if one.spec.get("ports") and number not in dig(one.spec, "ports[].containerPort"):
+        if one.spec.get("ports") and number not in get_path(one.spec, "ports[].containerPort"):
             yield f"no containerPort for {port}={number}"
 
 
 @every(of_the_service)
 def service_links(inventory: Inventory, one: Container) -> Iterator[str]:
     """Kubernetes puts NAME_PORT=tcp://… of each Service into the environment, over a setting of that name."""
-    names = [each["metadata"]["name"] for each in inventory.of("Service") if space(each) == one.pod.namespace]
+    names = [each["metadata"]["name"] for each in inventory.of("Service") if namespace_of(each) == one.pod.namespace]
     links = {f"{name.upper().replace('-', '_')}_PORT" for name in names} & SETTINGS.keys()
     if one.pod.spec.get("enableServiceLinks", True) and links:
         yield f"enableServiceLinks must be false: {', '.join(sorted(links))}"
@@ -42,6 +42,6 @@ def service_links(inventory: Inventory, one: Container) -> Iterator[str]:
 @every(of_the_service)
 def migration(_: Inventory, one: Container) -> Iterator[str]:
     """The service starts on a schema it does not know, and is never ready."""
-    steps = dig(one.pod.spec, "initContainers[].args[]")
+    steps = get_path(one.pod.spec, "initContainers[].args[]")
     if one.serves and one.spec.get("args") != ["migrate"] and "migrate" not in steps:
         yield "no init container migrates the database before the service starts"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from tools.lint.inventory import Inventory, dig, first
+from tools.lint.inventory import Inventory, first, get_path
 from tools.lint.manifests import Manifest
 from tools.lint.rules import Things, containers, enter, of, pods
 
@@ -57,15 +57,15 @@ def container_specs(inventory: Inventory) -> Iterator[tuple[Manifest, str, Manif
         yield one, where, {**spec, "effective": effective}
 
 
-HARM = {
-    "pod-security": "The namespace refuses the pod; where it does not, whoever breaks into it holds the node",
-    "hardening": "Whoever breaks in writes programs into the container and asks the API server with its token",
+CONSEQUENCES = {
+    "pod-security": "The namespace refuses the pod; where it does not, an intruder in it holds the node",
+    "hardening": "An intruder writes programs into the container and asks the API server with its token",
     "pull-policy": "A registry that is down stops pods from starting whose image is already there",
     "resources": "A node is packed until the kernel kills what it likes; the autoscaler has no number to start from",
-    "secret-in-git": "Whoever reads the repository has the password, and a second place must be changed with it",
+    "secret-in-git": "Anyone who reads the repository has the password, and a second place must be changed with it",
     "argocd-insecure": "Argo CD's sessions and passwords cross the cluster's network in the clear",
     "database-quorum": "A commit that was answered is lost with its node, or the whole database with one node",
-    "database-plain": "Whoever asks for no TLS is served, and the password is read on the way",
+    "database-plain": "A client that asks for no TLS is served, and the password is read on the way",
     "monitor-label": "Prometheus does not see the monitor or rule and says nothing; its alerts never fire",
     "application-apply": "The sync fails: a large CRD or dashboard is too long for a client-side apply's annotation",
 }
@@ -146,7 +146,7 @@ FIELDS = [
 
 def find_unmet(_: Inventory, asked: tuple[Row, Manifest]) -> Iterator[str]:
     row, thing = asked
-    for value in list(dig(thing, row.path)) or [None]:
+    for value in list(get_path(thing, row.path)) or [None]:
         if not row.demand.is_met(value):
             # Of a mapping the keys alone: it may be a Secret's.
             said = f"holds {', '.join(value)}" if isinstance(value, dict) else f"is {json.dumps(value)}"
@@ -160,5 +160,5 @@ def asked_by(rule: str, inventory: Inventory) -> Iterator[tuple[Manifest, str, t
             yield from ((one, where, (row, thing)) for one, where, thing in row.things(inventory))
 
 
-for _rule, _harm in HARM.items():
-    enter(_rule, _harm, partial(asked_by, _rule), find_unmet)
+for _rule, _consequence in CONSEQUENCES.items():
+    enter(_rule, _consequence, partial(asked_by, _rule), find_unmet)

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from tools.lint.inventory import Inventory, dig, first, matches, space
+from tools.lint.inventory import Inventory, first, get_path, matches, namespace_of
 from tools.lint.manifests import Manifest, name
 from tools.lint.references import Reference, links, references
-from tools.lint.rules import Wrong, every, of, rule
+from tools.lint.rules import Findings, every, of, rule
 
 ROUTES = ("HTTPRoute", "GRPCRoute", "TLSRoute")
 STAGING = "acme-staging"
@@ -32,7 +32,7 @@ def attach(inventory: Inventory, route: Manifest, reference: Manifest, namespace
     gateway = inventory.get("Gateway", reference.get("namespace", namespace), reference["name"])
     meant = [
         listener
-        for listener in dig(gateway, "spec.listeners[]")
+        for listener in get_path(gateway, "spec.listeners[]")
         if reference.get("sectionName", listener["name"]) == listener["name"]
         and reference.get("port", listener["port"]) == listener["port"]
     ]
@@ -44,20 +44,20 @@ def _admits(inventory: Inventory, gateway: Manifest, listener: Manifest, namespa
     admitted = first(listener, "allowedRoutes.namespaces", {})
     if admitted.get("from", "Same") == "Selector":
         return matches(admitted["selector"], inventory.namespaces.get(namespace, {}))
-    return admitted.get("from", "Same") == "All" or namespace == space(gateway)
+    return admitted.get("from", "Same") == "All" or namespace == namespace_of(gateway)
 
 
 def attachments(inventory: Inventory) -> Iterator[tuple[Manifest, str, Attachment]]:
     for route in inventory.of(*ROUTES):
-        for reference in dig(route, "spec.parentRefs[]"):
-            yield route, "", attach(inventory, route, reference, space(route))
+        for reference in get_path(route, "spec.parentRefs[]"):
+            yield route, "", attach(inventory, route, reference, namespace_of(route))
 
 
 @every(attachments)
 def admission(_: Inventory, one: Attachment) -> Iterator[str]:
     """The listener refuses routes of that namespace; only its allowedRoutes consents, not a ReferenceGrant."""
     if one.gateway and not one.admitting:
-        yield f"{name(one.gateway)}: no listener it means admits routes of namespace {space(one.route)}"
+        yield f"{name(one.gateway)}: no listener it means admits routes of namespace {namespace_of(one.route)}"
 
 
 @every(attachments)
@@ -69,31 +69,31 @@ def section_name(_: Inventory, one: Attachment) -> Iterator[str]:
 
 @every(attachments)
 def plain_route(_: Inventory, one: Attachment) -> Iterator[str]:
-    """Whoever types the address without https talks to the service in the clear."""
-    secured = "HTTPS" in dig(one.gateway, "spec.listeners[].protocol")
-    if secured and one.protocols == {"HTTP"} and any(dig(one.route, "spec.rules[].backendRefs[]")):
+    """A user who types the address without https talks to the service in the clear."""
+    secured = "HTTPS" in get_path(one.gateway, "spec.listeners[].protocol")
+    if secured and one.protocols == {"HTTP"} and any(get_path(one.route, "spec.rules[].backendRefs[]")):
         yield "leads from a listener without TLS to a Service"
 
 
 @every(attachments)
 def hostname(_: Inventory, one: Attachment) -> Iterator[str]:
     """A host outside the listener's is dropped from the route in silence, and answers 404."""
-    for host in dig(one.route, "spec.hostnames[]"):
+    for host in get_path(one.route, "spec.hostnames[]"):
         if one.admitting and not any(fnmatchcase(host, each.get("hostname", host)) for each in one.admitting):
             yield f"no listener it is attached to has the host {host}"
 
 
 @every(of("Gateway"))
 def redirect(inventory: Inventory, gateway: Manifest) -> Iterator[str]:
-    """Whoever types the address without https gets nothing, or the page in the clear."""
+    """A user who types the address without https gets nothing, or the page in the clear."""
     redirecting = [
         listener
         for route, _, one in attachments(inventory)
-        if one.gateway is gateway and "https" in dig(route, "spec.rules[].filters[].requestRedirect.scheme")
+        if one.gateway is gateway and "https" in get_path(route, "spec.rules[].filters[].requestRedirect.scheme")
         for listener in one.admitting
     ]
-    for listener in dig(gateway, "spec.listeners[]"):
-        secured = "HTTPS" in dig(gateway, "spec.listeners[].protocol")
+    for listener in get_path(gateway, "spec.listeners[]"):
+        secured = "HTTPS" in get_path(gateway, "spec.listeners[].protocol")
         if listener["protocol"] == "HTTP" and secured and listener not in redirecting:
             yield f"listener {listener['name']}: no route there redirects to https"
 
@@ -101,15 +101,15 @@ def redirect(inventory: Inventory, gateway: Manifest) -> Iterator[str]:
 @every(attachments)
 def redirect_hostnames(_: Inventory, one: Attachment) -> Iterator[str]:
     """NGINX makes a server of its own for the ACME solver's name, without the redirect: http answers 404 meanwhile."""
-    redirects = "https" in dig(one.route, "spec.rules[].filters[].requestRedirect.scheme")
-    if redirects and not any(dig(one.route, "spec.hostnames[]")):
+    redirects = "https" in get_path(one.route, "spec.rules[].filters[].requestRedirect.scheme")
+    if redirects and not any(get_path(one.route, "spec.hostnames[]")):
         yield "redirects to https and lists no hostnames"
 
 
 @every(of("NginxProxy"))
 def graceful_stop(_: Inventory, one: Manifest) -> Iterator[str]:
     """The data plane's entrypoint answers TERM with a fast stop: each replaced pod cuts the requests it holds."""
-    stop = " ".join(dig(one, "spec.kubernetes.deployment.container.lifecycle.preStop.exec.command[]"))
+    stop = " ".join(get_path(one, "spec.kubernetes.deployment.container.lifecycle.preStop.exec.command[]"))
     if "nginx -s quit" not in stop:
         yield "its preStop does not let NGINX finish (nginx -s quit)"
 
@@ -129,7 +129,7 @@ def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
 def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The gateway refuses the backend's certificate and answers 502."""
     host, maker = first(link.source, "spec.validation.hostname"), inventory.get(*link.target)
-    if host and maker and maker["kind"] == "Certificate" and host not in dig(maker, "spec.dnsNames[]"):
+    if host and maker and maker["kind"] == "Certificate" and host not in get_path(maker, "spec.dnsNames[]"):
         yield f"expects the name {host}, which {name(maker)} does not have"
 
 
@@ -140,24 +140,24 @@ crossings = links("backend", "listener-certificate")
 def grants(inventory: Inventory, link: Reference) -> Iterator[Manifest]:
     """The ReferenceGrants that allow it to cross namespaces."""
     kind, namespace, named = link.target
-    source = (link.source["kind"], space(link.source))
-    for one in inventory.of("ReferenceGrant") if namespace != space(link.source) else ():
-        given = [(each["kind"], each.get("name", named)) for each in dig(one, "spec.to[]")]
-        taken = [(each["kind"], each["namespace"]) for each in dig(one, "spec.from[]")]
-        if space(one) == namespace and (kind, named) in given and source in taken:
+    source = (link.source["kind"], namespace_of(link.source))
+    for one in inventory.of("ReferenceGrant") if namespace != namespace_of(link.source) else ():
+        given = [(each["kind"], each.get("name", named)) for each in get_path(one, "spec.to[]")]
+        taken = [(each["kind"], each["namespace"]) for each in get_path(one, "spec.from[]")]
+        if namespace_of(one) == namespace and (kind, named) in given and source in taken:
             yield one
 
 
 @every(crossings)
 def grant(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The gateway refuses to follow a reference into a namespace that has not consented, and answers 500."""
-    if link.target[1] != space(link.source) and not any(grants(inventory, link)):
+    if link.target[1] != namespace_of(link.source) and not any(grants(inventory, link)):
         yield f"refers to {link}, and no ReferenceGrant there allows it"
 
 
 @every(of("ReferenceGrant"))
 def unused_grant(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """A door that nobody uses stays open for whoever finds it."""
+    """A door that nobody uses stays open for anyone who finds it."""
     if not any(one is used for _, _, link in crossings(inventory) for used in grants(inventory, link)):
         yield "no object of the namespaces it lets in refers to anything here"
 
@@ -165,11 +165,11 @@ def unused_grant(inventory: Inventory, one: Manifest) -> Iterator[str]:
 @every(of("ClusterIssuer", "Issuer"))
 def acme_solver(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
     """The challenge's route meets https listeners or a redirect, and no certificate is ever issued."""
-    for solver in dig(issuer, "spec.acme.solvers[].http01.gatewayHTTPRoute"):
+    for solver in get_path(issuer, "spec.acme.solvers[].http01.gatewayHTTPRoute"):
         if solver.get("serviceType") != "ClusterIP":
             yield "serviceType is not ClusterIP: the solver opens a port on every node"
-        for reference in dig(solver, "parentRefs[]"):
-            found = attach(inventory, issuer, reference, reference.get("namespace", space(issuer)))
+        for reference in get_path(solver, "parentRefs[]"):
+            found = attach(inventory, issuer, reference, reference.get("namespace", namespace_of(issuer)))
             if "sectionName" not in reference:
                 yield "the solver's parentRef has no sectionName"
             elif found.protocols != {"HTTP"}:
@@ -179,7 +179,7 @@ def acme_solver(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
 @every(of("ClusterIssuer", "Issuer"))
 def acme_staging(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
     """Let's Encrypt allows few certificates a week; the first mistakes use them up, and https is down for days."""
-    servers = list(dig([*inventory.of("ClusterIssuer", "Issuer")], "[].spec.acme.server"))
+    servers = list(get_path([*inventory.of("ClusterIssuer", "Issuer")], "[].spec.acme.server"))
     if "letsencrypt" in first(issuer, "spec.acme.server", "") and not any(STAGING in server for server in servers):
         yield "there is no issuer of the staging server to try first"
 
@@ -192,7 +192,7 @@ def fields(value: Any, path: str = "") -> Iterator[str]:
 
 
 @rule
-def policy_overlap(inventory: Inventory) -> Wrong:
+def policy_overlap(inventory: Inventory) -> Findings:
     """NGINX Gateway Fabric refuses the policy (TargetConflict): limits and time-outs are not in force."""
     setters: dict[tuple[str, ...], Manifest] = {}
     seen: dict[tuple[str, ...], Manifest] = {}
@@ -207,9 +207,9 @@ def policy_overlap(inventory: Inventory) -> Wrong:
                     if other is not policy:
                         yield policy, f"{name(other)} sets {field} of the same target"
     for route, _, one in attachments(inventory):
-        for host in dig(route, "spec.hostnames[]"):
-            for path in dig(route, "spec.rules[].matches[].path.value"):
+        for host in get_path(route, "spec.hostnames[]"):
+            for path in get_path(route, "spec.rules[].matches[].path.value"):
                 other = seen.setdefault((one.reference.get("sectionName", ""), host, path), route)
-                pair = {(each["kind"], space(each), each["metadata"]["name"]) for each in (route, other)}
+                pair = {(each["kind"], namespace_of(each), each["metadata"]["name"]) for each in (route, other)}
                 if other is not route and pair & ruled:
                     yield route, f"shares {host}{path} with {name(other)}, and one of them has a policy"

@@ -56,7 +56,7 @@ def _steps(path: str) -> list[str]:
     return re.findall(r"[^.\[\]]+|\[[^\]]*\]", path)
 
 
-def dig(value: Any, *paths: str) -> Iterator[Any]:
+def get_path(value: Any, *paths: str) -> Iterator[Any]:
     """Every value at paths such as `spec.rules[].backendRefs[]` or `data[a.key]`; nothing where a part is missing."""
     for path in paths:
         found = [value]
@@ -71,10 +71,10 @@ def dig(value: Any, *paths: str) -> Iterator[Any]:
 
 def first(value: Any, path: str, default: Any = None) -> Any:
     """The first value at a path."""
-    return next(dig(value, path), default)
+    return next(get_path(value, path), default)
 
 
-def space(manifest: Manifest) -> str:
+def namespace_of(manifest: Manifest) -> str:
     """The namespace it lands in; empty where its kind has none."""
     return "" if manifest["kind"] in SPACELESS else str(first(manifest, "metadata.namespace", "default"))
 
@@ -116,19 +116,21 @@ def _secrets(one: Manifest, name: str, spec: Manifest) -> Iterator[tuple[str, fr
         case "Cluster":
             yield f"{name}-ca", frozenset({"ca.crt", "ca.key"})
             yield from ((f"{name}-{suffix}", CERTIFICATE) for suffix in ("server", "replication"))
-            if not any(dig(spec, "bootstrap.initdb.secret")):
+            if not any(get_path(spec, "bootstrap.initdb.secret")):
                 yield f"{name}-app", CNPG_APP
         case "Certificate":
             yield spec["secretName"], CERTIFICATE
         case "Gateway" if any(annotation(one, f"cert-manager.io/{key}") for key in ("cluster-issuer", "issuer")):
             named = [listener for listener in spec["listeners"] if listener.get("hostname")]
-            references = [each for listener in named for each in dig(listener, "tls.certificateRefs[]")]
+            references = [each for listener in named for each in get_path(listener, "tls.certificateRefs[]")]
             yield from (
-                (each["name"], CERTIFICATE) for each in references if each.get("namespace", space(one)) == space(one)
+                (each["name"], CERTIFICATE)
+                for each in references
+                if each.get("namespace", namespace_of(one)) == namespace_of(one)
             )
         case "ExternalSecret" if first(spec, "target.creationPolicy", "Owner") == "Owner":
             template = first(spec, "target.template.data")
-            keys = frozenset(template or dig(spec, "data[].secretKey"))
+            keys = frozenset(template or get_path(spec, "data[].secretKey"))
             yield first(spec, "target.name", name), ANY if spec.get("dataFrom") and not template else keys
 
 
@@ -156,7 +158,8 @@ class Inventory:
         self.objects = [one for _, one in given]
         self._origins = {id(one): where for where, one in given}
         self.known = {
-            (one["kind"], space(one), one["metadata"]["name"]): one for one in [*OPERATORS["objects"], *self.objects]
+            (one["kind"], namespace_of(one), one["metadata"]["name"]): one
+            for one in [*OPERATORS["objects"], *self.objects]
         }
         self._policies: dict[tuple[str, str, str], list[Manifest]] = {}
         self.operators = [one for one in OPERATORS["pods"] if operators is None or one["from"] in operators]
@@ -187,13 +190,13 @@ class Inventory:
             case "ConfigMap":
                 return frozenset(first(found, "data", {}))
             case "Gateway" | "Service":
-                return frozenset(map(str, dig(found, *PARTS)))
+                return frozenset(map(str, get_path(found, *PARTS)))
         return ANY
 
     @functools.cached_property
     def namespaces(self) -> dict[str, dict[str, str]]:
         """Labels by name, the name's own label included; a namespace that only its objects mention has no other."""
-        found = {space(one): {} for one in self.objects if space(one)} | {
+        found = {namespace_of(one): {} for one in self.objects if namespace_of(one)} | {
             one["namespace"]: {} for one in self.operators
         }
         for one in self.of("Namespace"):
@@ -206,11 +209,11 @@ class Inventory:
         return [
             Pod(
                 one["metadata"]["name"],
-                space(one),
+                namespace_of(one),
                 first(template(one), "metadata.labels", {}),
                 {
                     port.get("name", str(port["containerPort"])): port["containerPort"]
-                    for port in dig(template(one), "spec.containers[].ports[]")
+                    for port in get_path(template(one), "spec.containers[].ports[]")
                 },
                 one,
                 first(template(one), "spec", {}),
@@ -224,7 +227,9 @@ class Inventory:
         found = []
         for pod in self.workloads:
             for one in containers(pod.spec):
-                maps = (self.get("ConfigMap", pod.namespace, each) for each in dig(one, "envFrom[].configMapRef.name"))
+                maps = (
+                    self.get("ConfigMap", pod.namespace, each) for each in get_path(one, "envFrom[].configMapRef.name")
+                )
                 given = {key: value for each in maps for key, value in first(each, "data", {}).items()}
                 own = {each["name"]: each.get("value") for each in one.get("env", ())}
                 found.append(Container(pod, one, {**given, **own}))
@@ -246,7 +251,7 @@ class Inventory:
                 if pooler
                 else {"status": 8000, "postgresql": 5432, "metrics": 9187}
             )
-            found.append(Pod(name, space(one), labels, ports, one, {}))
+            found.append(Pod(name, namespace_of(one), labels, ports, one, {}))
         for one in self.of("Gateway"):
             name = one["metadata"]["name"]
             labels = {
@@ -254,9 +259,9 @@ class Inventory:
                 "app.kubernetes.io/name": f"{name}-{one['spec']['gatewayClassName']}",
             }
             ports = {str(each["port"]): each["port"] for each in one["spec"]["listeners"]} | {"metrics": 9113}
-            found.append(Pod(f"gateway {name}", space(one), labels, ports, one, {}))
+            found.append(Pod(f"gateway {name}", namespace_of(one), labels, ports, one, {}))
             solver = {"acme.cert-manager.io/http01-solver": "true"}
-            found.append(Pod("ACME solver", space(one), solver, {"http": 8089}, one, {}))
+            found.append(Pod("ACME solver", namespace_of(one), solver, {"http": 8089}, one, {}))
         found += [Pod(one["name"], one["namespace"], one["labels"], one["ports"], {}, {}) for one in self.operators]
         return found
 
@@ -267,7 +272,7 @@ class Inventory:
             self._policies[key] = [
                 one
                 for one in self.of("NetworkPolicy")
-                if space(one) == pod.namespace
+                if namespace_of(one) == pod.namespace
                 and matches(one["spec"].get("podSelector") or {}, pod.labels)
                 and direction.title()
                 in one["spec"].get("policyTypes", ["Ingress", *(["Egress"] if "egress" in one["spec"] else [])])
@@ -281,7 +286,7 @@ class Inventory:
     def _secrets(self) -> dict[tuple[str, str], tuple[Manifest, frozenset[str] | None]]:
         """What each Secret comes from, and its keys."""
         return {
-            (space(one), secret): (one, keys)
+            (namespace_of(one), secret): (one, keys)
             for one in [*OPERATORS["objects"], *self.objects]
             for secret, keys in _secrets(one, one["metadata"]["name"], one.get("spec") or {})
         }
@@ -291,7 +296,7 @@ class Inventory:
         target = port.get("targetPort", port["port"])
         return [
             (pod, number)
-            for pod in self.select({"matchLabels": first(service, "spec.selector", {})}, space(service))
+            for pod in self.select({"matchLabels": first(service, "spec.selector", {})}, namespace_of(service))
             for name, number in pod.ports.items()
             if target in (name, number)
         ]

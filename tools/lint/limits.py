@@ -10,7 +10,7 @@ from loadtest.executors import parse_duration
 from tools.lint.inventory import Container, Inventory, first
 from tools.lint.manifests import Finding, Manifest, read
 from tools.lint.references import Reference, links, references
-from tools.lint.rules import Wrong, every, name_and_harm, of_the_service, rule
+from tools.lint.rules import Findings, every, name_and_consequence, of_the_service, rule
 from tools.lint.service import LIMITS, SETTINGS, is_service
 
 ORDER = {
@@ -109,7 +109,7 @@ def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
 
 
 @rule
-def gateway_limits(inventory: Inventory) -> Wrong:
+def gateway_limits(inventory: Inventory) -> Findings:
     """The gateway uses a connection that is just being closed, or answers 504 in the service's place."""
     ruled = set()
     for policy in inventory.of(*(kind for kind in ORDER if kind.endswith("Policy"))):
@@ -130,7 +130,7 @@ def find_in_compose(root: Path) -> Iterator[Finding]:
     if file.is_file():
         (compose,) = read(file.read_text(encoding="utf-8")) or [{}]
         for what, problem in [*_stopped_early(compose), *_proxied(root, compose)]:
-            yield Finding(file.name, what, problem, "compose", name_and_harm(find_in_compose)[1])
+            yield Finding(file.name, what, problem, "compose", name_and_consequence(find_in_compose)[1])
 
 
 def _stopped_early(compose: Manifest) -> Iterator[tuple[str, str]]:

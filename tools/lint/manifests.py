@@ -22,10 +22,10 @@ class Finding(NamedTuple):
     what: str
     problem: str
     rule: str = ""
-    harm: str = ""
+    consequence: str = ""
 
     def __str__(self) -> str:
-        because = f" [{self.rule}: {self.harm}]" if self.rule else ""
+        because = f" [{self.rule}: {self.consequence}]" if self.rule else ""
         return f"{self.where}: {self.what}: {self.problem}{because}"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tools.lint.inventory import Inventory, Pod, dig, first, matches, space
+from tools.lint.inventory import Inventory, Pod, first, get_path, matches, namespace_of
 from tools.lint.manifests import Manifest
 from tools.lint.references import links
 from tools.lint.rules import every
@@ -20,18 +20,18 @@ class Scrape(NamedTuple):
 def scrapes(inventory: Inventory) -> Iterator[tuple[Manifest, str, Scrape]]:
     for one in inventory.of("ServiceMonitor", "PodMonitor"):
         wanted, chosen = one["spec"]["selector"], first(one, "spec.namespaceSelector", {})
-        spaces = list(inventory.namespaces) if chosen.get("any") else chosen.get("matchNames", [space(one)])
-        for endpoint in dig(one, "spec.podMetricsEndpoints[]"):
+        spaces = list(inventory.namespaces) if chosen.get("any") else chosen.get("matchNames", [namespace_of(one)])
+        for endpoint in get_path(one, "spec.podMetricsEndpoints[]"):
             pods = [pod for each in spaces for pod in inventory.select(wanted, each)]
             port = {endpoint.get("port"), endpoint.get("portNumber")}
             ends = [(pod, number) for pod in pods for key, number in pod.ports.items() if {key, number} & port]
             yield one, "", Scrape(endpoint, ends)
-        for endpoint in dig(one, "spec.endpoints[]"):
+        for endpoint in get_path(one, "spec.endpoints[]"):
             ends = [
                 end
                 for each in inventory.of("Service")
-                if space(each) in spaces and matches(wanted, first(each, "metadata.labels", {}))
-                for port in dig(each, "spec.ports[]")
+                if namespace_of(each) in spaces and matches(wanted, first(each, "metadata.labels", {}))
+                for port in get_path(each, "spec.ports[]")
                 if port.get("name") == endpoint.get("port")
                 for end in inventory.targets(each, port)
             ]
@@ -56,7 +56,7 @@ def public_metrics(inventory: Inventory, one: Scrape) -> Iterator[str]:
     public = [
         end
         for _, _, link in links("backend")(inventory)
-        for port in dig(inventory.get(*link.target), "spec.ports[]")
+        for port in get_path(inventory.get(*link.target), "spec.ports[]")
         if str(port["port"]) in link.keys
         for end in inventory.targets(inventory.get(*link.target) or {}, port)
     ]

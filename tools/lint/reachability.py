@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.lint.inventory import OPERATORS, Inventory, Pod, dig, matches, space
+from tools.lint.inventory import OPERATORS, Inventory, Pod, get_path, matches, namespace_of
 from tools.lint.manifests import ROOT, Finding, Manifest, render_all
-from tools.lint.rules import Wrong, name_and_harm, rule
+from tools.lint.rules import Findings, name_and_consequence, rule
 
 FILE = "reachability.md"
 PARTS = ("On AKS", "What is different in kind")
@@ -56,7 +56,7 @@ def is_open(inventory: Inventory, source: Pod, target: Pod, number: int) -> bool
     for protocol in ("TCP", "UDP") if number == 53 else ("TCP",):  # noqa: PLR2004  DNS
         for pod, other, direction, field in ((source, target, "egress", "to"), (target, source, "ingress", "from")):
             policies = inventory.policies(pod, direction) if pod is not OUTSIDE else []
-            rules = [(space(one), each) for one in policies for each in one["spec"].get(direction) or ()]
+            rules = [(namespace_of(one), each) for one in policies for each in one["spec"].get(direction) or ()]
             if policies and not any(
                 _has_port(each.get("ports", []), number, protocol, target)
                 and (not each.get(field) or any(_means(inventory, peer, here, other) for peer in each[field]))
@@ -68,8 +68,10 @@ def is_open(inventory: Inventory, source: Pod, target: Pod, number: int) -> bool
 
 def matrix(inventory: Inventory) -> Cells:
     """The open ports from each pod, and from outside, to each pod that listens and to outside."""
-    egress = (each for one in inventory.of("NetworkPolicy") for each in dig(one, "spec.egress[]") if "to" not in each)
-    named = {port for each in egress for port in dig(each, "ports[].port")}
+    egress = (
+        each for one in inventory.of("NetworkPolicy") for each in get_path(one, "spec.egress[]") if "to" not in each
+    )
+    named = {port for each in egress for port in get_path(each, "ports[].port")}
     ends, cells = [*inventory.pods, OUTSIDE], {}
     for source in ends:
         for target in ends:
@@ -136,19 +138,19 @@ def find_unreviewed(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[
     for part, table, is_so in zip(PARTS, said, evaluated(renders), strict=True):
         for key in sorted(key for key in table.keys() | is_so.keys() if table.get(key) != is_so.get(key)):
             problem = f"{is_so.get(key, 'nothing')} by the manifests, {table.get(key, 'nothing')} in the table ({part})"
-            yield Finding(FILE, " → ".join(key), problem, "reachability", name_and_harm(find_unreviewed)[1])
+            yield Finding(FILE, " → ".join(key), problem, "reachability", name_and_consequence(find_unreviewed)[1])
 
 
 @rule
-def policy_end(inventory: Inventory) -> Wrong:
+def policy_end(inventory: Inventory) -> Findings:
     """One end is open and the other is not, or nobody is there: what the policy is for does not work."""
     for policy in inventory.of("NetworkPolicy"):
-        chosen = inventory.select(policy["spec"].get("podSelector") or {}, space(policy))
+        chosen = inventory.select(policy["spec"].get("podSelector") or {}, namespace_of(policy))
         if not chosen:
             yield policy, "selects no pod"
             continue
         for peer, ports, is_ingress in _flows(policy):
-            peers = [pod for pod in inventory.pods if _means(inventory, peer, space(policy), pod)]
+            peers = [pod for pod in inventory.pods if _means(inventory, peer, namespace_of(policy), pod)]
             if not peers and "ipBlock" not in peer:
                 yield policy, f"a peer of its {'ingress' if is_ingress else 'egress'} is no pod: {peer}"
             for port in ports if peers else ():
@@ -165,9 +167,9 @@ def policy_end(inventory: Inventory) -> Wrong:
 def _flows(policy: Manifest) -> Iterator[tuple[Manifest, list[Any], bool]]:
     """The peers that a policy names, with their ports, and whether they are senders."""
     for direction, field in (("ingress", "from"), ("egress", "to")):
-        for each in dig(policy, f"spec.{direction}[]"):
+        for each in get_path(policy, f"spec.{direction}[]"):
             for peer in each.get(field, ()):
-                yield peer, list(dig(each, "ports[].port")), direction == "ingress"
+                yield peer, list(get_path(each, "ports[].port")), direction == "ingress"
 
 
 def main() -> int:

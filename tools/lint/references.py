@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tools.lint.inventory import ANY, Inventory, containers, dig, first, space, template
+from tools.lint.inventory import ANY, Inventory, containers, first, get_path, namespace_of, template
 from tools.lint.manifests import Manifest, name
 from tools.lint.rules import Things, enter, every, of
 
@@ -56,8 +56,8 @@ REFERENCES = {
 }
 """Where an object names another, by the rule that asks for it: whose field, and the kind where it does not say one."""
 
-HARM = {
-    "reference": "What depends on the missing object waits for it for ever, or is refused",
+CONSEQUENCES = {
+    "reference": "What depends on the missing object waits for it forever, or is refused",
     "configuration": "The pod stays in CreateContainerConfigError: what it is configured by does not exist",
     "listener-certificate": "The listener never comes up: it has no certificate",
     "gateway-issuer": "cert-manager makes no certificate, and https never answers",
@@ -88,12 +88,14 @@ def references(one: Manifest, *rules: str) -> Iterator[Reference]:
     spec = first(template(one), "spec", {})
     whole = one | {"pod": spec | {"containers": containers(spec)}}
     for rule, kinds, path, kind in ((key, *row) for key in rules or REFERENCES for row in REFERENCES[key]):
-        for found in dig(whole, path) if one["kind"] in kinds.split() else ():
+        for found in get_path(whole, path) if one["kind"] in kinds.split() else ():
             given = {"kind": kind} | (found if isinstance(found, dict) else {"name": found})
             named = given.get("secretName") or given["name"]
             if not (given.get("optional") or given["kind"] in UNKNOWN or (given["kind"], named) in BUILT_IN):
-                keys = [*dig(given, "key", "sectionName", "port", "items[].key")] or ["no port"] * (rule == "backend")
-                namespace = given.get("namespace", space(one) or ISSUERS_NAMESPACE)
+                keys = [*get_path(given, "key", "sectionName", "port", "items[].key")] or ["no port"] * (
+                    rule == "backend"
+                )
+                namespace = given.get("namespace", namespace_of(one) or ISSUERS_NAMESPACE)
                 yield Reference(one, (given["kind"], namespace, named), [str(key) for key in keys])
 
 
@@ -114,21 +116,21 @@ def find_missing(inventory: Inventory, link: Reference) -> Iterator[str]:
         yield from (f"{link} has no {key}, but {has}" for key in link.keys if key not in known)
 
 
-for _rule, _harm in HARM.items():
-    enter(_rule, _harm, links(_rule), find_missing)
+for _rule, _consequence in CONSEQUENCES.items():
+    enter(_rule, _consequence, links(_rule), find_missing)
 
 
 @every(of())
 def conflict(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """Two who apply one object in two ways undo each other's work for ever."""
-    last = inventory.known[one["kind"], space(one), one["metadata"]["name"]]
+    """Two who apply one object in two ways undo each other's work forever."""
+    last = inventory.known[one["kind"], namespace_of(one), one["metadata"]["name"]]
     if last != one:
         yield f"is another in {inventory.origin(last)}"
 
 
 @every(links("configuration"))
 def private_key(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """Whoever takes over the pod holds the key of the CA and can be any server."""
+    """An intruder in the pod holds the key of the CA and can be any server."""
     if "ca.key" in (inventory.keys(*link.target) or ()) and ("ca.key" in link.keys or not link.keys):
         yield f"takes all of the {link}, the CA's private key too"
 
@@ -136,5 +138,5 @@ def private_key(inventory: Inventory, link: Reference) -> Iterator[str]:
 @every(of())
 def default_namespace(_: Inventory, one: Manifest) -> Iterator[str]:
     """Everything shares one namespace: no policy, quota or right can tell one part from another."""
-    if space(one) == "default":
+    if namespace_of(one) == "default":
         yield "lands in the namespace default"

@@ -11,7 +11,7 @@ from tools.lint.inventory import Container, Inventory, Pod
 from tools.lint.manifests import Finding, Manifest, name
 
 Thing = TypeVar("Thing")
-Wrong = Iterator[tuple[Manifest, str]]
+Findings = Iterator[tuple[Manifest, str]]
 Things = Callable[[Inventory], Iterable[tuple[Manifest, str, Thing]]]
 """What a rule looks at: the object to name in a finding, where in it, and the thing itself."""
 
@@ -19,39 +19,41 @@ Things = Callable[[Inventory], Iterable[tuple[Manifest, str, Thing]]]
 class Rule(NamedTuple):
     """A failure and what leads to it."""
 
-    harm: str
-    find: Callable[[Inventory], Wrong]
+    consequence: str
+    find: Callable[[Inventory], Findings]
 
 
 RULES: dict[str, Rule] = {}
 
 
-def name_and_harm(check: Callable[..., object]) -> tuple[str, str]:
+def name_and_consequence(check: Callable[..., object]) -> tuple[str, str]:
     """What a rule's function says of itself."""
     return check.__name__.strip("_").replace("_", "-"), (check.__doc__ or "").strip().rstrip(".")
 
 
-def rule(find: Callable[[Inventory], Wrong]) -> Callable[[Inventory], Wrong]:
+def rule(find: Callable[[Inventory], Findings]) -> Callable[[Inventory], Findings]:
     """Enter a function over all objects."""
-    identity, harm = name_and_harm(find)
-    RULES[identity] = Rule(harm, find)
+    identity, consequence = name_and_consequence(find)
+    RULES[identity] = Rule(consequence, find)
     return find
 
 
-def enter(identity: str, harm: str, things: Things[Thing], check: Callable[[Inventory, Thing], Iterable[str]]) -> None:
+def enter(
+    identity: str, consequence: str, things: Things[Thing], check: Callable[[Inventory, Thing], Iterable[str]]
+) -> None:
     """Enter a function over one thing at a time."""
 
-    def find(inventory: Inventory) -> Wrong:
+    def find(inventory: Inventory) -> Findings:
         for one, where, thing in things(inventory):
             for problem in check(inventory, thing):
                 yield one, f"{where}{problem}"
 
-    RULES[identity] = Rule(harm, find)
+    RULES[identity] = Rule(consequence, find)
 
 
 def every(things: Things[Thing]) -> Callable[[Callable[[Inventory, Thing], Iterable[str]]], None]:
     """Enter a function over one thing at a time."""
-    return lambda check: enter(*name_and_harm(check), things, check)
+    return lambda check: enter(*name_and_consequence(check), things, check)
 
 
 def of(*kinds: str) -> Things[Manifest]:
@@ -73,6 +75,6 @@ def of_the_service(inventory: Inventory) -> Iterator[tuple[Manifest, str, Contai
 
 def find_broken(inventory: Inventory, only: str = "") -> Iterator[Finding]:
     """Run all rules, or one, over what is in one cluster at one time."""
-    for identity, (harm, find) in RULES.items() if not only else ((only, RULES[only]),):
+    for identity, (consequence, find) in RULES.items() if not only else ((only, RULES[only]),):
         for manifest, problem in find(inventory):
-            yield Finding(inventory.origin(manifest), name(manifest), problem, identity, harm)
+            yield Finding(inventory.origin(manifest), name(manifest), problem, identity, consequence)

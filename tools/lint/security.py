@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from tools.lint.inventory import WORKLOADS, Inventory, first, space
+from tools.lint.inventory import WORKLOADS, Inventory, first, namespace_of
 from tools.lint.manifests import Manifest
-from tools.lint.rules import Wrong, every, of, rule
+from tools.lint.rules import Findings, every, of, rule
 from tools.lint.schemas import KUBERNETES
 from tools.lint.workloads import scaled
 
@@ -33,8 +33,8 @@ def spaces(inventory: Inventory) -> Iterator[tuple[Manifest, str, str]]:
 
 @every(spaces)
 def default_deny(inventory: Inventory, namespace: str) -> Iterator[str]:
-    """Whoever breaks into one pod reaches every other, the database first."""
-    policies = (each for each in inventory.of("NetworkPolicy") if space(each) == namespace)
+    """An intruder in one pod reaches every other, the database first."""
+    policies = (each for each in inventory.of("NetworkPolicy") if namespace_of(each) == namespace)
     everyone = [each["spec"] for each in policies if not each["spec"].get("podSelector")]
     for direction in ("Ingress", "Egress"):
         denied = any(direction in spec.get("policyTypes", ["Ingress"]) for spec in everyone)
@@ -49,19 +49,19 @@ def pods_needed(inventory: Inventory, namespace: str) -> int:
     counts: list[int] = [
         most.get(id(one), first(one, "spec.replicas", first(one, "spec.instances", 1)))
         for one in inventory.of("Cluster", *WORKLOADS)
-        if space(one) == namespace
+        if namespace_of(one) == namespace
     ]
     return sum(counts) + len(counts)
 
 
 @rule
-def quota(inventory: Inventory) -> Wrong:
+def quota(inventory: Inventory) -> Findings:
     """A controller that runs away fills the cluster, or somebody opens a door beside the gateway."""
-    limited = {space(one): first(one, "spec.hard", {}) for one in inventory.of("ResourceQuota")}
+    limited = {namespace_of(one): first(one, "spec.hard", {}) for one in inventory.of("ResourceQuota")}
     for namespace, one in {pod.namespace: pod.manifest for pod in reversed(inventory.workloads)}.items():
         if missing := WANTED - limited.get(namespace, {}).keys():
             yield one, f"no ResourceQuota of {namespace} limits {', '.join(sorted(missing))}"
     for one in inventory.of("ResourceQuota"):
-        needed = pods_needed(inventory, space(one))
+        needed = pods_needed(inventory, namespace_of(one))
         if int(first(one, "spec.hard.pods", needed)) < needed:
             yield one, f"allows fewer pods than the {needed} that its workloads may have"

@@ -25,7 +25,7 @@ def routes() -> dict[int, frozenset[str]]:
 
     return {
         int(str(SETTINGS["GOALS_PORT"])): frozenset(route.path for route in app.PUBLIC_ROUTES),
-        int(str(SETTINGS["GOALS_OPS_PORT"])): frozenset(route.path for route in app.OPERATORS_ROUTES),
+        int(str(SETTINGS["GOALS_OPS_PORT"])): frozenset(route.path for route in app.OPS_ROUTES),
     }
 
 

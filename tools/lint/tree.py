@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.lint.crds import SOURCES
-from tools.lint.inventory import OPERATORS, dig
+from tools.lint.inventory import OPERATORS, get_path
 from tools.lint.manifests import Finding, Manifest, kustomizations, read
-from tools.lint.rules import name_and_harm
+from tools.lint.rules import name_and_consequence
 from tools.lint.schemas import KUBERNETES
 
 Found = Iterator[tuple[str, str, str]]
@@ -34,16 +34,16 @@ class Tree:
         }
 
     def commands(self) -> Iterator[tuple[str, str]]:
-        """Every command that somebody is told to run, or that a script runs."""
+        """Every command that a document gives, or that a script runs."""
         for path, text in [*self.texts.items(), *self.documents.items()]:
             for line in text.splitlines():
-                told = path.endswith((".md", ".sh")) or line.lstrip().startswith("#")
-                if told and (found := COMMAND.search(line)):
+                named = path.endswith((".md", ".sh")) or line.lstrip().startswith("#")
+                if named and (found := COMMAND.search(line)):
                     yield path, found[0].partition("`")[0]
 
     def paths(self) -> list[str]:
         """Where the Applications lead to in this repository."""
-        return [path for one in self.applications for path in dig(one, *PATHS)]
+        return [path for one in self.applications for path in get_path(one, *PATHS)]
 
     def steps(self) -> list[str]:
         """The steps of install.sh, in their order."""
@@ -52,7 +52,7 @@ class Tree:
 
 
 def tree_rule(check: Callable[[Tree], Found]) -> Callable[[Tree], Found]:
-    TREE[name_and_harm(check)[0]] = check
+    TREE[name_and_consequence(check)[0]] = check
     return check
 
 
@@ -60,7 +60,7 @@ def find_misplaced(tree: Tree, only: str = "") -> Iterator[Finding]:
     """Run all rules, or one, over the files."""
     for check in [TREE[only]] if only else TREE.values():
         for where, what, problem in check(tree):
-            yield Finding(where, what, problem, *name_and_harm(check))
+            yield Finding(where, what, problem, *name_and_consequence(check))
 
 
 def applied(tree: Tree) -> Iterator[Path]:
@@ -68,9 +68,9 @@ def applied(tree: Tree) -> Iterator[Path]:
     yield from (folder for folder in tree.folders if folder.parent.name == "overlays")
     applying = re.findall(r"^\s*apply (\S+)$", "\n".join(tree.texts.values()), re.MULTILINE)
     yield from (tree.root / "platform" / step for step in [*tree.steps(), *applying])
-    told = " ".join([*tree.paths(), *(command for _, command in tree.commands())])
+    named = " ".join([*tree.paths(), *(command for _, command in tree.commands())])
     for folder in tree.folders:
-        if re.search(rf"k8s/{re.escape(str(folder.relative_to(tree.root)))}(?![\w/-])", told):
+        if re.search(rf"k8s/{re.escape(str(folder.relative_to(tree.root)))}(?![\w/-])", named):
             yield folder
 
 
@@ -100,12 +100,12 @@ def _named_in(value: Any) -> Iterator[str]:
 def orphan(tree: Tree) -> Found:
     """Nobody applies it: what it says is true of no cluster."""
     included = used(tree)
-    told = "\n".join([*tree.documents.values(), *tree.paths(), *(command for _, command in tree.commands())])
+    named = "\n".join([*tree.documents.values(), *tree.paths(), *(command for _, command in tree.commands())])
     scripts = {path: text for path, text in tree.texts.items() if path.endswith(".sh")}
     for file in tree.files:
         path = str(file.relative_to(tree.root))
         if file.suffix in {".sh", ".txt"} or file.name == "kind.yaml":
-            others = "\n".join([told, *(text for other, text in scripts.items() if other != path)])
+            others = "\n".join([named, *(text for other, text in scripts.items() if other != path)])
             is_used = bool(re.search(rf"(?<![\w.-]){re.escape(file.name)}", others))
         else:
             is_values = file.name == "values.yaml" and file.parent in included
@@ -118,7 +118,7 @@ def orphan(tree: Tree) -> Found:
 def application_path(tree: Tree) -> Found:
     """Argo CD finds nothing at the path, and the Application stays unknown."""
     for one in tree.applications:
-        for path in dig(one, *PATHS):
+        for path in get_path(one, *PATHS):
             if not (tree.root.parent / path.removeprefix("$values/")).exists():
                 yield "argocd/apps", one["metadata"]["name"], f"there is no {path}"
 
@@ -174,5 +174,5 @@ def gateway_certificates(tree: Tree) -> Found:
     """cert-manager looks at no Gateway, and https never answers."""
     if any("cert-manager.io/cluster-issuer" in text and "kind: Gateway\n" in text for text in tree.texts.values()):
         (values,) = read(tree.texts["platform/cert-manager/values.yaml"])
-        if True not in dig(values, "config.gatewayAPI.enabled"):
+        if True not in get_path(values, "config.gatewayAPI.enabled"):
             yield "platform/cert-manager/values.yaml", "config.gatewayAPI.enabled", "is not true"

@@ -10,14 +10,14 @@ from tools.lint.inventory import (
     Inventory,
     Pod,
     containers as all_containers,
-    dig,
     first,
+    get_path,
     matches,
-    space,
+    namespace_of,
     template,
 )
 from tools.lint.manifests import Manifest, name
-from tools.lint.rules import Wrong, containers, every, of, rule
+from tools.lint.rules import Findings, containers, every, of, rule
 from tools.lint.service import routes
 
 ANTI_AFFINITY = (
@@ -37,7 +37,7 @@ def quantity(text: object) -> float:
 def is_served(inventory: Inventory, pod: Pod) -> bool:
     """Tell whether a Service balances requests to it: a headless one only gives names."""
     chosen = [
-        inventory.select({"matchLabels": first(one, "spec.selector")}, space(one))
+        inventory.select({"matchLabels": first(one, "spec.selector")}, namespace_of(one))
         for one in inventory.of("Service")
         if first(one, "spec.selector") and first(one, "spec.clusterIP") != "None"
     ]
@@ -48,12 +48,12 @@ def is_served(inventory: Inventory, pod: Pod) -> bool:
 def service_port(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Connections to the Service are refused."""
     selector = first(one, "spec.selector")
-    if inventory.may_run_more(space(one)):
+    if inventory.may_run_more(namespace_of(one)):
         return
-    if selector and not inventory.select({"matchLabels": selector}, space(one)):
+    if selector and not inventory.select({"matchLabels": selector}, namespace_of(one)):
         yield "selects no pod"
     elif selector:
-        for port in dig(one, "spec.ports[]"):
+        for port in get_path(one, "spec.ports[]"):
             # A containerPort only informs: pods may listen on a number that they do not name.
             if isinstance(port.get("targetPort"), str) and not inventory.targets(one, port):
                 yield f"port {port['port']}: no selected pod listens on {port['targetPort']}"
@@ -70,10 +70,10 @@ def selector(inventory: Inventory, pod: Pod) -> Iterator[str]:
     spec = pod.spec or pod.manifest["spec"]
     if pod.manifest["kind"] != "Job" and not matches(first(pod.manifest, "spec.selector", {}), pod.labels):
         yield "spec.selector does not match the labels of its own template"
-    for one in dig(spec, "topologySpreadConstraints[].labelSelector"):
+    for one in get_path(spec, "topologySpreadConstraints[].labelSelector"):
         if not matches(one, pod.labels):
             yield "topologySpreadConstraints counts other pods than its own"
-    for one in dig(spec, *ANTI_AFFINITY):
+    for one in get_path(spec, *ANTI_AFFINITY):
         if not inventory.select(one, pod.namespace):
             yield "podAntiAffinity keeps it apart from pods that do not exist"
 
@@ -82,7 +82,7 @@ def selector(inventory: Inventory, pod: Pod) -> Iterator[str]:
 def image(_: Inventory, one: Manifest) -> Iterator[str]:
     """Another program runs after a restart than the one that was tried."""
     of_pods = (each.get("image", "") for each in all_containers(first(template(one), "spec", {})))
-    for value in [*dig(one, "spec.images[].image", "spec.imageName"), *of_pods]:
+    for value in [*get_path(one, "spec.images[].image", "spec.imageName"), *of_pods]:
         registry, _slash, last = value.rpartition("/")
         tag = last.partition("@")[0].partition(":")[2]
         if re.search(r"@sha256:[0-9a-f]{64}$", value):
@@ -98,7 +98,7 @@ def probe(inventory: Inventory, one: Container) -> Iterator[str]:
     """Pods are killed, or kept out, for the wrong reason; or sent requests they cannot serve."""
     asked = {}
     for kind in ("startup", "liveness", "readiness"):
-        for target in dig(one.spec, f"{kind}Probe.httpGet"):
+        for target in get_path(one.spec, f"{kind}Probe.httpGet"):
             port, path = one.pod.ports.get(str(target["port"]), target["port"]), target.get("path", "/")
             asked[kind] = path
             if isinstance(port, str):
@@ -114,7 +114,9 @@ def probe(inventory: Inventory, one: Container) -> Iterator[str]:
 def scaled(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[Manifest, Manifest]]]:
     """Each autoscaler with what it scales."""
     for one in inventory.of("HorizontalPodAutoscaler"):
-        target = inventory.get(one["spec"]["scaleTargetRef"]["kind"], space(one), one["spec"]["scaleTargetRef"]["name"])
+        target = inventory.get(
+            one["spec"]["scaleTargetRef"]["kind"], namespace_of(one), one["spec"]["scaleTargetRef"]["name"]
+        )
         if target is not None:
             yield target, "", (one, target)
 
@@ -131,10 +133,10 @@ def autoscaler_replicas(_: Inventory, pair: tuple[Manifest, Manifest]) -> Iterat
 def autoscaler_target(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Pods come and go at every breath, or never: the number means nothing."""
     targets = [target for _, _, (scaler, target) in scaled(inventory) if scaler is one]
-    memory = sum(map(quantity, dig(targets, "[].spec.template.spec.containers[].resources.requests.memory")))
+    memory = sum(map(quantity, get_path(targets, "[].spec.template.spec.containers[].resources.requests.memory")))
     if one["spec"].get("minReplicas", 1) < 2:  # noqa: PLR2004  one is none as soon as it moves
         yield "minReplicas is below 2: one pod that moves is an outage"
-    for metric in dig(one, "spec.metrics[].resource"):
+    for metric in get_path(one, "spec.metrics[].resource"):
         share, amount = first(metric, "target.averageUtilization"), first(metric, "target.averageValue")
         if metric["name"] == "cpu" and share is not None and not 50 <= share <= 90:  # noqa: PLR2004  said in the message
             yield f"CPU target {share} %: between 50 and 90 it neither trembles nor comes too late"
@@ -143,13 +145,13 @@ def autoscaler_target(inventory: Inventory, one: Manifest) -> Iterator[str]:
 
 
 @rule
-def disruption_budget(inventory: Inventory) -> Wrong:
+def disruption_budget(inventory: Inventory) -> Findings:
     """A drained node takes all pods at once, or cannot be drained at all."""
     covered = Counter[int]()
     for one in inventory.of("PodDisruptionBudget"):
-        found = inventory.select(first(one, "spec.selector", {}), space(one))
+        found = inventory.select(first(one, "spec.selector", {}), namespace_of(one))
         covered.update(id(pod) for pod in found)
-        if not found and not inventory.may_run_more(space(one)):
+        if not found and not inventory.may_run_more(namespace_of(one)):
             yield one, "selects no pod"
         if any(pod.manifest.get("kind") == "Cluster" for pod in found):
             yield one, "CloudNativePG makes the budgets of its instances itself; two for one pod block every eviction"

@@ -156,7 +156,7 @@ async def _send_large(writer: Writer, _: bytes) -> bool:
 
 async def _send_without_end(writer: Writer, _: bytes) -> bool:
     await _raw(writer, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for _round in range(1000):  # far beyond any bound, though not for ever
+    for _round in range(1000):  # far beyond any bound, though not forever
         await _raw(writer, b"%x\r\n%b\r\n" % (len(LARGE), LARGE))
     return False
 

@@ -98,7 +98,7 @@ def test_it_handles_every_case(play: Play, server: Server) -> None:
 
 
 def test_it_handles_every_case_by_tls(play: Play, tls_server: Server, authority: trustme.CA, tmp_path: Path) -> None:
-    # A reset looks like any other cut there, and what was cut off is told by TLS itself.
+    # A reset looks like any other cut there, and TLS itself reports what was cut off.
     cases = [case if case.status else case._replace(error="") for case in CASES]
     bundle = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(bundle)

@@ -1,4 +1,4 @@
-// The seed scenario for k6: the same users, duration and check as scenarios/seed.toml, and a summary as ours.
+// The scenario of the original Go app for k6: users, duration and check of scenarios/original.toml, with a summary like ours.
 import http from 'k6/http';
 import { check } from 'k6';
 

@@ -1,4 +1,4 @@
-"""An address that leads somewhere else, as a Kubernetes Service does, and what may befall its connections."""
+"""An address that leads somewhere else, as a Kubernetes Service does, and what can be done to its connections."""
 
 import asyncio
 import contextlib
@@ -62,8 +62,8 @@ class _Side(asyncio.Protocol):
 class _Link:
     """A client's connection and the one made for it."""
 
-    def __init__(self, relay: "Relay", port: int | None) -> None:
-        self._relay = relay
+    def __init__(self, proxy: "TcpProxy", port: int | None) -> None:
+        self._proxy = proxy
         self._port = port
         self._early = bytearray()
         self._connected = False
@@ -93,8 +93,8 @@ class _Link:
             self.server.write(data)
 
     def _from_server(self, data: bytes) -> None:
-        if self._relay.replies_to_drop and _INSERTED in data:
-            self._relay.replies_to_drop -= 1
+        if self._proxy.replies_to_drop and _INSERTED in data:
+            self._proxy.replies_to_drop -= 1
             self.abort()
         elif not self.silent:
             self.client.write(data)
@@ -104,10 +104,10 @@ class _Link:
         self.server.abort()
 
     def _forget(self) -> None:
-        self._relay.links.discard(self)
+        self._proxy.links.discard(self)
 
 
-class Relay:
+class TcpProxy:
     """A port of 127.0.0.1 that leads to one of `ports` for each new connection, in turn; those made stay as they are.
 
     With no port to lead to, a connection is reset at once. An asynchronous context manager.
@@ -116,7 +116,7 @@ class Relay:
     def __init__(self, ports: Iterable[int] = ()) -> None:
         self.replies_to_drop = 0
         """So many answers to a committed INSERT are lost, each with its connection."""
-        self.lead_to(ports)
+        self.route_to(ports)
         self.links: set[_Link] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._fillers: list[socket.socket] = []
@@ -137,7 +137,7 @@ class Relay:
         for filler in self._fillers:
             filler.close()
 
-    def lead_to(self, ports: Iterable[int]) -> None:
+    def route_to(self, ports: Iterable[int]) -> None:
         self.ports = list(ports)
         self._turns = itertools.cycle(self.ports)
 

@@ -1,0 +1,69 @@
+"""The words of docs/terms.md enforced: no document, message, comment or name uses one that the page rules out."""
+
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tools import ROOT
+from tools.documents import tracked
+
+PAGE = ROOT / "docs/terms.md"
+OTHERS = re.compile(r"^requirements/|package-lock\.json$|\.png$|^docs/terms\.md$|^LICENSE$")
+"""What others wrote, and the page itself."""
+LATER = re.compile(
+    r"^services/goals/(store|models|schemas|api|pages|adoption|readiness|connections)\.py$|^alembic/versions/"
+    r"|^drills/(seed|migration|journal)\.py$|^tests/(test_(store|api|pages|migrations|adoption|readiness)|conftest)\.py$"
+)
+"""Still in the old words, as they were being rewritten when this began."""
+
+
+class Term(NamedTuple):
+    """A word that is ruled out, as a name in code or anywhere, and what to write."""
+
+    word: str
+    is_name: bool
+    instead: str
+
+
+def read_terms(page: str) -> list[Term]:
+    """The right column of the page's second table."""
+    rows = re.findall(r"^\| (.+) \| (.+) \|$", page.partition("| write | not |\n|---|---|\n")[2], re.MULTILINE)
+    return [Term(word.strip("`"), word[0] == "`", row[0]) for row in rows for word in row[1].split(", ")]
+
+
+def find(text: str, terms: list[Term], *, is_python: bool) -> Iterator[str]:
+    """Each use of a term, as a line number and what to write."""
+    names = list(_names(text)) if is_python else []
+    for word, is_name, instead in terms:
+        if is_name:
+            lines = [line for line, name in names if word in {name, name.strip("_")}]
+        else:  # a phrase may go on in the next line, behind the mark of a comment or a quotation
+            phrase = r"[\s#>/*\"]+".join(map(re.escape, word.split()))
+            found = re.finditer(rf"\b{phrase}\b", text, re.IGNORECASE)
+            lines = [text.count("\n", 0, match.start()) + 1 for match in found]
+        yield from (f"{line}: `{word}`: write {instead}" for line in lines)
+
+
+def _names(text: str) -> Iterator[tuple[int, str]]:
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.NAME:
+            yield token.start[0], token.string
+
+
+def main() -> int:
+    terms = read_terms(PAGE.read_text(encoding="utf-8"))
+    findings = [
+        f"{name}:{finding}"
+        for path in tracked()
+        if not OTHERS.search(name := path.relative_to(ROOT).as_posix()) and not LATER.search(name)
+        for finding in find(path.read_text(encoding="utf-8"), terms, is_python=path.suffix == ".py")
+    ]
+    sys.stderr.writelines(f"{finding} ({PAGE.relative_to(ROOT)})\n" for finding in findings)
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
