@@ -85,7 +85,7 @@ flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousa
 e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
-screenshots: $(VENV)/.dev  ## take the pictures in docs/img/ again (install fonts-noto-core first, for a desktop's look)
+screenshots: $(VENV)/.dev  ## take the pictures in docs/img/ again, also of the reports in out/ (install fonts-noto-core first, for a desktop's look)
 	@echo "taking the page's pictures into docs/img"
 	@$(BIN)/python -m tests.e2e.screenshots
 

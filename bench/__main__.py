@@ -54,12 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = measure(Servers(chosen.python.absolute()), chosen.rounds, chosen.seconds)
         OUT.parent.mkdir(exist_ok=True)
         report.save(figures, OUT)
+        OUT.with_suffix(".html").write_text(report.write_html(figures), encoding="utf-8")
     except (MeasurementError, ConfigurationError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130  # what a shell says of a program that Ctrl-C has ended
-    print(report.draw(figures))
+    print(f"{report.draw(figures)}\n\nreport: {OUT.with_suffix('.html')}")
     return 0
 
 

@@ -3,15 +3,18 @@
 import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from loadtest.pages import write_markdown
+from loadtest.charts import draw_bars
+from loadtest.pages import write_banner, write_charts, write_figures, write_markdown, write_page, write_table
 
 HYPERCORN = "bare Hypercorn, as released"
 SERVER = "the same application in our server"
 HEALTH = "GET /health"
 POST = "POST /add_goal"
+_HEADS = ["request", "requests/s", "of bare", "CPU µs each", "times bare", "p50 ms", "p99 ms"]
 
 
 def page_of(size: int) -> str:
@@ -100,20 +103,50 @@ def save(figures: Figures, file: Path) -> None:
 
 def draw(figures: Figures) -> str:
     """Draw the tables in Markdown: medians, in brackets the least and the most of all rounds."""
+    promises = [[one.what, one.limit, one.measured, "yes" if one.holds else "**no**"] for one in _promises(figures)]
+    rates = write_markdown(_HEADS, list(_rows(figures)))
+    return "\n".join(
+        [_conditions(figures), "", *rates, "", *write_markdown(["must hold", "limit", "measured", "holds"], promises)]
+    )
+
+
+def write_html(figures: Figures) -> str:
+    """The same as one page that needs no other file."""
+    promises = list(_promises(figures))
+    missed = [f"{one.what}: {one.measured}, must be {one.limit}" for one in promises if not one.holds]
+    page = figures.of(page_of(10))
+    runs = {HYPERCORN: [pair.bare for one in figures.comparisons for pair in one.pairs]}
+    runs |= {one.name: [pair.service for pair in one.pairs] for one in figures.comparisons}
+    rates = {name: statistics.median(run.rate for run in of_name) for name, of_name in runs.items()}
+    shown = [
+        (page.name, f"{rates[page.name]:,.0f}", "requests/s"),
+        ("CPU for each", f"{statistics.median(pair.service.cost for pair in page.pairs) * 1e6:,.0f} µs", ""),
+        ("Beside bare Hypercorn", f"{statistics.median(page.over_pairs(_relative_cost)):.2f}", "times its CPU"),
+        ("Start to first answer", f"{statistics.median(figures.seconds_to_first_answer):.2f} s", ""),
+        ("Memory", f"{figures.memory[-1].rss / 1e6:.0f} MB", f"after {figures.memory[-1].requests:,} requests"),
+    ]
+    bars = [(name, rate, f"{rate:,.0f}") for name, rate in rates.items()]
+    rows = [[one.what, one.measured, one.limit, "pass" if one.holds else "FAIL"] for one in promises]
+    outcome = f"{len(missed)} of {len(promises)} limits missed" if missed else "within its limits"
+    body = [
+        write_banner("Benchmark", outcome, "bad" if missed else "good", reasons=missed, about=_conditions(figures)),
+        write_figures(shown),
+        write_table("What must hold", ["Figure", "Measured", "Limit", "Result"], rows),
+        write_charts([draw_bars("Requests/s", bars, across="longer is better")]),
+        write_table("Every request", _HEADS, list(_rows(figures))),
+    ]
+    return write_page(f"Benchmark: {outcome}", "\n".join(body))
+
+
+def _conditions(figures: Figures) -> str:
     machine = figures.machine
-    conditions = (
+    return (
         f"{machine.system}, {machine.processors} processors for client, service and database, "
         f"load before {machine.load:.1f}; "
         f"Python {machine.python}, Hypercorn {machine.hypercorn}, PostgreSQL {machine.postgresql}; "
         f"{figures.connections} connections, {figures.rounds} rounds of {figures.seconds} s. "
         "Medians, in brackets least and most; each run is compared with one of bare Hypercorn right before it."
     )
-    heads = ["request", "requests/s", "of bare", "CPU µs each", "times bare", "p50 ms", "p99 ms"]
-    rates, promises = (
-        write_markdown(heads, list(_rows(figures))),
-        write_markdown(["must hold", "limit", "measured"], list(_promises(figures))),
-    )
-    return "\n".join([conditions, "", *rates, "", *promises])
 
 
 def _rows(figures: Figures) -> Iterable[list[str]]:
@@ -139,25 +172,41 @@ def _row(name: str, runs: list[Run], of_bare: str, times_bare: str) -> list[str]
     ]
 
 
-def _promises(figures: Figures) -> Iterable[list[str]]:
+class Promise(NamedTuple):
+    """A figure of all rounds, and the limit that its median must keep."""
+
+    what: str
+    comparison: str
+    bound: float
+    figures: list[float]
+    form: str
+
+    @property
+    def measured(self) -> str:
+        return _spread(self.figures, self.form)
+
+    @property
+    def limit(self) -> str:
+        return f"{self.comparison} {self.bound:g}"
+
+    @property
+    def holds(self) -> bool:
+        median = statistics.median(self.figures)
+        return median >= self.bound if self.comparison == "≥" else median <= self.bound
+
+
+def _promises(figures: Figures) -> Iterable[Promise]:
     thousand, million = figures.of(page_of(1_000)), figures.of(page_of(1_000_000))
     flat = [big.service.rate / small.service.rate for small, big in zip(thousand.pairs, million.pairs, strict=True)]
     early, late = figures.memory
-    yield _promise("requests/s of our server, of bare", "≥ 1.3", figures.of(SERVER).over_pairs(_relative_rate), ".2f")
-    yield _promise(
-        "CPU of `GET /` of 10, times bare", "≤ 1.55", figures.of(page_of(10)).over_pairs(_relative_cost), ".2f"
-    )
-    yield _promise("requests/s of `GET /` of 1,000,000, of those of 1,000", "≥ 0.85", flat, ".2f")
-    yield _promise(
-        "requests/s of `POST /add_goal`, of bare", "≥ 0.20", figures.of(POST).over_pairs(_relative_rate), ".2f"
-    )
-    yield _promise("process start to first 200 of `GET /`, s", "≤ 0.8", figures.seconds_to_first_answer, ".2f")
-    yield _promise(f"RSS after {early.requests:,} requests, MB", "< 100", [early.rss / 1e6], ".1f")
-    yield _promise(f"RSS after {late.requests:,} requests, of that", "≤ 1.05", [late.rss / early.rss], ".3f")
-
-
-def _promise(what: str, limit: str, figures: list[float], form: str) -> list[str]:
-    return [what, limit, _spread(figures, form)]
+    server, page, post = figures.of(SERVER), figures.of(page_of(10)), figures.of(POST)
+    yield Promise("requests/s of our server, of bare", "≥", 1.3, server.over_pairs(_relative_rate), ".2f")
+    yield Promise("CPU of `GET /` of 10, times bare", "≤", 1.55, page.over_pairs(_relative_cost), ".2f")
+    yield Promise("requests/s of `GET /` of 1,000,000, of those of 1,000", "≥", 0.85, flat, ".2f")
+    yield Promise("requests/s of `POST /add_goal`, of bare", "≥", 0.2, post.over_pairs(_relative_rate), ".2f")
+    yield Promise("process start to first 200 of `GET /`, s", "≤", 0.8, figures.seconds_to_first_answer, ".2f")
+    yield Promise(f"RSS after {early.requests:,} requests, MB", "≤", 100, [early.rss / 1e6], ".1f")
+    yield Promise(f"RSS after {late.requests:,} requests, of that", "≤", 1.05, [late.rss / early.rss], ".3f")
 
 
 def _spread(figures: list[float], form: str) -> str:

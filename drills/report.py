@@ -3,16 +3,16 @@
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from drills.drill import Check, Drill
-from drills.timeline import draw
+from drills.drill import Case, Check, Drill
+from drills.timeline import Timeline, draw
 from loadtest.charts import stack
-from loadtest.pages import write_markdown, write_page, write_table
+from loadtest.pages import Kind, write_banner, write_charts, write_figures, write_markdown, write_page, write_table
 
 
 def summarize(drill: Drill) -> dict[str, Any]:
@@ -100,54 +100,96 @@ def _tell(check: Check) -> str:
 
 def write_html(drill: Drill) -> str:
     """One page that needs no other file."""
-    result = "passed" if drill.passed and not drill.not_run else f'<span class="bad">{escape(drill.outcome)}</span>'
-    parts = [f"<h1>{escape(drill.name)}: {result}</h1>"]
-    parts.append(
-        f"<p>{datetime.fromtimestamp(drill.started, UTC):%Y-%m-%d %H:%M} UTC, {drill.seconds:.0f} seconds, "
-        f"{drill.requests:,} requests, {drill.verdict.acknowledged:,} acknowledged writes, seed {drill.seed}"
-        f"{', short form' if drill.short else ''}.</p>"
+    about = (
+        f"{datetime.fromtimestamp(drill.started, UTC):%Y-%m-%d %H:%M} UTC, {drill.seconds:.0f} seconds, "
+        f"seed {drill.seed}{', short form' if drill.short else ''}"
     )
-    parts += [f"<p>{escape(drill.warning.capitalize())}.</p>"] if drill.warning else []
-    parts += [f'<p class="bad">Broken off: {escape(drill.broken_off)}.</p>'] if drill.broken_off else []
+    first = ""
     if drill.first_attempt is not None:
-        parts.append(f'<p>A second attempt: <a href="{drill.name}-first.html">the first</a> failed.</p>')
-    drawn = {timeline.title: "\n".join(draw(timeline)) for timeline in drill.timelines}
+        first = f'<p>This is a second attempt: <a href="{drill.name}-first.html">the first</a> failed.</p>'
+    kind: Kind = "bad" if not drill.passed else "none" if drill.not_run else "good"
+    parts = [
+        write_banner(
+            f"Drill {drill.name}", drill.outcome, kind, reasons=list(_give_reasons(drill)), about=about, more=first
+        )
+    ]
+    parts += [f'<p class="warn">Warning: {escape(drill.warning)}.</p>'] if drill.warning else []
+    parts += [write_figures(_choose_figures(drill))] if drill.held else []
+    parts += [_write_checks("Altogether", drill.whole)] if drill.held else []
     for case in drill.cases:
-        parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>", drawn.get(case.name, "")]
-        parts += [f'<p class="bad">Not run: {escape(case.not_run)}.</p>'] if case.not_run else []
-        parts.append(_table("What must hold", case.checks))
-    parts += _write_whole(drill) if drill.held else []
-    return write_page(f"Drill: {drill.name}", "\n".join(parts))
-
-
-def _write_whole(drill: Drill) -> list[str]:
-    rows = [
+        parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>"]
+        parts += [f'<p class="warn">Not run: {escape(case.not_run)}.</p>'] if case.not_run else []
+        parts.append(
+            write_charts([picture for line in _timelines(drill, case) for picture in draw(line, _limit(case))])
+        )
+        parts.append(_write_checks("What must hold", case.checks, level=3))
+    controls = [
         [
             f"{control.name}: {control.explanation}",
             f"{control.measured:,g} {control.damage}",
-            f"more than {control.limit:g}",
+            f"> {control.limit:g}",
             "pass" if control.shown else "FAIL",
         ]
         for control in drill.controls
     ]
+    heads = ["Control", "Damage", "Limit", "Result"]
+    title = "Controls: one safety removed, which must show damage"
+    parts += [write_table(title, heads, controls)] if drill.held else []
+    return write_page(f"Drill {drill.name}: {drill.outcome}", "\n".join(parts))
+
+
+def _give_reasons(drill: Drill) -> Iterator[str]:
+    """Why a drill has not passed, and what it left out."""
+    if drill.broken_off:
+        yield f"broken off: {drill.broken_off}"
+    for name, checks in (("altogether", drill.whole), *((case.name, case.checks) for case in drill.held)):
+        for check in checks:
+            if not check.holds and drill.held:
+                yield f"{name}: {check.what} {check.measured:,g}, must be {_show_limit(check)}"
+    for control in drill.controls:
+        if not control.shown:
+            yield f"control {control.name}: {control.measured:,g} {control.damage}, must be > {control.limit:g}"
+    for case in drill.cases:
+        if case.not_run:
+            yield f"{case.name} was not run: {case.not_run}"
+
+
+def _choose_figures(drill: Drill) -> list[tuple[str, str, str]]:
+    verdict, seen = drill.verdict, [case.figures for case in drill.cases if case.figures is not None]
     return [
-        _table("Altogether", drill.whole),
-        write_table("Controls: one safety taken away, which must show damage", ["", "Damage", "Limit", ""], rows),
+        ("Acknowledged writes lost", f"{verdict.lost:,}", f"of {verdict.acknowledged:,}"),
+        ("Writes duplicated", f"{verdict.duplicated:,}", ""),
+        ("Longest answer", f"{max((case.longest_answer_s for case in seen), default=0):.2f} s", ""),
+        ("Longest pause between writes", f"{max((case.write_gap_s for case in seen), default=0):.2f} s", ""),
+        ("Requests", f"{drill.requests:,}", ""),
+        ("Errors shown", f"{sum(case.errors for case in seen):,}", f"{drill.failed:,} other than 503"),
     ]
 
 
-def _table(title: str, checks: list[Check]) -> str:
+def _timelines(drill: Drill, case: Case) -> list[Timeline]:
+    return [timeline for timeline in drill.timelines if timeline.title == case.name]
+
+
+def _limit(case: Case) -> float | None:
+    """What the longest answer of a case is judged by, if it is."""
+    return next((check.limit for check in case.checks if check.what == "longest answer, s"), None)
+
+
+def _write_checks(title: str, checks: list[Check], *, level: int = 2) -> str:
     rows = [
         [
-            check.what,
-            check.kind,
+            check.what + (" (timing)" if check.kind == "timing" else ""),
             f"{check.measured:,g}",
-            f"{check.comparison} {check.limit:,g}",
+            _show_limit(check),
             "pass" if check.holds else "FAIL",
         ]
         for check in checks
     ]
-    return write_table(title, ["Check", "Kind", "Measured", "Limit", ""], rows)
+    return write_table(title, ["Check", "Measured", "Limit", "Result"], rows, level=level)
+
+
+def _show_limit(check: Check) -> str:
+    return f"{check.comparison.replace('<=', '≤').replace('>=', '≥')} {check.limit:,g}"
 
 
 def write_tables(reports: Sequence[dict[str, Any]]) -> str:
@@ -208,6 +250,7 @@ def write_files(drill: Drill, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{drill.name}.json").write_text(json.dumps(summarize(drill), indent=1) + "\n", encoding="utf-8")
     (folder / f"{drill.name}.html").write_text(write_html(drill), encoding="utf-8")
-    for timeline in drill.timelines:
-        name = f"{drill.name}-{timeline.title.replace(' ', '-')}.svg"
-        (folder / name).write_text(stack(*draw(timeline)), encoding="utf-8")
+    for case in drill.cases:
+        for timeline in _timelines(drill, case):
+            name = f"{drill.name}-{timeline.title.replace(' ', '-')}.svg"
+            (folder / name).write_text(stack(*draw(timeline, _limit(case))), encoding="utf-8")

@@ -1,6 +1,7 @@
 """The pictures of a stretch of time: what was answered and refused, how long it took, and what was done meanwhile."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import ceil
 from typing import Any, NamedTuple, Self
 
@@ -49,16 +50,18 @@ class Timeline(NamedTuple):
         return {**self._asdict(), "marks": [mark._asdict() for mark in self.marks]}
 
 
-def draw(timeline: Timeline) -> list[str]:
-    """Two pictures: what came of the requests, and how long the slowest of them took, each beside what was done."""
+def draw(timeline: Timeline, longest_answer: float | None = None) -> list[str]:
+    """Two pictures: the rates of answers, and how long the slowest took beside its limit, each beside what was done."""
     middles = [(place + 0.5) * timeline.width for place in range(len(timeline.answered))]
     rates = [
         (name, [(at, count / timeline.width) for at, count in zip(middles, counts, strict=True)])
-        for name, counts in (("done/s", timeline.answered), ("refused/s", timeline.refused))
+        for name, counts in (("answered", timeline.answered), ("rejected", timeline.refused))
     ]
     longest = [("longest", list(zip(middles, timeline.longest, strict=True)))]
     bands = [(mark.at, mark.until, mark.what) for mark in timeline.marks]
+    limits = [(f"limit {longest_answer:g} s", longest_answer)] if longest_answer else []
+    draw_time = partial(draw_lines, across="seconds", right=timeline.seconds, bands=bands)
     return [
-        draw_lines(title, lines, across="seconds", right=timeline.seconds, bands=bands)
-        for title, lines in ((timeline.title, rates), ("Longest answer (s)", longest))
+        draw_time(f"{timeline.title}: requests/s", rates),
+        draw_time(f"{timeline.title}: longest answer, s", longest, limits=limits),
     ]

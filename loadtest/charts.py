@@ -7,21 +7,27 @@ from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 860, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 44, 40
+_MOST_STEPS = 5
 _DECADES_WITH_ROOM = 2
 """A logarithmic axis shorter than this has room for more than the powers of ten."""
 _COLOURS = ("var(--first)", "var(--second)", "var(--third)", "var(--fourth)")
+_DASHES = ("none", "7 3", "2 3", "9 3 2 3")
+"""Beside the colours, for those who cannot see them."""
 _LABEL_WIDTH = 86
-_TOPS = (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-_STEPS = (1, 2, 2.5, 5, 10)
+_STEPS = (1, 2, 5, 10)
+_FAR = 3
+"""A limit this many times above what was measured would flatten the lines: it is written, not drawn."""
 
 STYLE = """
 :root {
-  --paper: #ffffff; --text: #4a4f57; --title: #1d2026; --grid: #d9dce1; --bad: #b42336; --warn: #8a5200;
+  --paper: #ffffff; --text: #4a4f57; --title: #1d2026; --grid: #d9dce1;
+  --good: #1e6b3c; --bad: #b42336; --warn: #8a5200;
   --first: #2f6fde; --second: #b8621b; --third: #c23b4b; --fourth: #2f7d4d;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --paper: #15171b; --text: #aab1bc; --title: #e9ebee; --grid: #343a43; --bad: #ff8b98; --warn: #e8a94e;
+    --paper: #15171b; --text: #aab1bc; --title: #e9ebee; --grid: #343a43;
+    --good: #6cc48e; --bad: #ff8b98; --warn: #e8a94e;
     --first: #6ea0ff; --second: #e8a05a; --third: #f0808d; --fourth: #6cc48e;
   }
 }
@@ -29,8 +35,9 @@ svg { max-width: 100%; height: auto; font: 12px system-ui, sans-serif }
 svg text { fill: var(--text) } svg .title { font-weight: 600; font-size: 14px; fill: var(--title) }
 svg .grid { stroke: var(--grid) } svg .paper { fill: var(--paper) }
 svg .band { fill: var(--third); opacity: .2 }
-svg line.mark { stroke: var(--title); stroke-dasharray: 4 3 }
-svg text.mark { fill: var(--title); paint-order: stroke; stroke: var(--paper); stroke-width: 4px }
+svg line.mark { stroke: var(--title); stroke-dasharray: 4 3 } svg line.limit { stroke: var(--bad); stroke-width: 1.5 }
+svg text.mark { fill: var(--title) } svg text.limit { fill: var(--bad); font-weight: 600 }
+svg text.mark, svg text.limit { paint-order: stroke; stroke: var(--paper); stroke-width: 4px }
 """
 """The colours by what they are for, so that dark mode changes them in one place; the shapes name the variables."""
 
@@ -44,14 +51,19 @@ def draw_lines(
     across: str,
     right: float = 0,
     bands: Sequence[tuple[float, float, str]] = (),
+    limits: Sequence[tuple[str, float]] = (),
 ) -> str:
     """Lines over a linear x axis that starts at 0; each line has a name. `across` says what x is.
 
     The axis ends at `right`, or where the lines do if that is farther: pictures of one run share theirs. `bands` are
-    stretches of x with what happened there; it is written above those that have room for it.
+    stretches of x with what happened there; it is written above those that have room for it. `limits` are values that
+    y is judged by, each with a name.
     """
     right = max([right, *(x for _, points in lines for x, _ in points)]) or 1
-    top = _round_up(max((y for _, points in lines for _, y in points), default=0))
+    highest = max((y for _, points in lines for _, y in points), default=0)
+    near = [value for _, value in limits if value <= _FAR * highest or not highest]
+    step = _step(max([highest, *near]), _MOST_STEPS)
+    top = step * max(ceil(round(max([highest, *near]) / step, 9)), 1)
     shapes = []
     free = 0.0
     for start, end, name in bands:
@@ -64,14 +76,26 @@ def draw_lines(
             anchor = "end" if x > WIDTH - _LABEL_WIDTH else "start"
             shapes.append(f'<text x="{x:.1f}" y="{_TOP - 6}" text-anchor="{anchor}">{escape(name)}</text>')
             free = x + _LABEL_WIDTH
-    for colour, (name, points) in zip(_COLOURS, lines, strict=False):
+    for colour, dashes, (name, points) in zip(_COLOURS, _DASHES, lines, strict=False):
         path = " ".join(f"{_x(x / right):.1f},{_y(y / top):.1f}" for x, y in points)
         shapes.append(
-            f'<polyline points="{path}" fill="none" style="stroke: {colour}" stroke-width="1.8">'
-            f"<title>{escape(name)}</title></polyline>"
+            f'<polyline points="{path}" fill="none" style="stroke: {colour}" stroke-width="1.8" '
+            f'stroke-dasharray="{dashes}"><title>{escape(name)}</title></polyline>'
+        )
+    far = ", ".join(f"{name}: above this chart" for name, value in limits if value > top)
+    for name, value in limits:
+        if value <= top:
+            y = _y(value / top)
+            shapes.append(
+                f'<line class="limit" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+                f'<text class="limit" x="{WIDTH - _RIGHT - 4}" y="{y - 5:.1f}" text-anchor="end">{escape(name)}</text>'
+            )
+    if far:
+        shapes.append(
+            f'<text class="limit" x="{WIDTH - _RIGHT - 4}" y="{_TOP + 12}" text-anchor="end">{escape(far)}</text>'
         )
     ticks = [(x / right, f"{x:g}") for x in _ticks(right)]
-    return _frame(title, [name for name, _ in lines], top, ticks, across, shapes)
+    return _frame(title, [name for name, _ in lines], (top, step), ticks, across, shapes)
 
 
 def draw_histogram(
@@ -80,11 +104,15 @@ def draw_histogram(
     *,
     across: str,
     marks: Sequence[tuple[str, float]] = (),
+    limits: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """Counts of `(from, to, count)` buckets over a logarithmic x axis, and lines at the `marks`, each with a name."""
-    low = log10(min((start for start, _, _ in buckets), default=1))
-    high = log10(max((end for _, end, _ in buckets), default=10))
-    top = _round_up(max((count for _, _, count in buckets), default=0))
+    """Counts of `(from, to, count)` buckets over a logarithmic x axis; lines at `marks` and `limits`, with names."""
+    values = [value for _, value in limits]
+    low = log10(min([*(start for start, _, _ in buckets), *values], default=1))
+    high = log10(max([*(end for _, end, _ in buckets), *values], default=10))
+    highest = max((count for _, _, count in buckets), default=0)
+    step = _step(highest, _MOST_STEPS)
+    top = step * max(ceil(round(highest / step, 9)), 1)
     shapes = []
     for start, end, count in buckets:
         left, right = _x((log10(start) - low) / (high - low)), _x((log10(end) - low) / (high - low))
@@ -93,20 +121,21 @@ def draw_histogram(
             f'height="{_y(0) - _y(count / top):.1f}" style="fill: {_COLOURS[0]}">'
             f"<title>{start:.3g}-{end:.3g}: {count}</title></rect>"
         )
-    for row, (name, value) in enumerate(marks):
+    kinds = [("mark", mark) for mark in marks] + [("limit", limit) for limit in limits]
+    for row, (kind, (name, value)) in enumerate(kinds):
         # Each name has a row of its own, as percentiles lie close together; at the right it stands before its line.
         share = (log10(value) - low) / (high - low)
         x, y, before = _x(share), _TOP + 10 + 14 * row, share > 1 / 2
         shapes.append(
-            f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_y(0):.1f}"/>'
-            f'<text class="mark" x="{x - 5 if before else x + 5:.1f}" y="{y}" '
+            f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_y(0):.1f}"/>'
+            f'<text class="{kind}" x="{x - 5 if before else x + 5:.1f}" y="{y}" '
             f'text-anchor="{"end" if before else "start"}">'
             f"{escape(name)}</text>"
         )
     factors = (1, 2, 5) if high - low < _DECADES_WITH_ROOM else (1,)
     steps = [factor * 10**power for power in range(floor(low), ceil(high) + 1) for factor in factors]
     ticks = [((log10(x) - low) / (high - low), f"{x:g}") for x in steps if low <= log10(x) <= high]
-    return _frame(title, [], top, ticks, across, shapes)
+    return _frame(title, [], (top, step), ticks, across, shapes)
 
 
 def draw_bars(title: str, bars: Sequence[tuple[str, float, str]], *, across: str) -> str:
@@ -115,14 +144,13 @@ def draw_bars(title: str, bars: Sequence[tuple[str, float, str]], *, across: str
     height = 40 + 30 * len(bars) + 24
     shapes = []
     for row, (name, value, text) in enumerate(bars):
-        y, width = 40 + 30 * row, 520 * value / longest
+        y, width = 40 + 30 * row, 480 * value / longest
         shapes.append(
-            f'<text x="190" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
-            f'<rect x="200" y="{y}" width="{max(width, 1):.1f}" height="20" '
-            f'style="fill: {_COLOURS[row % len(_COLOURS)]}"/>'
-            f'<text x="{206 + width:.1f}" y="{y + 15}">{escape(text)}</text>'
+            f'<text x="240" y="{y + 15}" text-anchor="end">{escape(name)}</text>'
+            f'<rect x="250" y="{y}" width="{max(width, 1):.1f}" height="20" style="fill: {_COLOURS[0]}"/>'
+            f'<text x="{256 + width:.1f}" y="{y + 15}">{escape(text)}</text>'
         )
-    return _svg(height, title, [*shapes, f'<text x="200" y="{height - 8}">{escape(across)}</text>'])
+    return _svg(height, title, [*shapes, f'<text x="250" y="{height - 8}">{escape(across)}</text>'])
 
 
 def _x(share: float) -> float:
@@ -133,38 +161,44 @@ def _y(share: float) -> float:
     return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
 
-def _round_up(value: float, factors: Sequence[float] = _TOPS) -> float:
-    """The next number that is one of the factors times a power of ten: a top that divides into even steps."""
+def _step(value: float, most: int) -> float:
+    """The smallest of 1, 2 and 5 times a power of ten of which at most `most` reach the value."""
     if value <= 0:
-        return 1.0
-    power = 10.0 ** floor(log10(value))
-    return next(factor * power for factor in factors if factor * power >= value)
+        return 1 / most
+    power = 10.0 ** floor(log10(value / most))
+    return next(factor * power for factor in _STEPS if factor * power * most >= value * (1 - 1e-9))
 
 
 def _ticks(right: float) -> list[float]:
-    step = _round_up(right / 10, _STEPS)
-    return [step * number for number in range(floor(right / step) + 1)]
+    step = _step(right, 10)
+    return [step * number for number in range(floor(right / step + 1e-9) + 1)]
 
 
 def _frame(
-    title: str, names: Sequence[str], top: float, ticks: Sequence[tuple[float, str]], across: str, shapes: Sequence[str]
+    title: str,
+    names: Sequence[str],
+    scale: tuple[float, float],
+    ticks: Sequence[tuple[float, str]],
+    across: str,
+    shapes: Sequence[str],
 ) -> str:
+    top, step = scale
     parts = []
-    for quarter in range(5):
-        y = _y(quarter / 4)
+    for number in range(round(top / step) + 1):
+        y = _y(number * step / top)
         parts.append(
             f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{top * quarter / 4:,.6g}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{number * step:,.6g}</text>'
         )
     parts += [
         f'<text x="{_x(share):.1f}" y="{HEIGHT - 22}" text-anchor="middle">{label}</text>' for share, label in ticks
     ]
     parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 6}" text-anchor="end">{escape(across)}</text>')
-    for place, (colour, name) in enumerate(zip(_COLOURS, names, strict=False)):
-        x = WIDTH - _RIGHT - 100 * (len(names) - place)
+    for place, (colour, dashes, name) in enumerate(zip(_COLOURS, _DASHES, names, strict=False)):
+        x = WIDTH - _RIGHT - 110 * (len(names) - place)
         parts.append(
-            f'<rect x="{x}" y="14" width="12" height="4" style="fill: {colour}"/>'
-            f'<text x="{x + 18}" y="20">{escape(name)}</text>'
+            f'<line x1="{x}" x2="{x + 24}" y1="16" y2="16" style="stroke: {colour}" stroke-width="2.5" '
+            f'stroke-dasharray="{dashes}"/><text x="{x + 30}" y="20">{escape(name)}</text>'
         )
     return _svg(HEIGHT, title, [*parts, *shapes])
 

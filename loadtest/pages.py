@@ -1,20 +1,46 @@
-"""Reports as one HTML page without scripts or other files, and its tables: those of the load test and of the drills."""
+"""Reports as one HTML page without scripts or other files, in one design: load test, drills and benchmark."""
 
+import re
 from collections.abc import Sequence
-from html import escape
+from html import escape, unescape
+from typing import Literal
 
 from loadtest import charts
 
+Kind = Literal["good", "bad", "none"]
+_KINDS: dict[str, Kind] = {"pass": "good", "FAIL": "bad", "none": "none"}
+"""What stands in the last column of a table, by its looks; a sign in front says the same without a colour."""
+_GRID = 4
+"""So many columns have the same places in every table."""
+
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 2rem auto; padding: 0 1rem }
-body { color: var(--title); background: var(--paper) } svg { width: 100% }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .5rem 1rem }
-dt { color: var(--text); font-size: 13px } dd { margin: 0; font-weight: 600 }
-table { border-collapse: collapse; width: 100%; margin: .5rem 0 1.5rem; font-variant-numeric: tabular-nums }
-td, th { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--grid) }
-td:first-child, th:first-child { text-align: left }
-.wide { overflow-x: auto } p { overflow-wrap: anywhere }
-.bad { color: var(--bad); font-weight: 600 } .warn { color: var(--warn) }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 1.5rem auto; padding: 0 1rem }
+body { color: var(--title); background: var(--paper) }
+h1 { font-size: 26px; line-height: 1.25; margin: 0 } h2 { font-size: 18px; margin: 2rem 0 .25rem }
+p, li { overflow-wrap: anywhere } .about, .kind { color: var(--text) } .warn { color: var(--warn) }
+.banner { border: 1px solid var(--grid); border-left: 8px solid var(--text); border-radius: 6px; padding: .75rem 1rem }
+.banner h2 { margin: 0 } .banner p, .banner ul { margin: .4rem 0 0 } .banner ul { padding-left: 1.25rem }
+.banner.good { border-left-color: var(--good) } .banner.bad { border-left-color: var(--bad) }
+.good, .bad { font-weight: 600 } .banner { font-weight: normal }
+.outcome.good, td.good { color: var(--good) } .outcome.bad, td.bad { color: var(--bad) }
+.outcome::before, td:is(.good, .bad, .none)::before { content: "\\2013\\a0"; content: "\\2013\\a0" / "" }
+.good:is(.outcome, td)::before { content: "✓\\a0"; content: "✓\\a0" / "" }
+.bad:is(.outcome, td)::before { content: "✕\\a0"; content: "✕\\a0" / "" }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .75rem 1rem }
+.figures { margin: 1rem 0 }
+.figures div:first-child { grid-column: 1 / -1 } .figures div:first-child dd { font-size: 32px; line-height: 1.2 }
+dt { color: var(--text); font-size: 13px } dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums }
+dd small { font-size: 15px; font-weight: normal; color: var(--text) }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+td, th { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--grid); vertical-align: top }
+td, th { white-space: nowrap } td:first-child, th:first-child { text-align: left; padding-left: 0 }
+td:last-child, th:last-child { padding-right: 0 }
+.grid { table-layout: fixed } .grid :is(td, th) { white-space: normal; overflow-wrap: anywhere }
+.grid th:not(:first-child) { width: 8rem }
+.wide { overflow-x: auto } .wide svg { display: block; min-width: 620px; width: 100%; margin-top: 1rem }
+@media (max-width: 600px) {
+  .grid { font-size: 13px } .grid th:not(:first-child) { width: 4.6rem } .grid :is(td, th) { padding: .25rem }
+}
 """
 
 
@@ -23,22 +49,65 @@ def write_page(title: str, body: str) -> str:
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>{escape(title)}</title>
-<style>{_STYLE}{charts.STYLE}</style></head><body>
+<style>{_STYLE}{charts.STYLE}</style></head><body><main>
 {body}
-</body></html>
+</main></body></html>
 """
 
 
-def write_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts under its title, or nothing where it has no rows; the cell `FAIL` stands out."""
+def write_banner(
+    name: str, outcome: str, kind: Kind, *, reasons: Sequence[str] = (), about: str = "", level: int = 1, more: str = ""
+) -> str:
+    """What a page begins with: how it ended and why. Plain texts, but for `more`, which is HTML."""
+    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    list_ = f"<ul>{items}</ul>" if items else ""
+    details = f'<p class="about">{escape(about)}</p>' if about else ""
+    return (
+        f'<section class="banner verdict {kind}">'
+        f'<h{level}>{escape(name)}: <span class="outcome {kind}">{escape(outcome)}</span></h{level}>'
+        f"{list_}{details}{more}</section>"
+    )
+
+
+def write_figures(figures: Sequence[tuple[str, str, str]]) -> str:
+    """Names, values and what they are compared with; the first is the one that matters, and the largest."""
+    items = [
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)} <small>{escape(note)}</small></dd></div>"
+        for name, value, note in figures
+    ]
+    return f'<dl class="figures">{"".join(items)}</dl>'
+
+
+def write_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, level: int = 2) -> str:
+    """A table of plain texts under its title, or nothing where it has no rows; a last cell `pass` or `FAIL` is marked.
+
+    The tables of a page share their columns, unless it has more of them.
+    """
     if not rows:
         return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
     body = "".join(
-        "<tr>" + "".join(f"<td{' class=bad' if cell == 'FAIL' else ''}>{escape(cell)}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[:-1])
+        + f'<td class="{_KINDS.get(row[-1], "")}">{escape(row[-1])}</td></tr>'
         for row in rows
     )
-    return f'<h2>{escape(title)}</h2><div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+    grid = ' class="grid"' if len(heads) <= _GRID else ""
+    table = f"<table{grid}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<h{level}>{escape(title)}</h{level}>{_scroll(title, table)}"
+
+
+def write_charts(pictures: Sequence[str]) -> str:
+    """Pictures one below the other, each of which a small screen can move sideways."""
+    titles = [re.findall(r'aria-label="([^"]*)"', picture)[0] for picture in pictures]
+    return "\n".join(
+        _scroll(f"{unescape(title)}: chart", picture) for title, picture in zip(titles, pictures, strict=True)
+    )
+
+
+def _scroll(name: str, content: str) -> str:
+    """What may be wider than the screen; the keyboard reaches it, to move it."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">{content}</div>'
 
 
 def write_markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -5,14 +5,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from loadtest import charts
-from loadtest.pages import write_page, write_table
+from loadtest.pages import Kind, write_banner, write_charts, write_figures, write_page, write_table
 from loadtest.recorder import GROWTH, Counter, Metric, Rate, Recorder, Series, Trend, middle
-from loadtest.thresholds import AGGREGATES, ERROR, FAILED, PASSED, Outcome
+from loadtest.thresholds import AGGREGATES, ERROR, FAILED, PASSED, Outcome, Threshold
 
 BUSIEST = 0.90
 """Above this share of a core, the generator itself may have set the pace: such a run proves nothing."""
@@ -167,7 +168,7 @@ def draw_progress(recorder: Recorder, at: float, total: float | None, users: int
     share = f"{checks.aggregate('rate'):.2%}" if checks.count else "none"
     return (
         f"{when}  {users} users  {(requests.count - before.count) / span:,.0f} requests/s  "
-        f"p95 {recent.aggregate('p(95)'):.2f} ms  failed {failed.aggregate('rate'):.2%}  checks {share}"
+        f"p95 {show_ms(recent.aggregate('p(95)'))}  failed {failed.aggregate('rate'):.2%}  checks {share}"
     )
 
 
@@ -181,9 +182,9 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
         for check in summary["root_group"]["checks"]
     ]
     lines.append("")
-    lines += [f"  {name:.<38} {_show(metric)}" for name, metric in metrics.items()]
+    lines += [f"  {name:.<38} {_show_metric(metric)}" for name, metric in metrics.items()]
     steps = own["steps"].items() if len(own["steps"]) > 1 else ()
-    lines += [f"    {name:.<36} {_show({'type': 'trend', 'values': values})}" for name, values in steps]
+    lines += [f"    {name:.<36} {_show_metric({'type': 'trend', 'values': values})}" for name, values in steps]
     ratio = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
     lines.append(
         f"  users at work {own['users']:.1f} on average, {metrics['vus_max']['values']['value']} at most; "
@@ -202,40 +203,59 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
 
 def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) -> str:
     """The report as one page that needs nothing else."""
-    own = summary["loadtest"]
+    own, metrics = summary["loadtest"], summary["metrics"]
     ratio = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
-    facts = {
-        "Requests": f"{summary['metrics']['http_reqs']['values']['count']:,}",
-        "Requests/s": f"{summary['metrics']['http_reqs']['values']['rate']:,.1f}",
-        "Duration": f"{recorder.seconds:.1f} s",
-        "Users at work": f"{own['users']:.1f}, at most {recorder.vus_max}",
-        "Connections opened": _connections(summary),
-        "Little's law": ratio,
-        "Generator's core": f"{own['cpu']:.0%} used, {own['busy']:.0%} wanted",
-    }
-    notes = [f'<p class="bad">{escape(reason)}</p>' for reason in verdict.reasons]
-    notes += [f'<p class="warn">{escape(warning)}</p>' for warning in verdict.warnings]
+    figures = [
+        *_lead(verdict, recorder),
+        ("Requests", f"{metrics['http_reqs']['values']['count']:,}", ""),
+        ("Throughput", f"{metrics['http_reqs']['values']['rate']:,.1f}", "requests/s"),
+        ("Duration", f"{recorder.seconds:.1f} s", ""),
+        ("Users at work", f"{own['users']:.1f}", f"at most {recorder.vus_max}"),
+        ("Connections opened", _connections(summary), ""),
+        ("Little's law", ratio, "expected 0.95 to 1.05"),
+        ("Generator's core", f"{own['cpu']:.0%}", f"wanted {own['busy']:.0%}, limit {BUSIEST:.0%}"),
+    ]
     thresholds = [
-        [outcome.threshold.selector, outcome.threshold.expression, _measured(outcome), "pass" if outcome.ok else "FAIL"]
+        [_subject(outcome.threshold), _measured(outcome), _limit(outcome.threshold), "pass" if outcome.ok else "FAIL"]
         for outcome in verdict.outcomes
     ]
     checks = [
         [check["name"], f"{check['passes']:,}", f"{check['fails']:,}", _mark(check)]
         for check in summary["root_group"]["checks"]
     ]
-    steps = [[name, *(f"{values[key]:,.2f}" for key in _STATISTICS)] for name, values in own["steps"].items()]
+    steps = [[name, *(show_ms(values[key], unit="") for key in _STATISTICS)] for name, values in own["steps"].items()]
     errors = [[error, f"{count:,}"] for error, count in own["errors"].items()]
-    shade = ' class="bad"' if verdict.exit_code else ""
-    body = f"""<h1>{escape(own["scenario"])}: <span{shade}>{verdict.text}</span></h1>
-<p>{escape(own["target"])}, {own["started"]}</p>
-{"".join(notes)}
-<dl>{"".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())}</dl>
-{write_table("Thresholds", ["Metric", "Threshold", "Measured", "Verdict"], thresholds)}
-{write_table("Checks", ["Check", "Passed", "Failed", "Verdict"], checks)}
-{_pictures(recorder)}
-{write_table("Latency by step (ms)", ["Step", *_STATISTICS], steps)}
+    started = f"{datetime.fromtimestamp(recorder.date, UTC):%Y-%m-%d %H:%M} UTC" if recorder.date else ""
+    about = ", ".join(filter(None, (own["target"], started)))
+    warnings = [f'<p class="warn">Warning: {escape(warning)}</p>' for warning in verdict.warnings]
+    body = f"""{write_verdict(own["scenario"], verdict.text, verdict.reasons, about=about)}
+{"".join(warnings)}
+{write_figures(figures)}
+{write_table("Thresholds", ["Metric", "Measured", "Limit", "Result"], thresholds)}
+{write_table("Checks", ["Check", "Passed", "Failed", "Result"], checks)}
+{write_charts(_pictures(recorder, verdict))}
+{write_table("Latency by step, ms", ["Step", *_STATISTICS], steps)}
 {write_table("Errors", ["Error", "Times"], errors)}"""
     return write_page(f"{own['scenario']}: {verdict.text}", body)
+
+
+def write_verdict(
+    name: str, text: str, reasons: Sequence[str], *, about: str = "", level: int = 1, more: str = ""
+) -> str:
+    """The banner of a run that has ended, for its report and for the web UI."""
+    kind: Kind = "good" if text == "passed" else "bad"
+    return write_banner(name, text, kind, reasons=reasons, about=about, level=level, more=more)
+
+
+def _lead(verdict: Verdict, recorder: Recorder) -> list[tuple[str, str, str]]:
+    """The figure that decided: of the first threshold that does not hold, else the slowest of most answers."""
+    failed = [outcome for outcome in verdict.outcomes if not outcome.ok]
+    times = [outcome for outcome in verdict.outcomes if outcome.threshold.metric == "http_req_duration"]
+    for outcome in [*failed, *times]:
+        return [(_subject(outcome.threshold), _measured(outcome), f"limit {_limit(outcome.threshold)}")]
+    if not (duration := recorder.metric("http_req_duration")).count:
+        return []
+    return [(_NAMES["http_req_duration"] + " p95", show_ms(duration.aggregate("p(95)")), "")]
 
 
 def write_files(folder: Path, summary: dict[str, Any], page: str) -> None:
@@ -245,9 +265,9 @@ def write_files(folder: Path, summary: dict[str, Any], page: str) -> None:
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def _pictures(recorder: Recorder) -> str:
+def _pictures(recorder: Recorder, verdict: Verdict) -> list[str]:
     if not recorder.timeline:
-        return ""
+        return []
     first, last = min(recorder.timeline), max(recorder.timeline)
     slots = {second - first: slot for second, slot in sorted(recorder.timeline.items())}
     # The first and the last second are seldom whole: a rate over them would be a dip that never was.
@@ -255,7 +275,9 @@ def _pictures(recorder: Recorder) -> str:
     width = recorder.width
     throughput = [
         ("requests/s", [(at, slot.trend.count / width) for at, slot in whole.items()]),
-        ("failed/s", [(at, slot.failed / width) for at, slot in whole.items()]),
+    ]
+    failures = [
+        ("failed", [(at, 100 * slot.failed / slot.trend.count) for at, slot in whole.items() if slot.trend.count])
     ]
     users = [("at work", [(at, slot.user_seconds / width) for at, slot in whole.items()])]
     measured = {at: slot.trend for at, slot in slots.items() if slot.trend.count}
@@ -275,19 +297,28 @@ def _pictures(recorder: Recorder) -> str:
         if counts
         else []
     )
-    return "\n".join(
-        [
-            charts.draw_lines("Throughput", throughput, across="seconds", right=last - first),
-            charts.draw_lines("Latency over time (ms)", latency, across="seconds", right=last - first),
-            charts.draw_lines("Users", users, across="seconds", right=last - first),
-            charts.draw_histogram(
-                "Latency of all requests",
-                charts.join_buckets(buckets, _BUCKETS_DRAWN),
-                across="milliseconds, logarithmic",
-                marks=[(f"{name} {value:.3g} ms", value) for name, value in marks],
-            ),
+    draw = partial(charts.draw_lines, across="seconds", right=last - first)
+    limits = {
+        metric: [
+            (f"limit {_subject(threshold, short=True)} {_limit(threshold)}", threshold.limit * scale)
+            for threshold in (outcome.threshold for outcome in verdict.outcomes)
+            if threshold.metric == metric and threshold.aggregate != "count"
         ]
-    )
+        for metric, scale in (("http_reqs", 1), ("http_req_failed", 100), ("http_req_duration", 1))
+    }
+    return [
+        draw("Latency over time, ms", latency, limits=limits["http_req_duration"]),
+        draw("Throughput, requests/s", throughput, limits=limits["http_reqs"]),
+        draw("Failed requests, %", failures, limits=limits["http_req_failed"]),
+        draw("Users", users),
+        charts.draw_histogram(
+            "Latency of all requests",
+            charts.join_buckets(buckets, _BUCKETS_DRAWN),
+            across="milliseconds, logarithmic",
+            marks=[(f"{name} {show_ms(value)}", value) for name, value in marks],
+            limits=limits["http_req_duration"],
+        ),
+    ]
 
 
 def _describe(metric: Metric) -> dict[str, Any]:
@@ -305,11 +336,11 @@ def _describe(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _show(metric: dict[str, Any]) -> str:
+def _show_metric(metric: dict[str, Any]) -> str:
     values = metric["values"]
     match metric["type"]:
         case "trend":
-            return "  ".join(f"{name}={values[name]:.2f}" for name in _STATISTICS) + " ms"
+            return "  ".join(f"{name}={show_ms(values[name], unit='')}" for name in _STATISTICS) + " ms"
         case "rate":
             return f"{values['rate']:.2%}  {values['passes']:,} of {values['passes'] + values['fails']:,}"
         case "counter":
@@ -338,7 +369,46 @@ def label_series(recorder: Recorder) -> dict[str, Series]:
     }
 
 
+_NAMES = {
+    "http_req_duration": "Latency",
+    "http_req_failed": "Failed requests",
+    "checks": "Checks passed",
+    "http_reqs": "Requests",
+}
+"""Of the metrics that most thresholds are about; the others go by their own names."""
 _BEYOND = {"<": "limit", "<=": "limit", ">": "wanted over", ">=": "at least"}
+_SIGNS = {"<=": "≤ ", ">=": "≥ ", "==": "= ", "===": "= ", "!=": "≠ ", "!==": "≠ "}
+
+
+def show_ms(value: float, *, unit: str = " ms") -> str:
+    """Milliseconds to three digits, and none behind the point above 100."""
+    return f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"  # noqa: PLR2004  three digits
+
+
+def _show(value: float, threshold: Threshold, digits: str = ".6g") -> str:
+    """A figure in the unit of the threshold's metric: a time, a share, a rate or a count."""
+    if threshold.metric in _RATE_NAMES:
+        return f"{100 * value:{digits}} %"
+    if threshold.metric in _TREND_NAMES and threshold.aggregate != "count":
+        return show_ms(value)
+    return f"{value:,{digits}}{'/s' if threshold.aggregate == 'rate' else ''}"
+
+
+def _limit(threshold: Threshold) -> str:
+    sign = _sign(threshold)
+    return f"{_SIGNS.get(sign, f'{sign} ')}{_show(threshold.limit, threshold)}"
+
+
+def _sign(threshold: Threshold) -> str:
+    return re.sub(r"[^<>=!]", "", threshold.expression)
+
+
+def _subject(threshold: Threshold, *, short: bool = False) -> str:
+    """What a threshold is about: `Latency p95`, `Failed requests`, `Latency{name:page} p99`."""
+    aggregate = re.sub(r"^p\((.+)\)$", r"p\1", threshold.aggregate)
+    tags = threshold.selector.removeprefix(threshold.metric)
+    name = tags if short else _NAMES.get(threshold.metric, threshold.metric) + tags
+    return f"{name} {'' if threshold.aggregate == 'rate' else aggregate}".strip()
 
 
 def _give_reason(outcome: Outcome) -> str:
@@ -346,19 +416,13 @@ def _give_reason(outcome: Outcome) -> str:
     threshold = outcome.threshold
     aggregate = re.sub(r"^p\((.+)\)$", r"p\1", threshold.aggregate)
     subject = aggregate if threshold.selector == "http_req_duration" else f"{threshold.selector} {aggregate}"
-    if outcome.measured is None:
-        return f"{subject}: nothing was measured"
     if threshold.metric in _RATE_NAMES:
         subject = threshold.selector
-        measured, limit = f"{100 * outcome.measured:.4g} %", f"{100 * threshold.limit:.6g} %"
-    elif threshold.metric in _TREND_NAMES and threshold.aggregate != "count":
-        measured, limit = f"{outcome.measured:.3g} ms", f"{threshold.limit:g} ms"
-        if outcome.measured >= 1000:  # noqa: PLR2004  three digits would hide what is measured beyond them
-            measured = f"{outcome.measured:,.0f} ms"
-    else:
-        measured, limit = f"{outcome.measured:,.6g}", f"{threshold.limit:,g}"
-    sign = re.sub(r"[^<>=!]", "", threshold.expression)
-    return f"{subject} {measured}, {_BEYOND.get(sign, f'wanted {sign}')} {limit}"
+    if outcome.measured is None:
+        return f"{subject}: nothing was measured"
+    measured = _show(outcome.measured, threshold, ".4g" if threshold.metric in _RATE_NAMES else ".6g")
+    sign = _sign(threshold)
+    return f"{subject} {measured}, {_BEYOND.get(sign, f'wanted {sign}')} {_show(threshold.limit, threshold)}"
 
 
 def _tell(outcome: Outcome) -> str:
@@ -370,8 +434,7 @@ def _tell(outcome: Outcome) -> str:
 def _measured(outcome: Outcome) -> str:
     if outcome.measured is None:
         return "nothing was measured"
-    is_time = outcome.threshold.metric in _TREND_NAMES and outcome.threshold.aggregate != "count"
-    return f"{outcome.measured:.6g}{' ms' if is_time else ''}"
+    return _show(outcome.measured, outcome.threshold)
 
 
 def _iso(moment: float | None) -> str | None:

@@ -11,6 +11,7 @@ from locust.runners import STATE_INIT, STATE_RUNNING, STATE_SPAWNING, STATE_STOP
 from locust.web import WebUI
 
 from loadtest.pages import write_page
+from loadtest.report import write_verdict
 from loadtest.scenario import ScenarioError, list_scenarios, read_scenario
 from loadtest.session import Session
 
@@ -136,10 +137,6 @@ button { cursor: pointer; font-weight: 600; background: var(--first); color: var
 button.stop { background: var(--bad); border-color: var(--bad) }
 button:disabled { opacity: .5; cursor: default }
 nav { display: flex; flex-wrap: wrap; gap: 1rem } a { color: var(--first) }
-.verdict { border: 2px solid; border-radius: 8px; padding: .75rem 1rem; margin: 1rem 0; font-size: 18px;
-  overflow-wrap: anywhere }
-.verdict strong { text-transform: uppercase } .passed { color: var(--fourth) } .failed, .invalid { color: var(--bad) }
-.verdict ul { margin: .25rem 0; padding-left: 1.25rem }
 @media (max-width: 600px) { form { grid-template-columns: 1fr } }
 </style>"""
 
@@ -190,13 +187,13 @@ def _draw_page(web_ui: WebUI, session: Session) -> str:
 <label>Started per second <input name="spawn_rate" type="number" min="0.01" step="any" value="{rate}" required></label>
 <label class="wide">Run time <input name="run_time" placeholder="such as 30s or 5m; empty: until Stop"
  value="{run_time}"></label>"""
-    body = f"""{_STYLE}<main><h1>Load test</h1>
+    body = f"""{_STYLE}<h1>Load test</h1>
 <form>{fields}
 <label class="wide">Host <input name="host" type="url" value="{host}" required></label>
 <button class="wide" disabled>Start</button></form>
 <div id="status" role="status"></div>
 <nav><a href="locust">Locust's own page: charts, failures, downloads</a> <a href="verdict">Last report</a></nav>
-</main>{_SCRIPT}"""
+{_SCRIPT}"""
     return write_page("Load test", body)
 
 
@@ -221,15 +218,12 @@ def _draw_status(session: Session) -> str:
     runner = session.runner
     if runner.state in {STATE_SPAWNING, STATE_RUNNING, STATE_STOPPING} or runner.shape_greenlet is not None:
         progress = escape(session.draw_progress())
-        return f'<p class="verdict">Running: {progress}</p><p><button class="stop" type="button">Stop</button></p>'
+        return f'<p class="banner">Running: {progress}</p><p><button class="stop" type="button">Stop</button></p>'
     ready = "<span data-ready></span>"
     text, reasons = session.outcome
     if not text:
         waiting = "No run has ended yet." if runner.state == STATE_INIT else ""
         return f"{ready}<p>{waiting}</p>"
-    items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
-    name = f" ({escape(session.plan.name)})" if session.plan else ""
-    return (
-        f'{ready}<section class="verdict {text.replace(" ", "-")}"><strong>{text}</strong>{name}'
-        f'{f"<ul>{items}</ul>" if items else ""}<p><a href="verdict">The whole report</a></p></section>'
-    )
+    name = session.plan.name if session.plan else "Load test"
+    more = '<p><a href="verdict">The whole report</a></p>'
+    return ready + write_verdict(name, text, reasons, level=2, more=more)

@@ -201,7 +201,20 @@ def test_the_reports_say_what_was_seen() -> None:
     assert "BAD broken: 0 writes lost" in write_text(drill)
     page = write_html(drill)
     assert "<svg" in page
-    assert 'class="bad"' in page
+    assert '<span class="outcome bad">FAILED</span>' in page
+    assert "<li>control broken: 0 writes lost, must be &gt; 0</li>" in page
+    assert "<dt>Acknowledged writes lost</dt><dd>0 <small>of 1</small></dd>" in page
+    assert '<span class="outcome good">passed</span>' in write_html(drill_with())
+    failed = write_html(drill_with(limit=4))
+    assert "<li>case: a figure 4, must be &lt; 4</li>" in failed
+    assert failed.index("must be") < failed.index("<table"), "the reason comes first"
+
+
+def test_the_limit_of_the_longest_answer_is_in_its_chart() -> None:
+    drill = drill_with()
+    assert "limit 1.2 s" not in write_html(drill)
+    drill.cases[0].check("longest answer, s", 0.5, "<", 1.2)
+    assert ">limit 1.2 s</text>" in write_html(drill)
 
 
 def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
@@ -230,7 +243,7 @@ def test_a_busy_machine_is_told_of() -> None:
     assert "warning" not in write_text(drill)
     drill.load_before = 1000.0
     assert "the machine was busy before (load 1000.0" in write_text(drill)
-    assert "The machine was busy" in write_html(drill)
+    assert "Warning: the machine was busy" in write_html(drill)
 
 
 def test_a_timeline_counts_every_attempt_once() -> None:

@@ -1,4 +1,4 @@
-"""Takes the pictures in docs/img/ of the page as it is: light, dark, on a phone (`make screenshots`)."""
+"""Takes the pictures in docs/img/ as things are: the page, and the reports that are in out/ (`make screenshots`)."""
 
 import sys
 from pathlib import Path
@@ -13,6 +13,13 @@ PICTURES: dict[str, dict[str, Any]] = {
     "page-dark.png": {"color_scheme": "dark", "viewport": {"width": 880, "height": 760}},
     "page-phone.png": {"color_scheme": "light", "viewport": {"width": 390, "height": 760}, "is_mobile": True},
 }
+REPORTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "report-load.png": ("out/load/original/report.html", {"viewport": {"width": 940, "height": 1080}}),
+    "report-drill.png": ("out/drills/failover.html", {"viewport": {"width": 940, "height": 1080}}),
+    "report-bench.png": ("out/bench.html", {"viewport": {"width": 940, "height": 1080}, "color_scheme": "dark"}),
+    "report-phone.png": ("out/drills/failover.html", {"viewport": {"width": 390, "height": 844}, "is_mobile": True}),
+}
+"""One that no command has written yet keeps its picture."""
 # Days that stand still: a picture changes when the page does.
 GOALS = """INSERT INTO goals (goal_name, created_at) VALUES
     ('Read twelve books this year', '2026-01-02 09:00Z'),
@@ -35,6 +42,13 @@ def take(folder: Path) -> None:
             page.screenshot(path=folder / name)
             page.close()
             sys.stdout.write(f"{(folder / name).relative_to(ROOT)}\n")
+        for name, (report, options) in REPORTS.items():
+            if (ROOT / report).exists():
+                page = browser.new_page(**options)
+                page.goto((ROOT / report).as_uri())
+                page.screenshot(path=folder / name)
+                page.close()
+                sys.stdout.write(f"{(folder / name).relative_to(ROOT)}\n")
 
 
 if __name__ == "__main__":

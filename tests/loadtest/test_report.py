@@ -151,7 +151,7 @@ def test_a_check_that_was_never_made_has_not_passed() -> None:
     verdict, summary = conclude(recorder)
     assert "  none  second step: 0 of 0\n" in report.write_text(summary, verdict)
     page = report.write_html(summary, verdict, recorder)
-    assert "<td>second step</td><td>0</td><td>0</td><td>none</td>" in page
+    assert '<td>second step</td><td>0</td><td>0</td><td class="none">none</td>' in page
 
 
 def test_a_busy_generator_is_a_problem_whatever_the_thresholds_say() -> None:
@@ -218,7 +218,7 @@ def test_the_terminal_is_told_everything() -> None:
         "pass  page answers: 100 of 100",
         "FAIL  seldom: 1 of 4",
         "FAIL  http_reqs count>1000: measured 200\n",
-        "pass  http_req_duration avg>1: measured 14.95 ms",
+        "pass  http_req_duration avg>1: measured 15 ms",
         "error: a <b> & c: status 500, 3 times",
         "connections 1;",
         "failed (exit 99)",
@@ -236,7 +236,7 @@ def test_the_page_is_one_file_with_pictures_and_tables(tmp_path: Path) -> None:
     for second in range(4):  # so that there are whole seconds between the first and the last
         recorder.timeline[int(recorder.started) + 10 + second] = recorder.timeline[max(recorder.timeline)]
     recorder.timeline[int(recorder.started) + 60] = Slot()  # nothing came any more: a line ends, the axis does not
-    verdict, summary = conclude(recorder, ("http_reqs", "count>1000"))
+    verdict, summary = conclude(recorder, ("http_reqs", "count>1000"), ("http_req_duration", "p(95)<25"))
     page = report.write_html(summary, verdict, recorder)
     report.write_files(tmp_path / "new" / "folder", summary, page)
     assert (tmp_path / "new" / "folder" / "report.html").read_text() == page
@@ -248,15 +248,23 @@ def test_the_page_is_one_file_with_pictures_and_tables(tmp_path: Path) -> None:
     )
     pictures = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     titles = [ET.fromstring(picture).attrib["aria-label"] for picture in pictures]  # noqa: S314  our own
-    assert titles == ["Throughput", "Latency over time (ms)", "Users", "Latency of all requests"]
-    row = "<td>http_reqs</td><td>count&gt;1000</td><td>200</td><td class=bad>FAIL</td>"
-    assert f"<th>Metric</th><th>Threshold</th><th>Measured</th><th>Verdict</th></tr><tr>{row}" in page
+    assert titles == [
+        "Latency over time, ms",
+        "Throughput, requests/s",
+        "Failed requests, %",
+        "Users",
+        "Latency of all requests",
+    ]
+    assert '<tr><td>Requests count</td><td>200</td><td>&gt; 1,000</td><td class="bad">FAIL</td></tr>' in page
+    assert "<dt>Requests count</dt><dd>200 <small>limit &gt; 1,000</small></dd>" in page, "what failed comes first"
+    for picture in (pictures[0], pictures[4]):
+        assert ">limit p95 &lt; 25 ms</text>" in picture, "the line that the run is judged by"
     for part in ("busy 100%", "were dropped"):
         assert part in page
     axes = [re.findall(r'text-anchor="middle">([\d.]+)<', picture) for picture in pictures]
-    assert axes[0] == axes[1] == axes[2], "what happened at a moment stands in a column"
+    assert axes[0] == axes[1] == axes[2] == axes[3], "what happened at a moment stands in a column"
     for name in ("p(50) 14.", "p(95) 19.", "p(99) 19."):
-        assert f">{name}" in pictures[3]
+        assert f">{name}" in pictures[4]
 
 
 def shades(scheme: str) -> dict[str, float]:
@@ -274,10 +282,10 @@ def shades(scheme: str) -> dict[str, float]:
 def test_words_and_shapes_stand_out_from_the_paper(scheme: str) -> None:
     found = shades(scheme)
     paper = found.pop("paper")
-    assert found.keys() == {"text", "title", "grid", "bad", "warn", "first", "second", "third", "fourth"}
+    assert found.keys() == {"text", "title", "grid", "good", "bad", "warn", "first", "second", "third", "fourth"}
     for name, shade in found.items():
         contrast = (max(shade, paper) + 0.05) / (min(shade, paper) + 0.05)
-        least = {"grid": 1.0, "text": 4.5, "title": 4.5, "bad": 4.5, "warn": 4.5}.get(name, 3.0)
+        least = {"grid": 1.0, "text": 4.5, "title": 4.5, "good": 4.5, "bad": 4.5, "warn": 4.5}.get(name, 3.0)
         assert contrast >= least, name
 
 
@@ -286,12 +294,45 @@ def test_the_top_of_a_picture_is_close_above_its_lines(most: float, top: float) 
     assert f">{top:g}</text>" in charts.draw_lines("a", [("a", [(0, 0), (1, most)])], across="x")
 
 
+@pytest.mark.parametrize(
+    ("limit", "drawn"), [(250, ">limit</text>"), (900, ">limit</text>"), (901, ">limit: above this chart</text>")]
+)
+def test_a_limit_is_drawn_unless_it_would_flatten_the_lines(limit: float, drawn: str) -> None:
+    picture = charts.draw_lines("a", [("a", [(0, 0), (1, 300)])], across="x", limits=[("limit", limit)])
+    assert drawn in picture
+    assert ('<line class="limit"' in picture) == (limit <= 900)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0"), (0.1234, "0.123"), (14.94, "14.9"), (383.4, "383"), (1794.2, "1,794")]
+)
+def test_milliseconds_above_100_have_no_decimals(value: float, shown: str) -> None:
+    assert report.show_ms(value) == f"{shown} ms"
+
+
+@pytest.mark.parametrize(
+    ("threshold", "row"),
+    [
+        (("http_req_failed", "rate<=0.001"), "<td>Failed requests</td><td>1.5 %</td><td>≤ 0.1 %</td>"),
+        (
+            ("checks{check:page answers}", "rate==1"),
+            "<td>Checks passed{check:page answers}</td><td>100 %</td><td>= 100 %</td>",
+        ),
+        (("http_reqs", "rate>1"), "/s</td><td>&gt; 1/s</td>"),
+    ],
+)
+def test_a_rate_is_shown_as_one(threshold: tuple[str, str], row: str) -> None:
+    recorder = measured(failed=3)
+    verdict, summary = conclude(recorder, threshold)
+    assert row in report.write_html(summary, verdict, recorder)
+
+
 def test_the_progress_line_says_how_it_goes() -> None:
     recorder = measured()
     line = report.draw_progress(recorder, 3, 30, 100, Counter(50, 2))
     assert line.startswith("   3 of 30 s  100 users  150 requests/s  p95 19.")
     assert line.endswith("failed 0.00%  checks 100.00%")
-    assert "p95 0.00 ms  failed 0.00%  checks none" in report.draw_progress(Recorder(), 1, 30, 0, Counter(0, 0))
+    assert "p95 0 ms  failed 0.00%  checks none" in report.draw_progress(Recorder(), 1, 30, 0, Counter(0, 0))
 
 
 def test_pictures_are_drawn_of_much_of_little_and_of_nothing() -> None:
