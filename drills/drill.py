@@ -162,7 +162,7 @@ class Drill:
         cores = os.cpu_count() or 1
         if self.load_before <= cores / 2:
             return ""
-        return f"the machine was busy before (load {self.load_before:.1f} on {cores} cores): times may be its, not ours"
+        return f"the machine was busy before (load {self.load_before:.1f} on {cores} cores): its times may be the machine's"
 
     def begin(self, name: str, explanation: str) -> Case:
         self.say(f"{name}: {explanation}")
@@ -203,7 +203,7 @@ class Drill:
             Check("acknowledged writes lost", verdict.lost, "=", 0),
             Check("writes duplicated", verdict.duplicated, "=", 0),
             Check("writes that no client sent", verdict.phantom, "=", 0),
-            Check("requests that failed otherwise than by 503", self.failed, "=", 0),
+            Check("requests that failed with anything but 503", self.failed, "=", 0),
         ]
 
     @property

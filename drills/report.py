@@ -162,7 +162,7 @@ def _choose_figures(drill: Drill) -> list[tuple[str, str, str]]:
         ("Longest answer", f"{max((case.longest_answer_s for case in seen), default=0):.2f} s", ""),
         ("Longest pause between writes", f"{max((case.write_gap_s for case in seen), default=0):.2f} s", ""),
         ("Requests", f"{drill.requests:,}", ""),
-        ("Errors shown", f"{sum(case.errors for case in seen):,}", f"{drill.failed:,} other than 503"),
+        ("Errors shown", f"{sum(case.errors for case in seen):,}", f"{drill.failed:,} of them not a 503"),
     ]
 
 
@@ -201,7 +201,7 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
         f"{reports[0]['started'][:10]}, {machine['cores']} cores for everything, Python {machine['python']}: "
         f"{sum(report['requests'] for report in reports):,} requests, {acknowledged:,} acknowledged writes, "
         f"{broken['lost']} lost, {broken['duplicated']} duplicated; {broken['phantom']} writes that no client sent; "
-        f"{broken['failed']} requests failed otherwise than by `503`."
+        f"{broken['failed']} requests failed with anything but `503`."
     )
     cases = [[report["drill"], *_write_cells(case)] for report in reports for case in report["cases"]]
     controls = [

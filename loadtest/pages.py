@@ -30,7 +30,8 @@ p, li { overflow-wrap: anywhere } .about, .kind { color: var(--text) } .warn { c
 .figures { margin: 1rem 0 }
 .figures div:first-child { grid-column: 1 / -1 } .figures div:first-child dd { font-size: 32px; line-height: 1.2 }
 dt { color: var(--text); font-size: 13px } dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums }
-dd small { font-size: 15px; font-weight: normal; color: var(--text) }
+dd small { font-weight: normal; font-size: 13px; color: var(--text); display: block }
+.figures div:first-child small { font-size: 16px; display: inline }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 td, th { text-align: right; padding: .25rem .5rem; border-bottom: 1px solid var(--grid); vertical-align: top }
 td, th { white-space: nowrap } td:first-child, th:first-child { text-align: left; padding-left: 0 }

@@ -252,7 +252,7 @@ def _lead(verdict: Verdict, recorder: Recorder) -> list[tuple[str, str, str]]:
     failed = [outcome for outcome in verdict.outcomes if not outcome.ok]
     times = [outcome for outcome in verdict.outcomes if outcome.threshold.metric == "http_req_duration"]
     for outcome in [*failed, *times]:
-        return [(_subject(outcome.threshold), _measured(outcome), f"limit {_limit(outcome.threshold)}")]
+        return [(_subject(outcome.threshold), _measured(outcome), f"must be {_limit(outcome.threshold)}")]
     if not (duration := recorder.metric("http_req_duration")).count:
         return []
     return [(_NAMES["http_req_duration"] + " p95", show_ms(duration.aggregate("p(95)")), "")]

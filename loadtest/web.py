@@ -136,7 +136,7 @@ input, select, button { font: inherit; padding: .5rem .6rem; border: 1px solid v
 button { cursor: pointer; font-weight: 600; background: var(--first); color: var(--paper); border-color: var(--first) }
 button.stop { background: var(--bad); border-color: var(--bad) }
 button:disabled { opacity: .5; cursor: default }
-nav { display: flex; flex-wrap: wrap; gap: 1rem } a { color: var(--first) }
+nav { display: flex; flex-wrap: wrap; gap: 1rem; margin-top: 1rem } a { color: var(--first) }
 @media (max-width: 600px) { form { grid-template-columns: 1fr } }
 </style>"""
 

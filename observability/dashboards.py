@@ -58,7 +58,7 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
             ),
             _series(
                 "Requests by route",
-                "Requests per second and route; a path that matched none has none.",
+                "Requests per second and route; a path that matches none has none.",
                 "reqps",
                 (f"sum by (http_request_method, http_route) ({requests})", "{{http_request_method}} {{http_route}}"),
                 stacked=True,
@@ -160,7 +160,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Statements refused",
-                "Per second: queue full, no turn in time (slow), or no answer from PostgreSQL at all (down).",
+                "Per second: queue full (full), wait too long (slow), or no answer from PostgreSQL (down).",
                 "ops",
                 (f"sum by (reason) (rate(goals_gate_rejections_total{{{CHOSEN}}}[{RATE}]))", "{{reason}}"),
                 (f"sum(rate(db_client_connection_timeouts_total{{{CHOSEN}}}[{RATE}]))", "timeouts"),
@@ -181,7 +181,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Shared reads",
-                "Reads asked for and the statements that served them: concurrent equal reads share one.",
+                "Read requests and the queries that served them; concurrent identical reads share one.",
                 "ops",
                 (f"sum by (kind) (rate(goals_reads_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} requests"),
                 (f"sum by (kind) (rate(goals_read_queries_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} queries"),

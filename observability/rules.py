@@ -103,7 +103,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "5m",
                 "critical",
                 "No instance of goals answers Prometheus",
-                "Either all are down, or Prometheus does not find them. Users most likely see errors.",
+                "Either all are down, or Prometheus does not find them. Users probably see errors.",
             ),
             (
                 "GoalsInstanceDown",
@@ -135,7 +135,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "5m",
                 "critical",
                 "Requests give up waiting for a connection to PostgreSQL",
-                "Each of them is answered by a 503: PostgreSQL is slower than the requests arrive, or it is down.",
+                "Each of them gets a 503: PostgreSQL is too slow for the load, or it is down.",
             ),
             (
                 "GoalsRequestsRefused",
@@ -143,7 +143,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "5m",
                 "critical",
                 "Requests are refused because the queue for PostgreSQL is full",
-                "Each of them is answered by a 503 at once, so that the others are served in time.",
+                "Each of them gets a 503 at once, so that the others are served in time.",
             ),
             (
                 "GoalsCutOffAtTheGateway",
@@ -151,7 +151,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "2m",
                 "critical",
                 "The gateway passes on {{ $value | humanizePercentage }} of its requests to goals",
-                "It answers the others itself: it takes every instance for dead, or a client is over its rate limit.",
+                "It answers the others itself: it considers every instance dead, or a client exceeds its rate limit.",
             ),
             (
                 "GoalsPoolSaturated",
@@ -159,7 +159,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its connections",
-                "Requests queue for a connection; if it goes on, they will be refused.",
+                "Requests queue for a connection; if this continues, they will be rejected.",
             ),
             (
                 "GoalsEventLoopBlocked",
@@ -167,7 +167,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "The event loop of {{ $labels.instance }} is {{ $value | humanizeDuration }} late",
-                "The process wants more CPU than it has, or something blocks it: every request waits that long.",
+                "The process needs more CPU than it gets, or something blocks it: every request waits that long.",
             ),
             (
                 "GoalsRestarting",
@@ -191,7 +191,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its file descriptors",
-                "At the limit it accepts no connection any more.",
+                "At the limit it accepts no more connections.",
             ),
             (
                 "GoalsCardinality",
@@ -199,7 +199,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "30m",
                 "warning",
                 "{{ $labels.instance }} exposes {{ $value }} samples",
-                "Some label takes values without a bound; Prometheus pays for each of them.",
+                "Some label takes unbounded values; Prometheus pays for each of them.",
             ),
         )
     ]

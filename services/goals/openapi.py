@@ -39,18 +39,18 @@ def _answer(description: str, schema: str, **headers: str) -> dict[str, Any]:
 
 
 _PROBLEMS = {
-    400: "The request does not mean anything: broken JSON, broken encoding.",
-    403: "Another site made this request.",
-    404: "There is no such goal.",
+    400: "Malformed request: invalid JSON or encoding.",
+    403: "The request comes from another site.",
+    404: "No such goal.",
     408: "The body did not arrive in time.",
     410: "The goal that was added with this idempotency key has been removed since.",
-    412: "The goal is not what `If-Match` says it is.",
-    413: "The body is too long.",
-    414: "The address is too long.",
+    412: "The goal has changed: `If-Match` does not match.",
+    413: "The body is too large.",
+    414: "The URL is too long.",
     415: "The body is not JSON in UTF-8.",
-    422: "The request is understood and not acceptable; `errors` names the first invalid fields.",
-    431: "The header is too long.",
-    503: "Too much work, or no database: try again after `Retry-After` seconds; the same idempotency key is safe.",
+    422: "Invalid fields; `errors` names the first of them.",
+    431: "The header fields are too large.",
+    503: "Overloaded, or the database is unavailable: retry after `Retry-After` seconds. The same idempotency key is safe.",
 }
 
 
@@ -70,10 +70,10 @@ def _body(schema: str) -> dict[str, Any]:
 
 _ANY_PROBLEMS = (400, 408, 413, 414, 422, 431, 503)  # a body may come with any method
 _BODY_PROBLEMS = (*_ANY_PROBLEMS, 403, 415)
-_UNCHANGED = {"304": {"description": "It is still the representation named by `If-None-Match`."}}
-_ETAG = "Names this representation, for `If-None-Match` and `If-Match`."
-_IF_NONE_MATCH = _header("If-None-Match", "ETags the client has; 304 is answered where one of them still holds.")
-_IF_MATCH = _header("If-Match", "Change or remove only while the goal has one of these ETags.")
+_UNCHANGED = {"304": {"description": "Not modified: `If-None-Match` still matches."}}
+_ETAG = "Identifies this representation, for `If-None-Match` and `If-Match`."
+_IF_NONE_MATCH = _header("If-None-Match", "ETags that the client has; the answer is 304 if one of them still matches.")
+_IF_MATCH = _header("If-Match", "Change or remove the goal only if it still has one of these ETags.")
 _GOAL_LINK = {
     operation: {"operationId": operation, "parameters": {"goal_id": "$response.body#/id"}}
     for operation in ("getGoal", "patchGoal", "deleteGoal")
@@ -103,7 +103,7 @@ def _describe() -> dict[str, Any]:
             "/api/v1/goals": {
                 "get": {
                     "operationId": "getGoals",
-                    "summary": "Goals, newest first; follow the `Link` header with rel=next for older ones.",
+                    "summary": "Goals, newest first; the `Link` header with rel=next leads to older ones.",
                     "parameters": [*_parameters(ListQuery, "query"), _IF_NONE_MATCH],
                     "responses": {
                         "200": _answer("A page of goals.", "GoalListOut", ETag=_ETAG, Link="The next page."),
@@ -113,7 +113,7 @@ def _describe() -> dict[str, Any]:
                 },
                 "post": {
                     "operationId": "postGoal",
-                    "summary": "Add a goal; a repeat with the same key answers with the goal of the first request.",
+                    "summary": "Add a goal; a repeat with the same key returns the goal of the first request.",
                     "parameters": _parameters(KeyHeader, "header"),
                     "requestBody": _body("GoalBody"),
                     "responses": {

@@ -226,7 +226,7 @@ class DatabaseMetrics:
         _counter(
             self._meter,
             "goals.gate.rejections",
-            "Statements refused before they had a connection: queue full, or no turn in time (slow, down).",
+            "Statements rejected before they got a connection: the queue was full (full), or they waited too long (slow, down).",
             lambda: [(count, {"reason": reason}) for reason, count in rejections.items()],
         )
         _counter(
@@ -261,7 +261,7 @@ class Telemetry:
         self._delay = _histogram(
             self._meter,
             "goals.eventloop.delay",
-            "How much later than asked the event loop woke a sleeper.",
+            "Event loop lag in seconds.",
             _DELAY_BOUNDS,
         )
         self._ids_used: float | None = None
@@ -281,13 +281,13 @@ class Telemetry:
         _counter(
             self._meter,
             "goals.reads",
-            "Reads requested, by kind.",
+            "Read requests by kind.",
             lambda: [(one.requests, {"kind": kind}) for kind, one in reads.items()],
         )
         _counter(
             self._meter,
             "goals.read.queries",
-            "Queries that served the reads: concurrent reads of the same kind and key share one.",
+            "Queries that served these reads; concurrent reads of the same kind and key share one.",
             lambda: [(one.queries, {"kind": kind}) for kind, one in reads.items()],
         )
 
@@ -297,19 +297,19 @@ class Telemetry:
             "goals.connections",
             callbacks=[lambda _: [Observation(port.open, {"port": port.name}) for port in ports]],
             unit="{connection}",
-            description="Open connections of clients.",
+            description="Open client connections.",
         )
         self._meter.create_observable_up_down_counter(
             "goals.connections.limit",
             callbacks=[lambda _: [Observation(port.most, {"port": port.name}) for port in ports]],
             unit="{connection}",
-            description="Connections that a port may hold; more are closed at once.",
+            description="Maximum client connections of a port; further ones are closed at once.",
         )
         _counter(
             self._meter,
             "goals.connections.dropped",
-            "Connections cut: over the limit (full), the client did not read (unread), another version of HTTP"
-            " (version); or could not be accepted (accept).",
+            "Connections dropped: over the limit (full), the client did not read (unread), an unsupported HTTP version"
+            " (version), or not accepted (accept).",
             lambda: [
                 (count, {"port": port.name, "reason": reason})
                 for port in ports

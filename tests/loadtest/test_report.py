@@ -256,7 +256,7 @@ def test_the_page_is_one_file_with_pictures_and_tables(tmp_path: Path) -> None:
         "Latency of all requests",
     ]
     assert '<tr><td>Requests count</td><td>200</td><td>&gt; 1,000</td><td class="bad">FAIL</td></tr>' in page
-    assert "<dt>Requests count</dt><dd>200 <small>limit &gt; 1,000</small></dd>" in page, "what failed comes first"
+    assert "<dt>Requests count</dt><dd>200 <small>must be &gt; 1,000</small></dd>" in page, "what failed comes first"
     for picture in (pictures[0], pictures[4]):
         assert ">limit p95 &lt; 25 ms</text>" in picture, "the line that the run is judged by"
     for part in ("busy 100%", "were dropped"):
