@@ -162,7 +162,9 @@ class Drill:
         cores = os.cpu_count() or 1
         if self.load_before <= cores / 2:
             return ""
-        return f"the machine was busy before (load {self.load_before:.1f} on {cores} cores): its times may be the machine's"
+        return (
+            f"the machine was busy before (load {self.load_before:.1f} on {cores} cores), so times may be the machine's"
+        )
 
     def begin(self, name: str, explanation: str) -> Case:
         self.say(f"{name}: {explanation}")

@@ -164,7 +164,7 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
 
 @contextlib.contextmanager
 def passage(*places: Path) -> Iterator[None]:
-    """Let `ACCOUNT` pass through the private folders above, meanwhile; it will not see what is in them.
+    """Make the private folders above traversable for `ACCOUNT` meanwhile; it cannot list them.
 
     A file in such a folder tells that it was opened, and the locks on that file for how many it still has to be. The
     last of them closes the folder again; after one that was killed, the next does.
@@ -188,7 +188,9 @@ def _opened(folder: Path) -> Iterator[None]:
     with marker:
         if not folder.stat().st_mode & stat.S_IXOTH:
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
-            log.warning("a folder lets other accounts pass (o+x) until this ends", folder=str(folder), account=ACCOUNT)
+            log.warning(
+                "a folder is traversable for other accounts (o+x) until this ends", folder=str(folder), account=ACCOUNT
+            )
         try:
             yield
         finally:

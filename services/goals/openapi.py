@@ -50,7 +50,7 @@ _PROBLEMS = {
     415: "The body is not JSON in UTF-8.",
     422: "Invalid fields; `errors` names the first of them.",
     431: "The header fields are too large.",
-    503: "Overloaded, or the database is unavailable: retry after `Retry-After` seconds. The same idempotency key is safe.",
+    503: "Overloaded, or the database is unavailable; retry after the given time. The same idempotency key is safe.",
 }
 
 

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
         None, description="File that holds the password, read again at each new connection; wins over `DB_PASSWORD`"
     )
     ssl: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
-        "prefer", description="TLS to PostgreSQL, in libpq's words"
+        "prefer", description="TLS to PostgreSQL: a value of libpq's `sslmode`"
     )
     db_ca_file: Path | None = Field(
         None, description="CA certificate for `SSL=verify-ca` and `verify-full`; unset means the system's"
@@ -53,7 +53,7 @@ class Settings(BaseSettings):
         24.0, gt=0, le=24 * 365, description="How long a repeat of an `Idempotency-Key` is recognised"
     )
     goals_hsts: bool = Field(
-        default=False, description="Send `Strict-Transport-Security`; only where a real certificate is"
+        default=False, description="Send `Strict-Transport-Security`; only with a real certificate"
     )
     goals_log_format: Literal["auto", "json", "console"] = Field(
         "auto", description="`json` lines, `console` for people; `auto` is `console` on a terminal"

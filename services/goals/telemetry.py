@@ -226,7 +226,7 @@ class DatabaseMetrics:
         _counter(
             self._meter,
             "goals.gate.rejections",
-            "Statements rejected before they got a connection: the queue was full (full), or they waited too long (slow, down).",
+            "Statements rejected before they got a connection: queue full, or waited too long (slow, down).",
             lambda: [(count, {"reason": reason}) for reason, count in rejections.items()],
         )
         _counter(
