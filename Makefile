@@ -18,10 +18,10 @@ export UV_LINK_MODE := copy
 up: $(VENV)/.local  ## the page on 127.0.0.1:8080, ops port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
 	@exec $(BIN)/python -m goals up
 
-dev: $(VENV)/.local  ## the same, started again whenever code or a template changes
+dev: $(VENV)/.local  ## the same, restarted whenever code or a template changes
 	@exec $(BIN)/python -m tools.dev
 
-migrate: $(VENV)/.local  ## bring the database to the newest revision (the embedded server when DB_HOST is unset); ARGS=--dry-run only looks
+migrate: $(VENV)/.local  ## upgrade the database schema (of the embedded server if DB_HOST is unset); ARGS=--dry-run only checks
 	@echo "migrating the database of $${DB_HOST:-the embedded PostgreSQL}"
 	@$(BIN)/python -m goals migrate $(ARGS)
 
@@ -40,7 +40,7 @@ check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, h
 	git ls-files -z | xargs -0 $(BIN)/codespell
 	$(BIN)/pytest --quiet tests/lint
 
-fix: $(VENV)/.lint  ## correct what ruff can, and format
+fix: $(VENV)/.lint  ## fix what ruff can fix, and format
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
@@ -66,10 +66,10 @@ LOCK = $(LOCK_GROUP) pyproject.toml
 ##@ Measure
 ROUNDS ?= 7
 SECONDS ?= 2
-bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json
+bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json and out/bench.html
 	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
 
-flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands do not read, only connect, or send junk (8 minutes)
+flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands of hostile ones do not read, only connect, or send junk (8 minutes)
 	@echo "flooding the service, half a minute for each kind of client"
 	@$(BIN)/python -m bench.flood --python .cache/bench/bin/python $(ARGS)
 
@@ -110,28 +110,28 @@ SCENARIO = original
 HOST = http://127.0.0.1:8080
 USERS =
 WHAT = $(if $(USERS),--locustfile $(USERS),--scenario $(SCENARIO))
-load: $(VENV)/.loadtest  ## play SCENARIO (original, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
+load: $(VENV)/.loadtest  ## run SCENARIO (original, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
 	$(BIN)/locust --headless $(WHAT) --host $(HOST) $(ARGS)
 
 load-ui: $(VENV)/.loadtest  ## the web UI on 127.0.0.1:8089: choose, start, watch, read the verdict
 	@$(BIN)/locust $(WHAT) --host $(HOST) $(ARGS)
 
 load-test: export SOAK := $(or $(SOAK),20)
-load-test: $(VENV)/.dev  ## Locust itself against a scripted server: protocol, verdicts, stall, processes, soak (3 minutes; SOAK=60 is the full one)
+load-test: $(VENV)/.dev  ## the load test itself against a scripted server: protocol, verdicts, stall, processes, soak (3 minutes; SOAK=60 is the full soak)
 	$(BIN)/python -m pytest tests/loadtest/live $(ARGS)
 
-parity: $(VENV)/.parity  ## k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
+parity: $(VENV)/.parity  ## k6 and Locust taking turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	$(BIN)/python -m bench.parity.compare $(ARGS)
 
 ##@ Drills
 DRILL ?= failover
-drill: $(VENV)/.dev  ## break DRILL (failover, grey, rollout, overload, migration, rotation, stuck, restore) on purpose under load; reports in out/drills/ (1 to 3 minutes)
+drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration, rotation, stuck, restore): faults injected under load; reports in out/drills/ (1 to 3 minutes)
 	@$(BIN)/python -m drills $(DRILL) $(ARGS)
 
 drills: $(VENV)/.dev  ## all of them, in full (under 20 minutes)
 	@$(BIN)/python -m drills $(ARGS)
 
-drills-short: $(VENV)/.dev  ## all of them in a short form, faults at the same moments every time (7 minutes)
+drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the same moments every time (7 minutes)
 	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
 
 ##@ Kubernetes
@@ -143,14 +143,14 @@ k8s: $(VENV)/.dev  ## render every overlay and component, check them against the
 	$(BIN)/python -m tools.lint
 	$(BIN)/python -m pytest -q tests/k8s
 
-k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule is there for, and see each one caught
+k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule should catch, and see each one caught
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	$(BIN)/python -m tests.k8s.mutants
 
 crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
 	$(BIN)/python -m tools.lint.crds
 
-platform-sums:  ## fetch what the platform installs, record each sum at the first time and compare it ever after
+platform-sums:  ## fetch what the platform installs, record each checksum the first time and compare it from then on
 	k8s/platform/sums.sh
 
 ##@ Containers
@@ -172,7 +172,7 @@ image:  ## build the images: the service, the load test, and the setup of compos
 compose-up: image  ## everything on this machine: https://localhost:8443, Prometheus 9090, Alertmanager 9093, Grafana 3000
 	docker compose up --detach --wait $(ARGS)
 
-compose-down:  ## stop and remove it, and nothing else; the data stay (ARGS=--volumes removes them too)
+compose-down:  ## stop and remove it, and nothing else; the data stays (ARGS=--volumes removes it too)
 	$(NEED_DOCKER)
 	docker compose --profile '*' down --remove-orphans $(ARGS)
 
@@ -194,7 +194,7 @@ clean:  ## leave the clone as it was (.data/ stays: it holds your goals)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache alembic/.mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
 	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-clean-data:  ## remove the embedded server's data, your goals with them; not while it runs
+clean-data:  ## remove the embedded server's data with your goals; not while it runs
 	@[ ! -e .data ] || $(PYTHON) -c "$$REMOVE_DATA"
 
 define REMOVE_DATA
@@ -211,27 +211,27 @@ endef
 export REMOVE_DATA
 
 ##@ Deliver
-docs-test: $(VENV)/.dev  ## the documents against the tree, the code and each program's own help; the runnable blocks run
+docs-test: $(VENV)/.dev  ## check the documents against the code and each program's own help; run the runnable blocks
 	$(BIN)/python -m pytest tests/test_docs.py tests/docs $(ARGS)
 
-audit: $(VENV)/.dev  ## known vulnerabilities of the locks, from osv.dev; it says so where that cannot be reached
+audit: $(VENV)/.dev  ## known vulnerabilities of the locked packages, from osv.dev; says so if it cannot be reached
 	@$(BIN)/python -m tools.audit $(ARGS)
 
-wheels: $(VENV)/.dev  ## whether up, test and load install wheels only, on Linux and Apple Silicon and every supported Python
+wheels: $(VENV)/.dev  ## check that up, test and load install wheels only, on Linux, Apple Silicon and every supported Python
 	@echo "asking the package index for the wheels of each lock, platform and Python"
 	@$(BIN)/python -m tools.wheels $(UV)
 
-versions: $(VENV)/.dev  ## every pinned chart, release, image and action with its age; red where support ended or a vulnerability affects us
+versions: $(VENV)/.dev  ## every pinned chart, release, image and action with its age; red if support has ended or a vulnerability affects us
 	@$(BIN)/python -m tools.versions $(ARGS)
 
-licences: $(VENV)/.dev  ## the licence of each package in the images; fails at one that was not considered
+licences: $(VENV)/.dev  ## the licence of each package in the images; fails if one was not considered
 	@$(BIN)/python -m tools.licences
 
 actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions name now
 	@echo "asking GitHub for the commits of the workflows' actions"
 	@$(BIN)/python -m tools.pins
 
-release-notes: $(VENV)/.dev  ## what the changelog says of VERSION
+release-notes: $(VENV)/.dev  ## what the changelog says about VERSION
 	@$(BIN)/python -m tools.release notes "$(VERSION)"
 
 site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/NAME:VERSION@sha256:DIGEST, into the site

@@ -21,14 +21,16 @@ PASSED, FAILED, NOT_RUN, ENDED_EARLY = 0, 1, 2, 130
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m drills", description=(__doc__ or "").partition(":")[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which drills: {', '.join(DRILLS)}; none means all")
-    parser.add_argument("--short", action="store_true", help="a form that takes seconds")
-    parser.add_argument("--seed", type=int, help="of the moments at which faults happen; else another one every time")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"drills to run: {', '.join(DRILLS)}; all if none is named"
+    )
+    parser.add_argument("--short", action="store_true", help="the short form")
+    parser.add_argument("--seed", type=int, help="random seed for the moments of faults; random by default")
     parser.add_argument("--out", type=Path, default=Path("out/drills"), help="folder of the reports")
     parser.add_argument(
         "--again",
         action="store_true",
-        help="run those a second time, alone, that failed by nothing but timing checks, a wait that was too long or a "
+        help="run a drill a second time if it failed only timing checks, waited too long, or had a "
         "control that showed nothing; never after a safety check failed. Both attempts leave a report",
     )
     options = parser.parse_args()

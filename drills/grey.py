@@ -27,7 +27,7 @@ _PATIENCE = {
 async def run(drill: Drill) -> None:
     faults: dict[str, tuple[str, Callable[[Drill, Stage, Case], Awaitable[None]]]] = {
         "frozen primary": ("SIGSTOP to the primary and all its children, a standby promoted after a second", _freeze),
-        "zombie primary": ("the frozen one goes on, and for a while the service is led to it", _thaw),
+        "zombie primary": ("the frozen one resumes, and for a while the service is routed to it", _thaw),
         "black hole": ("the primary's host falls silent and drops every SYN, a standby promoted", _lose_host),
         "half-open": ("every connection falls silent and stays open, new ones work", _leave_half_open),
         "no standby": ("both standbys are killed: the primary lives and may acknowledge nothing", _lose_standbys),

@@ -190,7 +190,7 @@ def _time_to_recover(attempts: Sequence[Attempt], until: float, knee: Knee) -> f
 
 
 async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
-    case = drill.begin("slow clients", "clients that stall or drip in head and body, beside normal ones")
+    case = drill.begin("slow clients", "clients that stall or drip in head and body, among normal ones")
     replica = stage.replicas[0]
     alone, beside = (1, 5) if drill.short else (5, 10)
     load = await stage.load(arrivals([(alone + beside, knee.rate / 2)]), replica.port)
@@ -258,5 +258,5 @@ async def _control(drill: Drill, stage: Stage, knee: Knee) -> None:
     attempts = await load.finish()
     until = min(attempt.begun for attempt in attempts) + before + peak
     recovery = _time_to_recover(attempts, until, knee)
-    explanation = "the same peak, waited for without a bound"
+    explanation = "the same peak, with unbounded waiting"
     drill.control("wait without a gate", explanation, "s to recover at least", recovery, _RECOVERY)

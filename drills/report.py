@@ -209,7 +209,14 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
         for report in reports
         for one in report["controls"]
     ]
-    heads = ["drill", "what happens", "requests", "errors shown", "longest answer, s", "longest pause of writes, s"]
+    heads = [
+        "drill",
+        "what happens",
+        "requests",
+        "errors shown",
+        "longest answer, s",
+        "longest pause between writes, s",
+    ]
     return "\n".join(
         [
             conditions,

@@ -146,7 +146,9 @@ async def run(drill: Drill) -> None:
 
 async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt], list[Marker], list[Marker]]:
     """Load, a base backup during it, and markers; gives the clients' attempts, and the markers of both kinds."""
-    case = drill.begin("backup", "a base backup under load, WAL archived all the while, moments marked to go back to")
+    case = drill.begin(
+        "backup", "a base backup under load, with WAL archived continuously and moments marked to restore to"
+    )
     load = await stage.load(writers(short=drill.short))
     case.began = at = time.time()
     await store.back_up()
@@ -244,7 +246,7 @@ async def _judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: 
 
 async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> None:
     """Lead the service to the second cluster, where people go on."""
-    case = drill.begin("moved over", "the service is led to the restored cluster, and its users go on there")
+    case = drill.begin("moved over", "the service switches to the restored cluster, and users continue there")
     stage.database.route_to([stage.cluster.ports[RESTORED]])
     stage.database.sever()
     load = await stage.load(writers(short=drill.short))
@@ -263,9 +265,7 @@ async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> No
 
 async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, marker: Marker) -> None:
     """Take away the segment that holds `point`, which lies before `marker`, and restore to `marker`."""
-    case = drill.begin(
-        "gap", "a segment before the moment is missing in the archive: a cluster that lacks writes is none"
-    )
+    case = drill.begin("gap", "a segment before the moment is missing from the archive: no cluster may come of it")
     cluster = stage.cluster
     broken = cluster.folder / "wal-with-a-gap"
     await asyncio.to_thread(shutil.copytree, store.wal, broken)

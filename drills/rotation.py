@@ -162,7 +162,7 @@ async def _play(play: Play) -> None:
             f"the file changed, PostgreSQL {play.lag:g} s later; every connection lost again and again",
             _change_file_first,
         ),
-        "certificate": ("a new one of the same authority, and every connection lost", _renew_certificate),
+        "certificate": ("a new one from the same CA, and every connection lost", _renew_certificate),
         "authority": (
             "trusted beside the former, then used, then trusted alone; every connection lost",
             _change_authority,

@@ -115,7 +115,7 @@ class Fault(NamedTuple):
 async def run(drill: Drill) -> None:
     lock = "somebody holds an ACCESS EXCLUSIVE lock on the table"
     clients = "others hold every connection that PostgreSQL has (53300)"
-    start = "killed, and replaying its log when it comes back (57P03)"
+    start = "killed, then replaying its log (57P03)"
     # A second in the queue and one at the lock: after two, a statement that met it has had its error.
     long = 2.5 if drill.short else 8.0
     faults = {
@@ -142,7 +142,7 @@ async def run(drill: Drill) -> None:
             "the disk of the primary's data is full, not that of its log (53100)", _fill_disk, long, "53100", "always"
         ),
         "clock": Fault(
-            "the clock of one of two replicas jumps an hour ahead, and later back; without TLS",
+            "the clock of one of two replicas jumps an hour ahead, and back later; without TLS",
             _jump,
             long,
             None,

@@ -50,7 +50,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         choices=AnyPath(names),
         metavar="NAME",
         default="original",
-        help=f"what to play: {', '.join(names)}, or the path of a .toml file",
+        help=f"the scenario to run: {', '.join(names)}, or the path of a .toml file",
     )
     for name, default, explanation in (
         ("--out", "", "folder of the reports (default: out/load/<scenario>)"),
@@ -63,13 +63,13 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         default="",
         metavar="NAMES",
         env_var="LOCUST_WEB_ALLOWED_HOSTS",
-        help="names by which the web UI may be asked for, beside localhost and --web-host; separated by commas",
+        help="further host names of the web UI, beside localhost and --web-host, separated by commas",
         include_in_web_ui=False,
     )
     parser.add_argument(
         "--request-events",
         action="store_true",
-        help="fire Locust's request event for every request, as it is where a plug-in listens to it",
+        help="fire Locust's request event for every request; on by default if a plug-in listens to it",
         include_in_web_ui=False,
     )
 

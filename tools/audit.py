@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.audit", description="Known vulnerabilities of the locks.")
     parser.add_argument("locks", nargs="*", type=Path, default=LOCKS, metavar="LOCK", help="hashed requirements")
     parser.add_argument("--source", default=OSV, metavar="URL", help=f"where OSV's query API is ({OSV})")
-    parser.add_argument("--allow-unknown", action="store_true", help="exit 0 where the source cannot be reached")
+    parser.add_argument("--allow-unknown", action="store_true", help="exit 0 if the source cannot be reached")
     options = parser.parse_args(arguments)
 
     for lock in options.locks:

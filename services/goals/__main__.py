@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(run.__name__, help=summary, description=summary)
         command.set_defaults(run=run)
         if run is migrate:
-            command.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+            command.add_argument("--dry-run", action="store_true", help="only check, and say what would be done")
     if sys.stdout is None:  # the shell's `>&-`
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for as long as the program runs
     options = vars(parser.parse_args(arguments))
@@ -105,7 +105,7 @@ def serve() -> None:
 
 
 def migrate(*, dry_run: bool = False) -> None:
-    """Bring the schema to the newest revision; several at once are safe."""
+    """Upgrade the schema to the newest revision; any number may run at once."""
     signals.leave_in_order()
     settings = read_settings()
     logs.configure(settings.goals_log_format)
