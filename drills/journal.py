@@ -1,4 +1,4 @@
-"""What the clients were told, held against what is stored: the harness's journal is the oracle of every drill."""
+"""What the clients were answered, compared with what is stored: the harness's journal is the oracle of every drill."""
 
 import json
 import re
@@ -94,9 +94,9 @@ def reconcile(attempts: Iterable[Attempt], names: Iterable[str]) -> Verdict:
 
 
 def cut(attempts: Iterable[Attempt], asked: float, answered: float) -> list[Attempt]:
-    """What had been told at a moment between two times: whatever began later is left out, whatever ended later is open.
+    """What was answered at a moment between two times: what began later is left out, what ended later is open.
 
-    Held against what a restore to that moment has brought back, an acknowledged write that is missing is lost, and one
+    Compared with what a restore to that moment has brought back, an acknowledged write that is missing is lost, and one
     that came later is a phantom.
     """
     begun = [attempt for attempt in attempts if attempt.begun < answered]

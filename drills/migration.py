@@ -88,7 +88,7 @@ class Hop(NamedTuple):
     new: Version
 
 
-SEED = Version("the seed", ROOT, (seed.MODULE,), has_api=False)
+ORIGINAL = Version("the original Go app", ROOT, (seed.MODULE,), has_api=False)
 TREE = Version("this tree", ROOT)
 
 
@@ -115,7 +115,7 @@ async def _log_waits(stage: Stage) -> None:
 
 
 async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
-    """Find the versions of each hop, leave out those that cannot be had, and put the table where the first begins."""
+    """Find the versions of each hop, leave out those git does not have, and put the table where the first begins."""
     history = History(ROOT)
     hops = []
     try:
@@ -140,10 +140,10 @@ async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
 
 
 def _find_hops(history: History, folder: Path) -> list[Hop]:
-    """All hops from the seed's table to this tree's schema."""
+    """All hops from the original Go app's table to this tree's schema."""
     revisions = list_revisions(ROOT)
     hops: list[Hop] = []
-    former = SEED
+    former = ORIGINAL
     between = revisions[:1]
     for revision, successor in pairwise(revisions):
         commit = history.find_last(revision, successor)
@@ -203,7 +203,7 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
         what = f"{MIGRATORS} migrators race, a long transaction holds the table, {hop.former.name} is at work"
         case = drill.begin(f"revision {revision}" if revision in list_revisions(ROOT) else NEXT, what)
         cases.append(case)
-        told = len(stage.cluster.read_log())
+        logged = len(stage.cluster.read_log())
         has_met = await _migrate(drill, stage, case, hop.new, revision)
         if revision == hop.revisions[-1]:
             case.explanation += f", then {hop.new.name} beside it"
@@ -216,7 +216,7 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
             case.explanation += " and goes on: no version was ever served at it"
             await asyncio.sleep(1)
         drill.end(case)
-        _check_waits(case, stage.cluster.read_log()[told:], has_met=has_met)
+        _check_waits(case, stage.cluster.read_log()[logged:], has_met=has_met)
     others = [replica for replica, version in replicas.items() if await replica.read_schema() != version.revision]
     cases[-1].check("replicas that need another schema than their version", len(others), "=", 0)
     former, new = await asyncio.gather(*(load.stop() for load in loads))
@@ -275,7 +275,7 @@ async def _roll_back(drill: Drill, stage: Stage, case: Case, former: Version) ->
 
 async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, revision: str) -> bool:
     """Race for the revision while a transaction that has written stays open; give whether it had to be waited for."""
-    told = len(stage.cluster.read_log())
+    logged = len(stage.cluster.read_log())
     connection = await stage.cluster.connect()
     await connection.execute(_LONG_TRANSACTION)
     at = time.time()
@@ -283,7 +283,7 @@ async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, rev
 
     async def have_met_it() -> bool:
         """Whether the table was given up, or the revision needs no lock that this transaction stands against."""
-        log = stage.cluster.read_log()[told:]
+        log = stage.cluster.read_log()[logged:]
         return migrators.count(_GAVE_UP) > 0 or migrators.have_ended or bool(_OLD_TRANSACTIONS.search(log))
 
     try:
@@ -301,7 +301,7 @@ async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, rev
     found = await stage.cluster.fetch(_REVISION_NOW)
     drill.say(f"revision {found} {done - released:.1f} s after the table was free")
     case.check("revision of the schema", int(found), "=", int(revision))
-    has_met = bool(_BLOCKED.search(stage.cluster.read_log()[told:])) or migrators.count(_GAVE_UP) > 0
+    has_met = bool(_BLOCKED.search(stage.cluster.read_log()[logged:])) or migrators.count(_GAVE_UP) > 0
     if has_met:
         case.check("times the migrator gave up and tried again", migrators.count(_GAVE_UP), ">", 0)
     case.check("migrators that did the work", migrators.count_that(_DID), "=", 1)
@@ -383,7 +383,7 @@ async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
     new = Version("the control", stage.folder / "control")
     revision = _add_revision(hop.new.root, new.root, "0")
     load = await stage.load(_scenario(drill, hop.former))
-    told = len(stage.cluster.read_log())
+    logged = len(stage.cluster.read_log())
     connection = await stage.cluster.connect()
     await connection.execute(_LONG_TRANSACTION)
     migrators = Migrators(stage, new, revision, number=1)
@@ -404,5 +404,5 @@ async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
     attempts = await load.stop()
     explanation = "a revision without lock_timeout waits behind a long transaction, and everybody behind it"
     drill.control("no lock_timeout", explanation, "requests refused or failed", sum(a.shows_error for a in attempts))
-    longest = max(_read_waits(stage.cluster.read_log()[told:]), default=0.0)
+    longest = max(_read_waits(stage.cluster.read_log()[logged:]), default=0.0)
     drill.control("no lock_timeout, by PostgreSQL's log", "the same", "s for the longest wait", longest, _LONGEST_WAIT)

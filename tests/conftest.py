@@ -26,7 +26,7 @@ from goals.settings import Settings
 from tools.polling import until
 
 ROOT = Path(__file__).parent.parent
-# The settings of whoever runs the tests take no part.
+# The shell's own settings take no part.
 _SETTINGS = re.compile("SSL$|DB_|GOALS_|OTEL_")
 _others = {name: value for name, value in os.environ.items() if not _SETTINGS.match(name)}
 os.environ.clear()
@@ -62,11 +62,6 @@ class Service(NamedTuple):
     port: int
     ops_port: int
 
-    @property
-    def operators_port(self) -> int:
-        """The former name, until tests/test_readiness.py uses the new one."""
-        return self.ops_port
-
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
@@ -75,7 +70,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Path]:
-    """The folder of the socket of a PostgreSQL that is told not to wait for the disk."""
+    """The folder of the socket of a PostgreSQL that does not wait for the disk."""
     # Not in pytest's own folder, which the next run of pytest by root would close to the server's account.
     options = {"fsync": "off", "max_connections": "200"}
     with tempfile.TemporaryDirectory(prefix="goals-test-") as folder, embedded.run(Path(folder), options) as socket:

@@ -112,7 +112,7 @@ async def test_of_many_renames_without_if_match_the_last_stays(client: httpx2.As
 async def test_sixty_four_posts_with_one_key_make_one_goal(client: httpx2.AsyncClient) -> None:
     key = str(uuid4())
     answers = await asyncio.gather(*(add(client, "once", idempotency_key=key) for _ in range(64)))
-    # On a busy machine some wait too long for their turn and are told to come again: nothing was done for them.
+    # On a busy machine some wait too long for their turn and get a 503: nothing was done for them.
     made = {(answer.status_code, answer.content) for answer in answers if answer.status_code != 503}
     assert [status for status, _ in made] == [201]
     assert len((await client.get(GOALS)).json()["goals"]) == 1

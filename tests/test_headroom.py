@@ -158,7 +158,7 @@ async def test_an_outage_leaves_the_last_value_and_one_line_in_the_log(empty: Se
     with structlog.testing.capture_logs() as events:
         async with (
             serving(empty, replace(WIDE, ids_interval=0.01)) as service,
-            speaking_to(service.operators_port) as operator,
+            speaking_to(service.ops_port) as operator,
         ):
             await until_ready(service)
 

@@ -331,7 +331,7 @@ async def test_migrate_ignores_what_other_clients_follow_and_can_only_look(folde
     assert done.returncode == 0, done.stderr
     first, *others = done.stdout.splitlines()
     assert set(json.loads(first)["variables"]) >= theirs.keys()
-    assert [line[:26] for line in others] == ["revision 0001 would run: T", "revision 0002 would run: W"]
+    assert [line[:24] for line in others] == ["revision 0001 would run:", "revision 0002 would run:"]
     assert goals("migrate", folder=folder, **variables).returncode == 0
     last = goals("migrate", "--dry-run", folder=folder, **variables).stdout.splitlines()[-1]
     assert last == f"nothing would be done: the schema is at revision {SCHEMA_REVISION}"

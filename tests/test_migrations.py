@@ -256,7 +256,7 @@ def test_the_embedded_servers_settings_are_settings(server: Path) -> None:
 
 
 def test_every_revision_is_a_number_and_follows_the_one_before() -> None:
-    """Whether a schema is new enough is told by comparing them."""
+    """A comparison of two shows which schema is newer."""
     numbers = [script.revision for script in ScriptDirectory.from_config(Config(ROOT / "alembic.ini")).walk_revisions()]
     assert numbers == [f"{number:04}" for number in range(len(numbers), 0, -1)]
     assert numbers[0] == SCHEMA_REVISION

@@ -93,7 +93,7 @@ async def test_sixty_four_pages_at_once_carry_sixty_four_keys(client: httpx2.Asy
 async def test_a_double_click_adds_one_goal(client: httpx2.AsyncClient) -> None:
     data = {"goal_name": "once", "idempotency_key": key_in(await client.get("/"))}
     answers = await asyncio.gather(*(client.post("/add_goal", data=data) for _ in range(64)))
-    # On a busy machine some wait too long for their turn and are told to come again: nothing was done for them.
+    # On a busy machine some wait too long for their turn and get a 503: nothing was done for them.
     assert {answer.status_code for answer in answers} - {503} == {303}
     assert names_in(await client.get("/")) == ["once"]
 

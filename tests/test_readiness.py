@@ -14,7 +14,7 @@ from tools.polling import until
 
 async def readiness(service: Service) -> tuple[int, str]:
     async with httpx2.AsyncClient(timeout=60, trust_env=False) as client:
-        response = await client.get(f"http://127.0.0.1:{service.operators_port}/readyz")
+        response = await client.get(f"http://127.0.0.1:{service.ops_port}/readyz")
         return response.status_code, response.text
 
 
@@ -106,7 +106,7 @@ async def test_an_obstacle_that_stays_is_told_once(empty: Settings) -> None:
     await connection.execute("CREATE VIEW alembic_version AS SELECT '0001' AS version_num FROM nextval('asked')")
 
     async def has_asked_three_times() -> bool:
-        # The third question is put after the second answer has been told, or not told.
+        # The third query comes after the second answer was logged, or not.
         return bool(await connection.fetchval("SELECT last_value FROM asked") >= 3)
 
     with structlog.testing.capture_logs() as events:
@@ -142,7 +142,7 @@ async def test_what_cannot_be_opened_beforehand_is_opened_when_needed(empty: Set
             await until_ready(service)
 
             async def has_given_up() -> bool:
-                return any(event["event"].startswith("connections will be opened") for event in events)
+                return any(event["event"].startswith("pool warm-up failed") for event in events)
 
             await until(has_given_up)
             assert await status(service, "/") == 200

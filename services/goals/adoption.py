@@ -57,7 +57,7 @@ ADOPT = f"""
             ALTER TABLE goals SET SCHEMA {ADOPTED};
             EXECUTE format('CREATE VIEW %s.goals WITH (security_invoker = true) AS SELECT %s FROM {ADOPTED}.goals',
                            home, theirs);
-            -- The table's own rights hold for whoever asks.
+            -- The table's own rights hold for each role.
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s.goals TO PUBLIC', home);
             PERFORM set_config('search_path', '{ADOPTED}, ' || current_setting('search_path'), false);
         END IF;
@@ -331,10 +331,10 @@ def check_revisions(connection: Connection, heads: Sequence[str]) -> None:
 
 
 def adopt(connection: Connection, *, pending: bool, first: bool, dry_run: bool = False) -> list[str]:
-    """Look at a database that is about to be migrated, mend what is safe to mend, and say in a line each what that was.
+    """Look at a database that is about to be migrated, fix what is safe to fix, and return a line for each fix.
 
     A `ConfigurationError` says in one line what the service could not work with, and what to do; nothing is altered
-    then. `dry_run` mends nothing. As no catalogue tells what a trigger or a constraint does, a table that none of our
+    then. `dry_run` fixes nothing. As no catalogue tells what a trigger or a constraint does, a table that none of our
     revisions has met (`first`) is tried: the columns are added, and goals added, renamed and removed, in a transaction
     that is rolled back and locks the table for as long.
     """

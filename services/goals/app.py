@@ -139,7 +139,7 @@ class Application:
         try:
             await database.fill()
         except (GoalsError, OSError, SQLAlchemyError) as error:
-            log.warning("connections will be opened when they are needed", error=type(error).__name__)
+            log.warning("pool warm-up failed; connections open on demand", error=type(error).__name__)
         # What is alive now stays: the collector need not look at it again.
         gc.collect()
         gc.freeze()

@@ -1,4 +1,4 @@
-"""Removes idempotency keys once their time is over, so that their table does not grow for ever."""
+"""Removes idempotency keys once their time is over, so that their table does not grow forever."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ async def remove_old_keys(database: Database, kept: timedelta, limits: Limits) -
         try:
             removed = await store.delete_old_keys(database, kept, limits.keys_batch)
         except GoalsError:
-            removed = 0  # the database is away, which is logged where it is noticed
+            removed = 0  # the database is down, which is logged where it is noticed
         pause = limits.keys_batch_pause if removed == limits.keys_batch else limits.keys_pause
         # Several processes that were started together need not look together.
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  jitter is no secret

@@ -95,7 +95,7 @@ async def post_goal(request: Request[State]) -> Response:
             return _see_page()
         first = await request.state["pages"].get((None, None))
     except (DatabaseUnavailableError, OverloadedError) as error:
-        # With the key of this try, whoever made it: a repeat of an outcome that is not known adds no second goal.
+        # With the key of this try: a repeat of an outcome that is not known adds no second goal.
         again = {**typed, "idempotency_key": key} if any(typed.values()) else None
         return answer(request.scope, error, retry_form=again)
     page = _render(None, None, first.page, first.total, typed=typed, message=message, errors=errors)

@@ -52,7 +52,7 @@ async def _find_obstacle(database: Database, limits: Limits) -> str | None:
         types = await store.select_column_types(database)
     except GoalsError as error:
         return f"{error} Is it up, and has the migration run? {database.explanation}"
-    except Exception as error:  # noqa: BLE001  whatever it is, whoever waits must hear of it, and it may pass
+    except Exception as error:  # noqa: BLE001  it may be anything, it has to be reported, and it may pass
         return f"the schema cannot be read ({type(error).__name__})"
     if timeout != int(limits.statement_timeout * 1000):
         return (

@@ -175,7 +175,7 @@ class _Change(Input):
         return self
 
 
-# A factory, as a plain default would be told in the schema.
+# A factory, because the schema would show a plain default.
 _changes: dict[str, Any] = {
     name: (field.rebuild_annotation(), Field(default_factory=lambda: None))
     for name, field in GoalBody.model_fields.items()

@@ -112,7 +112,7 @@ def _confirmed(change: ReturningUpdate[Any] | ReturningDelete[Any]) -> CompoundS
 
     A former primary that nobody follows any more, or one that has just lost its standbys, knows goals that are gone and
     lacks others. Synchronous replication keeps it from acknowledging what it writes, but "there is no such goal" writes
-    nothing and would be told at once, for a removal that is then undone by the next failover.
+    nothing and would be answered at once, for a removal that is then undone by the next failover.
     """
     changed = change.cte("changed")
     written = func.pg_logical_emit_message(true(), "goals", "").column_valued("written")
@@ -210,7 +210,7 @@ async def select_goal(database: Database, goal_id: int) -> Goal:
 
 
 async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
-    """Make the goal, or find the one that `key` made: whoever repeats a request gets its goal as it is now.
+    """Make the goal, or find the one that `key` made: a repeated request gets its goal as it is now.
 
     A key that came with another `fingerprint` raises `IdempotencyKeyReusedError`, one whose goal has been removed since
     raises `GoalRemovedError`.
