@@ -22,7 +22,8 @@ def empty(visit: Visit, _service: Service, options: Options) -> Page:
 
 def full(visit: Visit, service: Service, options: Options) -> Page:
     service.execute(
-        """INSERT INTO goals (goal_name, created_at)
+        """ALTER TABLE goals ALTER COLUMN created_at DROP NOT NULL; -- as in an adopted table
+        INSERT INTO goals (goal_name, created_at)
         SELECT 'Goal ' || n, now() - interval '1 day' FROM generate_series(1, 60) AS n
         UNION ALL
         VALUES (repeat('Sauerteigbrot', 19), now()), ('تعلّم العربية', now()), ('Before there were dates', NULL)"""
