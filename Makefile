@@ -135,7 +135,7 @@ drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the s
 	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
 
 ##@ Kubernetes
-k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
+k8s k8s-mutants cluster-test crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
@@ -146,6 +146,13 @@ k8s: $(VENV)/.dev  ## render every overlay and component, check them against the
 k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule should catch, and see each one caught
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	$(BIN)/python -m tests.k8s.mutants
+
+cluster-images: image  ## what a cluster test runs: the images, and a database with TLS that stands in for CloudNativePG's
+	docker build --quiet --tag goals-standin:$(TAG) tests/cluster/standin
+
+cluster-test: $(VENV)/.dev  ## the site on the cluster that CLUSTER_CONTEXT names (kind-goals; for another, also CONFIRM_CONTEXT); SHORT=1, NEED=all
+	@command -v kubectl >/dev/null || { echo "error: kubectl speaks to the cluster; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+	$(BIN)/python -m pytest tests/cluster --quiet --timeout 1500 $(ARGS)
 
 crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
 	$(BIN)/python -m tools.lint.crds
@@ -287,4 +294,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: flood docs-test audit wheels versions licences actions-pin release-notes site-images up dev migrate check fix test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+.PHONY: cluster-images cluster-test flood docs-test audit wheels versions licences actions-pin release-notes site-images up dev migrate check fix test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
