@@ -147,6 +147,12 @@ k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a 
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	$(BIN)/python -m tests.k8s.mutants
 
+cluster-up:  ## the whole site in kind on this machine, step by step (needs Docker, kind, kubectl, helm); SITE=no stops before the site
+	@k8s/kind/create.sh $(ARGS)
+
+cluster-down:  ## delete the cluster that cluster-up made, and no other
+	@k8s/kind/delete.sh
+
 cluster-images: image  ## what a cluster test runs: the images, and a database with TLS that stands in for CloudNativePG's
 	docker build --quiet --tag goals-standin:$(TAG) tests/cluster/standin
 
@@ -294,4 +300,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: cluster-images cluster-test flood docs-test audit wheels versions licences actions-pin release-notes site-images up dev migrate check fix test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+.PHONY: cluster-up cluster-down cluster-images cluster-test flood docs-test audit wheels versions licences actions-pin release-notes site-images up dev migrate check fix test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
