@@ -158,7 +158,7 @@ cluster-images: image  ## what a cluster test runs: the images, and a database w
 
 cluster-test: $(VENV)/.dev  ## the site on the cluster that CLUSTER_CONTEXT names (kind-goals; for another, also CONFIRM_CONTEXT); SHORT=1, NEED=all
 	@command -v kubectl >/dev/null || { echo "error: kubectl speaks to the cluster; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
-	$(BIN)/python -m pytest tests/cluster --quiet --timeout 1500 $(ARGS)
+	$(BIN)/python -m pytest tests/cluster --quiet --capture no --timeout 1500 $(ARGS)
 
 crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
 	$(BIN)/python -m tools.lint.crds

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.cluster.needs import NEEDS, missing
 from tests.cluster.report import CASES, FAILED, NOT_RUN, PASSED, Check
 from tests.cluster.site import Site
 from tests.cluster.visit import Visit, identity, renders
+from tools.lint.manifests import Manifest
 
 SHORT = bool(os.environ.get("SHORT"))
 DEMANDED = {one.strip() for one in os.environ.get("NEED", "").split(",")} - {""}
@@ -50,10 +52,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before anything is brought for a test: go on only where what it needs is there."""
     if SHORT and item.get_closest_marker("full"):
         pytest.skip("only in the full suite (SHORT is set)")
-    needs = [name for marker in item.iter_markers("needs") for name in marker.args]
-    for need in needs:
+    for need in (name for marker in item.iter_markers("needs") for name in marker.args):
         if why := missing(need, _KUBECTL):
             (pytest.fail if DEMANDED & {need, "all"} else pytest.skip)(f"needs {need}: {why}")
 
@@ -69,6 +71,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         check.result, check.reason = NOT_RUN, found.longrepr[2].removeprefix("Skipped: ")
     elif found.failed:
         check.result, check.reason = FAILED, str(found.longrepr).strip().splitlines()[-1]
+        sys.stdout.write(f"\n{check.result} {check.case}: {check.name}: {found.longreprtext}\n")  # not only at the end
     return found
 
 
@@ -128,13 +131,22 @@ def site(kubectl: Kubectl, say: Callable[[str], None]) -> Site:
 
 
 @pytest.fixture(scope="module")
-def namespaces(kubectl: Kubectl) -> Iterator[Kubectl]:
-    """A cluster that has the namespaces, and afterwards what it had before."""
-    made = [one for one in renders()["overlays/aks"] if one["kind"] == "Namespace"] + renders()["platform/namespaces"]
+def platform(kubectl: Kubectl) -> Iterator[Kubectl]:
+    """A cluster with the operators' namespaces, and without them afterwards if it had none."""
+    yield from made(kubectl, renders()["platform/namespaces"])
+
+
+@pytest.fixture
+def namespaces(platform: Kubectl) -> Iterator[Kubectl]:
+    """The site's own namespaces, too."""
+    yield from made(platform, [one for one in renders()["overlays/local"] if one["kind"] == "Namespace"])
+
+
+def made(kubectl: Kubectl, spaces: list[Manifest]) -> Iterator[Kubectl]:
     before = {identity(one) for one in kubectl.get("namespaces")}
-    kubectl.apply(made)
+    kubectl.apply(spaces)
     yield kubectl
-    kubectl.delete([one for one in made if identity(one) not in before])
+    kubectl.delete([one for one in spaces if identity(one) not in before])
 
 
 @pytest.fixture

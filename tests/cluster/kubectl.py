@@ -4,10 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from tools.lint.manifests import Manifest
 
@@ -21,6 +18,19 @@ def refusal(context: str, confirmed: str) -> str:
     if context in {"kind-goals", confirmed}:
         return ""
     return f"{context} may be somebody's cluster, and the suite drains its nodes: CONFIRM_CONTEXT={context} allows it"
+
+
+def as_list(manifests: Iterable[Manifest]) -> str:
+    """What apply and delete take from their input; of an empty list they would make an error."""
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)})
+
+
+HOME = {
+    "apiVersion": "v1",
+    "kind": "Namespace",
+    "metadata": {"name": OURS, "labels": {"pod-security.kubernetes.io/enforce": "privileged", OURS: "yes"}},
+}
+"""Where the suite's own pods live, some of which look at a node from inside."""
 
 
 class KubectlError(Exception):
@@ -52,19 +62,18 @@ class Kubectl:
 
     def apply(self, manifests: Iterable[Manifest], *options: str) -> str:
         """Apply objects server-side, as the README does; give what the server warns of."""
-        text = yaml.safe_dump_all(manifests)
-        done = self.run("apply", "--server-side", *options, "--filename", "-", stdin=text)
-        if done.returncode:
+        several = list(manifests)
+        command = ("apply", "--server-side", *options, "--filename", "-")
+        done = self.run(*command, stdin=as_list(several)) if several else None
+        if done and done.returncode:
             raise KubectlError(done.stderr.strip())
-        return done.stderr
+        return done.stderr if done else ""
 
     def delete(self, manifests: Iterable[Manifest], *options: str) -> None:
         """Delete objects, whether or not they are there, and wait until they are gone."""
-        text = yaml.safe_dump_all(manifests)
-        self("delete", "--ignore-not-found", "--timeout", "150s", *options, "--filename", "-", stdin=text)
-
-    def kustomize(self, folder: Path) -> str:
-        return self("kustomize", str(folder))
+        if several := list(manifests):
+            command = ("delete", "--ignore-not-found", "--timeout", "150s", *options, "--filename", "-")
+            self(*command, stdin=as_list(several))
 
     def python(self, namespace: str, pod: str, program: str, *words: str, stdin: str = "") -> str:
         """Run a program in a pod of the service's image."""

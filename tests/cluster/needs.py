@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 
-from tests.cluster.kubectl import OURS, Kubectl
+from tests.cluster.kubectl import HOME, OURS, Kubectl
 from tests.cluster.pods import PORT, Target, listener, reach, start
 from tools.polling import wait_until
 
@@ -21,7 +21,7 @@ def _nodes(kubectl: Kubectl) -> str:
     if len(found) < 2:
         return f"{len(found)} nodes take pods; it needs two"
     for node in found:
-        names = {name for image in node["status"].get("images", ()) for name in image["names"]}
+        names = {name for image in node["status"].get("images", ()) for name in image.get("names") or ()}
         missing = [one for one in IMAGES if not {one, f"docker.io/library/{one}"} & names]
         if missing:
             return f"{node['metadata']['name']} has no image {', '.join(missing)}: make cluster-images, then load them"
@@ -41,6 +41,7 @@ def _policies(kubectl: Kubectl) -> str:
         "metadata": {"name": "deny", "namespace": OURS},
         "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
     }
+    kubectl.apply([HOME])
     try:
         target = Target(start(kubectl, pods)[names[0]]["status"]["podIP"], PORT)
         if reach(kubectl, OURS, names[1], [target]) != [True]:

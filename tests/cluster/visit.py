@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.cluster.kubectl import OURS, Kubectl
+from tests.cluster.kubectl import HOME, OURS, Kubectl, as_list
 from tools.lint.__main__ import CRDS
 from tools.lint.manifests import ROOT, Manifest, read, render_all
 from tools.polling import wait_until
@@ -27,12 +27,6 @@ LABELLED = "pods,services,statefulsets,configmaps,secrets,persistentvolumeclaims
 
 LINE = "{range .items[*]}{.kind} {.metadata.namespace}/{.metadata.name}\n{end}"
 NODE = "{range .items[*]}Node {.metadata.name} {.spec.unschedulable}{.spec.taints}{.metadata.labels}\n{end}"
-HOME = {
-    "apiVersion": "v1",
-    "kind": "Namespace",
-    "metadata": {"name": OURS, "labels": {"pod-security.kubernetes.io/enforce": "privileged", OURS: "yes"}},
-}
-"""Where the suite's own pods live, some of which look at a node from inside."""
 
 
 @functools.cache
@@ -62,11 +56,10 @@ class Visit:
         self.kubectl = kubectl
 
     def look(self) -> list[str]:
-        """All that is compared."""
-        # A Secret or ConfigMap that each namespace gets is no news, nor is this list.
+        """All that is compared: whatever is not of this suite's own name."""
         found = self.kubectl("get", LISTED, "--all-namespaces", "--output", f"jsonpath={LINE}")
         nodes = self.kubectl("get", "nodes", "--output", f"jsonpath={NODE}")
-        return sorted({*found.splitlines(), *nodes.splitlines()} - {f"ConfigMap default/{OURS}"})
+        return sorted(line for line in [*found.splitlines(), *nodes.splitlines()] if OURS not in line)
 
     def begin(self) -> None:
         """Write down what is there, and bring the CRDs that are missing."""
@@ -108,7 +101,7 @@ class Visit:
     def _existing(self, manifests: Iterable[Manifest]) -> list[str]:
         """Those of some objects that are in the cluster; their kinds are known to it."""
         unique = {identity(one): {key: one[key] for key in ("apiVersion", "kind", "metadata")} for one in manifests}
-        stdin = "\n".join(json.dumps(one) for one in unique.values())
+        stdin = as_list(unique.values())
         got = self.kubectl("get", "--ignore-not-found", "--output", "json", "--filename", "-", stdin=stdin)
         found = json.loads(got or '{"items": []}')
         return [identity(one) for one in found.get("items", [found])]

@@ -14,5 +14,6 @@ CREATE DATABASE goals_database OWNER goals_user
 SQL
   touch "$PGDATA/made"
 fi
+chmod 700 "$PGDATA" # the volume gives its group a right that PostgreSQL does not allow
 exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp -c max_connections=200 -c shared_buffers=64MB \
   -c ssl=on -c ssl_cert_file=/run/secrets/server/tls.crt -c ssl_key_file=/run/secrets/server/tls.key
