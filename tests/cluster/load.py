@@ -40,7 +40,8 @@ class Load:
         labels = {"app.kubernetes.io/name": "loadtest"}
         scenarios = {
             "dense.toml": visitors(10, pause="60ms"),
-            "sparse.toml": visitors(60, pause="2500ms"),
+            # Well below the 5 s after which the service closes an idle connection, also where this pod has to wait its turn.
+            "sparse.toml": visitors(30, pause="1200ms"),
             "fresh.toml": visitors(5, pause="80ms", close=True),
         }
         metadata = {"name": NAME, "namespace": "goals", "labels": {OURS: "yes"}}
