@@ -34,7 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(why)
     if (done := _KUBECTL.run("version")).returncode:
         raise pytest.UsageError(f"no cluster answers as {CONTEXT}: {done.stderr.strip()}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whoever ends it sees the cluster cleared up
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that an interrupt clears the cluster up
 
 
 def case_of(test: str) -> str:
@@ -98,7 +98,7 @@ def say(request: pytest.FixtureRequest) -> Callable[[str], None]:
 
 
 @pytest.fixture(autouse=True)
-def told(request: pytest.FixtureRequest, say: Callable[[str], None]) -> None:
+def reported(request: pytest.FixtureRequest, say: Callable[[str], None]) -> None:
     say(f"{case_of(request.node.nodeid)}: {title(request.node.name)}")
 
 

@@ -40,7 +40,7 @@ class Load:
         labels = {"app.kubernetes.io/name": "loadtest"}
         scenarios = {
             "dense.toml": visitors(10, pause="60ms"),
-            # Well below the 5 s after which the service closes an idle connection, also where this pod has to wait its turn.
+            # Well below the 5 s after which the service closes an idle connection, even where this pod waits its turn.
             "sparse.toml": visitors(30, pause="1200ms"),
             "fresh.toml": visitors(5, pause="80ms", close=True),
         }

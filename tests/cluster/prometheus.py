@@ -10,7 +10,7 @@ import yaml
 from tests.cluster.kubectl import OURS, Kubectl
 from tests.cluster.pods import restricted
 from tests.cluster.visit import renders
-from tools.lint.inventory import dig, first
+from tools.lint.inventory import first, get_path
 from tools.lint.manifests import ROOT, Manifest
 
 NAME = f"{OURS}-prometheus"
@@ -58,7 +58,7 @@ def scrapes(monitor: Manifest) -> list[Manifest]:
                 {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
             ],
         }
-        for number, endpoint in enumerate(dig(monitor, "spec.endpoints[]"))
+        for number, endpoint in enumerate(get_path(monitor, "spec.endpoints[]"))
     ]
 
 

@@ -49,8 +49,8 @@ def lines(checks: list[Check]) -> Iterator[str]:
         if not ours:
             continue
         counts = [f"{sum(check.result == one for check in ours)} {one}" for one in (PASSED, FAILED, NOT_RUN)]
-        told = ", ".join(one for one in counts if not one.startswith("0 "))
-        yield f"{result(ours):8} {case:26} {sum(check.seconds for check in ours):5.0f} s  {told}"
+        reported = ", ".join(one for one in counts if not one.startswith("0 "))
+        yield f"{result(ours):8} {case:26} {sum(check.seconds for check in ours):5.0f} s  {reported}"
         for check in ours:
             if check.reason:
                 yield f"         {check.result} {check.name}: {check.reason}"

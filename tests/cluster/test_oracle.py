@@ -13,7 +13,7 @@ from tools.lint.manifests import Manifest, RenderError, render
 
 OF_THE_SERVER = ("schema", "immutable", "pod-security")
 WHERE = ("overlays/local", "overlays/aks", "argocd/goals", "argocd/server", "components/loadtest")
-"""Where a change of a file arrives: the first that it touches is held against the server."""
+"""Where a change of a file arrives: the first that it touches is compared with the server."""
 
 DIFFERENT = {
     "  namespace: goals\n": "without a namespace it lands in the one that kubectl is set to",
