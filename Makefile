@@ -148,7 +148,7 @@ k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a 
 	$(BIN)/python -m tests.k8s.mutants
 
 cluster-up:  ## the whole site in kind on this machine, step by step (needs Docker, kind, kubectl, helm); SITE=no stops before the site
-	@k8s/kind/create.sh $(ARGS)
+	@SITE=$(SITE) k8s/kind/create.sh $(ARGS)
 
 cluster-down:  ## delete the cluster that cluster-up made, and no other
 	@k8s/kind/delete.sh

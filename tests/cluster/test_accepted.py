@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.kubectl import Kubectl, KubectlError
+from tests.cluster.kubectl import Kubectl, KubectlError, warnings
 from tests.cluster.visit import identity, renders
 from tools.lint.__main__ import PARTS
 from tools.lint.manifests import ROOT, Manifest, is_remote
@@ -28,11 +28,6 @@ LEFT_OUT = [path for path in renders() if is_remote(ROOT / path)]
 """What begins with a release's file from the network: `make k8s` renders these over the files that were published."""
 
 Figures = Callable[..., None]
-
-
-def warnings(printed: str) -> list[str]:
-    """What the server warns of."""
-    return [line for line in printed.splitlines() if line.startswith("Warning")]
 
 
 def apply(kubectl: Kubectl, folder: str, *options: str) -> list[str]:

@@ -4,8 +4,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster.kubectl import Kubectl, KubectlError
-from tests.cluster.test_accepted import warnings
+from tests.cluster.kubectl import Kubectl, KubectlError, warnings
 from tests.cluster.visit import identity, renders
 from tests.k8s.mutants import MUTANTS, Mutant, affected, break_copy, copy
 from tools.lint import changes
