@@ -296,6 +296,7 @@ MUTANTS = (
     Mutant("checked-version", "platform/charts.txt", "cert-manager v1.21.1", "cert-manager v1.15.3"),
     Mutant("kubernetes-version", "aks/settings.sh", "KUBERNETES_VERSION:-1.36", "KUBERNETES_VERSION:-1.29", "Kubernetes 1.29"),
     Mutant("server-side", "platform/install.sh", "kubectl apply --server-side", "kubectl apply", "Argo CD by a plain apply"),
+    Mutant("replaced-whole", "overlays/aks/loadtest/kustomization.yaml", " --cascade=foreground", ""),
     Mutant("install-order", "platform/install.sh", "ORDER=(namespaces gateway-api prometheus-operator-crds cert-manager", "ORDER=(namespaces prometheus-operator-crds cert-manager gateway-api"),
     Mutant("gateway-certificates", "platform/cert-manager/values.yaml", "  gatewayAPI:\n    enabled: true", "  gatewayAPI:\n    enabled: false", "the Gateway API switched on by hand"),
     Mutant("immutable", DEPLOYMENT, "      app.kubernetes.io/name: goals\n      app.kubernetes.io/component: web\n  template:\n    metadata:\n      labels:\n", "      app.kubernetes.io/name: goals\n      app.kubernetes.io/version: goals:dev\n      app.kubernetes.io/component: web\n  template:\n    metadata:\n      labels:\n        app.kubernetes.io/version: goals:dev\n"),

@@ -158,6 +158,14 @@ def server_side(tree: Tree) -> Found:
 
 
 @tree_rule
+def replaced_whole(tree: Tree) -> Found:
+    """The workers of the load test before join the next one, and it is invalid."""
+    for path, command in tree.commands():
+        if "kubectl replace --force" in command and "--cascade=foreground" not in command:
+            yield path, command, "has no --cascade=foreground"
+
+
+@tree_rule
 def install_order(tree: Tree) -> Found:
     """An operator starts without what it looks for only then, or an object meets no CRD."""
     steps = tree.steps()
