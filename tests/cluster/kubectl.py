@@ -33,6 +33,11 @@ HOME = {
 """Where the suite's own pods live, some of which look at a node from inside."""
 
 
+def warnings(printed: str) -> list[str]:
+    """What the server warns of."""
+    return [line for line in printed.splitlines() if line.startswith("Warning")]
+
+
 class KubectlError(Exception):
     """A command that failed; the message is kubectl's own."""
 
