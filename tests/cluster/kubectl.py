@@ -85,8 +85,3 @@ class Kubectl:
         return self(
             "exec", "--stdin", "--namespace", namespace, pod, "--", "python", "-c", program, *words, stdin=stdin
         )
-
-
-def warnings(printed: str) -> list[str]:
-    """What the server warns of."""
-    return [line for line in printed.splitlines() if line.startswith("Warning")]

@@ -11,7 +11,7 @@ from tests.cluster.load import Load
 from tests.cluster.prometheus import FASTER, Prometheus, rendered
 from tests.cluster.site import Site
 from tests.cluster.visit import identity
-from tools.lint.inventory import dig
+from tools.lint.inventory import get_path
 from tools.polling import wait_until
 
 pytestmark = pytest.mark.needs("nodes")
@@ -42,7 +42,7 @@ def test_each_pod_of_the_service_is_scraped_and_nothing_else(
 
 
 def test_the_rules_load_and_each_can_be_evaluated(prometheus: Prometheus, figures: Figures) -> None:
-    wanted = sum(len(list(dig(one, "spec.groups[].rules[]"))) for one in rendered("PrometheusRule"))
+    wanted = sum(len(list(get_path(one, "spec.groups[].rules[]"))) for one in rendered("PrometheusRule"))
 
     def states() -> list[str]:
         return [rule["health"] for group in prometheus.ask("rules")["groups"] for rule in group["rules"]]
