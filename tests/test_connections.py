@@ -89,7 +89,7 @@ async def test_what_is_in_the_way_is_named(
         with pytest.raises(CommandError) as refusal:
             await upgrade(settings)
         assert reason in str(refusal.value)
-        limits = replace(WIDE, retry_budget=0.2)
+        limits = replace(WIDE, retry_budget=2.0)
         async with serving(settings, limits) as service, speaking_to(service.ops_port) as operator:
 
             async def says_so() -> bool:
