@@ -11,7 +11,7 @@ from tests.cluster.kubectl import Kubectl
 from tests.cluster.pods import Target, listener, reach, start
 from tests.cluster.site import Site
 from tests.cluster.visit import renders
-from tools.lint.inventory import dig
+from tools.lint.inventory import get_path
 from tools.lint.manifests import ROOT
 from tools.polling import wait_until
 
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Callable[[str, str], str]:
     def write(old: str, new: str) -> str:
         patches = []
         for one in renders()["components/loadtest"]:
-            for container in dig(one, "spec.template.spec.containers[]"):
+            for container in get_path(one, "spec.template.spec.containers[]"):
                 args = [word.replace(old, new) for word in container["args"]]
                 change = [{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": args}]
                 patches.append({"target": {"kind": one["kind"]}, "patch": json.dumps(change)})
