@@ -24,7 +24,7 @@ _ID_SEQUENCE = """
 ADOPT = f"""
     DO $$
     DECLARE
-        home CONSTANT NAME := (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('goals'));
+        home CONSTANT TEXT := (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('goals'));
         theirs CONSTANT TEXT := (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute
                                  WHERE attrelid = to_regclass('goals') AND attnum > 0 AND NOT attisdropped);
         sequence CONSTANT REGCLASS := ({_ID_SEQUENCE});
