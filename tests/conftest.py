@@ -20,6 +20,7 @@ from anyio import to_thread
 from sqlalchemy import text
 
 from goals import app, embedded, logs
+from goals.connections import connect_arguments
 from goals.database import Database
 from goals.limits import Limits
 from goals.settings import Settings
@@ -112,6 +113,22 @@ async def empty(settings: Settings) -> AsyncIterator[Settings]:
     """Settings that lead to a database of this test's own, without a table."""
     async with fresh_database(settings) as fresh:
         yield fresh
+
+
+@pytest.fixture(scope="module")
+async def own(settings: Settings) -> AsyncIterator[Settings]:
+    """Settings that lead to one database for all tests of a module: another one takes longer than a test."""
+    async with fresh_database(settings) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+async def owner(own: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """The role that owns the module's database, in which nothing is left of the test before."""
+    connection = await asyncpg.connect(**connect_arguments(own, WIDE))
+    await connection.execute("DROP SCHEMA IF EXISTS goals_adopted, apart, public CASCADE; CREATE SCHEMA public")
+    yield connection
+    await connection.close()
 
 
 @contextlib.asynccontextmanager

@@ -5,7 +5,6 @@ import os
 import random
 import sys
 import tomllib
-from collections.abc import AsyncIterator
 from functools import partial
 from io import StringIO
 from uuid import uuid4
@@ -38,21 +37,6 @@ def cases(kind: str) -> pytest.MarkDecorator:
     found = CASES[kind]
     names = list(next(iter(found.values())))
     return pytest.mark.parametrize(names, [tuple(case.values()) for case in found.values()], ids=found)
-
-
-@pytest.fixture(scope="module")
-async def database(settings: Settings) -> AsyncIterator[Settings]:
-    """One database for all: another one takes longer than a test."""
-    async with fresh_database(settings) as fresh:
-        yield fresh
-
-
-@pytest.fixture
-async def connection(database: Settings) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(**connect_arguments(database, WIDE))
-    await connection.execute("DROP SCHEMA IF EXISTS goals_adopted, public CASCADE; CREATE SCHEMA public")
-    yield connection
-    await connection.close()
 
 
 async def describe(connection: asyncpg.Connection) -> list[str]:
@@ -104,56 +88,54 @@ async def adopt_and_use(settings: Settings) -> str:
 
 @cases("refused")
 async def test_what_cannot_be_served_is_refused_and_left_alone(
-    database: Settings, connection: asyncpg.Connection, made: str, reason: str
+    own: Settings, owner: asyncpg.Connection, made: str, reason: str
 ) -> None:
-    await connection.execute(made)
-    before = await describe(connection)
+    await owner.execute(made)
+    before = await describe(owner)
     with pytest.raises(CommandError) as refusal:
-        await upgrade(database)
+        await upgrade(own)
     assert reason in str(refusal.value)
     assert "\n" not in str(refusal.value)
-    assert await describe(connection) == before
+    assert await describe(owner) == before
 
 
 @cases("served")
-async def test_what_can_be_served_is(database: Settings, connection: asyncpg.Connection, made: str) -> None:
-    await connection.execute(made)
-    await connection.execute("INSERT INTO goals (goal_name) VALUES ('theirs')")
-    assert await adopt_and_use(database) == ""
-    assert await connection.fetchval("SELECT goal_name FROM goals ORDER BY id") == "theirs"
+async def test_what_can_be_served_is(own: Settings, owner: asyncpg.Connection, made: str) -> None:
+    await owner.execute(made)
+    await owner.execute("INSERT INTO goals (goal_name) VALUES ('theirs')")
+    assert await adopt_and_use(own) == ""
+    assert await owner.fetchval("SELECT goal_name FROM goals ORDER BY id") == "theirs"
 
 
 async def test_a_sequence_that_is_behind_is_set(
-    database: Settings, connection: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+    own: Settings, owner: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await connection.execute(PLAIN)
-    await connection.execute("INSERT INTO goals SELECT n, 'goal' FROM generate_series(1, 500) AS n")
-    await upgrade(database)
+    await owner.execute(PLAIN)
+    await owner.execute("INSERT INTO goals SELECT n, 'goal' FROM generate_series(1, 500) AS n")
+    await upgrade(own)
     message = "the next id was 1, and goals has ids up to 500: goals_id_seq has been set to that"
     assert caplog.messages.count(message) == 1
-    await use(database)
-    assert await connection.fetchval("SELECT min(id) FROM goals WHERE id > 500") == 501
+    await use(own)
+    assert await owner.fetchval("SELECT min(id) FROM goals WHERE id > 500") == 501
     # Rows that are brought in later, with their ids.
-    await connection.execute("INSERT INTO goals (id, goal_name) VALUES (9000, 'goal')")
-    await upgrade(database)
-    assert await connection.fetchval("SELECT nextval('goals_adopted.goals_id_seq')") == 9001
+    await owner.execute("INSERT INTO goals (id, goal_name) VALUES (9000, 'goal')")
+    await upgrade(own)
+    assert await owner.fetchval("SELECT nextval('goals_adopted.goals_id_seq')") == 9001
 
 
-async def test_ids_that_others_have_had_are_not_given_out_again(
-    database: Settings, connection: asyncpg.Connection
-) -> None:
-    await connection.execute(PLAIN)
-    await connection.execute(TRIGGER.format("PERFORM nextval('goals_id_seq'); RETURN NEW;", "BEFORE INSERT"))
-    await upgrade(database)
-    assert await connection.fetchval("SELECT nextval('goals_adopted.goals_id_seq')") > 20
+async def test_ids_that_others_have_had_are_not_given_out_again(own: Settings, owner: asyncpg.Connection) -> None:
+    await owner.execute(PLAIN)
+    await owner.execute(TRIGGER.format("PERFORM nextval('goals_id_seq'); RETURN NEW;", "BEFORE INSERT"))
+    await upgrade(own)
+    assert await owner.fetchval("SELECT nextval('goals_adopted.goals_id_seq')") > 20
 
 
-async def test_a_lock_is_waited_for(database: Settings, connection: asyncpg.Connection) -> None:
-    await connection.execute(PLAIN)
-    writer = await asyncpg.connect(**connect_arguments(database, WIDE))
-    async with connection.transaction():
-        await connection.execute("INSERT INTO goals (goal_name) VALUES ('theirs')")
-        migration = asyncio.create_task(upgrade(database))
+async def test_a_lock_is_waited_for(own: Settings, owner: asyncpg.Connection) -> None:
+    await owner.execute(PLAIN)
+    writer = await asyncpg.connect(**connect_arguments(own, WIDE))
+    async with owner.transaction():
+        await owner.execute("INSERT INTO goals (goal_name) VALUES ('theirs')")
+        migration = asyncio.create_task(upgrade(own))
         waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'goals'::regclass AND NOT granted"
         await until(lambda: writer.fetchval(waiting))
         await until(partial(has_none, writer, waiting))  # it has given up once
@@ -198,23 +180,23 @@ async def test_without_the_right_to_make_a_schema_the_table_stays_and_somebody_i
 
 
 async def test_a_dry_run_says_what_would_be_done_and_does_nothing(
-    database: Settings,
-    connection: asyncpg.Connection,
+    own: Settings,
+    owner: asyncpg.Connection,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     def look() -> str:
-        attributes = {"settings": database, "limits": WIDE, "dry_run": True}
+        attributes = {"settings": own, "limits": WIDE, "dry_run": True}
         command.upgrade(Config(ROOT / "alembic.ini", stdout=(out := StringIO()), attributes=attributes), "head")
         return out.getvalue()
 
     assert "revision 0001 would run: " in await to_thread.run_sync(look)
-    await connection.execute(PLAIN)
-    await connection.execute("INSERT INTO goals VALUES (7, 'goal')")
-    before = await describe(connection)
+    await owner.execute(PLAIN)
+    await owner.execute("INSERT INTO goals VALUES (7, 'goal')")
+    before = await describe(owner)
     assert "revision 0002 would run: " in await to_thread.run_sync(look)
     assert "the next id was 1, and goals has ids up to 7: goals_id_seq would be set to that" in caplog.messages
-    assert await describe(connection) == before
-    await upgrade(database)
+    assert await describe(owner) == before
+    await upgrade(own)
     assert await to_thread.run_sync(look) == "nothing would be done: the schema is at revision 0002\n"
 
 
@@ -273,11 +255,9 @@ SEED = SEED or str(random.randrange(10**9))  # noqa: S311  no secret
 
 
 @pytest.mark.parametrize("index", range(int(NUMBER)))
-async def test_a_generated_table_is_refused_or_served(
-    database: Settings, connection: asyncpg.Connection, index: int
-) -> None:
+async def test_a_generated_table_is_refused_or_served(own: Settings, owner: asyncpg.Connection, index: int) -> None:
     """GENERATED_TABLES says how many; `20:SEED` plays the same ones again."""
     made = draw(random.Random(f"{SEED}:{index}"))  # noqa: S311  no secret
     sys.stdout.write(f"GENERATED_TABLES={NUMBER}:{SEED}: {made}\n")
-    await connection.execute(made)
-    assert "\n" not in await adopt_and_use(database)
+    await owner.execute(made)
+    assert "\n" not in await adopt_and_use(own)

@@ -24,7 +24,7 @@ from goals.connections import connect_arguments
 from goals.database import Database
 from goals.models import SCHEMA_REVISION
 from goals.settings import Settings
-from tests.conftest import ROOT, WIDE, upgrade
+from tests.conftest import ROOT, WIDE, serving, speaking_to, until_ready, upgrade
 from tools.polling import until
 
 SEED_FORMS = {
@@ -82,6 +82,24 @@ async def database_of(settings: Settings) -> AsyncIterator[Database]:
     database = Database(settings, WIDE)
     yield database
     await database.close()
+
+
+async def test_the_table_goes_back_to_its_place_under_a_running_service(
+    empty: Settings, connection: asyncpg.Connection
+) -> None:
+    page = (ROOT / "docs" / "from-the-go-app.md").read_text(encoding="utf-8")
+    (statements,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    await connection.execute(SEED_FORMS["text"])
+    await upgrade(empty)
+    async with serving(empty) as service, speaking_to(service.port) as client:
+        await until_ready(service)
+        for name in ("before", "after"):
+            assert (await client.post("/add_goal", data={"goal_name": name})).status_code == 303
+            assert name in (await client.get("/")).text
+            if name == "before":
+                await connection.execute(statements)
+    assert await connection.fetchval("SELECT count(*) FROM public.goal_keys") == 2
+    await upgrade(empty)
 
 
 async def test_who_may_use_the_table_may_use_it_after_the_adoption(

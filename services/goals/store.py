@@ -153,7 +153,9 @@ _STATEMENT_TIMEOUT = (
     .where(column("name") == "statement_timeout")
 )
 _class = table("pg_class", column("oid"), column("relname", String))
-_attribute = table("pg_attribute", *map(column, ("attrelid", "attname", "atttypid", "attnum", "attisdropped")))
+_attribute = table(
+    "pg_attribute", *map(column, ("attrelid", "attname", "atttypid", "attlen", "attnum", "attisdropped"))
+)
 _COLUMN_TYPES = (
     select(_class.c.relname, _attribute.c.attname, func.format_type(_attribute.c.atttypid, null()).label("type"))
     .join_from(_class, _attribute, _attribute.c.attrelid == _class.c.oid)
@@ -161,6 +163,18 @@ _COLUMN_TYPES = (
         _class.c.oid.in_([func.to_regclass(literal_column(f"'{name}'")) for name in COLUMN_TYPES]),
         _attribute.c.attnum > 0,
         ~_attribute.c.attisdropped,
+    )
+)
+_sequence = table("pg_sequence", *map(column, ("seqrelid", "seqmax")))
+_last = func.coalesce(func.pg_sequence_last_value(_sequence.c.seqrelid), 0)
+_highest = func.least(_sequence.c.seqmax, func.power(2.0, 8 * _attribute.c.attlen - 1) - 1, type_=Float)
+_IDS_USED = (
+    select((cast(_last, Float) / _highest).label("used"))
+    .join_from(_attribute, _sequence, _sequence.c.seqrelid == func.to_regclass(literal_column("'goals_id_seq'")))
+    .where(
+        _attribute.c.attrelid == func.to_regclass(literal_column("'goals'")),
+        _attribute.c.attname == "id",
+        func.has_sequence_privilege(_sequence.c.seqrelid, "USAGE, SELECT"),
     )
 )
 
@@ -296,39 +310,10 @@ async def select_statement_timeout(database: Database) -> int:
     return int(row.setting)
 
 
-_owner = table("pg_attribute", *map(column, ("attrelid", "attname", "attnum", "attlen")))
-_default = table("pg_attrdef", *map(column, ("oid", "adrelid", "adnum")))
-_link = table("pg_depend", *map(column, ("classid", "objid", "refobjid", "refobjsubid", "deptype")))
-_sequence = table("pg_sequence", *map(column, ("seqrelid", "seqmax")))
-# The sequence that the default calls, or an identity's own. One that the column owns (pg_get_serial_sequence) need not
-# be the one that fills it.
-_called = select(_link.c.refobjid).where(
-    _link.c.classid == cast(literal("pg_attrdef", String), REGCLASS),
-    _link.c.objid == _default.c.oid,
-    _default.c.adrelid == _owner.c.attrelid,
-    _default.c.adnum == _owner.c.attnum,
-)
-_identity = select(_link.c.objid).where(
-    _link.c.deptype == "i", _link.c.refobjid == _owner.c.attrelid, _link.c.refobjsubid == _owner.c.attnum
-)
-_last = func.coalesce(func.pg_sequence_last_value(_sequence.c.seqrelid), 0)
-_highest = func.least(_sequence.c.seqmax, func.power(2.0, 8 * _owner.c.attlen - 1) - 1, type_=Float)
-_IDS_USED = (
-    select((cast(_last, Float) / _highest).label("used"))
-    .select_from(_owner.join(_sequence, true()))
-    .where(
-        _owner.c.attrelid == func.to_regclass("goals"),
-        _owner.c.attname == "id",
-        _sequence.c.seqrelid.in_(_called) | _sequence.c.seqrelid.in_(_identity),
-        func.has_sequence_privilege(_sequence.c.seqrelid, "USAGE, SELECT"),
-    )
-)
-
-
 async def select_ids_used(database: Database) -> float | None:
     """Give the last id as a share of the highest one that both the column and its sequence can hold.
 
-    None where no sequence fills the column, or where this role may not read it.
+    None where the table or its sequence is not there, or where this role may not read it.
     """
     rows = await database.fetch(_IDS_USED)
     return float(rows[0].used) if rows else None
