@@ -186,6 +186,27 @@ def test_up_is_stopped_while_it_starts(folder: Path) -> None:
     assert not is_running(folder)
 
 
+def test_a_signal_that_comes_in_a_finalizer_is_not_lost(folder: Path) -> None:
+    # `subprocess` has one, and so has the import system.
+    program = """
+import runpy, signal, sys
+from goals import embedded
+
+class Finalized:
+    def __len__(self):
+        return 0
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+embedded.ignore_client_variables = Finalized
+sys.argv = ["goals", "up"]
+runpy.run_module("goals", run_name="__main__", alter_sys=True)
+"""
+    with started(sys.executable, "-c", program, folder=folder) as process:
+        assert process.wait() in {0, 128 + signal.SIGTERM}
+    assert not is_running(folder)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_it_still_imports_ends_it_without_a_word(tmp_path: Path, number: signal.Signals) -> None:
     # The first of the imports stands still, and says so.

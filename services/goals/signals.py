@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable
 
 _BOTH = (signal.SIGINT, signal.SIGTERM)
+_received: list[int] = []
+"""Those that have ended the program; where one came in a finalizer, Python dropped the exception and went on."""
 
 
 def leave_at_once() -> None:
@@ -36,8 +38,11 @@ def call(stop: Callable[[], None]) -> None:
 
     for number in _BOTH:
         asyncio.get_running_loop().add_signal_handler(number, stop)
+    if _received:
+        stop()
 
 
 def _leave(number: int, _frame: object) -> None:
+    _received.append(number)
     ignore()
     raise SystemExit(128 + number)
