@@ -25,15 +25,7 @@ from goals.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
 
 log = logging.getLogger("goals.migrations")
 
-LOCK_TIMEOUT = 0.2
-"""Seconds a revision may wait for the table's lock: for as long, every statement that comes later waits behind it.
-
-Each revision sets it for itself too, so that `alembic upgrade head --sql` carries it.
-"""
-PATIENCE = 60.0
-"""Seconds to try again for a lock that a long transaction holds."""
-TURN_PATIENCE = 900.0
-"""Seconds to wait for another migrator, who may be building an index on a large table."""
+limits: Limits = context.config.attributes.get("limits", Limits())
 _ADVISORY_LOCK = int.from_bytes(b"goals")
 
 
@@ -98,10 +90,10 @@ def _number(_context: MigrationContext, _revision: object, directives: list[Migr
 async def _migrate(settings: Settings) -> None:
     async def connect() -> asyncpg.Connection:
         connection = await asyncpg.connect(
-            **connect_arguments(settings, context.config.attributes.get("limits", Limits())),
+            **connect_arguments(settings, limits),
             server_settings={
                 "application_name": "goals-migrate",
-                "lock_timeout": str(int(LOCK_TIMEOUT * 1000)),
+                "lock_timeout": str(int(limits.lock_timeout * 1000)),
                 # Whatever the role was given: an index takes as long as it takes, and the guard is idle meanwhile.
                 "statement_timeout": "0",
                 "idle_session_timeout": "0",
@@ -122,11 +114,11 @@ async def _migrate(settings: Settings) -> None:
 
 
 async def _take_turn(guard: AsyncConnection) -> None:
-    if await guard.scalar(text("SHOW lock_timeout")) != f"{LOCK_TIMEOUT * 1000:.0f}ms":
+    if await guard.scalar(text("SHOW lock_timeout")) != f"{limits.lock_timeout * 1000:.0f}ms":
         raise CommandError("a pooler drops startup parameters such as lock_timeout: let DB_HOST name PostgreSQL itself")
     # Asked again and again, not waited for: a statement that waits holds a snapshot, and the winner's CREATE INDEX
     # CONCURRENTLY would wait for that snapshot to go: a deadlock.
-    deadline = time.monotonic() + TURN_PATIENCE
+    deadline = time.monotonic() + limits.turn_patience
     said = False
     while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}):
         if time.monotonic() > deadline:
@@ -138,7 +130,7 @@ async def _take_turn(guard: AsyncConnection) -> None:
 
 
 async def _run_until_unlocked(connection: AsyncConnection) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + limits.lock_patience
     while True:
         try:
             await connection.run_sync(_run_migrations)
@@ -148,7 +140,7 @@ async def _run_until_unlocked(connection: AsyncConnection) -> None:
                 raise
             log.info("The table is locked by a long transaction; trying again")
             # Long enough for those who waited behind us to be served first.
-            await asyncio.sleep(random.uniform(LOCK_TIMEOUT, 5 * LOCK_TIMEOUT))  # noqa: S311  jitter is no secret
+            await asyncio.sleep(random.uniform(limits.lock_timeout, 5 * limits.lock_timeout))  # noqa: S311  jitter is no secret
         else:
             return
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 
-from drills import failover, grey, migration, overload, restore, rollout, rotation, stuck
+from drills import failover, grey, migration, overload, restore, rollout, rotation, stuck, widen
 from drills.drill import Drill
 
 DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
@@ -11,6 +11,7 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "rollout": rollout.run,
     "overload": overload.run,
     "migration": migration.run,
+    "widen": widen.run,
     "rotation": rotation.run,
     "stuck": stuck.run,
     "restore": restore.run,

@@ -17,20 +17,23 @@ from drills.journal import Attempt
 from drills.scenarios import visitors, writers
 from drills.stage import Load, Replica, Stage
 from drills.timeline import Mark
+from goals.limits import Limits
 from tools.polling import until
 
 NEXT = "next revision"
 REQUESTS = 20_000
 ROWS = 1_000_000
 MIGRATORS = 5
-_LOCK_TIMEOUT = 0.2
-"""What alembic/env.py, which cannot be imported, and every revision promise."""
+LOCK_TIMEOUT = Limits().lock_timeout
+"""What every revision promises."""
 _NOTICE = 0.05
 """Seconds it may take PostgreSQL to end a wait that is over, and to serve those who waited behind it."""
-_LONGEST_WAIT = _LOCK_TIMEOUT + _NOTICE
+LONGEST_WAIT = LOCK_TIMEOUT + _NOTICE
 _GAVE_UP = "The table is locked by a long transaction; trying again"
 _DID = "Running upgrade"
-_WAITED = re.compile(r"\] goals LOG: +process \d+ acquired \w+ on .* after ([\d.]+) ms$", re.MULTILINE)
+_WAITED = re.compile(
+    r"\] goals LOG: +process \d+ acquired \w+ on .* after ([\d.]+) ms(?: at character \d+)?$", re.MULTILINE
+)
 
 _BLOCKED = re.compile(r"\] goals-migrate LOG: +process \d+ still waiting for \w+ on relation ")
 _OLD_TRANSACTIONS = re.compile(r"\] goals-migrate LOG: +process \d+ still waiting for \w+ on virtual transaction ")
@@ -94,7 +97,7 @@ TREE = Version("this tree", ROOT)
 
 async def run(drill: Drill) -> None:
     async with Stage() as stage:
-        await _log_waits(stage)
+        await log_waits(stage)
         hops = await _plan(drill, stage)
         attempts = list(chain.from_iterable([await _make_hop(drill, stage, hop) for hop in hops]))
         if not hops:
@@ -108,7 +111,7 @@ async def run(drill: Drill) -> None:
         await _control(drill, stage, hops[-1])
 
 
-async def _log_waits(stage: Stage) -> None:
+async def log_waits(stage: Stage) -> None:
     for setting, value in _LOGGING.items():
         await stage.cluster.execute(f"ALTER SYSTEM SET {setting} = '{value}'", database="postgres")
     await stage.cluster.fetch("SELECT pg_reload_conf()", database="postgres")
@@ -130,7 +133,7 @@ async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
     await stage.fill(20_000 if drill.short else ROWS)
     try:
         history.check(whole=False)
-        hops.append(_make_next(history, stage.folder))
+        hops.append(make_next(history, stage.folder))
     except HistoryError as error:
         drill.leave_out(NEXT, "a revision that is still to come", str(error))
     return hops
@@ -161,18 +164,18 @@ def _unpack(history: History, commit: str, folder: Path) -> Version:
     return Version(f"commit {commit}", root)
 
 
-def _make_next(history: History, folder: Path) -> Hop:
+def make_next(history: History, folder: Path) -> Hop:
     """A revision that is still to come, of the usual kind: today's version, from its commit, must bear it."""
     head = TREE.revision
     commit = history.find_last(head, None)
     if commit is None:
         raise HistoryError(f"revision {head} is not committed yet, so no commit has what runs with it")
     new = Version("its successor", folder / "next")
-    revision = _add_revision(ROOT, new.root, f"{_LOCK_TIMEOUT * 1000:.0f}ms")
+    revision = add_revision(ROOT, new.root, f"{LOCK_TIMEOUT * 1000:.0f}ms")
     return Hop(_unpack(history, commit, folder), [revision], new)
 
 
-def _add_revision(tree: Path, root: Path, timeout: str) -> str:
+def add_revision(tree: Path, root: Path, timeout: str) -> str:
     """Copy a tree to the folder `root`, add a revision there, and make its service need it."""
     copy_tree(tree, root)
     former = list_revisions(root)[-1]
@@ -361,7 +364,7 @@ class Migrators:
         return "".join(log.read_text(encoding="utf-8") for log in self._logs)
 
 
-def _read_waits(log: str) -> list[float]:
+def read_waits(log: str) -> list[float]:
     """How long statements of the service have waited for a lock, in seconds, by PostgreSQL's log."""
     return [float(milliseconds) / 1000 for milliseconds in _WAITED.findall(log)]
 
@@ -371,17 +374,17 @@ def _check_waits(case: Case, log: str, *, has_met: bool) -> None:
 
     Where the migrator `has_met` the long transaction, somebody has waited behind it, and the log must say so.
     """
-    waits = _read_waits(log)
+    waits = read_waits(log)
     if has_met:
         case.check("statements that had to wait for a lock", len(waits), ">", 0)
     else:
         case.explanation += "; it takes no lock that anybody waits for"
-    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", _LONGEST_WAIT, kind="timing")
+    case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", LONGEST_WAIT, kind="timing")
 
 
 async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
     new = Version("the control", stage.folder / "control")
-    revision = _add_revision(hop.new.root, new.root, "0")
+    revision = add_revision(hop.new.root, new.root, "0")
     load = await stage.load(_scenario(drill, hop.former))
     logged = len(stage.cluster.read_log())
     connection = await stage.cluster.connect()
@@ -404,5 +407,5 @@ async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
     attempts = await load.stop()
     explanation = "a revision without lock_timeout waits behind a long transaction, and everybody behind it"
     drill.control("no lock_timeout", explanation, "requests refused or failed", sum(a.shows_error for a in attempts))
-    longest = max(_read_waits(stage.cluster.read_log()[logged:]), default=0.0)
-    drill.control("no lock_timeout, by PostgreSQL's log", "the same", "s for the longest wait", longest, _LONGEST_WAIT)
+    longest = max(read_waits(stage.cluster.read_log()[logged:]), default=0.0)
+    drill.control("no lock_timeout, by PostgreSQL's log", "the same", "s for the longest wait", longest, LONGEST_WAIT)

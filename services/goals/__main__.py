@@ -1,4 +1,4 @@
-"""The commands of the service: `python -m goals serve`, `migrate`, `openapi`, and `up`, which is all of it at once."""
+"""The commands of the service: `python -m goals serve`, `migrate`, `widen`, `openapi`; `up` is all of it at once."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ from pathlib import Path
 import orjson
 import structlog
 
-from goals import app, embedded, logs
+from goals import app, embedded, logs, widening
 from goals.limits import Limits
 from goals.models import SCHEMA_REVISION
 from goals.openapi import DOCUMENT
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 1 with one line on standard error that says cause and remedy."""
     parser = argparse.ArgumentParser(prog="python -m goals", description="A goal tracker on PostgreSQL.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for run in (up, serve, migrate, openapi):
+    for run in (up, serve, migrate, widen, openapi):
         summary = (run.__doc__ or "").partition("\n")[0]
         command = commands.add_parser(run.__name__, help=summary, description=summary)
         command.set_defaults(run=run)
@@ -111,6 +111,15 @@ def migrate(*, dry_run: bool = False) -> None:
     logs.configure(settings.goals_log_format)
     _ignore_client_variables()
     _migrate(settings, dry_run=dry_run)
+
+
+def widen() -> None:
+    """Make an adopted table's integer ids bigint while clients go on; run again, it goes on where it was."""
+    signals.leave_in_order()
+    settings = _read_remote_settings()
+    logs.configure(settings.goals_log_format)
+    _ignore_client_variables()
+    asyncio.run(widening.widen(settings, Limits()))
 
 
 def openapi() -> None:

@@ -11,7 +11,7 @@ from goals.errors import ConfigurationError
 from goals.models import ADOPTED
 from goals.sqlstates import sqlstate
 
-_ID_SEQUENCE = """
+ID_SEQUENCE = """
     SELECT s.oid
     FROM pg_attribute
     LEFT JOIN pg_attrdef a ON adrelid = attrelid AND adnum = attnum
@@ -21,13 +21,26 @@ _ID_SEQUENCE = """
     WHERE attrelid = to_regclass('goals') AND attname = 'id'
 """
 """The sequence of goals.id, whether an identity has it, a SERIAL, or only the default."""
+VIEW = f"""
+    SELECT DISTINCT c.oid FROM pg_class c JOIN pg_rewrite r ON ev_class = c.oid
+    JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+    WHERE relname = 'goals' AND relkind = 'v' AND refobjid = to_regclass('{ADOPTED}.goals')
+"""  # noqa: S608  it is made of constants
+"""The view that stands where an adopted table stood."""
+LEAVE_VIEW = f"""
+            EXECUTE format('CREATE VIEW %s.goals WITH (security_invoker = true) AS SELECT %s FROM {ADOPTED}.goals',
+                           home, theirs);
+            -- The table's own rights hold for each role.
+            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s.goals TO PUBLIC', home);
+"""  # noqa: S608  it is made of constants
+"""Make it, in a DO block whose variables say in which schema (`home`) and with which columns (`theirs`)."""
 ADOPT = f"""
     DO $$
     DECLARE
         home CONSTANT TEXT := (SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('goals'));
         theirs CONSTANT TEXT := (SELECT string_agg(quote_ident(attname), ', ' ORDER BY attnum) FROM pg_attribute
                                  WHERE attrelid = to_regclass('goals') AND attnum > 0 AND NOT attisdropped);
-        sequence CONSTANT REGCLASS := ({_ID_SEQUENCE});
+        sequence CONSTANT REGCLASS := ({ID_SEQUENCE});
     BEGIN
         IF theirs IS NULL OR home = '{ADOPTED}' THEN
             RETURN;
@@ -55,10 +68,7 @@ ADOPT = f"""
         IF has_database_privilege(current_database(), 'CREATE') THEN
             CREATE SCHEMA IF NOT EXISTS {ADOPTED};
             ALTER TABLE goals SET SCHEMA {ADOPTED};
-            EXECUTE format('CREATE VIEW %s.goals WITH (security_invoker = true) AS SELECT %s FROM {ADOPTED}.goals',
-                           home, theirs);
-            -- The table's own rights hold for each role.
-            EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s.goals TO PUBLIC', home);
+            {LEAVE_VIEW}
             PERFORM set_config('search_path', '{ADOPTED}, ' || current_setting('search_path'), false);
         END IF;
     END $$
@@ -67,15 +77,15 @@ ADOPT = f"""
 GIVE_BACK = f"""
     DO $$
     DECLARE
-        view CONSTANT REGCLASS := (
-            SELECT DISTINCT c.oid FROM pg_class c JOIN pg_rewrite r ON ev_class = c.oid
-            JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
-            WHERE relname = 'goals' AND relkind = 'v' AND refobjid = to_regclass('{ADOPTED}.goals'));
+        view CONSTANT REGCLASS := ({VIEW});
         home CONSTANT TEXT := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = view);
         ours NAME;
-        added NAME[] := ARRAY(SELECT unnest(ARRAY['created_at', 'updated_at', 'row_version'])
+        added NAME[] := ARRAY(SELECT unnest(ARRAY['created_at', 'updated_at', 'row_version', 'id_bigint'])
                               EXCEPT SELECT attname FROM pg_attribute WHERE attrelid = view);
     BEGIN
+        -- What an unfinished `widen` has left.
+        DROP TRIGGER IF EXISTS goals_widening ON goals;
+        DROP FUNCTION IF EXISTS copy_goal_id();
         IF view IS NOT NULL THEN
             EXECUTE format('DROP VIEW %s', view);
             EXECUTE format('ALTER TABLE {ADOPTED}.goals SET SCHEMA %s', home);
@@ -288,7 +298,7 @@ _SEQUENCE = f"""
            CASE atttypid WHEN 'integer'::regtype THEN least(seqmax, 2147483647) ELSE seqmax END AS most,
            (SELECT min(id) FROM goals) AS lowest, (SELECT max(id) FROM goals) AS highest
     FROM pg_sequence, pg_attribute
-    WHERE seqrelid = ({_ID_SEQUENCE}) AND attrelid = 'goals'::regclass AND attname = 'id'
+    WHERE seqrelid = ({ID_SEQUENCE}) AND attrelid = 'goals'::regclass AND attname = 'id'
 """  # noqa: S608  it is made of constants
 _IN_PLACE = """
     SELECT format('%1$I may not create a schema, so goals stays where it is, and what reads it by SELECT * sees three'

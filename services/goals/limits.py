@@ -90,6 +90,19 @@ class Limits:
     recovered_after: float = 1.0
     """An outage is over when no statement has failed for so long: in some, only part of the connections is lost."""
 
+    # Changes of the schema.
+    lock_timeout: float = 0.2
+    """For the table's lock: as long as it is waited for, every later statement waits behind it. Each revision sets it
+    for itself too, so that `alembic upgrade head --sql` carries it."""
+    lock_patience: float = 60.0
+    """How long a lock that a long transaction holds is asked for again."""
+    turn_patience: float = 900.0
+    """For another migration, which may be building an index on a large table."""
+    widen_batch: int = 1000
+    """Ids copied by one statement, which holds their rows for some 10 ms; the pause after it is as long again."""
+    widen_progress: float = 2.0
+    """Between two lines that say how far `widen` is."""
+
     # Old idempotency keys.
     keys_batch: int = 1000
     """Removed by one statement, which takes some 10 ms."""
