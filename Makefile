@@ -69,6 +69,9 @@ SECONDS ?= 2
 bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json and out/bench.html
 	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
 
+growth: $(VENV)/.dev .cache/bench/.goals  ## the same requests with a million goals and with ten million (5 minutes); writes out/growth.json
+	@$(BIN)/python -m bench.growth --python .cache/bench/bin/python $(ARGS)
+
 flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands of hostile ones do not read, only connect, or send junk (8 minutes)
 	@echo "flooding the service, half a minute for each kind of client"
 	@$(BIN)/python -m bench.flood --python .cache/bench/bin/python $(ARGS)
@@ -125,13 +128,13 @@ parity: $(VENV)/.parity  ## k6 and Locust taking turns on the same targets (need
 
 ##@ Drills
 DRILL ?= failover
-drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration, rotation, stuck, restore): faults injected under load; reports in out/drills/ (1 to 3 minutes)
+drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration, widen, rotation, stuck, restore): faults injected under load; reports in out/drills/ (1 to 3 minutes)
 	@$(BIN)/python -m drills $(DRILL) $(ARGS)
 
-drills: $(VENV)/.dev  ## all of them, in full (under 20 minutes)
+drills: $(VENV)/.dev  ## all of them, in full (under 25 minutes)
 	@$(BIN)/python -m drills $(ARGS)
 
-drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the same moments every time (7 minutes)
+drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the same moments every time (8 minutes)
 	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
 
 ##@ Kubernetes
@@ -300,4 +303,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-.PHONY: cluster-up cluster-down cluster-images cluster-test flood docs-test audit wheels versions licences actions-pin release-notes site-images up dev migrate check fix test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+.PHONY: cluster-up cluster-down cluster-images cluster-test flood growth docs-test audit wheels versions licences actions-pin release-notes site-images up dev migrate check fix test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help

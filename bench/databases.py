@@ -18,10 +18,10 @@ WRITES = "goals_writes"
 LONG = "goals_long"
 """A page of it is as large as one can be."""
 
-# Ten goals a day, the last one today, as if people had written them.
+# Ten goals a day, the last one today, as if people had written them; more than a million begin no earlier.
 _FILL = """
 INSERT INTO goals (goal_name, created_at)
-SELECT 'Read book number ' || number || ' of my list', now() - ($1 - number) * interval '2.4 hours'
+SELECT 'Read book number ' || number || ' of my list', now() - ($1 - number) * least(1, 1e6 / $1) * interval '2.4 hours'
 FROM generate_series(1, $1) AS number
 """
 

@@ -137,7 +137,7 @@ async def widen(settings: Settings, limits: Limits) -> None:
     """Make goals.id and its sequence bigint: a copy of the column, which a trigger keeps, takes its place at the end.
 
     It may be ended at any time, and goes on where it was when it is run again. No statement of others waits for it for
-    longer than `lock_timeout`, which each change of the table needs anew, `lock_patience` seconds at most. A
+    longer than `lock_timeout`, and it asks for a held lock for `lock_patience` seconds at most. A
     `ConfigurationError` says in one line what is in the way, and what to do.
     """
     try:
@@ -150,7 +150,7 @@ async def widen(settings: Settings, limits: Limits) -> None:
             if await _is_to_be_done(connection):
                 await _widen(connection, limits)
         finally:
-            # With a goodbye: a server that is not told goes on with the statement, and keeps the lock.
+            # With a goodbye, without which the server goes on with the statement and keeps the lock.
             with contextlib.suppress(OSError, asyncpg.PostgresError):
                 await connection.close(timeout=limits.connect_timeout)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
