@@ -64,6 +64,11 @@ async def select_column_types(database: Database) -> dict[str, dict[str, str]]:
     return COLUMN_TYPES
 
 
+async def select_counts_changes(database: Database) -> bool:
+    """Say so of the trigger, too."""
+    return True
+
+
 async def look_for_adopted(connection: object) -> None:
     """Look where the app looks, whatever has become of the table."""
 
@@ -76,6 +81,7 @@ if __name__ == "__main__":
         delete_old_keys,
         select_revision,
         select_column_types,
+        select_counts_changes,
     ):
         setattr(store, statement.__name__, statement)
     connections.look_for_adopted = look_for_adopted

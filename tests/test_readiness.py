@@ -73,6 +73,17 @@ async def test_a_table_of_another_shape_is_told_by_its_column(empty: Settings) -
     await connection.close()
 
 
+async def test_a_table_whose_changes_nobody_counts_is_named(empty: Settings) -> None:
+    await upgrade(empty)
+    connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
+    await connection.execute("ALTER TABLE goals DISABLE TRIGGER goals_row_version")
+    async with serving(empty) as service:
+        await until_not_ready_because(service, "the trigger goals_row_version does not work")
+        await connection.execute("ALTER TABLE goals ENABLE TRIGGER goals_row_version")
+        await until_ready(service)
+    await connection.close()
+
+
 async def test_the_revisions_of_another_project_are_told(empty: Settings) -> None:
     connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
     await connection.execute("CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)")

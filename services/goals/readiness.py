@@ -50,6 +50,7 @@ async def _find_obstacle(database: Database, limits: Limits) -> str | None:
         timeout = await store.select_statement_timeout(database)
         revision = await store.select_revision(database)
         types = await store.select_column_types(database)
+        counts_changes = await store.select_counts_changes(database)
     except GoalsError as error:
         return f"{error} Is it up, and has the migration run? {database.explanation}"
     except Exception as error:  # noqa: BLE001  it may be anything, it has to be reported, and it may pass
@@ -69,4 +70,6 @@ async def _find_obstacle(database: Database, limits: Limits) -> str | None:
         for column, wanted in columns.items()
         if types[table].get(column) not in {wanted, "integer" if column == "id" else wanted}
     ]
+    if not counts_changes:
+        wrong.append("the trigger goals_row_version does not work: ALTER TABLE goals ENABLE TRIGGER goals_row_version")
     return wrong[0] if wrong else None

@@ -165,6 +165,14 @@ _COLUMN_TYPES = (
         ~_attribute.c.attisdropped,
     )
 )
+_trigger = table("pg_trigger", *map(column, ("tgrelid", "tgname", "tgenabled")))
+_COUNTS_CHANGES = select(
+    exists().where(
+        _trigger.c.tgrelid == func.to_regclass(literal_column("'goals'")),
+        _trigger.c.tgname == "goals_row_version",
+        _trigger.c.tgenabled.in_(["O", "A"]),
+    )
+)
 _sequence = table("pg_sequence", *map(column, ("seqrelid", "seqmax")))
 _last = func.coalesce(func.pg_sequence_last_value(_sequence.c.seqrelid), 0)
 _highest = func.least(_sequence.c.seqmax, func.power(2.0, 8 * _attribute.c.attlen - 1) - 1, type_=Float)
@@ -302,6 +310,12 @@ async def select_column_types(database: Database) -> dict[str, dict[str, str]]:
     for row in await database.fetch(_COLUMN_TYPES):
         types[row.relname][row.attname] = row.type
     return types
+
+
+async def select_counts_changes(database: Database) -> bool:
+    """Tell whether the trigger is at work without which a changed goal keeps its row version."""
+    ((counts,),) = await database.fetch(_COUNTS_CHANGES)
+    return bool(counts)
 
 
 async def select_statement_timeout(database: Database) -> int:
