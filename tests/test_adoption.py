@@ -67,7 +67,7 @@ async def use(settings: Settings) -> None:
             assert await store.insert_goal(database, {"goal_name": name}, key, b"") == goal
             assert goal.id > 0
             if number % 2:
-                await store.update_goal(database, goal.id, {"goal_name": f"{number}"}, seen=goal)
+                await store.update_goal(database, goal.id, {"goal_name": f"{number}"}, seen=goal.row_version)
             if number % 3:
                 await store.delete_goal(database, goal.id)
         page, _ = await store.select_page_and_total(database, before=None, after=None, limit=50)

@@ -123,7 +123,7 @@ async def test_an_odd_name_is_taken_as_it_is_and_shown_escaped(
         assert (response.status_code, response.headers["location"]) == (303, "/")
     assert await count(database) == 1
     page = (await client.get("/")).text
-    (shown,) = re.findall(r'<p dir="auto">([^<]*)</p>', page)
+    (shown,) = re.findall(r"<bdi>([^<]*)</bdi>", page)
     assert html.unescape(shown) == name
     assert "<script>" not in page
     assert "<img src=x" not in page
@@ -550,6 +550,7 @@ ALLOWED = {
     "/": "GET, HEAD",
     "/add_goal": "POST",
     "/remove_goal": "POST",
+    "/goals/1": "GET, HEAD, POST",
     "/static/goals.css": "GET, HEAD",
     "/health": "GET, HEAD",
     "/openapi.json": "GET, HEAD",
@@ -571,6 +572,9 @@ async def test_a_method_the_address_does_not_have_is_405_with_those_it_has(
 STRANGE_PATHS = [
     "/nowhere",
     "/health/",
+    "/goals",
+    "/goals/",
+    "/goals/1/",
     "/add_goal/",
     "//",
     "//evil.example/",

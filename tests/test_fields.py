@@ -108,6 +108,12 @@ async def test_if_match_guards_it_and_a_change_of_one_field_leaves_the_other(
     assert (await client.patch(target, json={"goal_name": "Write"}, headers=seen)).status_code == 412
     renamed = await client.patch(target, json={"goal_name": "Write"})
     assert (renamed.json()["goal_name"], renamed.json()["note"]) == ("Write", "two books")
+    version = re.findall(r'name="row_version" value="(\d+)"', (await client.get("/goals/1")).text)
+    # The page's form does not know of the note.
+    edited = await client.post("/goals/1", data={"goal_name": "Draw", "row_version": version})
+    assert edited.status_code == 303
+    renamed = await client.get(target)
+    assert (renamed.json()["goal_name"], renamed.json()["note"]) == ("Draw", "two books")
     connection = await asyncpg.connect(host=empty.db_host, user="goals_user", database=empty.db_name)
     await connection.execute("UPDATE goals SET note = 'by hand'")
     await connection.close()

@@ -1,4 +1,4 @@
-"""The page and its two forms, as a browser without JavaScript sees them."""
+"""The pages and their three forms, as a browser without JavaScript sees them."""
 
 import asyncio
 import html
@@ -27,11 +27,21 @@ def key_in(page: httpx2.Response) -> str:
 
 
 def names_in(page: httpx2.Response) -> list[str]:
-    return [html.unescape(name) for name in re.findall(r'<p dir="auto">(.*?)</p>', page.text)]
+    return [html.unescape(name) for name in re.findall(r"<bdi>(.*?)</bdi>", page.text)]
 
 
 def ids_in(page: httpx2.Response) -> list[int]:
     return [int(number) for number in re.findall(r'name="goal_id" value="(\d+)"', page.text)]
+
+
+def version_in(page: httpx2.Response) -> str:
+    (version,) = re.findall(r'name="row_version" value="([^"]+)"', page.text)
+    return str(version)
+
+
+def typed_in(page: httpx2.Response) -> str:
+    (typed,) = re.findall(r'name="goal_name" value="([^"]*)"', page.text)
+    return html.unescape(str(typed))
 
 
 def link_in(page: httpx2.Response, relation: str) -> str | None:
@@ -48,7 +58,7 @@ async def test_an_empty_table_invites_to_write_the_first_goal(client: httpx2.Asy
     page = await client.get("/")
     assert page.status_code == 200
     assert total_in(page) == "no goals yet"
-    assert "Write down the first one above." in page.text
+    assert "Write down the first one above, for example “Read a book a month”." in page.text
     assert (link_in(page, "prev"), link_in(page, "next")) == (None, None)
 
 
@@ -135,6 +145,74 @@ async def test_a_repeated_removal_is_no_error(client: httpx2.AsyncClient) -> Non
     (goal_id,) = ids_in(await client.get("/"))
     answers = await asyncio.gather(*(client.post("/remove_goal", data={"goal_id": goal_id}) for _ in range(8)))
     assert {answer.status_code for answer in answers} == {303}
+
+
+async def open_goal(client: httpx2.AsyncClient, name: str) -> tuple[str, httpx2.Response]:
+    """Add a goal and follow its link; its address and its page."""
+    await client.post("/add_goal", data={"goal_name": name})
+    (address, *_) = re.findall(r'<a href="(/goals/\d+)">Edit <bdi>', (await client.get("/")).text)
+    return address, await client.get(address)
+
+
+async def test_a_goal_is_changed_on_a_page_of_its_own(client: httpx2.AsyncClient) -> None:
+    address, page = await open_goal(client, 'first & "last"')
+    assert (page.status_code, page.headers["cache-control"]) == (200, "no-store")
+    assert typed_in(page) == 'first & "last"'
+    response = await client.post(address, data={"goal_name": " second ", "row_version": version_in(page)})
+    assert (response.status_code, response.headers["location"]) == (303, "/")
+    assert names_in(await client.get("/")) == ["second"]
+
+
+async def test_what_somebody_else_has_changed_meanwhile_is_shown_and_not_overwritten(
+    client: httpx2.AsyncClient,
+) -> None:
+    address, page = await open_goal(client, "first")
+    await client.patch(f"/api/v1{address}", json={"goal_name": "<theirs>"})
+    conflict = await client.post(address, data={"goal_name": "mine", "row_version": version_in(page)})
+    assert (conflict.status_code, typed_in(conflict)) == (409, "mine")
+    assert names_in(conflict) == ["<theirs>"]
+    assert "Save anyway" in conflict.text
+    assert names_in(await client.get("/")) == ["<theirs>"]
+    again = await client.post(address, data={"goal_name": "mine", "row_version": version_in(conflict)})
+    assert again.status_code == 303
+    assert names_in(await client.get("/")) == ["mine"]
+
+
+async def test_a_repeated_change_is_no_error(client: httpx2.AsyncClient) -> None:
+    address, page = await open_goal(client, "first")
+    data = {"goal_name": "second", "row_version": version_in(page)}
+    answers = await asyncio.gather(*(client.post(address, data=data) for _ in range(8)))
+    assert {answer.status_code for answer in answers} == {303}
+    assert names_in(await client.get("/")) == ["second"]
+
+
+async def test_a_bad_change_comes_back_with_the_reason_and_the_version(client: httpx2.AsyncClient) -> None:
+    address, page = await open_goal(client, "first")
+    version = version_in(page)
+    for data, typed, message in (
+        ({"goal_name": " ", "row_version": version}, " ", "Enter a goal."),
+        ({"goal_name": "a" * 256, "row_version": version}, "a" * 256, "this one has 256"),
+        ({"goal_name": "kept", "row_version": "one"}, "kept", "row_version: A version is a whole number"),
+        ({"goal_name": "kept"}, "kept", "row_version: This field is required."),
+        ({"row_version": version}, "", "This field is required."),
+    ):
+        refused = await client.post(address, data=data)
+        assert (refused.status_code, typed_in(refused)) == (422, typed)
+        assert message in refused.text
+        assert f'name="row_version" value="{data.get("row_version", "")}"' in refused.text
+    assert (await client.post(address, data={"goal_name": "a", "row_version": "9" * 39})).status_code == 409
+    assert names_in(await client.get("/")) == ["first"]
+
+
+async def test_the_text_for_a_goal_that_is_gone_is_kept_in_the_form_for_a_new_one(client: httpx2.AsyncClient) -> None:
+    address, page = await open_goal(client, "first")
+    await client.delete(f"/api/v1{address}")
+    gone = await client.post(address, data={"goal_name": "second", "row_version": version_in(page)})
+    assert (gone.status_code, typed_in(gone)) == (404, "second")
+    assert "Somebody has removed this goal." in gone.text
+    await client.post("/add_goal", data={"goal_name": typed_in(gone), "idempotency_key": key_in(gone)})
+    assert names_in(await client.get("/")) == ["second"]
+    assert (await client.get(address)).status_code == 404
 
 
 async def walk(client: httpx2.AsyncClient, start: str, relation: str) -> list[list[int]]:
@@ -261,12 +339,16 @@ async def test_what_was_typed_is_kept_with_a_key_while_the_database_is_away(sett
         speaking_to(service.port) as client,
     ):
         answers = await asyncio.gather(*(client.post("/add_goal", data=form) for form in forms))
+        change = await client.post("/goals/7", data={"goal_name": "<kept>", "row_version": "3"})
+        emptied = await client.post("/goals/7", data={"goal_name": "", "row_version": "3"})
     assert {answer.status_code for answer in answers} == {503}
     *kept, empty = answers
     for form, answer in zip(forms, kept, strict=False):
         assert f'name="goal_name" value="{form["goal_name"]}"' in answer.text
         assert UUID(key_in(answer)) == UUID(form.get("idempotency_key", key_in(answer)))
-    assert "Try again" not in empty.text
+    assert "<button>Try again" not in empty.text
+    assert (change.status_code, typed_in(change), version_in(change)) == (503, "<kept>", "3")
+    assert emptied.status_code == 422  # nothing there to ask the database about
 
 
 async def test_a_large_page_is_whole_though_readers_share_a_piece_of_it(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from http import HTTPStatus
@@ -13,11 +14,11 @@ import pytest
 from sqlalchemy import text
 
 from goals.database import Database
-from goals.errors import ConfigurationError, GoalsError
-from goals.responses import _STATUSES, answer
+from goals.errors import ConfigurationError, GoalChangedError, GoalRemovedError, GoalsError
+from goals.responses import _STATUSES, _WORDS, answer
 from goals.schemas import Problem
 from goals.settings import Settings
-from tests.conftest import LIMITS, WIDE, serving, speaking_to
+from tests.conftest import LIMITS, ROOT, WIDE, serving, speaking_to
 
 GOALS = "/api/v1/goals"
 ONE = f"{GOALS}/1"
@@ -147,6 +148,8 @@ async def test_a_database_that_does_not_answer_is_503_on_every_route_that_needs_
             client.post("/add_goal", data={"goal_name": "a"}),
             client.post("/remove_goal", data={"goal_id": 1}),
             client.post("/add_goal", data={"goal_name": ""}),
+            client.get("/goals/1"),
+            client.post("/goals/1", data={"goal_name": "a", "row_version": "1"}),
         )
     for response, path in zip(problems, [GOALS, GOALS, ONE, ONE, ONE, ONE], strict=True):
         check(response, path, 503)
@@ -156,16 +159,34 @@ async def test_a_database_that_does_not_answer_is_503_on_every_route_that_needs_
 
 
 @pytest.mark.parametrize(
-    ("method", "target", "status"),
-    [("GET", "/nowhere", 404), ("DELETE", "/", 405), ("GET", "/?before=x", 422), ("POST", "/add_goal", 415)],
+    ("method", "target", "status", "words"),
+    [
+        ("GET", "/nowhere", 404, "There is nothing at this address."),
+        ("GET", "/goals/7", 404, "There is no goal 7."),
+        ("DELETE", "/", 405, "This address does not support that method."),
+        ("GET", "/?before=x", 422, "Go back and correct it."),
+        ("POST", "/add_goal", 415, "Nothing was changed."),
+    ],
 )
 async def test_an_error_elsewhere_is_a_page_that_leads_back(
-    client: httpx2.AsyncClient, method: str, target: str, status: int
+    client: httpx2.AsyncClient, method: str, target: str, status: int, words: str
 ) -> None:
     response = await client.request(method, target)
     assert (response.status_code, response.headers["cache-control"]) == (status, "no-store")
-    assert f"<h1>{HTTPStatus(status).phrase}</h1>" in response.text
+    assert HTTPStatus(status).phrase not in response.text
+    assert words in response.text
     assert '<a href="/">Back to the goals</a>' in response.text
+
+
+def test_a_page_has_words_for_every_status_that_the_service_answers() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "services/goals").glob("*.py"))
+    given = {HTTPStatus(int(status)) for status in re.findall(r"HTTPException\((\d+)", source)}
+    assert given > {HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE}
+    # These two errors come back with the form.
+    domain = {status for error, status in _STATUSES.items() if error not in {GoalRemovedError, GoalChangedError}}
+    others = {HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.INTERNAL_SERVER_ERROR}
+    assert given | domain | others == set(_WORDS)
+    assert all(advice.endswith(".") for _, advice in _WORDS.values())
 
 
 @pytest.mark.parametrize("path", ["/", GOALS])

@@ -85,13 +85,13 @@ async def test_an_id_that_no_goal_has_is_not_found_and_beyond_bigint_not_even_as
 
 async def test_a_rename_of_what_was_seen_fails_once_that_has_changed(database: Database) -> None:
     seen = await add(database, "one", uuid4())
-    renamed = await store.update_goal(database, seen.id, {"goal_name": "two"}, seen=seen)
+    renamed = await store.update_goal(database, seen.id, {"goal_name": "two"}, seen=seen.row_version)
     assert renamed == await store.select_goal(database, seen.id)
     with pytest.raises(GoalChangedError):
-        await store.update_goal(database, seen.id, {"goal_name": "three"}, seen=seen)
+        await store.update_goal(database, seen.id, {"goal_name": "three"}, seen=seen.row_version)
     await store.delete_goal(database, seen.id)
     with pytest.raises(GoalChangedError):
-        await store.update_goal(database, seen.id, {"goal_name": "three"}, seen=renamed)
+        await store.update_goal(database, seen.id, {"goal_name": "three"}, seen=renamed.row_version)
 
 
 async def test_a_key_finds_the_goal_it_made_even_renamed(database: Database) -> None:
@@ -112,7 +112,7 @@ async def test_a_race_for_a_key_has_one_winner_and_no_loser(database: Database) 
     assert len(set(goals)) == 1
 
 
-async def remove_while_another(statement: str, database: Database, goal: Goal, *, seen: Goal | None) -> None:
+async def remove_while_another(statement: str, database: Database, goal: Goal, *, seen: int | None) -> None:
     """Remove a goal whose row another transaction holds; it commits once the first attempt has lost its connection."""
     async with database.engine.execution_options(isolation_level="READ COMMITTED").begin() as other:
         await other.execute(text(statement))
@@ -135,7 +135,7 @@ async def test_a_removal_whose_first_attempt_was_lost_is_done_and_not_missing(
     database: Database, *, careful: bool
 ) -> None:
     goal = await add(database, "one", uuid4())
-    await remove_while_another("DELETE FROM goals", database, goal, seen=goal if careful else None)
+    await remove_while_another("DELETE FROM goals", database, goal, seen=goal.row_version if careful else None)
     with pytest.raises(GoalNotFoundError):
         await store.delete_goal(database, goal.id)
 
@@ -143,7 +143,7 @@ async def test_a_removal_whose_first_attempt_was_lost_is_done_and_not_missing(
 async def test_a_removal_whose_first_attempt_was_lost_spares_what_was_changed(database: Database) -> None:
     goal = await add(database, "one", uuid4())
     with pytest.raises(GoalChangedError):
-        await remove_while_another("UPDATE goals SET goal_name = 'two'", database, goal, seen=goal)
+        await remove_while_another("UPDATE goals SET goal_name = 'two'", database, goal, seen=goal.row_version)
     assert (await store.select_goal(database, goal.id)).goal_name == "two"
 
 
@@ -158,7 +158,7 @@ async def test_a_removal_of_what_has_changed_meanwhile_is_refused(database: Data
     seen = await store.select_goal(database, 1)
     await store.update_goal(database, 1, {"goal_name": "changed"})
     with pytest.raises(GoalChangedError):
-        await store.delete_goal(database, 1, seen=seen)
-    await store.delete_goal(database, 1, seen=await store.select_goal(database, 1))
+        await store.delete_goal(database, 1, seen=seen.row_version)
+    await store.delete_goal(database, 1, seen=(await store.select_goal(database, 1)).row_version)
     with pytest.raises(GoalNotFoundError):
         await store.select_goal(database, 1)

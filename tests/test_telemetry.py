@@ -111,6 +111,7 @@ async def test_requests_are_recorded_by_route_and_never_by_what_a_client_makes_u
         "/",
         "/add_goal",
         "/remove_goal",
+        "/goals/{goal_id}",
         "/health",
         "/openapi.json",
         "/api/v1/openapi.json",

@@ -128,7 +128,7 @@ async def use(settings: Settings) -> int:
         key = uuid4()
         goal = await store.insert_goal(database, {"goal_name": "new"}, key, b"")
         assert await store.insert_goal(database, {"goal_name": "new"}, key, b"") == goal
-        changed = await store.update_goal(database, goal.id, {"goal_name": "changed"}, seen=goal)
+        changed = await store.update_goal(database, goal.id, {"goal_name": "changed"}, seen=goal.row_version)
         assert changed.row_version == 2
         page, _ = await store.select_page_and_total(database, before=None, after=None, limit=50)
         assert page.goals[0] == changed

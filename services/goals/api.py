@@ -84,15 +84,15 @@ async def get_openapi(request: Request[State]) -> Response:
     return _unless_known(request, response)
 
 
-async def _expect(request: Request[State], goal_id: int) -> Goal | None:
-    """The goal that `If-Match` speaks of, None where any will do; one of another state raises a `GoalChangedError`."""
+async def _expect(request: Request[State], goal_id: int) -> int | None:
+    """The version that `If-Match` speaks of, None where any will do; another state raises a `GoalChangedError`."""
     expected = _field_of(request, "if-match")
     if expected is None or expected.strip() == "*":
         return None
     seen = await store.select_goal(request.state["database"], goal_id)
     if not _matches(_represent(seen).headers["etag"], expected):
         raise GoalChangedError("The goal is not what your If-Match says: read it again.")
-    return seen
+    return seen.row_version
 
 
 def _read_id(request: Request[State]) -> int:

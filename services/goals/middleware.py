@@ -249,15 +249,15 @@ class Guard:
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
-            raise HTTPException(400, "The length of the body is stated in a way that cannot be trusted.", _CLOSING)
+            raise HTTPException(400, "The request states its length in a way that cannot be trusted.", _CLOSING)
         if not scope["raw_path"].startswith((b"/", b"*")):
-            raise HTTPException(400, "The request's target is not an address on this service.", _CLOSING)
+            raise HTTPException(400, "The request asks for something that is not an address on this service.", _CLOSING)
         limits, query, fields = self._limits, scope["query_string"], scope["headers"]
         if len(scope["raw_path"]) + len(query) + bool(query) > limits.target_size:
-            raise HTTPException(414, f"The address is longer than {limits.target_size} bytes.", _CLOSING)
+            raise HTTPException(414, f"The address is longer than {limits.target_size:,} bytes.", _CLOSING)
         # Hypercorn's own limit depends on how many bytes happen to arrive at once.
         if len(fields) > limits.headers_number or sum(map(len, chain(*fields))) > limits.headers_size:
-            too_long = f"The header has more than {limits.headers_number} fields or {limits.headers_size} bytes."
+            too_long = f"The header has more than {limits.headers_number} fields or {limits.headers_size:,} bytes."
             raise HTTPException(431, too_long, _CLOSING)
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts and _PORT.sub("", host) not in self._hosts:
@@ -268,10 +268,10 @@ class Guard:
                 "cross-origin request refused; if this service's own page sent it, the proxy must pass Host unchanged",
                 **{name.decode().replace("-", "_"): _quote(headers[name]) for name in names if name in headers},
             )
-            raise HTTPException(403, "This request was made by another site.", _CLOSING)
+            raise HTTPException(403, "Another website sent this request.", _CLOSING)
 
     async def _receive_all(self, receive: Receive, headers: dict[bytes, bytes]) -> Receive:
-        too_long = HTTPException(413, f"The body is longer than {self._limits.body_size} bytes.", _CLOSING)
+        too_long = HTTPException(413, f"What was sent is longer than {self._limits.body_size:,} bytes.", _CLOSING)
         declared = headers.get(b"content-length", b"").lstrip(b"0") or b"0"
         if len(declared) > len(str(self._limits.body_size)) or int(declared) > self._limits.body_size:
             raise too_long
@@ -288,7 +288,7 @@ class Guard:
                         raise too_long
                     more = message.get("more_body", False)
         except TimeoutError:
-            too_slow = f"The body did not arrive within {self._limits.body_deadline:g} seconds."
+            too_slow = f"What was sent did not arrive within {self._limits.body_deadline:g} seconds."
             raise HTTPException(408, too_slow, _CLOSING) from None
 
         async def receive_body() -> Message:

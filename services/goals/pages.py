@@ -1,4 +1,4 @@
-"""The page: what people see, and the two forms they send."""
+"""The pages: what people see, and the three forms they send."""
 
 import contextlib
 import mimetypes
@@ -15,6 +15,7 @@ from goals import store
 from goals.database import Database
 from goals.errors import (
     DatabaseUnavailableError,
+    GoalChangedError,
     GoalNotFoundError,
     GoalRemovedError,
     IdempotencyKeyReusedError,
@@ -27,8 +28,10 @@ from goals.responses import STATIC, SharedPage, answer, render, show, static_url
 from goals.schemas import (
     NAME_LENGTH,
     PAGE_SIZE,
+    ChangeForm,
     GoalBody,
     GoalForm,
+    GoalPath,
     PageQuery,
     RemovalForm,
     new_form_key,
@@ -76,7 +79,7 @@ async def post_goal(request: Request[State]) -> Response:
     """
     fields = await read_form(request)
     key = fields.get("idempotency_key", new_form_key())
-    typed = {name: fields[name] for name in GoalBody.model_fields if name in fields}
+    typed = _typed(fields)
     errors: dict[str, str] = {}
     status = 422
     try:
@@ -85,8 +88,7 @@ async def post_goal(request: Request[State]) -> Response:
             values = form.model_dump(include=set(GoalBody.model_fields))
             await store.insert_goal(request.state["database"], values, form.idempotency_key, form.fingerprint())
         except InvalidInputError as error:
-            errors = {name: text for name, text in error.fields.items() if name in GoalBody.model_fields}
-            message = " ".join(errors.values()) or str(error)
+            message, errors = _explain(error)
         except IdempotencyKeyReusedError:
             message = "This form has already added another goal. Send it again to add this one too."
         except GoalRemovedError:
@@ -100,6 +102,49 @@ async def post_goal(request: Request[State]) -> Response:
         return answer(request.scope, error, retry_form=again)
     page = _render(None, None, first.page, first.total, typed=typed, message=message, errors=errors)
     return show(page, status)
+
+
+async def get_goal(request: Request[State]) -> Response:
+    """Show a goal for editing."""
+    goal = await request.state["goals"].get(validate(GoalPath, request.path_params).goal_id)
+    return _show_goal(goal._asdict(), goal.row_version)
+
+
+async def post_change(request: Request[State]) -> Response:
+    """Change a goal and lead back to the page, unless somebody has changed it since: then both texts are shown.
+
+    As with a new goal, what was typed comes back whenever it could not be stored.
+    """
+    goal_id = validate(GoalPath, request.path_params).goal_id
+    fields = await read_form(request)
+    typed, version = _typed(fields), fields.get("row_version", "")
+    try:
+        form = validate(ChangeForm, fields)
+    except InvalidInputError as error:
+        message, errors = _explain(error)
+        return _show_goal(typed, version, 422, message=message, errors=errors)
+    try:
+        try:
+            other = await _change(request.state["database"], goal_id, form)
+        except GoalNotFoundError:
+            message = "Somebody has removed this goal. Your text is in the field: add it as a new goal, or leave it."
+            first = await request.state["pages"].get((None, None))
+            return show(_render(None, None, first.page, first.total, typed=typed, message=message), 404)
+    except (DatabaseUnavailableError, OverloadedError) as error:
+        return answer(request.scope, error, retry_form={**typed, "row_version": version})
+    return _see_page() if other is None else _show_goal(typed, other.row_version, 409, other=other)
+
+
+async def _change(database: Database, goal_id: int, form: ChangeForm) -> Goal | None:
+    """Change a goal, or give the one that somebody else has made of it."""
+    values = form.model_dump(include=set(GoalBody.model_fields), exclude_unset=True)
+    try:
+        await store.update_goal(database, goal_id, values, seen=form.row_version)
+    except GoalChangedError:
+        now = await store.select_goal(database, goal_id)
+        # A repeat finds its own change, which is not in its way.
+        return None if values.items() <= now._asdict().items() else now
+    return None
 
 
 async def post_removal(request: Request[State]) -> Response:
@@ -121,8 +166,33 @@ async def get_static(request: Request[State]) -> Response:
     return Response(STATIC[name], headers={"cache-control": cache_control}, media_type=media_type)
 
 
+def _typed(fields: Mapping[str, str]) -> dict[str, str]:
+    """What a person has typed, of all that a form has sent."""
+    return {name: fields[name] for name in GoalBody.model_fields if name in fields}
+
+
+def _explain(error: InvalidInputError) -> tuple[str, dict[str, str]]:
+    """What the page says about it, and which of its fields are bad."""
+    errors = {name: text for name, text in error.fields.items() if name in GoalBody.model_fields}
+    return " ".join(errors.values()) or str(error), errors
+
+
 def _see_page() -> Response:
     return RedirectResponse("/", 303)
+
+
+def _show_goal(
+    typed: Mapping[str, object],
+    version: int | str,
+    status: int = 200,
+    *,
+    message: str | None = None,
+    errors: Mapping[str, str] = MappingProxyType({}),
+    other: Goal | None = None,
+) -> Response:
+    """A goal's own page; `other` is what somebody else has made of it meanwhile."""
+    page = render("goal.html", typed=typed, row_version=version, message=message, errors=errors, other=other)
+    return show(page, status)
 
 
 def _render(

@@ -62,6 +62,41 @@ _STATUSES: dict[type[GoalsError], HTTPStatus] = {
     DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _RETRY_LATER = {"retry-after": "1"}
+_REASONS = {
+    HTTPStatus.NOT_FOUND: "There is nothing at this address.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This address does not support that method.",
+}
+"""What the router, which gives no reason of its own, means by these."""
+_WORDS = {
+    HTTPStatus.BAD_REQUEST: ("We could not read that", "Nothing was changed. Go back and try again."),
+    HTTPStatus.FORBIDDEN: ("We did not accept that", "Nothing was changed. Open the goals and send it from there."),
+    HTTPStatus.NOT_FOUND: ("We could not find that", "It may have been removed, or the address may be wrong."),
+    HTTPStatus.METHOD_NOT_ALLOWED: ("That does not work here", "Nothing was changed."),
+    HTTPStatus.REQUEST_TIMEOUT: (
+        "That took too long to arrive",
+        "Nothing was changed. Go back, where your text still is, and send it again.",
+    ),
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
+        "That is too long",
+        "Nothing was changed. Go back, where your text still is, shorten it and send it again.",
+    ),
+    HTTPStatus.REQUEST_URI_TOO_LONG: ("That address is too long", "Nothing was changed. Start from the goals."),
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: (
+        "We could not read that",
+        "Nothing was changed. Open the goals and send it from there.",
+    ),
+    HTTPStatus.UNPROCESSABLE_ENTITY: ("Something in that is not right", "Nothing was changed. Go back and correct it."),
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: (
+        "Your browser sent too much",
+        "Nothing was changed. Delete the cookies of this site and try again.",
+    ),
+    HTTPStatus.INTERNAL_SERVER_ERROR: ("Something went wrong", "Look at the goals before you send it again."),
+    HTTPStatus.SERVICE_UNAVAILABLE: (
+        "The goals are not available right now",
+        "Try again in a moment. If you have sent something, look at the goals first: it may have been done.",
+    ),
+}
+"""What a page says of a status: its heading, and under the reason, what became of the request and what to do now."""
 
 
 def render(template: str, **context: object) -> str:
@@ -103,14 +138,14 @@ class JSON(Response):
 def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | None = None) -> Response:
     """Answer an error in the caller's language: RFC 9457 under `/api`, a page elsewhere.
 
-    Texts come from our own errors and from HTTP's phrases; any other exception shows none. `retry_form` has the
+    Texts are our own; those of an exception that is not ours are never shown. `retry_form` has the
     fields of a form that is worth sending once more, to the same address: the page keeps them and offers it.
     """
     detail, fields, headers = str(error), {}, {}
     match error:
         case HTTPException():
             status = HTTPStatus(error.status_code)
-            detail = error.detail if error.detail != status.phrase else f"{status.description or status.phrase}."
+            detail = error.detail if error.detail != status.phrase else _REASONS[status]
             headers = dict(error.headers or {})
         case GoalsError():
             status = _STATUSES[type(error)]
@@ -120,7 +155,10 @@ def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | No
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             detail = "The service failed, and its log says how. What you sent may have been done, or not."
     if not scope["path"].startswith("/api/"):
-        page = render("error.html", title=status.phrase, status=status.value, detail=detail, retry_form=retry_form)
+        title, advice = _WORDS[status]
+        page = render(
+            "error.html", title=title, status=status.value, detail=detail, advice=advice, retry_form=retry_form
+        )
         return show(page, status, headers)
     problem = Problem(
         type="about:blank",

@@ -92,7 +92,7 @@ def _clean_name(value: object) -> str:
         raise ValueError("A name is one line of text, without control characters.")
     name = value.strip(_BLANKS)
     if not _VISIBLE.search(name):
-        raise ValueError("Write what you want to reach.")
+        raise ValueError("Enter a goal.")
     if len(name) > NAME_LENGTH:
         raise ValueError(f"A name has at most {NAME_LENGTH} characters; this one has {len(name)}.")
     return name
@@ -108,6 +108,12 @@ def _clean_id(value: object) -> int:
     if isinstance(value, str) and _CANONICAL_ID.fullmatch(value):
         return int(value)
     raise ValueError("An id is a whole number, such as 42.")
+
+
+def _clean_version(value: object) -> int:
+    if isinstance(value, str) and _CANONICAL_ID.fullmatch(value):
+        return int(value)
+    raise ValueError("A version is a whole number, such as 1.")
 
 
 def _clean_limit(value: object) -> int:
@@ -186,6 +192,12 @@ GoalChange = create_model("GoalChange", __base__=_Change, __doc__=_Change.__doc_
 
 class GoalForm(GoalBody):
     idempotency_key: IdempotencyKey
+
+
+class ChangeForm(GoalBody):
+    """The fields of a goal that is open for editing, and the version that was shown; a field that is not sent stays."""
+
+    row_version: Annotated[int, BeforeValidator(_clean_version)]
 
 
 class RemovalForm(Input):

@@ -207,8 +207,8 @@ async def select_page_and_total(
     return Page(page, more=more), _total(rows[0])
 
 
-def _bound(goal_id: int | None) -> int:
-    return BIGGEST_ID if goal_id is None else min(goal_id, BIGGEST_ID)
+def _bound(number: int | None) -> int:
+    return BIGGEST_ID if number is None else min(number, BIGGEST_ID)
 
 
 def _goal(row: Row[Any]) -> Goal:
@@ -256,9 +256,9 @@ def _new(values: Mapping[str, object]) -> dict[str, object]:
 
 
 async def update_goal(
-    database: Database, goal_id: int, values: Mapping[str, object], *, seen: Goal | None = None
+    database: Database, goal_id: int, values: Mapping[str, object], *, seen: int | None = None
 ) -> Goal:
-    """Change the goal; where `seen` is given, only while it is still in that version (`GoalChangedError`)."""
+    """Change the goal; where `seen` is given, only while it still has that version (`GoalChangedError`)."""
     if goal_id <= BIGGEST_ID:
         statement = _update(tuple(values), unchanged=seen is not None)
         parameters = {"goal_id": goal_id, **_new(values)}
@@ -266,7 +266,7 @@ async def update_goal(
             rows = await database.fetch(statement, parameters)
         else:
             # Sent once: after an outcome that is not known, a second try would find the new version and say "changed".
-            parameters["seen"] = seen.row_version
+            parameters["seen"] = _bound(seen)
             rows = await database.fetch(statement, parameters, repeatable=False)
             if not rows:
                 raise GoalChangedError("The goal has changed since it was read.")
@@ -275,13 +275,13 @@ async def update_goal(
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 
-async def delete_goal(database: Database, goal_id: int, *, seen: Goal | None = None) -> None:
-    """Remove the goal, or raise `GoalNotFoundError`; where `seen` is given, only while it is still in that version."""
+async def delete_goal(database: Database, goal_id: int, *, seen: int | None = None) -> None:
+    """Remove the goal, or raise `GoalNotFoundError`; where `seen` is given, only while it still has that version."""
     if goal_id <= BIGGEST_ID:
         if seen is None:
             rows, attempts = await database.run(_DELETE, {"goal_id": goal_id})
         else:
-            rows, attempts = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen.row_version})
+            rows, attempts = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen})
         if rows:
             return
         if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id})):

@@ -66,7 +66,7 @@ def unavailable(visit: Visit, service: Service, options: Options) -> Page:
     with service.writes_held_up():
         page.get_by_role("textbox").fill(UNBROKEN)
         page.get_by_role("textbox").press("Enter")
-        expect(page.get_by_role("heading", level=1)).to_have_text("Service Unavailable")
+        expect(page.get_by_role("heading", level=1)).to_have_text("The goals are not available right now")
     return page
 
 
@@ -74,7 +74,23 @@ def missing(visit: Visit, _service: Service, options: Options) -> Page:
     return visit("/nothing", **options)
 
 
-STATES = [empty, full, older, added, removed, refused, unavailable, missing]
+def edited(visit: Visit, service: Service, options: Options) -> Page:
+    full(visit, service, options)
+    page = visit("/goals/61", **options)
+    expect(page.get_by_role("textbox", name="Goal")).to_have_value(UNBROKEN)
+    return page
+
+
+def overtaken(visit: Visit, service: Service, options: Options) -> Page:
+    page = edited(visit, service, options)
+    service.execute("UPDATE goals SET goal_name = goal_name || '!' WHERE id = 61")
+    page.get_by_role("textbox").fill("Bake")
+    page.get_by_role("textbox").press("Enter")
+    expect(page.get_by_role("button", name="Save anyway")).to_be_visible()
+    return page
+
+
+STATES = [empty, full, older, added, removed, refused, unavailable, missing, edited, overtaken]
 STILL = {"reduced_motion": "reduce"}  # so that a colour is measured, not one on its way there
 
 
@@ -85,7 +101,7 @@ def scheme(request: pytest.FixtureRequest) -> Options:
 
 @pytest.fixture(autouse=True)
 def _expect_refusals(watch: Watch) -> None:
-    watch.expected = {404, 422, 503}
+    watch.expected = {404, 409, 422, 503}
 
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
@@ -143,7 +159,7 @@ def test_controls_stand_out(visit: Visit, service: Service, state: State, scheme
     assert contrast(colour(page.get_by_role("button", name="Add goal"), "backgroundColor"), paper) >= 3
 
 
-@pytest.mark.parametrize("state", [added, refused, unavailable], ids=lambda state: state.__name__)
+@pytest.mark.parametrize("state", [added, refused, unavailable, overtaken], ids=lambda state: state.__name__)
 def test_the_focus_is_seen_wherever_it_goes(visit: Visit, service: Service, state: State, scheme: Options) -> None:
     """WCAG 2.4.3, 2.4.7 and 2.4.11: it goes in reading order, and its ring stands out and is in view, all of it."""
     page = state(visit, service, scheme)
@@ -166,7 +182,7 @@ def test_the_focus_is_seen_wherever_it_goes(visit: Visit, service: Service, stat
         assert contrast(parse(ring), paper) >= 3
 
 
-@pytest.mark.parametrize("state", [full, refused, unavailable], ids=lambda state: state.__name__)
+@pytest.mark.parametrize("state", [full, refused, unavailable, edited, overtaken], ids=lambda state: state.__name__)
 def test_a_small_screen_needs_no_sideways_scrolling(visit: Visit, service: Service, state: State) -> None:
     """WCAG 1.4.10: 320 px, which 1280 px at 400 % are too, a phone's 390 px, and 640 px, which are 1280 px at 200 %."""
     page = state(visit, service, {})
@@ -196,14 +212,14 @@ def assert_nothing_sticks_out(page: Page) -> None:
     )
     assert outside == []
     sizes = page.evaluate(
-        """[...document.querySelectorAll("button, input:not([type=hidden]), nav a")]
+        """[...document.querySelectorAll("button, input:not([type=hidden]), nav a, li a")]
             .map(e => e.getBoundingClientRect()).map(box => [box.width, box.height])"""
     )
     assert sizes
     assert min(min(size) for size in sizes) >= 44
 
 
-@pytest.mark.parametrize("state", [added, refused, unavailable], ids=lambda state: state.__name__)
+@pytest.mark.parametrize("state", [added, refused, unavailable, overtaken], ids=lambda state: state.__name__)
 def test_forced_colours_leave_every_control_its_edge(visit: Visit, service: Service, state: State) -> None:
     page = state(visit, service, STILL | {"forced_colors": "active"})
     paper = colour(page.locator("body"), "backgroundColor")

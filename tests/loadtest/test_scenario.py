@@ -259,7 +259,7 @@ def test_browse_removes_only_what_load_tests_have_added() -> None:
     )
     pattern = parse_source(source).pattern
     assert pattern is not None
-    row = '<li><p dir="auto">{0}</p><button name="goal_id" value="{1}">Remove<span> {0}</span></button></li>'
+    row = '<li>Edit <bdi>{0}</bdi><button name="goal_id" value="{1}">Remove<span> {0}</span></button>'
     page = row.format("Learn to swim", 1) + row.format("Load test form 42", 2)
     assert pattern.findall(page) == ["2"]
 

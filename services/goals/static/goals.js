@@ -9,12 +9,15 @@ const field = document.getElementById("goal_name");
 const status = document.getElementById("outcome");
 const rows = [...document.querySelectorAll("li")];
 
+let byMouse = false;
+addEventListener("click", ({ detail }) => { byMouse = detail > 0 }, true); // a click by a key counts no presses
+
 document.addEventListener("submit", ({ target, submitter }) => {
   const row = submitter?.closest("li");
   const done = row
-    ? { verb: "Removed", name: row.querySelector("button span").textContent.trim(), row: rows.indexOf(row), page: location.search }
-    : { verb: "Added", name: target.elements.goal_name.value.trim() };
-  sessionStorage.setItem(OUTCOME, JSON.stringify(done));
+    ? { verb: "Removed", name: row.querySelector("bdi").textContent, row: rows.indexOf(row), page: location.search }
+    : { verb: target.elements.row_version ? "Changed" : "Added", name: target.elements.goal_name.value.trim(), goal: location.pathname };
+  sessionStorage.setItem(OUTCOME, JSON.stringify({ ...done, byMouse }));
 });
 
 const done = JSON.parse(sessionStorage.getItem(OUTCOME));
@@ -28,12 +31,14 @@ if (done && status && arrival.redirectCount > 0) {
   // A live region speaks of changes only, and only once the screen reader has taken in the page.
   addEventListener("load", () => setTimeout(() => status.append(`${done.verb} “`, name, "”"), 150));
 
-  // After a removal: the row that moved up, not its button, so that a key held down cannot remove that one too. One on an
-  // older page leads to the first page, whose rows are others.
-  const row = done.page === location.search && rows[Math.min(done.row, rows.length - 1)];
+  // The changed goal's row, or the one that moved up; not its button, so that a key held down cannot remove that one too.
+  // A removal on an older page leads to the first page, whose rows are others.
+  const row = done.goal
+    ? rows.find((row) => row.querySelector("a").pathname === done.goal)
+    : done.page === location.search && rows[Math.min(done.row, rows.length - 1)];
   if (row) {
     row.tabIndex = -1;
-    row.focus();
+    row.focus({ focusVisible: !done.byMouse }); // after a click, a ring looks like a selection
   } else {
     field.focus();
   }
