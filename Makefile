@@ -247,8 +247,8 @@ actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that the
 	@echo "asking GitHub for the commits of the workflows' actions"
 	@$(BIN)/python -m tools.pins
 
-release-notes: $(VENV)/.dev  ## what the changelog says about VERSION
-	@$(BIN)/python -m tools.release notes "$(VERSION)"
+release-notes:  ## what the newest version's release will say, from the changelog (or VERSION=1.2.3)
+	@$(PYTHON) -m tools.release notes $(VERSION)
 
 site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/NAME:VERSION@sha256:DIGEST, into the site
 	@$(BIN)/python -m tools.release images "$(GOALS)" "$(LOADTEST)"

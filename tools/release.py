@@ -12,11 +12,11 @@ IMAGE = re.compile(r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+:[\w.-]+@sha256:[0-9a-f]{64}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `notes VERSION` or `images GOALS LOADTEST`; return 1, and say why in one line, where it cannot be done."""
+    """Run `notes [VERSION]` or `images GOALS LOADTEST`; return 1, and say why in one line, where it cannot be done."""
     parser = argparse.ArgumentParser(prog="python -m tools.release", description="A release's notes and images.")
     commands = parser.add_subparsers(dest="command", required=True)
     of_notes = commands.add_parser("notes", help="print the changelog's section of a version")
-    of_notes.add_argument("version")
+    of_notes.add_argument("version", nargs="?", help="the newest one unless given")
     of_notes.add_argument("--changelog", type=Path, default=CHANGELOG)
     of_images = commands.add_parser("images", help="put a release's images into the site")
     of_images.add_argument("goals")
@@ -35,11 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def notes(changelog: str, version: str) -> str:
-    """Return what the changelog (Keep a Changelog 1.1.0) says of a version, without its heading."""
-    found = re.search(rf"^## \[{re.escape(version)}\].*\n((?:(?!## ).*\n?)*)", changelog, re.MULTILINE)
+def notes(changelog: str, version: str | None = None) -> str:
+    """Return what the changelog (Keep a Changelog 1.1.0) says of a version, or of the newest, without its heading."""
+    name = r"\d[^]]*" if version is None else re.escape(version)
+    found = re.search(rf"^## \[{name}\].*\n((?:(?!## ).*\n?)*)", changelog, re.MULTILINE)
     if found is None or not found[1].strip():
-        raise ValueError(f"CHANGELOG.md says nothing of {version}: give it a section `## [{version}] - YYYY-MM-DD`")
+        wanted = version or "any version"
+        heading = f"## [{version or '1.2.3'}] - YYYY-MM-DD"
+        raise ValueError(f"CHANGELOG.md says nothing of {wanted}: give it a section `{heading}`")
     return found[1].strip()
 
 

@@ -1,3 +1,3 @@
 """A goal tracker on PostgreSQL: a page, a JSON API and the endpoints its operators need."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -36,6 +36,7 @@ def test_the_notes_are_the_version_s_section_alone(tmp_path: Path, capsys: pytes
     assert release.main(["notes", "0.2.0", "--changelog", str(tmp_path / "CHANGELOG.md")]) == 0
     assert capsys.readouterr().out == "### Added\n\n- More.\n"
     assert release.notes(CHANGELOG, "0.1.0") == "- It."
+    assert release.notes(CHANGELOG) == "### Added\n\n- More."
 
 
 @pytest.mark.parametrize("version", ["Unreleased", "0.3.0", "0.1"])
@@ -45,6 +46,24 @@ def test_a_version_without_a_word_in_the_changelog_is_refused(
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
     assert release.main(["notes", version, "--changelog", str(tmp_path / "CHANGELOG.md")]) == 1
     assert f"error: CHANGELOG.md says nothing of {version}" in capsys.readouterr().err
+
+
+def test_a_changelog_without_a_version_is_refused() -> None:
+    with pytest.raises(ValueError, match="says nothing of any version"):
+        release.notes("# Changelog\n\n## [Unreleased]\n")
+
+
+def test_make_prints_the_newest_version_s_notes_and_the_workflow_runs_the_same() -> None:
+    made = subprocess.run(
+        ["make", "release-notes"],  # noqa: S607  whichever the user has
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert made.stdout.strip() == release.notes((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), __version__)
+    workflow = (ROOT / ".github/workflows/release.yaml").read_text(encoding="utf-8")
+    assert workflow.count("make release-notes VERSION=") == 2
 
 
 def test_the_images_arrive_in_the_site_and_nothing_else_changes(tmp_path: Path) -> None:
