@@ -66,17 +66,44 @@ async def test_a_rename_that_finds_nothing_is_not_acknowledged(impatient: Databa
         await store.update_goal(impatient, 4711, {"goal_name": "renamed"})
 
 
+_WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'goals'"
+
+
+@pytest.mark.usefixtures("followers_gone")
+@pytest.mark.parametrize("name", ["changed", "by another"])
+async def test_a_change_whose_answer_was_lost_is_known_again(
+    settings: Settings, administrator: asyncpg.Connection, name: str
+) -> None:
+    """The repeat of a change to a version that was seen finds its own change, unless another one came after it."""
+    await administrator.execute("SET synchronous_commit = local; INSERT INTO goals (goal_name) VALUES ('a goal')")
+    database = Database(settings, WIDE)
+    changing = asyncio.create_task(store.update_goal(database, 1, {"goal_name": "changed"}, seen=1))
+    await until(lambda: administrator.fetchval(_WAITING))
+    first = await administrator.fetchval(_WAITING)
+    await administrator.execute("SELECT pg_terminate_backend($1)", first)
+    await until(lambda: administrator.fetchval(f"{_WAITING} AND pid <> $1", first))
+    await administrator.execute("UPDATE goals SET goal_name = $1 WHERE goal_name <> $1", name)
+    await administrator.execute("ALTER SYSTEM RESET synchronous_standby_names")
+    await administrator.execute("SELECT pg_reload_conf()")
+    if name == "changed":
+        goal = await changing
+        assert (goal.goal_name, goal.row_version) == ("changed", 2)
+    else:
+        with pytest.raises(DatabaseUnavailableError):
+            await changing
+    await database.close()
+
+
 @pytest.mark.usefixtures("followers_gone")
 async def test_a_repeat_is_not_acknowledged_either(settings: Settings, administrator: asyncpg.Connection) -> None:
     """The first attempt is lost once its goal is on this server alone, which the second one then finds there."""
     database = Database(settings, replace(WIDE, retry_budget=5.0))
     adding = asyncio.create_task(store.insert_goal(database, {"goal_name": "a goal"}, new_key(), b""))
-    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'goals'"
-    await until(lambda: administrator.fetchval(waiting))
-    first = await administrator.fetchval(waiting)
+    await until(lambda: administrator.fetchval(_WAITING))
+    first = await administrator.fetchval(_WAITING)
     await administrator.execute("SELECT pg_terminate_backend($1)", first)
     await until(lambda: administrator.fetchval("SELECT count(*) FROM goals"))
-    await until(lambda: administrator.fetchval(f"{waiting} AND pid <> $1", first))
+    await until(lambda: administrator.fetchval(f"{_WAITING} AND pid <> $1", first))
     with pytest.raises(DatabaseUnavailableError):
         await adding
     await database.close()

@@ -12,6 +12,7 @@ import pytest
 import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from anyio import to_thread
 
 from goals import store
@@ -60,7 +61,39 @@ OBSTACLES = {
     "an index of some rows": ("CREATE INDEX few ON goals (id) WHERE id > 5", "index few"),
     "a check": ("ALTER TABLE goals ADD CONSTRAINT positive CHECK (id > 0)", "constraint positive on table"),
     "rights on the column": ("GRANT SELECT (id) ON goals TO PUBLIC", "rights on the column goals.id alone"),
-    "a column of our name": ("ALTER TABLE goals ADD COLUMN id_bigint INT", "a column id_bigint that is not ours"),
+    "a function of the view's rows": (
+        "CREATE FUNCTION everything() RETURNS SETOF public.goals LANGUAGE sql AS 'SELECT * FROM public.goals'",
+        "function everything() uses the view public.goals",
+    ),
+    "another default in the view": (
+        "ALTER VIEW public.goals ALTER COLUMN goal_name SET DEFAULT 'x'",
+        "default value for column goal_name of view public.goals uses the view",
+    ),
+    "a view that leaves something out": (
+        "CREATE OR REPLACE VIEW public.goals AS SELECT id, goal_name FROM goals WHERE goal_name > 'b'",
+        "the view public.goals is not as the migration made it",
+    ),
+    "a publication": ("CREATE PUBLICATION theirs FOR TABLE goals", "the publication theirs sends goals"),
+    "an identity for replication": (
+        "ALTER TABLE goals REPLICA IDENTITY USING INDEX goals_pkey",
+        "ALTER TABLE goals REPLICA IDENTITY DEFAULT",
+    ),
+    "no index of the id alone": (
+        "ALTER TABLE goals DROP CONSTRAINT goals_pkey, ADD PRIMARY KEY (id) INCLUDE (goal_name)",
+        "constraint goals_pkey on table",
+    ),
+    "an index of our name": (
+        "CREATE INDEX goals_id_bigint_idx ON goals (goal_name)",
+        "the index goals_id_bigint_idx has a name that is needed",
+    ),
+    "a function of our name": (
+        "CREATE FUNCTION copy_goal_id() RETURNS void LANGUAGE sql AS ''",
+        "the function copy_goal_id has a name that is needed",
+    ),
+    "a column of our name": (
+        "ALTER TABLE goals ADD COLUMN id_bigint INT",
+        "the column goals.id_bigint has a name that is needed",
+    ),
 }
 HALT = """
     CREATE FUNCTION halt() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -89,23 +122,24 @@ async def widening(settings: Settings, limits: Limits = BATCHES) -> AsyncIterato
     task = asyncio.create_task(widen(settings, limits))
     yield task
     task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await asyncio.wait({task})
 
 
 @contextlib.asynccontextmanager
-async def halfway(settings: Settings, connection: asyncpg.Connection) -> AsyncIterator[None]:
+async def halfway(settings: Settings, connection: asyncpg.Connection) -> AsyncIterator["asyncio.Task[None]"]:
     """A run that has copied the first two ids of five, waits for `connection` to give lock 7 back, and is ended."""
     await connection.execute(HALT)
     await connection.execute("SELECT pg_advisory_lock(7)")
-    async with widening(settings):
+    async with widening(settings) as task:
         await until(partial(waits, connection, "UPDATE goals SET id_bigint"))
-        yield
+        yield task
     await connection.execute("SELECT pg_advisory_unlock_all()")
 
 
 async def waits(connection: asyncpg.Connection, statement: str) -> bool:
-    query = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(query, $1) AND wait_event_type = 'Lock'"
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE starts_with(ltrim(query, E' \n'), $1) AND wait_event_type = 'Lock'"
+    )
     return bool(await connection.fetchval(query, statement))
 
 
@@ -214,13 +248,14 @@ async def test_what_would_be_lost_is_named_before_anything_is_altered(
     with pytest.raises(ConfigurationError) as raised:
         await widen(own, BATCHES)
     assert named in str(raised.value)
-    assert await connection.fetchval("SELECT to_regproc('copy_goal_id')") is None
+    begun = "SELECT count(*) FROM pg_trigger WHERE tgname = '~goals_widening'"
+    assert await connection.fetchval(begun) == 0
 
 
 async def test_a_view_of_the_view_is_named(own: Settings, owner: asyncpg.Connection) -> None:
     await adopt(own, owner)
     await owner.execute("CREATE VIEW theirs AS SELECT goal_name FROM goals")
-    with pytest.raises(ConfigurationError, match="the view theirs shows"):
+    with pytest.raises(ConfigurationError, match=r"view theirs uses the view public\.goals"):
         await widen(own, BATCHES)
 
 
@@ -244,6 +279,8 @@ async def test_a_run_that_was_ended_goes_on_where_it_was(
     async with halfway(own, connection):
         with pytest.raises(ConfigurationError, match="another `goals widen` is running"):
             await widen(own, BATCHES)
+        await upgrade(own)  # a pod that starts meanwhile
+    await upgrade(own)
     # Half-way, whatever clients write is kept in step, and counts as one change.
     assert await use(own) == 6
     await connection.execute("UPDATE goals SET goal_name = 'changed' WHERE id = 5")
@@ -300,6 +337,105 @@ async def test_a_table_that_is_locked_is_tried_again(
             await until(is_said)
         await task
     assert await connection.fetchval(WIDTH) == "bigint"
+
+
+async def test_what_comes_up_meanwhile_is_named_before_the_swap(
+    own: Settings, owner: asyncpg.Connection, connection: asyncpg.Connection
+) -> None:
+    await adopt(own, owner)
+    async with halfway(own, connection) as task:
+        await connection.execute("CREATE STATISTICS two ON id, goal_name FROM goals")
+        await connection.execute("SELECT pg_advisory_unlock(7)")
+        with pytest.raises(ConfigurationError, match="statistics object two needs"):
+            await task
+    await connection.execute("DROP STATISTICS two")
+    await connection.execute('ALTER TABLE goals DROP CONSTRAINT "~goals_widening"')  # as somebody might try
+    await widen(own, BATCHES)
+    assert await connection.fetchval(WIDTH) == "bigint"
+
+
+async def test_a_row_that_a_client_holds_keeps_no_other_from_clients(
+    own: Settings, owner: asyncpg.Connection, connection: asyncpg.Connection, lines: list[structlog.typing.EventDict]
+) -> None:
+    await adopt(own, owner)
+    other = await asyncpg.connect(**connect_arguments(own, WIDE))
+
+    async def has_looked_again() -> bool:
+        query = "SELECT count(*) FROM goals_adopted.goals WHERE id_bigint IS NULL"
+        return bool(await owner.fetchval(query) == 1)
+
+    async with halfway(own, connection) as task:
+        await other.execute("BEGIN; DELETE FROM goals WHERE id = 4")
+        await connection.execute("SELECT pg_advisory_unlock(7)")
+        await until(has_looked_again)
+        # All rows but that one are free, those of its batch too.
+        await owner.execute("SET lock_timeout = '5s'; UPDATE goals SET goal_name = 'changed' WHERE id IN (1, 2, 3, 5)")
+        await other.execute("ROLLBACK")
+        await task
+    await other.close()
+    assert await connection.fetchval("SELECT count(*) FROM goals WHERE goal_name = 'changed'") == 4
+
+
+async def test_a_trigger_that_refuses_the_copy_is_named_with_its_goal(
+    own: Settings, owner: asyncpg.Connection, connection: asyncpg.Connection
+) -> None:
+    await adopt(own, owner)
+    await connection.execute(HALT.replace("PERFORM pg_advisory_xact_lock_shared(7) WHERE NEW.id = 3", "NEW := NULL"))
+    with pytest.raises(ConfigurationError, match="goal 1 cannot be copied: end the transaction"):
+        await widen(own, replace(BATCHES, lock_patience=0.0))
+    await connection.execute("DROP FUNCTION halt CASCADE")
+    raises = "RAISE 'closed' USING ERRCODE = 'P0001'"
+    await connection.execute(HALT.replace("PERFORM pg_advisory_xact_lock_shared(7) WHERE NEW.id = 3", raises))
+    with pytest.raises(ConfigurationError, match="closed; correct that, and run it again"):
+        await widen(own, BATCHES)
+    await connection.execute("DROP FUNCTION halt CASCADE")
+    await widen(own, BATCHES)
+    assert await connection.fetchval(WIDTH) == "bigint"
+
+
+async def test_what_a_trigger_of_theirs_changes_is_not_changed_by_the_copy(
+    own: Settings, owner: asyncpg.Connection, connection: asyncpg.Connection
+) -> None:
+    await adopt(own, owner)
+    touch = HALT.replace("PERFORM pg_advisory_xact_lock_shared(7) WHERE NEW.id = 3", "NEW.updated_at := now()")
+    await connection.execute(touch.replace("TRIGGER halt", "TRIGGER zz_touch"))
+    query = "SELECT array_agg(updated_at ORDER BY id) FROM goals"
+    before = await connection.fetchval(query)
+    await widen(own, BATCHES)
+    assert await connection.fetchval(query) == before
+
+
+@pytest.mark.parametrize("made", [PLAIN, SHAPES["an identity"]], ids=["SERIAL", "an identity"])
+async def test_rights_stay_as_they_were(
+    own: Settings, owner: asyncpg.Connection, connection: asyncpg.Connection, made: str
+) -> None:
+    await adopt(own, owner, made)
+    await connection.execute("REVOKE ALL ON public.goals FROM PUBLIC; GRANT SELECT ON public.goals TO PUBLIC")
+    await connection.execute("GRANT USAGE ON SEQUENCE goals_id_seq TO PUBLIC")
+    query = "SELECT relname, relkind, relacl::text FROM pg_class WHERE relname ~ '^goals(_id_seq)?$' ORDER BY 1, 2"
+    before = await connection.fetch(query)
+    await widen(own, BATCHES)
+    assert await connection.fetch(query) == before
+
+
+async def test_a_downgrade_of_a_widened_table_says_why_it_cannot_be_had(
+    own: Settings, owner: asyncpg.Connection, connection: asyncpg.Connection
+) -> None:
+    await adopt(own, owner)
+    await widen(own, BATCHES)
+    config = Config(ROOT / "alembic.ini", attributes={"settings": own, "limits": WIDE})
+    with pytest.raises(CommandError, match=r"goals\.id has been widened and is the last column now"):
+        await to_thread.run_sync(command.downgrade, config, "base")
+    assert [row["id"] for row in await owner.fetch("SELECT * FROM goals ORDER BY id")] == [1, 2, 3, 4, 5]
+
+
+async def test_a_view_of_theirs_with_our_views_name_is_left_alone(
+    own: Settings, owner: asyncpg.Connection, connection: asyncpg.Connection
+) -> None:
+    await adopt(own, owner)
+    await owner.execute("CREATE SCHEMA apart; CREATE VIEW apart.goals AS SELECT goal_name FROM goals_adopted.goals")
+    await widen(own, BATCHES)
+    assert await owner.fetchval("SELECT count(*) FROM apart.goals") == 5
 
 
 async def test_a_downgrade_takes_back_what_an_unfinished_run_has_left(

@@ -21,17 +21,21 @@ ID_SEQUENCE = """
     WHERE attrelid = to_regclass('goals') AND attname = 'id'
 """
 """The sequence of goals.id, whether an identity has it, a SERIAL, or only the default."""
+WIDENING = "~goals_widening"
+"""The trigger and the check of an unfinished `widen`. By its name it comes after all triggers of others."""
+_MARK = "The columns that goals had before it was adopted, for the original Go app"
 VIEW = f"""
     SELECT DISTINCT c.oid FROM pg_class c JOIN pg_rewrite r ON ev_class = c.oid
     JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
-    WHERE relname = 'goals' AND relkind = 'v' AND refobjid = to_regclass('{ADOPTED}.goals')
+    WHERE relkind = 'v' AND refobjid = to_regclass('{ADOPTED}.goals') AND obj_description(c.oid, 'pg_class') = '{_MARK}'
 """  # noqa: S608  it is made of constants
-"""The view that stands where an adopted table stood."""
+"""The view that stands where an adopted table stood, among any others of it."""
 LEAVE_VIEW = f"""
             EXECUTE format('CREATE VIEW %s.goals WITH (security_invoker = true) AS SELECT %s FROM {ADOPTED}.goals',
                            home, theirs);
             -- The table's own rights hold for each role.
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s.goals TO PUBLIC', home);
+            EXECUTE format('COMMENT ON VIEW %s.goals IS %L', home, '{_MARK}');
 """  # noqa: S608  it is made of constants
 """Make it, in a DO block whose variables say in which schema (`home`) and with which columns (`theirs`)."""
 ADOPT = f"""
@@ -80,13 +84,20 @@ GIVE_BACK = f"""
         view CONSTANT REGCLASS := ({VIEW});
         home CONSTANT TEXT := (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = view);
         ours NAME;
-        added NAME[] := ARRAY(SELECT unnest(ARRAY['created_at', 'updated_at', 'row_version', 'id_bigint'])
+        added NAME[] := ARRAY(SELECT unnest(ARRAY['created_at', 'updated_at', 'row_version'])
                               EXCEPT SELECT attname FROM pg_attribute WHERE attrelid = view);
     BEGIN
-        -- What an unfinished `widen` has left.
-        DROP TRIGGER IF EXISTS goals_widening ON goals;
-        DROP FUNCTION IF EXISTS copy_goal_id();
+        IF EXISTS (SELECT FROM pg_trigger WHERE tgrelid = to_regclass('goals') AND tgname = '{WIDENING}') THEN
+            DROP FUNCTION copy_goal_id() CASCADE;
+            ALTER TABLE goals DROP COLUMN id_bigint;
+        END IF;
         IF view IS NOT NULL THEN
+            IF (SELECT attnum FROM pg_attribute WHERE attrelid = to_regclass('{ADOPTED}.goals') AND attname = 'id')
+                    > (SELECT attnum FROM pg_attribute WHERE attrelid = to_regclass('{ADOPTED}.goals')
+                       AND attname = 'row_version') THEN
+                RAISE EXCEPTION 'goals.id has been widened and is the last column now, where the original Go app would'
+                    ' not find it: end the app, and put the table back as docs/from-the-go-app.md says';
+            END IF;
             EXECUTE format('DROP VIEW %s', view);
             EXECUTE format('ALTER TABLE {ADOPTED}.goals SET SCHEMA %s', home);
             DROP SCHEMA {ADOPTED};
@@ -264,18 +275,19 @@ _OBSTACLES = (
         AND (SELECT attnum FROM pg_attribute WHERE attrelid = indrelid AND attname = 'goal_name')
             = ANY ((indkey::int2[])[0:indnkeyatts - 1])
     """,
-    """
+    f"""
     SELECT format('the constraint %1$I restricts columns that only the service fills: '
                   'ALTER TABLE goals DROP CONSTRAINT %1$I', conname)
-    FROM pg_constraint WHERE conrelid = to_regclass('goals') AND contype = 'c'
+    FROM pg_constraint WHERE conrelid = to_regclass('goals') AND contype = 'c' AND conname <> '{WIDENING}'
         AND pg_get_constraintdef(pg_constraint.oid) <> 'CHECK ((id > 0))' AND EXISTS (
         SELECT FROM pg_attribute WHERE attrelid = conrelid AND attnum = ANY (conkey)
             AND attname IN ('id', 'created_at', 'updated_at', 'row_version'))
-    """,
-    """
+    """,  # noqa: S608  it is made of constants
+    f"""
     SELECT format('the constraint %1$I may not hold for all goals: ALTER TABLE goals VALIDATE CONSTRAINT %1$I', conname)
     FROM pg_constraint WHERE conrelid = to_regclass('goals') AND contype = 'c' AND NOT convalidated
-    """,
+        AND conname <> '{WIDENING}'
+    """,  # noqa: S608  it is made of constants
     """
     WITH RECURSIVE removed (relation) AS (
         SELECT to_regclass('goals')::oid

@@ -33,7 +33,13 @@ from sqlalchemy.dialects.postgresql import REGCLASS, insert
 from sqlalchemy.sql.dml import ReturningDelete, ReturningUpdate
 
 from goals.database import Database
-from goals.errors import GoalChangedError, GoalNotFoundError, GoalRemovedError, IdempotencyKeyReusedError
+from goals.errors import (
+    DatabaseUnavailableError,
+    GoalChangedError,
+    GoalNotFoundError,
+    GoalRemovedError,
+    IdempotencyKeyReusedError,
+)
 from goals.models import COLUMN_TYPES, Goal, Page, Total, goal_keys, goals
 
 BIGGEST_ID = 2**63 - 1
@@ -262,16 +268,19 @@ async def update_goal(
     if goal_id <= BIGGEST_ID:
         statement = _update(tuple(values), unchanged=seen is not None)
         parameters = {"goal_id": goal_id, **_new(values)}
-        if seen is None:
-            rows = await database.fetch(statement, parameters)
-        else:
-            # Sent once: after an outcome that is not known, a second try would find the new version and say "changed".
+        if seen is not None:
             parameters["seen"] = _bound(seen)
-            rows = await database.fetch(statement, parameters, repeatable=False)
-            if not rows:
-                raise GoalChangedError("The goal has changed since it was read.")
+        rows, attempts = await database.run(statement, parameters)
         if rows:
             return _goal(rows[0])
+        if seen is not None and attempts == 1:
+            raise GoalChangedError("The goal has changed since it was read.")
+        if seen is not None:
+            # The first attempt may have made the very change that is in the way of the second.
+            now = await select_goal(database, goal_id)
+            if now.row_version == seen + 1 and values.items() <= now._asdict().items():
+                return now
+            raise DatabaseUnavailableError("The database did not say whether it was done.")
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 

@@ -8,11 +8,12 @@ import time
 import asyncpg
 import structlog
 
-from goals.adoption import ID_SEQUENCE, LEAVE_VIEW, VIEW
+from goals.adoption import ID_SEQUENCE, LEAVE_VIEW, VIEW, WIDENING
 from goals.connections import connect_arguments, explain, look_for_adopted
 from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.settings import Settings
+from goals.sqlstates import sqlstate
 
 log = structlog.get_logger(__name__)
 
@@ -20,12 +21,13 @@ _TURN = int.from_bytes(b"widen")
 """The lock of those who widen. Migrations have another: a pod that starts meanwhile need not wait."""
 _ONLY_ID = "indnatts = 1 AND indkey[0] = attnum AND indpred IS NULL AND indexprs IS NULL"
 
-_STATE = """
+_STATE = f"""
     SELECT atttypid = 'bigint'::regtype AS is_wide,
            EXISTS (SELECT FROM pg_trigger WHERE tgrelid = attrelid AND tgname = 'goals_row_version') AS is_migrated,
-           EXISTS (SELECT FROM pg_trigger WHERE tgrelid = attrelid AND tgname = 'goals_widening') AS is_begun
+           EXISTS (SELECT FROM pg_trigger WHERE tgrelid = attrelid AND tgname = '{WIDENING}') AS is_begun,
+           EXISTS (SELECT FROM pg_constraint WHERE conrelid = attrelid AND conname = '{WIDENING}') AS is_checked
     FROM pg_attribute WHERE attrelid = to_regclass('goals') AND attname = 'id'
-"""
+"""  # noqa: S608  it is made of constants
 _OBSTACLES = (
     f"""
     SELECT format('%s needs goals.id as it is: drop it, widen, and create it again',
@@ -33,48 +35,100 @@ _OBSTACLES = (
     FROM pg_depend JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
     LEFT JOIN pg_rewrite r ON classid = 'pg_rewrite'::regclass AND r.oid = objid
     WHERE refclassid = 'pg_class'::regclass AND refobjid = to_regclass('goals') AND attname = 'id'
+        AND NOT (classid = 'pg_constraint'::regclass AND objid IN (
+                 SELECT oid FROM pg_constraint WHERE conrelid = attrelid AND conname = '{WIDENING}'))
         AND ev_class IS DISTINCT FROM ({VIEW})
         AND NOT EXISTS (SELECT FROM pg_attrdef
                         WHERE classid = 'pg_attrdef'::regclass AND oid = objid AND adnum = attnum)
-        AND NOT EXISTS (SELECT FROM pg_constraint WHERE classid = 'pg_constraint'::regclass AND oid = objid
-                            AND conrelid = attrelid AND contype IN ('p', 'u', 'n') AND conkey = ARRAY[attnum])
+        AND NOT EXISTS (SELECT FROM pg_constraint LEFT JOIN pg_index ON indexrelid = conindid
+                        WHERE classid = 'pg_constraint'::regclass AND pg_constraint.oid = objid
+                            AND conrelid = attrelid AND conkey = ARRAY[attnum]
+                            AND (contype = 'n' OR contype IN ('p', 'u') AND {_ONLY_ID}))
         AND NOT EXISTS (SELECT FROM pg_index WHERE classid = 'pg_class'::regclass AND indexrelid = objid
                             AND {_ONLY_ID})
         AND (classid, objid) IS DISTINCT FROM ('pg_class'::regclass::oid, ({ID_SEQUENCE}))
     """,  # noqa: S608  it is made of constants
     f"""
-    SELECT format('the view %s shows %s: drop it, widen, and create it again', ev_class::regclass, refobjid::regclass)
-    FROM pg_depend JOIN pg_rewrite r ON classid = 'pg_rewrite'::regclass AND r.oid = objid
-    WHERE refclassid = 'pg_class'::regclass AND refobjid = ({VIEW}) AND ev_class <> refobjid
+    SELECT format('no unique index has the column id alone: CREATE UNIQUE INDEX ON %s (id)', attrelid::regclass)
+    FROM pg_attribute WHERE attrelid = to_regclass('goals') AND attname = 'id' AND NOT EXISTS (
+        SELECT FROM pg_index WHERE indrelid = attrelid AND indisunique AND {_ONLY_ID})
     """,  # noqa: S608  as above
+    f"""
+    SELECT format('%s uses the view %s: drop it, widen, and create it again',
+                  pg_describe_object(classid, objid, objsubid), relation.oid::regclass)
+    FROM pg_class relation
+    JOIN pg_type t ON t.typrelid = relation.oid
+    JOIN pg_depend ON refclassid = 'pg_class'::regclass AND refobjid = relation.oid
+        OR refclassid = 'pg_type'::regclass AND refobjid IN (t.oid, t.typarray)
+    LEFT JOIN pg_rewrite r ON classid = 'pg_rewrite'::regclass AND r.oid = objid
+    WHERE relation.oid = ({VIEW}) AND deptype <> 'i' AND ev_class IS DISTINCT FROM relation.oid
+    """,  # noqa: S608  as above
+    f"""
+    SELECT format('the view %s is not as the migration made it: put it back, and widen', attrelid::regclass)
+    FROM pg_attribute WHERE attrelid = ({VIEW}) AND attnum > 0
+    GROUP BY attrelid
+    HAVING pg_get_viewdef(attrelid, true) <> format(E' SELECT %s\n   FROM goals;',
+        string_agg(quote_ident(attname), E',\n    ' ORDER BY attnum))
+    """,  # noqa: S608  as above
+    """
+    SELECT format('the publication %I sends goals to subscribers, whose tables stay as they are: drop it, widen there '
+                  'as well, and create it again', pubname)
+    FROM pg_publication_tables JOIN pg_class c ON c.oid = to_regclass('goals')
+    WHERE tablename = relname AND schemaname = relnamespace::regnamespace::text
+    """,
+    """
+    SELECT 'the index of goals.id identifies rows for replication: ALTER TABLE goals REPLICA IDENTITY DEFAULT'
+    FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attname = 'id'
+    WHERE indrelid = to_regclass('goals') AND indisreplident AND attnum = ANY (indkey)
+    """,
     """
     SELECT 'roles have rights on the column goals.id alone: REVOKE them, widen, and GRANT them again'
     FROM pg_attribute WHERE attrelid = to_regclass('goals') AND attname = 'id' AND attacl IS NOT NULL
     """,
-    """
-    SELECT 'goals has a column id_bigint that is not ours: rename it'
-    FROM pg_attribute WHERE attrelid = to_regclass('goals') AND attname = 'id_bigint' AND NOT EXISTS (
-        SELECT FROM pg_trigger WHERE tgrelid = attrelid AND tgname = 'goals_widening')
-    """,
+    f"""
+    SELECT format('%s has a name that is needed: rename it', name)
+    FROM (
+        SELECT attrelid, 'the column goals.id_bigint' AS name
+        FROM pg_attribute WHERE attrelid = to_regclass('goals') AND attname = 'id_bigint' AND NOT attisdropped
+        UNION ALL SELECT to_regclass('goals'), 'the index goals_id_bigint_idx'
+        WHERE to_regclass('goals_id_bigint_idx') IS NOT NULL
+        UNION ALL SELECT to_regclass('goals'), 'the function copy_goal_id'
+        WHERE to_regproc('copy_goal_id') IS NOT NULL
+    ) AS taken
+    WHERE NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = attrelid AND tgname = '{WIDENING}')
+    """,  # noqa: S608  as above
 )
 """Each finds one thing that would be lost or would fail at the swap, and gives a line that names it and the remedy."""
-_BEGIN = """
+_BEGIN = f"""
     CREATE FUNCTION copy_goal_id() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF TG_OP = 'UPDATE' AND NEW.id_bigint IS DISTINCT FROM OLD.id_bigint THEN
-            -- The copy changes no goal. This trigger comes after the one that counts changes, by its name.
+            -- The copy changes no goal, whatever the triggers before this one have made of it.
             NEW.row_version := OLD.row_version;
             NEW.updated_at := OLD.updated_at;
         END IF;
         NEW.id_bigint := NEW.id;
         RETURN NEW;
     END $$;
-    ALTER TABLE goals
-        ADD COLUMN id_bigint BIGINT,
-        ADD CONSTRAINT goals_id_bigint_check CHECK (id_bigint IS NOT NULL) NOT VALID;
-    CREATE TRIGGER goals_widening BEFORE INSERT OR UPDATE ON goals FOR EACH ROW EXECUTE FUNCTION copy_goal_id();
+    ALTER TABLE goals ADD COLUMN id_bigint BIGINT;
+    CREATE TRIGGER "{WIDENING}" BEFORE INSERT OR UPDATE ON goals FOR EACH ROW EXECUTE FUNCTION copy_goal_id();
+"""
+_CHECK = f"""
+    ALTER TABLE goals ADD CONSTRAINT "{WIDENING}" CHECK (id_bigint IS NOT NULL AND id_bigint = id) NOT VALID;
 """
 _INDEX = "CREATE UNIQUE INDEX CONCURRENTLY IF NOT EXISTS goals_id_bigint_idx ON goals (id_bigint)"
+_LOCK = f"""
+    DO $$
+    DECLARE
+        view CONSTANT REGCLASS := ({VIEW});
+    BEGIN
+        -- The view first, as those who use it do.
+        IF view IS NOT NULL THEN
+            EXECUTE format('LOCK TABLE %s', view);
+        END IF;
+        LOCK TABLE goals;
+    END $$
+"""
 _SWAP = f"""
     DO $$
     DECLARE
@@ -95,16 +149,20 @@ _SWAP = f"""
             SELECT relname FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attname = 'id'
             JOIN pg_class c ON c.oid = indexrelid
             WHERE indrelid = to_regclass('goals') AND indisunique AND {_ONLY_ID} ORDER BY NOT indisprimary LIMIT 1);
+        rights CONSTANT TEXT[] := ARRAY(
+            SELECT format('GRANT %s ON %s %s TO %s %s', privilege_type, CASE relkind WHEN 'S' THEN 'SEQUENCE' END,
+                          c.oid::regclass, CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
+                          CASE WHEN is_grantable THEN 'WITH GRANT OPTION' END)
+            FROM pg_class c, aclexplode(relacl) WHERE c.oid IN (view, sequence));
+        statement TEXT;
         last BIGINT;
         called BOOLEAN;
     BEGIN
-        -- The view first, as those who use it do.
         IF view IS NOT NULL THEN
-            EXECUTE format('LOCK TABLE %s', view);
             EXECUTE format('DROP VIEW %s', view);
         END IF;
         ALTER TABLE goals ALTER COLUMN id_bigint SET NOT NULL;  -- the check spares it the look at each row
-        ALTER TABLE goals DROP CONSTRAINT goals_id_bigint_check;
+        ALTER TABLE goals DROP CONSTRAINT "{WIDENING}";
         EXECUTE format('ALTER SEQUENCE %s AS BIGINT', sequence);  -- nobody takes an id from here on
         IF is_identity THEN
             EXECUTE format('SELECT last_value, is_called FROM %s', sequence) INTO last, called;
@@ -120,7 +178,7 @@ _SWAP = f"""
                 EXECUTE format('ALTER SEQUENCE %s OWNED BY goals.id_bigint', sequence);
             END IF;
         END IF;
-        DROP TRIGGER goals_widening ON goals;
+        DROP TRIGGER "{WIDENING}" ON goals;
         DROP FUNCTION copy_goal_id();
         ALTER TABLE goals DROP COLUMN id;
         ALTER TABLE goals RENAME COLUMN id_bigint TO id;
@@ -128,24 +186,42 @@ _SWAP = f"""
                        key, CASE WHEN has_other_key THEN 'UNIQUE' ELSE 'PRIMARY KEY' END);
         IF view IS NOT NULL THEN
             {LEAVE_VIEW}
+            EXECUTE format('REVOKE ALL ON %s.goals FROM PUBLIC', home);
         END IF;
+        FOREACH statement IN ARRAY rights LOOP
+            EXECUTE statement;
+        END LOOP;
     END $$
 """  # noqa: S608  it is made of constants
+
+
+_COPY = """
+    UPDATE goals SET id_bigint = goals.id
+    FROM (SELECT id FROM goals WHERE id > $1 AND id <= $2 AND id_bigint IS NULL FOR UPDATE SKIP LOCKED) AS free
+    WHERE goals.id = free.id
+"""
+_LEFT = "SELECT id FROM goals WHERE id > $1 AND id <= $2 AND id_bigint IS NULL LIMIT 1"
+_NO_LIMITS = """
+    SELECT set_config(name, '0', false) FROM pg_settings
+    WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout')
+"""
+_PASSING = ("08", "40", "53", "55", "57")
+"""Classes of errors after which it may be run again as it is."""
 
 
 async def widen(settings: Settings, limits: Limits) -> None:
     """Make goals.id and its sequence bigint: a copy of the column, which a trigger keeps, takes its place at the end.
 
-    It may be ended at any time, and goes on where it was when it is run again. No statement of others waits for it for
-    longer than `lock_timeout`, and it asks for a held lock for `lock_patience` seconds at most. A
-    `ConfigurationError` says in one line what is in the way, and what to do.
+    It may be ended at any time, and goes on where it was when it is run again. It locks no row that others hold, and
+    the table for `lock_timeout` at most, for which it asks again for `lock_patience` seconds. A `ConfigurationError`
+    says in one line what is in the way, and what to do.
     """
     try:
         connection = await asyncpg.connect(
-            **connect_arguments(settings, limits),
-            server_settings={"application_name": "goals-widen", "statement_timeout": "0", "lock_timeout": "0"},
+            **connect_arguments(settings, limits), server_settings={"application_name": "goals-widen"}
         )
         try:
+            await connection.execute(_NO_LIMITS)
             await look_for_adopted(connection)
             if await _is_to_be_done(connection):
                 await _widen(connection, limits)
@@ -154,7 +230,9 @@ async def widen(settings: Settings, limits: Limits) -> None:
             with contextlib.suppress(OSError, asyncpg.PostgresError):
                 await connection.close(timeout=limits.connect_timeout)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise ConfigurationError(f"{explain(error, settings)}; run it again, and it goes on where it was") from None
+        passes = (sqlstate(error) or "08").startswith(_PASSING)
+        then = "run it again, and it goes on where it was" if passes else "correct that, and run it again"
+        raise ConfigurationError(f"{explain(error, settings)}; {then}") from None
 
 
 async def _is_to_be_done(connection: asyncpg.Connection) -> bool:
@@ -166,16 +244,21 @@ async def _is_to_be_done(connection: asyncpg.Connection) -> bool:
     if state["is_wide"]:
         log.info("goals.id is bigint: there is nothing to do")
         return False
-    for statement in _OBSTACLES:
-        if obstacle := await connection.fetchval(statement):
-            raise ConfigurationError(obstacle)
+    await _refuse(connection)
     log.info("widening goals.id", goes_on=state["is_begun"])
     return True
 
 
+async def _refuse(connection: asyncpg.Connection) -> None:
+    for statement in _OBSTACLES:
+        if obstacle := await connection.fetchval(statement):
+            raise ConfigurationError(obstacle)
+
+
 async def _widen(connection: asyncpg.Connection, limits: Limits) -> None:
-    if not (await connection.fetchrow(_STATE))["is_begun"]:
-        await _alter(connection, limits, _BEGIN)
+    state = await connection.fetchrow(_STATE)
+    if not state["is_checked"]:
+        await _alter(connection, limits, _CHECK if state["is_begun"] else _BEGIN + _CHECK)
     await _copy(connection, limits)
     log.info("building the index; it waits for transactions that are older than it")
     if await connection.fetchval(
@@ -183,7 +266,8 @@ async def _widen(connection: asyncpg.Connection, limits: Limits) -> None:
     ):
         await connection.execute("DROP INDEX CONCURRENTLY goals_id_bigint_idx")  # what an earlier run left unfinished
     await connection.execute(_INDEX)
-    await connection.execute("ALTER TABLE goals VALIDATE CONSTRAINT goals_id_bigint_check")
+    log.info("checking each row")
+    await connection.execute(f'ALTER TABLE goals VALIDATE CONSTRAINT "{WIDENING}"')
     await connection.execute("ANALYZE goals")
     await _alter(connection, limits, _SWAP)
     log.info("goals.id is bigint")
@@ -191,24 +275,40 @@ async def _widen(connection: asyncpg.Connection, limits: Limits) -> None:
 
 async def _copy(connection: asyncpg.Connection, limits: Limits) -> None:
     """Fill the new column, in batches; whatever is added from now on is filled by the trigger."""
-    done, last = await connection.fetchrow("SELECT min(id) - 1, max(id) FROM goals")
+    after, last = await connection.fetchrow("SELECT min(id) - 1, max(id) FROM goals")
+    held: list[tuple[int, int]] = []
     said = time.monotonic()
     while True:
         began = time.monotonic()
         upto = await connection.fetchval(
             "SELECT max(id) FROM (SELECT id FROM goals WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3) AS batch",
-            *(done, last, limits.widen_batch),
+            *(after, last, limits.widen_batch),
         )
         if upto is None:
-            return
-        await connection.execute(
-            "UPDATE goals SET id_bigint = id WHERE id > $1 AND id <= $2 AND id_bigint IS NULL", done, upto
-        )
-        done = upto
+            break
+        await connection.execute(_COPY, after, upto)
+        if await connection.fetchval(_LEFT, after, upto):
+            held.append((after, upto))
+        after = upto
         if time.monotonic() - said >= limits.widen_progress:
             said = time.monotonic()
-            log.info("copying ids", id=done, of=last, percent=round(100 * done / last))
+            log.info("copying ids", id=after, of=last, percent=round(100 * after / last))
         await asyncio.sleep(time.monotonic() - began)
+    for batch in held:
+        await _copy_held(connection, limits, *batch)
+
+
+async def _copy_held(connection: asyncpg.Connection, limits: Limits, after: int, upto: int) -> None:
+    """Fill what others held when it was its turn."""
+    deadline = time.monotonic() + limits.lock_patience
+    while (row := await connection.fetchval(_LEFT, after, upto)) is not None:
+        if time.monotonic() > deadline:
+            raise ConfigurationError(
+                f"goal {row} cannot be copied: end the transaction that holds it, or drop the trigger that refuses an"
+                " UPDATE, and run it again"
+            )
+        await connection.execute(_COPY, after, upto)
+        await asyncio.sleep(limits.lock_timeout)
 
 
 async def _alter(connection: asyncpg.Connection, limits: Limits, statements: str) -> None:
@@ -217,9 +317,13 @@ async def _alter(connection: asyncpg.Connection, limits: Limits, statements: str
     while True:
         try:
             async with connection.transaction():
-                # Keeps nobody waiting, so it may wait itself: until PostgreSQL has ended an autovacuum for it.
+                # This lock keeps nobody waiting, and ends an autovacuum, which takes PostgreSQL a second.
+                await connection.execute(f"SET LOCAL lock_timeout = '{10_000 * limits.lock_timeout:.0f}ms'")
                 await connection.execute("LOCK TABLE goals IN SHARE UPDATE EXCLUSIVE MODE")
-                await connection.execute(f"SET LOCAL lock_timeout = '{limits.lock_timeout * 1000:.0f}ms'")
+                # Up to three are taken one after the other: those of the view, the table and the sequence.
+                await connection.execute(f"SET LOCAL lock_timeout = '{1000 * limits.lock_timeout / 3:.0f}ms'")
+                await connection.execute(_LOCK)
+                await _refuse(connection)  # what somebody has made since the last look
                 await connection.execute(statements)
         except asyncpg.LockNotAvailableError:
             if time.monotonic() > deadline:
