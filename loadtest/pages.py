@@ -1,4 +1,4 @@
-"""Reports as one HTML page without scripts or other files, in one design: load test, drills and benchmark."""
+"""Reports in one design, each an HTML page without scripts or other files."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Literal
 from loadtest import charts
 
 Kind = Literal["good", "bad", "none"]
-_KINDS: dict[str, Kind] = {"pass": "good", "FAIL": "bad", "none": "none"}
+_KINDS: dict[str, Kind] = {"pass": "good", "FAIL": "bad", "none": "none", "NOT RUN": "none"}
 """What stands in the last column of a table, by its looks; a sign in front says the same without a colour."""
 _GRID = 4
 """So many columns have the same places in every table."""
