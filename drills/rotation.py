@@ -107,7 +107,7 @@ class Play(NamedTuple):
 
     def count_former(self) -> int:
         """How many replicas have logged that they use the former password."""
-        return sum("takes the former one" in replica.log.read_text() for replica in self.stage.replicas)
+        return sum("accepts the former one" in replica.log.read_text() for replica in self.stage.replicas)
 
     async def read_serial(self) -> str:
         """The serial number of the certificate that a client is shown now."""

@@ -400,7 +400,7 @@ async def test_the_former_password_serves_until_the_server_has_the_new_one(remot
         await terminate(remote.administrator)
         await database.fetch(ONE)
     logged = [event["event"] for event in events if "password" in event["event"]]
-    assert logged == ["database refuses the password, and takes the former one", "database takes the password"]
+    assert logged == ["database rejects the password and accepts the former one", "database accepts the password"]
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'third'")
     await terminate(remote.administrator)
     with pytest.raises(DatabaseUnavailableError):

@@ -137,11 +137,11 @@ class Connector:
             connection = await self._connect({**arguments, "password": self.accepted})
             if not self._uses_former:
                 self._uses_former = True
-                log.warning("database refuses the password, and takes the former one", sqlstate="28P01")
+                log.warning("database rejects the password and accepts the former one", sqlstate="28P01")
             return connection
         if self._uses_former:
             self._uses_former = False
-            log.info("database takes the password")
+            log.info("database accepts the password")
         self.accepted = password
         return connection
 

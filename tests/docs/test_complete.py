@@ -90,7 +90,7 @@ def test_every_time_limit_is_the_codes() -> None:
 
 
 def test_every_answer_to_a_stuck_database_is_one_that_the_drill_expects() -> None:
-    answers = section(OPERATIONS, "What the service does when PostgreSQL does not")
+    answers = section(OPERATIONS, "What the service does when PostgreSQL fails")
     answered = set(re.findall(r"^\| [^|]+ \| (\w{5}) \|", answers, re.MULTILINE))
     drill = (ROOT / "drills/stuck.py").read_text(encoding="utf-8")
     assert answered == set(re.findall(r'"(\d{2}[0-9A-Z]{3})"', drill))
