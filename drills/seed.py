@@ -22,9 +22,9 @@ TABLE = "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name VARCHAR(255) NOT N
 """One of the two forms in which the app's documents make its table."""
 
 _ALL = text("SELECT * FROM goals LIMIT 50")
-# The app asks for nothing back, so that no other type of the id outdates what was prepared; our driver asks for rows.
-_INSERT = text("INSERT INTO goals (goal_name) VALUES (:name) RETURNING goal_name")
-_DELETE = text("DELETE FROM goals WHERE id = :goal_id RETURNING goal_name")
+# The app asks for nothing back, so that no column's other type outdates what was prepared; our driver asks for rows.
+_INSERT = text("INSERT INTO goals (goal_name) VALUES (:name) RETURNING 1 AS done")
+_DELETE = text("DELETE FROM goals WHERE id = :goal_id RETURNING 1 AS done")
 
 
 async def select_page_and_total(
@@ -40,8 +40,8 @@ async def select_page_and_total(
 
 
 async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
-    (row,) = await database.fetch(_INSERT, {"name": values["goal_name"]}, repeatable=False)
-    return Goal(0, row.goal_name, None, 1)  # the form leads back to the page, which reads it
+    await database.fetch(_INSERT, {"name": values["goal_name"]}, repeatable=False)
+    return Goal(0, str(values["goal_name"]), None, 1)  # the form leads back to the page, which reads it
 
 
 async def delete_goal(database: Database, goal_id: int) -> None:
