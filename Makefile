@@ -14,7 +14,24 @@ UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
 
+# part new
+##@ Make it yours
+NAME =
+NOUN =
+PLURAL =
+DIR =
+WITHOUT =
+WITH =
+.PHONY: new new-test
+new: $(VENV)/.lint  ## your own service in a new folder: NAME=orders NOUN=order [PLURAL=…] [DIR=../orders] [WITHOUT="k8s azure argocd loadtest drills compose"] [WITH=adoption]
+	@$(BIN)/python -m tools.new --name "$(NAME)" --noun "$(NOUN)" --plural "$(PLURAL)" --dir "$(DIR)" --without "$(WITHOUT)" --with "$(WITH)"
+
+new-test: $(VENV)/.lint  ## make three services of other names and sizes, and run their own checks and tests (ARGS="-k small" for one of them)
+	$(BIN)/python -m pytest tests/new --timeout 1200 $(ARGS)
+
+# end new
 ##@ Run
+.PHONY: up dev migrate
 up: $(VENV)/.local  ## the page on 127.0.0.1:8080, ops port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
 	@exec $(BIN)/python -m goals up
 
@@ -26,6 +43,7 @@ migrate: $(VENV)/.local  ## upgrade the database schema (of the embedded server 
 	@$(BIN)/python -m goals migrate $(ARGS)
 
 ##@ Develop
+.PHONY: check fix test lock
 check: $(VENV)/.lint  ## ruff, format, mypy strict, import-linter; shellcheck, hadolint, actionlint, zizmor; terms and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,14 +74,18 @@ lock: $(UV)  ## resolve the dependencies into requirements/*.txt (hashes, no hos
 	$(LOCK) -c requirements/goals.txt --group otlp --group embedded -o requirements/local.txt
 	$(LOCK) -c requirements/local.txt --group otlp --group embedded --group dev -o requirements/dev.txt
 	$(LOCK_GROUP) -c requirements/dev.txt --group lint -o requirements/lint.txt
+# part loadtest
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
 	$(LOCK_GROUP) --group parity -o requirements/parity.txt
+# end loadtest
 	$(LOCK_GROUP) --group sbom -o requirements/sbom.txt
 	$(LOCK_GROUP) requirements/uv.in -o requirements/uv.txt
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
 
+# part loadtest
 ##@ Measure
+.PHONY: bench flood growth
 ROUNDS ?= 7
 SECONDS ?= 2
 bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json and out/bench.html
@@ -83,8 +105,10 @@ flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousa
 	@$(UV) pip sync --quiet --python .cache/bench/bin/python --require-hashes --compile-bytecode $<
 	@$(INSTALL_GOALS) --python .cache/bench/bin/python
 	@touch $@
+# end loadtest
 
 ##@ Browser
+.PHONY: e2e screenshots
 e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
@@ -93,6 +117,7 @@ screenshots: $(VENV)/.dev  ## take the pictures in docs/img/ again, also of the 
 	@$(BIN)/python -m tests.e2e.screenshots
 
 ##@ Observe
+.PHONY: observability slo
 observability: $(VENV)/.dev observability/node_modules/.made  ## every rule, panel, metric and alert against promtool, Prometheus, Grafana's types and the service
 	@for tool in promtool prometheus; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install prometheus)" >&2; exit 1; }; done
 	$(BIN)/python -m pytest tests/observability $(ARGS)
@@ -108,7 +133,9 @@ observability/node_modules/.made: observability/package-lock.json
 	@cd observability && npm ci --silent
 	@touch $@
 
+# part loadtest
 ##@ Load test
+.PHONY: load load-ui load-test parity
 SCENARIO = original
 HOST = http://127.0.0.1:8080
 USERS =
@@ -125,8 +152,11 @@ load-test: $(VENV)/.dev  ## the load test itself against a scripted server: prot
 
 parity: $(VENV)/.parity  ## k6 and Locust taking turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	$(BIN)/python -m bench.parity.compare $(ARGS)
+# end loadtest
 
+# part drills
 ##@ Drills
+.PHONY: drill drills drills-short
 DRILL ?= failover
 drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration, widen, rotation, stuck, restore): faults injected under load; reports in out/drills/ (1 to 3 minutes)
 	@$(BIN)/python -m drills $(DRILL) $(ARGS)
@@ -136,8 +166,11 @@ drills: $(VENV)/.dev  ## all of them, in full (under 25 minutes)
 
 drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the same moments every time (8 minutes)
 	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
+# end drills
 
+# part k8s
 ##@ Kubernetes
+.PHONY: k8s k8s-mutants cluster-up cluster-down cluster-images cluster-test crds platform-sums
 k8s k8s-mutants cluster-test crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
@@ -168,8 +201,10 @@ crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into
 
 platform-sums:  ## fetch what the platform installs, record each checksum the first time and compare it from then on
 	k8s/platform/sums.sh
+# end k8s
 
 ##@ Containers
+.PHONY: image
 TAG ?= dev
 IMAGES := goals goals-loadtest goals-setup
 export TAG
@@ -181,10 +216,15 @@ image compose-up compose-test: export CREATED = $(shell TZ=UTC git log -1 --date
 NEED_DOCKER = @docker compose version >/dev/null 2>&1 && docker buildx version >/dev/null 2>&1 && docker info >/dev/null 2>&1 || { \
   echo "error: this needs a running Docker Engine (25 or newer) with Compose and buildx: https://docs.docker.com/engine/install/" >&2; exit 1; }
 
-image:  ## build the images: the service, the load test, and the setup of compose (needs Docker)
+image:  ## build the images (needs Docker)
 	$(NEED_DOCKER)
-	docker compose --profile load build goals locust-master setup
+	docker compose build goals setup
+# part loadtest
+	docker compose --profile load build locust-master
+# end loadtest
 
+# part compose
+.PHONY: compose-up compose-down compose-restart compose-test sbom
 compose-up: image  ## everything on this machine: https://localhost:8443, Prometheus 9090, Alertmanager 9093, Grafana 3000
 	docker compose up --detach --wait $(ARGS)
 
@@ -204,8 +244,10 @@ sbom: image  ## what is installed in each image, as CycloneDX, into out/sbom/
 	for image in $(IMAGES); do \
 	  docker buildx build --quiet --file compose/sbom/Dockerfile --build-arg IMAGE=$$image:$(TAG) --output out/sbom/$$image . || exit 1; done
 	@ls out/sbom/*/sbom.json
+# end compose
 
 ##@ Clean
+.PHONY: clean clean-data
 clean:  ## leave the clone as it was (.data/ stays: it holds your goals)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache alembic/.mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
 	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -227,6 +269,7 @@ endef
 export REMOVE_DATA
 
 ##@ Deliver
+.PHONY: docs-test audit wheels versions licences actions-pin release-notes help
 docs-test: $(VENV)/.dev  ## check the documents against the code and each program's own help; run the runnable blocks
 	$(BIN)/python -m pytest tests/test_docs.py tests/docs $(ARGS)
 
@@ -250,8 +293,11 @@ actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that the
 release-notes:  ## what the newest version's release will say, from the changelog (or VERSION=1.2.3)
 	@$(PYTHON) -m tools.release notes $(VERSION)
 
+# part k8s
+.PHONY: site-images
 site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/NAME:VERSION@sha256:DIGEST, into the site
 	@$(BIN)/python -m tools.release images "$(GOALS)" "$(LOADTEST)"
+# end k8s
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -291,6 +337,7 @@ $(VENV)/.lint: requirements/lint.txt $(VENV)/.dev
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
+# part loadtest
 $(VENV)/.loadtest: requirements/loadtest.txt $(UV)
 	$(NEED_PYTHON)
 	@echo "installing $< into $(VENV)"
@@ -302,5 +349,4 @@ $(VENV)/.parity: requirements/parity.txt $(VENV)/.dev
 	@echo "installing $< into $(VENV)"
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
-
-.PHONY: cluster-up cluster-down cluster-images cluster-test flood growth docs-test audit wheels versions licences actions-pin release-notes site-images up dev migrate check fix test lock bench e2e screenshots load load-ui load-test parity observability slo clean clean-data k8s k8s-mutants crds platform-sums image compose-up compose-down compose-restart compose-test sbom drill drills drills-short help
+# end loadtest

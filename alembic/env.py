@@ -99,8 +99,10 @@ async def _migrate(settings: Settings) -> None:
                 "idle_session_timeout": "0",
             },
         )
+        # part adoption
         await look_for_adopted(connection)
         return connection
+        # end adoption
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     try:
@@ -160,15 +162,21 @@ def _run_migrations(connection: Connection) -> None:
 
 def _look(connection: Connection) -> bool:
     """Look at the database before anything is altered, and tell whether to go on: not where it was only asked for."""
+    # part adoption
     adoption.check_versions(connection)
+    # end adoption
     heads = context.get_context().get_current_heads()
+    # part adoption
     adoption.check_revisions(connection, heads)
+    # end adoption
     dry_run = bool(context.config.attributes.get("dry_run"))
     pending = [script for script in context.script.walk_revisions() if not heads or script.revision > heads[0]]
+    # part adoption
     repaired = adoption.adopt(connection, pending=bool(pending), first=not heads, dry_run=dry_run)
-    connection.rollback()
     for line in repaired:
         log.info(line)
+    # end adoption
+    connection.rollback()
     if dry_run:
         for script in reversed(pending):
             context.config.print_stdout("revision %s would run: %s", script.revision, script.doc)

@@ -5,9 +5,10 @@ import subprocess
 import zipfile
 from pathlib import Path
 
+from tools.checkout import SOURCES
+
 VERSIONS = "alembic/versions"
 _MAIN = "services/goals/__main__.py"
-_SOURCES = ("services", "alembic", "alembic.ini")
 
 
 class HistoryError(Exception):
@@ -50,7 +51,7 @@ class History:
     def unpack(self, commit: str, folder: Path) -> None:
         """Write what the service and its migrations were in that commit into the folder."""
         archive = folder.with_suffix(".zip")
-        if self._ask("archive", "--format=zip", f"--output={archive}", commit, "--", *_SOURCES) is None:
+        if self._ask("archive", "--format=zip", f"--output={archive}", commit, "--", *SOURCES) is None:
             raise HistoryError(f"git cannot give what commit {commit} held")
         with zipfile.ZipFile(archive) as file:
             file.extractall(folder)
@@ -66,12 +67,3 @@ class History:
 def list_revisions(root: Path) -> list[str]:
     """All revisions of the schema, in their order: they are numbered."""
     return sorted(file.name.partition("_")[0] for file in (root / VERSIONS).glob("[0-9]*_*.py"))
-
-
-def copy_tree(root: Path, folder: Path) -> None:
-    """Copy the service and its migrations as they are now."""
-    for name in _SOURCES:
-        if (root / name).is_dir():
-            shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
-        else:
-            shutil.copy(root / name, folder / name)

@@ -12,12 +12,13 @@ from typing import NamedTuple
 from drills import ROOT, seed
 from drills.cluster import DrillError
 from drills.drill import Case, Drill, observe
-from drills.history import VERSIONS, History, HistoryError, copy_tree, list_revisions
+from drills.history import VERSIONS, History, HistoryError, list_revisions
 from drills.journal import Attempt
 from drills.scenarios import visitors, writers
 from drills.stage import Load, Replica, Stage
 from drills.timeline import Mark
 from goals.limits import Limits
+from tools.checkout import copy_tree
 from tools.polling import until
 
 NEXT = "next revision"
@@ -75,7 +76,7 @@ class Version(NamedTuple):
 
     def run(self, *module: str) -> tuple[str, ...]:
         """What is to be run for a module to be the version's own, and not this tree's."""
-        return ("drills.version", str(self.root), *module)
+        return ("tools.checkout", str(self.root), *module)
 
     @property
     def revision(self) -> str:
@@ -91,7 +92,9 @@ class Hop(NamedTuple):
     new: Version
 
 
+# part adoption
 ORIGINAL = Version("the original Go app", ROOT, (seed.MODULE,), has_api=False)
+# end adoption
 TREE = Version("this tree", ROOT)
 
 
@@ -124,9 +127,13 @@ async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
     try:
         history.check(whole=True)
         hops += _find_hops(history, stage.folder)
+        # part adoption
         await stage.cluster.execute(
             f"DROP TABLE goals, alembic_version; {seed.TABLE}; ALTER TABLE goals OWNER TO goals_user"
         )
+        # end adoption
+        if hops and hops[0].former.has_api:
+            await _begin_at(stage, hops[0].former)
     except HistoryError as error:
         for revision in list_revisions(ROOT):
             drill.leave_out(f"revision {revision}", "the version before it at work, under load", str(error))
@@ -139,23 +146,35 @@ async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
     return hops
 
 
+async def _begin_at(stage: Stage, version: Version) -> None:
+    """Put the schema where a former version has it."""
+    await stage.cluster.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION goals_user")
+    migrators = Migrators(stage, version, version.revision, number=1)
+    await migrators.start()
+    await migrators.finish()
+
+
 # Versions.
 
 
 def _find_hops(history: History, folder: Path) -> list[Hop]:
-    """All hops from the original Go app's table to this tree's schema."""
+    """All hops to this tree's schema from the first version that git has."""
     revisions = list_revisions(ROOT)
     hops: list[Hop] = []
-    former = ORIGINAL
+    served: list[Version] = []
+    # part adoption
+    served.append(ORIGINAL)
+    # end adoption
     between = revisions[:1]
     for revision, successor in pairwise(revisions):
         commit = history.find_last(revision, successor)
         if commit is not None:
             new = _unpack(history, commit, folder)
-            hops.append(Hop(former, between, new))
-            former, between = new, []
+            hops += [Hop(served[-1], between, new)] if served else []
+            served.append(new)
+            between = []
         between = [*between, successor]
-    return [*hops, Hop(former, between, TREE)]
+    return [*hops, Hop(served[-1], between, TREE)] if served else hops
 
 
 def _unpack(history: History, commit: str, folder: Path) -> Version:

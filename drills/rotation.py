@@ -11,13 +11,13 @@ from typing import NamedTuple
 import asyncpg
 import trustme
 
-from drills import tls
 from drills.broken import MODULE, forget_the_former_password, read_the_authority_once, read_the_password_once
 from drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from drills.journal import Attempt
 from drills.scenarios import visitors, writers
 from drills.stage import Stage
 from drills.timeline import Mark
+from tools import tls
 from tools.polling import until
 
 _HOST = "localhost"

@@ -100,6 +100,7 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
                 "How many requests took how long.",
                 f"sum by (le) (increase({DURATION}_bucket{{{CHOSEN}}}[{RATE}]))",
             ),
+            # part adoption
             _row("Goals"),
             _series(
                 "Goals added and removed",
@@ -114,6 +115,7 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
                 "reqps",
                 (f"sum by (path) (rate(http_requests_total{{{CHOSEN}}}[{RATE}]))", "{{path}}"),
             ),
+            # end adoption
         ],
     )
 

@@ -27,15 +27,19 @@ def render(objectives: slo.Objectives) -> dict[Path, str]:
                 f"requests.excluded_routes: there is no route {route}; there are {', '.join(sorted(known))}"
             )
     groups = rules.build_groups(objectives)
+    # part k8s
     custom_resource = {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
         "metadata": {"name": "goals", "labels": {"release": "kube-prometheus-stack"}},
         "spec": {"groups": groups},
     }
+    # end k8s
     files = {
         Path("goals.rules.yaml"): HEADER + _dump({"groups": groups}),
+        # part k8s
         Path("prometheusrule.yaml"): HEADER + _dump(custom_resource),
+        # end k8s
     }
     for dashboard in dashboards.build(objectives):
         files[Path("dashboards", f"{dashboard['uid']}.json")] = json.dumps(dashboard, indent=2) + "\n"

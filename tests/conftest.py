@@ -108,11 +108,34 @@ async def upgrade(settings: Settings, revision: str = "head") -> None:
     await to_thread.run_sync(migrate, settings, revision)
 
 
+async def downgrade(settings: Settings, revision: str) -> None:
+    await to_thread.run_sync(command.downgrade, alembic_config(settings), revision)
+
+
+def alembic_config(settings: Settings) -> Config:
+    return Config(ROOT / "alembic.ini", attributes={"settings": settings})
+
+
 @pytest.fixture
 async def empty(settings: Settings) -> AsyncIterator[Settings]:
     """Settings that lead to a database of this test's own, without a table."""
     async with fresh_database(settings) as fresh:
         yield fresh
+
+
+@pytest.fixture
+async def connection(empty: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """The service's role in the empty database."""
+    connection = await asyncpg.connect(**connect_arguments(empty, WIDE))
+    yield connection
+    await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def database_of(settings: Settings) -> AsyncIterator[Database]:
+    database = Database(settings, WIDE)
+    yield database
+    await database.close()
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +149,10 @@ async def own(settings: Settings) -> AsyncIterator[Settings]:
 async def owner(own: Settings) -> AsyncIterator[asyncpg.Connection]:
     """The role that owns the module's database, in which nothing is left of the test before."""
     connection = await asyncpg.connect(**connect_arguments(own, WIDE))
-    await connection.execute("DROP SCHEMA IF EXISTS goals_adopted, apart, public CASCADE; CREATE SCHEMA public")
+    # part adoption
+    await connection.execute("DROP SCHEMA IF EXISTS goals_adopted, apart CASCADE")
+    # end adoption
+    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
     yield connection
     await connection.close()
 
@@ -218,7 +244,7 @@ async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def undated(database: Database) -> AsyncIterator[None]:
-    """A goal of which nobody knows when it was made, as those of an adopted table are."""
+    """A goal of which nobody knows when it was made, as of one that is older than the column."""
     await alter(database, "ALTER TABLE goals ALTER COLUMN created_at DROP NOT NULL")
     await alter(database, "INSERT INTO goals (goal_name, created_at) VALUES ('old', NULL)")
     yield

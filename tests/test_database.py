@@ -18,12 +18,12 @@ import structlog
 import trustme
 from sqlalchemy import text
 
-from drills import tls
 from goals import embedded
 from goals.database import Database
 from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
 from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, until_running
+from tools import tls
 from tools.polling import until
 
 ONE = text("SELECT 1 AS one")

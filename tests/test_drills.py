@@ -14,13 +14,14 @@ import pytest
 
 from drills import report
 from drills.drill import Case, Control, Drill, observe
-from drills.history import History, HistoryError, copy_tree, list_revisions
+from drills.history import History, HistoryError, list_revisions
 from drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
 from drills.report import summarize, write_html, write_tables, write_text, write_total
 from drills.stage import clean_environment
 from drills.timeline import Mark, Timeline, draw
 from loadtest.charts import stack
 from tests.conftest import ROOT
+from tools.checkout import copy_tree
 
 SVG = "http://www.w3.org/2000/svg"
 UUID = str(uuid4())

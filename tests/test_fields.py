@@ -13,11 +13,11 @@ import asyncpg
 import httpx2
 import pytest
 
-from drills.history import copy_tree
 from goals.models import SCHEMA_REVISION
 from goals.schemas import GoalBody
 from goals.settings import Settings
 from tests.conftest import ROOT, speaking_to, upgrade
+from tools.checkout import copy_tree
 from tools.polling import until
 
 GOALS = "/api/v1/goals"
@@ -65,7 +65,7 @@ async def client(empty: Settings, tmp_path: Path) -> AsyncIterator[httpx2.AsyncC
     variables = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     variables |= {"DB_HOST": str(empty.db_host), "DB_NAME": empty.db_name, "SSL": "disable"}
     variables |= {"GOALS_PORT": "0", "GOALS_OPS_PORT": "0", "GOALS_DRAIN_SECONDS": "0", "GOALS_LOG_FORMAT": "json"}
-    command = [sys.executable, "-m", "drills.version", str(tmp_path), "goals"]
+    command = [sys.executable, "-m", "tools.checkout", str(tmp_path), "goals"]
     migration = await asyncio.create_subprocess_exec(*command, "migrate", cwd=ROOT, env=variables)
     assert await migration.wait() == 0
     process = await asyncio.create_subprocess_exec(

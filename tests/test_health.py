@@ -38,7 +38,7 @@ async def test_nothing_public_is_on_the_ops_port(operator: httpx2.AsyncClient) -
 async def test_metrics_come_as_text_or_as_openmetrics(operator: httpx2.AsyncClient) -> None:
     text = await operator.get("/metrics")
     assert text.headers["content-type"].startswith("text/plain")
-    assert "# TYPE add_goal_requests_total counter" in text.text
+    assert "# TYPE goals_reads_total counter" in text.text
     openmetrics = await operator.get("/metrics", headers={"accept": "application/openmetrics-text"})
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text")
     assert openmetrics.text.endswith("# EOF\n")
@@ -48,4 +48,4 @@ async def test_metrics_come_as_text_or_as_openmetrics(operator: httpx2.AsyncClie
 async def test_an_odd_version_of_openmetrics_breaks_nothing(operator: httpx2.AsyncClient, version: str) -> None:
     response = await operator.get("/metrics", headers={"accept": f"application/openmetrics-text; version={version}"})
     assert response.status_code == 200
-    assert "add_goal_requests_total" in response.text
+    assert "goals_reads_total" in response.text

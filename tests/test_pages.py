@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from goals.database import Database
 from goals.responses import STATIC, static_url
-from goals.schemas import PAGE_SIZE
+from goals.schemas import PAGE_SIZE, GoalBody
 from goals.settings import Settings
 from tests.conftest import WIDE, alter, fill, serving, speaking_to
 
@@ -297,9 +297,7 @@ async def test_goals_are_counted_up_to_ten_thousand_and_estimated_beyond(
     await alter(database, "ALTER TABLE goals RESET (autovacuum_enabled)")
 
 
-async def test_a_name_longer_than_today_is_shown_as_it_was_adopted(
-    client: httpx2.AsyncClient, database: Database
-) -> None:
+async def test_a_name_longer_than_today_is_shown_as_it_is(client: httpx2.AsyncClient, database: Database) -> None:
     await database.fetch(text("INSERT INTO goals (goal_name) VALUES (repeat('long ', 100)) RETURNING id"))
     assert names_in(await client.get("/")) == ["long " * 100]
 
@@ -363,3 +361,8 @@ async def test_a_large_page_is_whole_though_readers_share_a_piece_of_it(
     assert len({key_in(page) for page in pages}) == 5
     head = await client.head("/")
     assert (head.content, head.headers["content-length"]) == (b"", pages[0].headers["content-length"])
+
+
+async def test_the_form_has_every_field(client: httpx2.AsyncClient) -> None:
+    form = (await client.get("/")).text.partition('action="/add_goal"')[2].partition("</form>")[0]
+    assert {*GoalBody.model_fields, "idempotency_key"} == set(re.findall(r'name="(\w+)"', form))

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from goals.errors import GoalsError, InvalidInputError, MalformedRequestError
+from goals.models import Goal, goals
 from goals.schemas import (
     MOST_ERRORS,
     MOST_FIELDS,
@@ -19,6 +20,7 @@ from goals.schemas import (
     NAME_PATTERN,
     GoalBody,
     GoalForm,
+    GoalOut,
     ListQuery,
     PageQuery,
     RemovalForm,
@@ -273,3 +275,11 @@ def test_keys_are_fresh_and_in_order() -> None:
     keys = [new_key() for _ in range(1000)]
     assert {key.version for key in keys} == {7}
     assert keys == sorted(set(keys))
+
+
+def test_a_field_is_in_the_table_the_row_and_what_comes_in_and_goes_out() -> None:
+    ours = {"id", "created_at", "updated_at", "row_version"}
+    given = set(GoalBody.model_fields)
+    assert set(goals.c.keys()) - ours == given
+    assert set(Goal._fields) == given | {"id", "created_at", "row_version"}
+    assert set(GoalOut.model_fields) == given | {"id", "created_at"}

@@ -56,6 +56,7 @@ def read(telemetry: Telemetry) -> str:
     return telemetry.expose("")[0].decode()
 
 
+# part adoption
 async def test_the_seeds_counters_keep_names_labels_and_meaning(
     client: httpx2.AsyncClient, operator: httpx2.AsyncClient
 ) -> None:
@@ -77,14 +78,17 @@ async def test_the_seeds_counters_keep_names_labels_and_meaning(
     assert after == (added + 1, removed + 1, {path: value + 1 for path, value in paths.items()})
 
 
+# end adoption
 async def test_every_counter_is_zero_before_its_first_event(telemetry: Telemetry, settings: Settings) -> None:
     database = Database(settings, WIDE, telemetry.database)
     telemetry.observe_reads({"page": SharedReads(asyncio.sleep)})
     page = read(telemetry)
     for metric, number in (
+        # part adoption
         ("http_requests_total", 4),
         ("add_goal_requests_total", 1),
         ("remove_goal_requests_total", 1),
+        # end adoption
         ("goals_gate_rejections_total", 3),
         ("db_client_connection_timeouts_total", 1),
         ("goals_reads_total", 1),
@@ -228,7 +232,8 @@ async def test_process_collector_and_target_are_named(operator: httpx2.AsyncClie
     assert "otel_scope" not in page
 
 
-async def test_openmetrics_comes_to_who_asks_for_it(operator: httpx2.AsyncClient) -> None:
+async def test_openmetrics_comes_to_who_asks_for_it(client: httpx2.AsyncClient, operator: httpx2.AsyncClient) -> None:
+    await client.get("/health")
     plain = await operator.get("/metrics")
     assert plain.headers["content-type"].startswith("text/plain; version=")
     answer = await operator.get("/metrics", headers={"accept": "application/openmetrics-text; version=1.0.0"})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 OSV = "https://api.osv.dev/v1/query"
-LOCKS = [Path("requirements") / f"{name}.txt" for name in ("goals", "loadtest", "dev", "lint", "parity", "sbom", "uv")]
+LOCKS = sorted(Path("requirements").glob("*.txt"))
 
 CLEAN = 0
 VULNERABLE = 1

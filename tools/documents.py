@@ -15,18 +15,28 @@ from tools import ROOT
 SHELL = {"sh", "bash", "console", "shell"}
 PROGRAMS = {
     "alembic",
+    # part argocd
     "argocd",
+    # end argocd
+    # part azure
     "az",
+    # end azure
     "cosign",
     "curl",
     "docker",
     "gh",
     "git",
+    # part k8s
     "helm",
     "kind",
     "kubectl",
+    # end k8s
+    # part azure
     "kubelogin",
+    # end azure
+    # part loadtest
     "locust",
+    # end loadtest
     "make",
     "python",
 }

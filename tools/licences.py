@@ -9,7 +9,12 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-LOCKS = [Path("requirements/goals.txt"), Path("requirements/loadtest.txt")]
+LOCKS = [
+    Path("requirements/goals.txt"),
+    # part loadtest
+    Path("requirements/loadtest.txt"),
+    # end loadtest
+]
 
 CONSIDERED = {"0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "ISC", "MIT", "MPL-2.0", "PSF-2.0", "ZPL-2.1"}
 """What an image may ship, in SPDX's words: all ask to be named, MPL-2.0 for the source of its files too."""

@@ -1,4 +1,4 @@
-"""What a release takes from the repository and puts into it: its notes, and its images into the site."""
+"""What a release takes from the repository and what it puts into it."""
 
 import argparse
 import re
@@ -7,28 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CHANGELOG = Path("CHANGELOG.md")
+# part k8s
 SITE = Path("k8s/overlays/aks/site/site.yaml")
 IMAGE = re.compile(r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+:[\w.-]+@sha256:[0-9a-f]{64}")
+# end k8s
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `notes [VERSION]` or `images GOALS LOADTEST`; return 1, and say why in one line, where it cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m tools.release", description="A release's notes and images.")
+    """Run a command; return 1, and say why in one line, where it cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m tools.release", description="A release.")
     commands = parser.add_subparsers(dest="command", required=True)
     of_notes = commands.add_parser("notes", help="print the changelog's section of a version")
     of_notes.add_argument("version", nargs="?", help="the newest one unless given")
     of_notes.add_argument("--changelog", type=Path, default=CHANGELOG)
+    # part k8s
     of_images = commands.add_parser("images", help="put a release's images into the site")
-    of_images.add_argument("goals")
+    of_images.add_argument("service")
     of_images.add_argument("loadtest")
     of_images.add_argument("--site", type=Path, default=SITE)
+    # end k8s
     options = parser.parse_args(arguments)
     try:
         if options.command == "notes":
             print(notes(options.changelog.read_text(encoding="utf-8"), options.version))
+        # part k8s
         else:
-            text = with_images(options.site.read_text(encoding="utf-8"), options.goals, options.loadtest)
+            text = with_images(options.site.read_text(encoding="utf-8"), options.service, options.loadtest)
             options.site.write_text(text, encoding="utf-8")
+        # end k8s
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -46,9 +52,10 @@ def notes(changelog: str, version: str | None = None) -> str:
     return found[1].strip()
 
 
-def with_images(site: str, goals: str, loadtest: str) -> str:
+# part k8s
+def with_images(site: str, service: str, loadtest: str) -> str:
     """Return the site's file with both images, which are named by tag and digest: a tag alone can be moved."""
-    for key, image in (("image", goals), ("loadtestImage", loadtest)):
+    for key, image in (("image", service), ("loadtestImage", loadtest)):
         if not IMAGE.fullmatch(image):
             raise ValueError(f"{image!r} is not REGISTRY/NAME:VERSION@sha256:DIGEST")
         site, changed = re.subn(rf"^  {key}: .*$", f"  {key}: {image}", site, flags=re.MULTILINE)
@@ -57,5 +64,6 @@ def with_images(site: str, goals: str, loadtest: str) -> str:
     return site
 
 
+# end k8s
 if __name__ == "__main__":
     sys.exit(main())

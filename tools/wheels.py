@@ -10,7 +10,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-LOCKS = [Path("requirements") / f"{name}.txt" for name in ("uv", "local", "dev", "loadtest")]
+LOCKS = [
+    *(Path("requirements") / f"{name}.txt" for name in ("uv", "local", "dev")),
+    # part loadtest
+    Path("requirements/loadtest.txt"),
+    # end loadtest
+]
 PLATFORMS = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28", "aarch64-apple-darwin")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 WITHOUT: dict[tuple[str, str, str], str] = {

@@ -175,7 +175,9 @@ def _welcome(settings: Settings) -> Callable[[int, int], None]:
         output.write(
             f"\n  the page        http://{host}:{port}"
             f"\n  for operators   http://{host}:{ops_port}  (/readyz /livez /version /metrics)"
+            # part loadtest
             "\n  load test       make load-ui, in another terminal"
+            # end loadtest
             "\n  stop            Ctrl-C\n\n"
         )
         output.flush()

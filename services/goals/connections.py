@@ -10,7 +10,11 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 
 from goals.limits import Limits
+
+# part adoption
 from goals.models import ADOPTED
+
+# end adoption
 from goals.settings import Settings
 from goals.sqlstates import is_rejection, sqlstate
 
@@ -30,6 +34,7 @@ def connect_arguments(settings: Settings, limits: Limits) -> dict[str, Any]:
     }
 
 
+# part adoption
 async def look_for_adopted(connection: asyncpg.Connection) -> None:
     """Let the session find an adopted table before the view that stands in its former place."""
     try:
@@ -41,6 +46,7 @@ async def look_for_adopted(connection: asyncpg.Connection) -> None:
         raise
 
 
+# end adoption
 def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
     if settings.ssl == "disable":
         return False
@@ -156,5 +162,7 @@ class Connector:
                 "statement_timeout": str(int(self._limits.statement_timeout * 1000)),
             },
         )
+        # part adoption
         await look_for_adopted(connection)
         return connection
+        # end adoption

@@ -22,8 +22,10 @@ from sqlalchemy.dialects import postgresql
 
 SCHEMA_REVISION = "0002"
 """The Alembic revision this code needs; revisions are numbered in order, so a newer one compares greater."""
+# part adoption
 ADOPTED = "goals_adopted"
 """The PostgreSQL schema of an adopted table: where there is none, the tables are where the search path says."""
+# end adoption
 
 metadata = MetaData()
 
@@ -63,7 +65,7 @@ class Goal(NamedTuple):
 
     id: int
     goal_name: str
-    created_at: datetime | None  # an adopted goal's is not known
+    created_at: datetime | None  # of a goal that is older than the column, it is not known
     row_version: int
 
 

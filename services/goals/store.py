@@ -49,7 +49,7 @@ EXACT_COUNT = 10_000
 
 
 _COLUMNS = [goals.c[name] for name in Goal._fields]
-# A bigint parameter uses the index of an adopted table's integer column too, and finds nothing beyond its range.
+# A bigint parameter uses the index of an integer column too, and finds nothing beyond its range.
 # Not `id`: in an UPDATE that name is kept for the column.
 _ID = bindparam("goal_id", type_=BigInteger)
 _LIMIT = bindparam("limit", type_=BigInteger)

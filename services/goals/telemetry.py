@@ -27,7 +27,9 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
 OTHER_METHOD = "_OTHER"
 """What the conventions call a method that is not known, so that no client can make up values."""
 _VERSIONS = frozenset({"1.0", "1.1"})
+# part adoption
 _SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
+# end adoption
 _LOOP_PERIOD = 0.5
 
 Attributes = dict[str, str | int]
@@ -72,11 +74,7 @@ class Reads(Protocol):
 
 
 class RequestMetrics:
-    """Requests of the public port.
-
-    `add_goal_requests_total`, `remove_goal_requests_total` and `http_requests_total{path}` keep the names and the
-    meaning that dashboards made for the original Go app expect: successes only, four paths.
-    """
+    """Requests of the public port."""
 
     def __init__(self, meter: Meter) -> None:
         self._duration = _histogram(
@@ -90,6 +88,9 @@ class RequestMetrics:
             unit="{request}",
             description="Number of active HTTP server requests.",
         )
+        # part adoption
+        # `add_goal_requests_total`, `remove_goal_requests_total` and `http_requests_total{path}` keep the names and the
+        # meaning that dashboards made for the original Go app expect: successes only, four paths.
         # Zero from the start, or rate() would miss the first event.
         self._successes = dict.fromkeys(_SEED_PATHS, 0)
         _counter(
@@ -102,6 +103,7 @@ class RequestMetrics:
         _counter(
             meter, "remove_goal_requests", "Goals removed by the page.", lambda: [(self._successes["/remove_goal"], {})]
         )
+        # end adoption
 
     def _observe_active(self, _options: CallbackOptions) -> Iterable[Observation]:
         for method, count in self._active.items():
@@ -127,8 +129,10 @@ class RequestMetrics:
         if attributes is None:
             attributes = self._attributes[key] = _describe_request(*key)
         self._duration.record(seconds, attributes)
+        # part adoption
         if route in self._successes and 200 <= status < 400:  # noqa: PLR2004  HTTP's own borders of success
             self._successes[route] += 1
+        # end adoption
 
 
 def _describe_request(

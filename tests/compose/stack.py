@@ -22,7 +22,9 @@ PORTS = (
     "PROMETHEUS_PORT",
     "ALERTMANAGER_PORT",
     "GRAFANA_PORT",
+    # part loadtest
     "LOCUST_PORT",
+    # end loadtest
     "JAEGER_PORT",
 )
 ONE_SHOT = {"setup", "migrate", "load-gate"}
@@ -99,6 +101,7 @@ class Stack:
         )
         return found
 
+    # part loadtest
     def gate(self, *options: str) -> subprocess.CompletedProcess[str]:
         """Run the load gate; its exit code is the verdict."""
         return self.compose("run", "--rm", "--no-deps", "load-gate", *options, check=False)
@@ -127,6 +130,8 @@ class Stack:
         text = self.compose("run", "--rm", "--no-deps", "--entrypoint", "cat", "load-gate", path).stdout
         loaded: dict[str, Any] = json.loads(text)
         return loaded
+
+    # end loadtest
 
     @contextlib.contextmanager
     def browsing(self, **options: Any) -> Iterator[httpx2.Client]:

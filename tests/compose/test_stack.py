@@ -26,9 +26,11 @@ from tools.polling import wait_until
 
 MAKE = shutil.which("make") or "make"
 LARGEST_IDLE = 700 * 2**20
+# part loadtest
 LEAST_REQUESTS = 10_000
 HERE = ("--host", "https://gateway:8443")
 ORIGINAL = ("--scenario", "original", *HERE)
+# end loadtest
 
 
 def make(stack: Stack, *arguments: str) -> None:
@@ -85,6 +87,7 @@ def test_the_first_start_builds_what_is_missing_and_shows_no_error(stack: Stack)
     assert not re.search(r"\b(error|warning|denied|failed)\b", printed, re.IGNORECASE), printed
 
 
+# part loadtest
 @pytest.mark.timeout(600)
 def test_the_load_gate_is_built_and_gives_a_verdict(stack: Stack) -> None:
     done = stack.compose("run", "--rm", "load-gate", check=False, timeout=420)
@@ -95,6 +98,7 @@ def test_the_load_gate_is_built_and_gives_a_verdict(stack: Stack) -> None:
     assert metrics["http_req_failed"]["values"]["rate"] == 0
 
 
+# end loadtest
 def test_a_second_start_makes_no_secret_anew(stack: Stack) -> None:
     before = stack.read(stack.replicas("goals")[0], "/run/secrets/password")
     output = stack.compose("run", "--rm", "--no-deps", "setup").stdout
@@ -257,11 +261,15 @@ print(json.dumps(ends))
 
 
 def test_the_service_reaches_only_the_peers_that_security_md_lists(stack: Stack) -> None:
+    # part loadtest
     stack.compose("--profile", "load", "up", "--detach", "--wait", "--no-recreate", "locust-worker")
+    # end loadtest
     peers = listening(stack)
-    assert {"alertmanager", "gateway", "goals", "locust-master", "postgres", "prometheus"} <= set(peers.values())
+    assert {"alertmanager", "gateway", "goals", "postgres", "prometheus"} <= set(peers.values())
     ends = dict(zip(peers, connect(stack.replicas("goals")[0], peers), strict=True))
+    # part loadtest
     stack.compose("--profile", "load", "rm", "--force", "--stop", "locust-worker", "locust-master")
+    # end loadtest
 
     section = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("## What the service's container reaches")[2]
     listed = re.findall(r"`([a-z-]+)`", section.partition("In Compose it\nreaches ")[2].partition(".")[0])
@@ -484,6 +492,7 @@ def test_alertmanager_receives_an_alert_that_fires(stack: Stack) -> None:
     wait_until(lambda: "AlwaysFiring" in received())
 
 
+# part loadtest
 def test_gateway_and_prometheus_follow_replicas_that_come_and_go(stack: Stack) -> None:
     def served_by(client: httpx2.Client) -> set[str]:
         marks = {client.get("/health").headers["x-request-id"] for _ in range(30)}
@@ -508,6 +517,8 @@ def test_gateway_and_prometheus_follow_replicas_that_come_and_go(stack: Stack) -
         wait_until(lambda: scraped() == 2)
 
 
+# end loadtest
+# part loadtest
 # It is loaded.
 
 
@@ -524,6 +535,8 @@ def test_the_gate_passes_the_good_target(stack: Stack) -> None:
     )
 
 
+# end loadtest
+# part loadtest
 def test_the_gate_fails_a_bad_target(stack: Stack) -> None:
     done = stack.gate("--scenario", "original", "--host", "https://gateway:8443/not-there", "-u", "5", "-t", "3s")
     assert done.returncode == 99, done.stdout + done.stderr
@@ -532,6 +545,8 @@ def test_the_gate_fails_a_bad_target(stack: Stack) -> None:
     assert "no connection was made" in plain.stdout
 
 
+# end loadtest
+# part loadtest
 def test_the_gate_plays_users_in_plain_python(stack: Stack) -> None:
     done = stack.gate("-f", "loadtest/scenarios/shoppers.py", *HERE, "-u", "10", "-t", "10s")
     assert done.returncode in {0, 99}, done.stdout + done.stderr  # 99: the example's own limit, on a busy machine
@@ -540,6 +555,8 @@ def test_the_gate_plays_users_in_plain_python(stack: Stack) -> None:
     assert metrics["http_req_failed"]["values"]["rate"] == metrics["checks"]["values"]["fails"] == 0
 
 
+# end loadtest
+# part loadtest
 def test_the_load_tests_page_comes_up_with_its_workers(stack: Stack) -> None:
     stack.compose(
         "--profile", "load", "up", "--detach", "--wait", "--no-recreate", "--scale", "locust-worker=2", "locust-worker"
@@ -548,6 +565,8 @@ def test_the_load_tests_page_comes_up_with_its_workers(stack: Stack) -> None:
     stack.compose("--profile", "load", "rm", "--force", "--stop", "locust-worker", "locust-master")
 
 
+# end loadtest
+# part loadtest
 def test_a_rolling_restart_under_load_fails_no_request(stack: Stack) -> None:
     begun = time.perf_counter()
     with stack.loading(*ORIGINAL, "-u", "20", "-t", "60s"), writing(stack) as outcomes:
@@ -566,6 +585,7 @@ def test_a_rolling_restart_under_load_fails_no_request(stack: Stack) -> None:
     )
 
 
+# end loadtest
 # It leaves.
 
 

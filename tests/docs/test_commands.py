@@ -19,23 +19,41 @@ BUILTINS = {"cd", "export", "exit", "true", "echo", "sed", "sudo"}
 """Words of the shell and tools with a form of their own, whose options are not looked up."""
 
 NESTED = {
+    # part argocd
     "argocd": {"account", "admin", "app", "cluster", "proj", "repo"},
+    # end argocd
+    # part azure
     "az": {"acr", "ad", "aks", "dns", "federated-credential", "identity", "keyvault", "network", "record-set"}
     | {"a", "account", "assignment", "nodepool", "repository", "role", "secret", "storage"},
+    # end azure
     "docker": {"buildx", "compose", "image", "imagetools", "network", "volume"},
+    # part k8s
     "kind": {"create", "delete", "export", "get", "load"},
     "kubectl": {"config", "create", "rollout"},
+    # end k8s
     "openssl": set[str](),
 }
 """Words that lead to another one before the options begin."""
 
-ANYWHERE = {"docker": {"--profile"}, "kubectl": {"-n", "--namespace"}}
+WITH_SUBCOMMANDS = {"alembic", "cosign", "docker", "gh", "git", "helm", "openssl", *NESTED}
+
+ANYWHERE = {
+    "docker": {"--profile"},
+    # part k8s
+    "kubectl": {"-n", "--namespace"},
+    # end k8s
+}
 """Options with a value that may stand before the subcommand."""
 
 OTHERS = [["docker", "compose", "run"], ["docker", "compose", "exec"]]
 """What follows the first word after these belongs to another program."""
 
-PLUGINS = {"docker": {"buildx", "compose"}, "kubectl": {"cnpg"}}
+PLUGINS = {
+    "docker": {"buildx", "compose"},
+    # part k8s
+    "kubectl": {"cnpg"},
+    # end k8s
+}
 """Words that are there only where a plug-in is."""
 
 SINCE: dict[tuple[str, ...], tuple[int, ...]] = {("docker", "compose", "config", "--lock-image-digests"): (2, 37)}
@@ -96,7 +114,7 @@ def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]
         where = rest.index(flag)
         rest = [*rest[:where], *rest[where + 2 :]]
     subcommand: list[str] = []
-    if program in {"kubectl", "docker", "git", "helm", "kind", "az", "gh", "argocd", "cosign", "alembic", "openssl"}:
+    if program in WITH_SUBCOMMANDS:
         deeper = True
         while rest and deeper and re.fullmatch(r"[a-z][a-z-]*", rest[0]):
             deeper = rest[0] in NESTED.get(program, set())
@@ -112,17 +130,25 @@ def take_apart(program: str, arguments: list[str]) -> tuple[list[str], list[str]
 @pytest.mark.parametrize(
     ("words", "subcommand", "flags"),
     [
+        # part k8s
         ("kind create cluster --config FILE", "create cluster", "--config"),
         ("kind load docker-image goals:dev --name goals", "load docker-image", "--name"),
+        # end k8s
+        # part azure
         ("az identity federated-credential create --issuer URL", "identity federated-credential create", "--issuer"),
         ("az network dns record-set a add-record --zone-name Z", "network dns record-set a add-record", "--zone-name"),
         ("az aks get-credentials --name goals", "aks get-credentials", "--name"),
         ("az keyvault secret set --vault-name V", "keyvault secret set", "--vault-name"),
+        # end azure
         ("docker compose --profile load up -d --wait", "compose up", "-d --wait"),
         ("docker compose run --rm load-gate --scenario browse", "compose run", "--rm"),
         ("docker compose exec postgres psql -U postgres", "compose exec", ""),
+        # part k8s
         ("kubectl -n goals exec -it goals-db-1 -- psql -U x", "exec", "-it"),
+        # end k8s
+        # part argocd
         ("argocd repo add URL --core", "repo add", "--core"),
+        # end argocd
         ("git log --oneline", "log", "--oneline"),
     ],
 )
@@ -154,9 +180,13 @@ def help_of(program: str, subcommand: tuple[str, ...]) -> str:
     said = done.stdout + done.stderr
     # git answers -h with 129.
     assert done.returncode in {0, 129}, f"{program} {' '.join(subcommand)} is not known: {said[:300]}"
+    # part loadtest
     if program == "locust":  # its own help leaves out what the locustfile adds
         texts = [path.read_text(encoding="utf-8") for path in (ROOT / "loadtest").glob("*.py")]
         said += "".join(f" {option} " for text in texts for option in re.findall(r'"(--[\w-]+)"', text))
+    # end loadtest
+    # part k8s
     if program == "kubectl":
         said += subprocess.run(["kubectl", "options"], capture_output=True, text=True, check=True).stdout  # noqa: S607 - the one on the PATH
+    # end k8s
     return said

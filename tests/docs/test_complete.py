@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+# part drills
 from drills.catalogue import DRILLS
+
+# end drills
 from goals.limits import Limits
 from goals.settings import Settings
 from tests.conftest import ROOT
+from tests.prose import prose
 from tools.documents import documents, parse
 
 TEXT = {document: document.read_text(encoding="utf-8") for document in documents()}
@@ -24,6 +28,7 @@ def section(text: str, heading: str) -> str:
     return found[1]
 
 
+@prose
 def test_readme_stays_short() -> None:
     readme = TEXT[ROOT / "README.md"]
     assert len(readme.splitlines()) <= 150
@@ -54,6 +59,7 @@ def test_every_alert_has_a_row_with_its_runbook_and_severities() -> None:
     assert {path.stem for path in (ROOT / "docs/runbooks").glob("*.md")} == set(alerts)
 
 
+# part loadtest
 def test_every_scenario_is_documented() -> None:
     scenarios = {path.stem for path in (ROOT / "loadtest/scenarios").glob("*.toml")}
     assert scenarios
@@ -62,12 +68,15 @@ def test_every_scenario_is_documented() -> None:
     assert named <= scenarios
 
 
+# end loadtest
+# part drills
 def test_every_drill_that_the_documents_name_exists() -> None:
     named = {name for piece in CODE for name in re.findall(r"\bDRILL=(\w+)", piece)}
     assert named
     assert named <= set(DRILLS)
 
 
+# end drills
 def test_every_setting_that_the_documents_name_exists() -> None:
     named = {name for piece in CODE for name in re.findall(r"\b(?:GOALS|DB)_[A-Z_]+\b", piece)}
     assert named
@@ -89,6 +98,7 @@ def test_every_time_limit_is_the_codes() -> None:
         assert float(said.rpartition(" ")[2]) == getattr(Limits(), name), name
 
 
+# part drills
 def test_every_answer_to_a_stuck_database_is_one_that_the_drill_expects() -> None:
     answers = section(OPERATIONS, "What the service does when PostgreSQL fails")
     answered = set(re.findall(r"^\| [^|]+ \| (\w{5}) \|", answers, re.MULTILINE))
@@ -96,6 +106,8 @@ def test_every_answer_to_a_stuck_database_is_one_that_the_drill_expects() -> Non
     assert answered == set(re.findall(r'"(\d{2}[0-9A-Z]{3})"', drill))
 
 
+# end drills
+@prose
 def test_every_decision_is_in_the_list_under_a_number_of_its_own() -> None:
     folder = ROOT / "docs/adr"
     files = sorted(path.name for path in folder.glob("[0-9]*.md"))
@@ -121,18 +133,20 @@ def test_every_job_of_the_pipeline_calls_what_ci_runs() -> None:
     assert ".ci/clean-room" in run
     run += clean_room
     texts = [run]
-    for name in ("ci", "nightly", "cluster"):
+    for name in ("ci", "nightly"):
         workflow = yaml.safe_load((ROOT / f".github/workflows/{name}.yaml").read_text(encoding="utf-8"))
         texts.append("\n".join(step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]))
-    ours, pipeline, nightly, cluster = (
+    ours, pipeline, nightly = (
         {word for words in re.findall(r"\bmake((?: [a-z0-9-]+)+)", text) for word in words.split()} for text in texts
     )
     assert pipeline <= ours
     assert ".ci/clean-room" in texts[2]
     nightly |= {word for word in ours if f"make {word}" in clean_room}
-    assert ours <= pipeline | nightly | cluster
+    assert ours <= pipeline | nightly
+    # part loadtest
     assert ".ci/smoke" in run
     assert ".ci/smoke" in texts[1]
+    # end loadtest
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github/workflows").glob("*.yaml")), ids=lambda path: path.name)
@@ -144,6 +158,7 @@ def test_a_workflow_starts_without_rights_and_every_job_has_a_limit(path: Path) 
         assert "permissions" in job
 
 
+# part k8s
 def test_the_policy_and_the_documents_name_the_workflow_that_signs() -> None:
     policy = yaml.safe_load((ROOT / "docs/examples/imagevalidatingpolicy.yaml").read_text(encoding="utf-8"))
     (identity,) = policy["spec"]["attestors"][0]["cosign"]["keyless"]["identities"]
@@ -154,3 +169,6 @@ def test_the_policy_and_the_documents_name_the_workflow_that_signs() -> None:
     assert "cosign sign" in signs
     assert 'https://github.com/$GITHUB_REPOSITORY/.github/workflows/release.yaml@$GITHUB_REF"' in signs
     assert identity["issuer"] in signs
+
+
+# end k8s

@@ -14,10 +14,18 @@ PICTURES: dict[str, dict[str, Any]] = {
     "page-phone.png": {"color_scheme": "light", "viewport": {"width": 390, "height": 760}, "is_mobile": True},
 }
 REPORTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # part loadtest
     "report-load.png": ("out/load/original/report.html", {"viewport": {"width": 940, "height": 1080}}),
+    # end loadtest
+    # part drills
     "report-drill.png": ("out/drills/failover.html", {"viewport": {"width": 940, "height": 1080}}),
+    # end drills
+    # part loadtest
     "report-bench.png": ("out/bench.html", {"viewport": {"width": 940, "height": 1080}, "color_scheme": "dark"}),
+    # end loadtest
+    # part drills
     "report-phone.png": ("out/drills/failover.html", {"viewport": {"width": 390, "height": 844}, "is_mobile": True}),
+    # end drills
 }
 """One that no command has written yet keeps its picture."""
 # Days that stand still: a picture changes when the page does.

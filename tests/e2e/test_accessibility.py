@@ -22,7 +22,7 @@ def empty(visit: Visit, _service: Service, options: Options) -> Page:
 
 def full(visit: Visit, service: Service, options: Options) -> Page:
     service.execute(
-        """ALTER TABLE goals ALTER COLUMN created_at DROP NOT NULL; -- as in an adopted table
+        """ALTER TABLE goals ALTER COLUMN created_at DROP NOT NULL; -- as of a goal that is older than the column
         INSERT INTO goals (goal_name, created_at)
         SELECT 'Goal ' || n, now() - interval '1 day' FROM generate_series(1, 60) AS n
         UNION ALL

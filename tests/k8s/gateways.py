@@ -21,6 +21,7 @@ from tools.lint.manifests import ROOT, Manifest, render
 
 HOST = "goals.localhost"
 COMPOSE = ROOT.parent / "compose" / "gateway"
+NAMES = ("compose", "cluster") if COMPOSE.is_dir() else ("cluster",)
 
 
 class Gateway(NamedTuple):

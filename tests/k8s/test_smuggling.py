@@ -13,11 +13,10 @@ from sqlalchemy import text
 from goals.database import Database
 from goals.settings import Settings
 from tests.conftest import Service, serving, until_ready
-from tests.k8s.gateways import HOST, Gateway, serve
+from tests.k8s.gateways import HOST, NAMES, Gateway, serve
 from tests.smuggling import SHAPES, send_all
 from tests.wire import request
 
-NAMES = ("compose", "cluster")
 TUNNELS = [
     [f"Upgrade: {protocol}", f"Connection: {connection}", *settings]
     for protocol in ("h2c", "H2C", "websocket, h2c", "h2", "websocket")

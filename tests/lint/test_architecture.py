@@ -7,10 +7,16 @@ import grimp
 import pytest
 
 from tests.conftest import ROOT
+from tests.prose import prose
 
-AREAS = ("goals", "observability", "loadtest", "drills", "bench", "tools")
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
-CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+CONTRACTS = PROJECT["tool"]["importlinter"]["contracts"]
+AREAS = [
+    folder.name
+    for folder in sorted([*ROOT.iterdir(), *(ROOT / "services").iterdir()])
+    if (folder / "__init__.py").exists() and folder.name != "tests"
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +44,7 @@ def test_the_modules_are_in_the_rows_that_the_contract_gives_them() -> None:
     assert {name for row in rows for name in re.findall(r"\w+", row)} == modules
 
 
+@prose
 def test_each_step_of_a_path_is_an_import(imports: set[tuple[str, str]]) -> None:
     steps = re.findall(r"`(\w+) → (\w+)`", PAGE)
     assert len(steps) > 10
@@ -49,5 +56,6 @@ def test_no_test_module_imports_another(imports: set[tuple[str, str]]) -> None:
     assert between == set()
 
 
+@prose
 def test_the_page_fits_on_a_screen() -> None:
     assert PAGE.count("\n") <= 70

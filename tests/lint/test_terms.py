@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.prose import prose
 from tools.terms import PAGE, Term, find, read_terms
 
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -26,5 +27,6 @@ def test_a_phrase_is_found_across_lines(break_: str) -> None:
     assert finding.startswith("1: ")
 
 
+@prose
 def test_the_page_fits_on_a_screen() -> None:
     assert TEXT.count("\n") <= 60

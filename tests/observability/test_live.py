@@ -100,7 +100,7 @@ def test_every_metric_label_and_bucket_in_rules_and_panels_is_exposed(loaded: Li
     ("expr", "fault"),
     [
         ("rate(http_server_duration_seconds_count[5m])", "no metric http_server_duration_seconds_count"),
-        ('rate(http_requests_total{status="200"}[5m])', "has no label status"),
+        ('rate(goals_reads_total{status="200"}[5m])', "has no label status"),
         ('http_server_request_duration_seconds_bucket{le="0.3"}', "has no bucket 0.3"),
         ("sum by (route) (rate(http_server_request_duration_seconds_count[5m]))", "the label route to group by"),
     ],

@@ -35,11 +35,15 @@ def test_every_image_chart_release_and_action_is_on_the_list() -> None:
         for pin in PINS
         for file, _, text in (place.partition(": ") for place in pin["places"])
     ]
-    pinned = [
+    pinned = []
+    # part compose
+    pinned += [
         ("compose.yaml", line.strip())
         for line in (ROOT / "compose.yaml").read_text(encoding="utf-8").splitlines()
         if re.match(r" +image: (?!goals)", line)
     ]
+    # end compose
+    # part k8s
     pinned += [
         ("k8s/platform/charts.txt", line)
         for line in (ROOT / "k8s/platform/charts.txt").read_text(encoding="utf-8").splitlines()
@@ -48,6 +52,7 @@ def test_every_image_chart_release_and_action_is_on_the_list() -> None:
     for file in sorted((ROOT / "k8s/platform").glob("*/kustomization.yaml")):
         found = re.findall(r"https://\S+", file.read_text(encoding="utf-8"))
         pinned += [(str(file.relative_to(ROOT)), address) for address in found]
+    # end k8s
     for where, line in pinned:
         assert any(file == where and text in line for file, text in listed), f"{where}: {line}"
     actions = {
