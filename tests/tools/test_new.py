@@ -1,0 +1,330 @@
+"""A service of your own: which names it may have, what becomes of a text, and that nothing is left of the old one."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tools import new
+from tools.naming import Names, find_collisions, find_errors, plural_of
+from tools.parts import OPTIONAL, PARTS, Tree, complete, prune_lock, prune_pins
+from tools.pruning import MarkError, cut, prune
+
+ORDERS = Names("orders", "order", "orders")
+EVERYTHING = Tree.read(set())
+IDENTITY = {f"GIT_{who}_{what}": "x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("goals.goal_name of a Goal, GOALS_PORT", "orders.order_name of an Order, ORDERS_PORT"),
+        ("test_a_goal_is_kept; A goal's name", "test_an_order_is_kept; An order's name"),
+        ("GoalsAbsent, a\n    # goal, a `goal`", "OrdersAbsent, an\n    # order, an `order`"),
+        (".DEFAULT_GOAL := help", ".DEFAULT_GOAL := help"),
+    ],
+)
+def test_each_form_of_the_word_is_replaced_with_its_case_and_its_article(before: str, after: str) -> None:
+    assert ORDERS.rename(before) == after
+
+
+def test_a_service_may_be_called_otherwise_than_what_it_keeps() -> None:
+    shop = Names("shop", "user", "users")
+    assert shop.rename("goals: about 300 goals, each a goal") == "shop: about 300 users, each a user"
+
+
+@pytest.mark.parametrize(
+    ("noun", "plural"),
+    [("task", "tasks"), ("box", "boxes"), ("category", "categories"), ("day", "days"), ("branch", "branches")],
+)
+def test_the_plural_is_the_regular_one(noun: str, plural: str) -> None:
+    assert plural_of(noun) == plural
+
+
+@pytest.mark.parametrize(
+    ("word", "article"),
+    [("event", "an"), ("hour", "an"), ("unit", "a"), ("user", "a"), ("uncle", "an"), ("euro", "a"), ("task", "a")],
+)
+def test_the_article_follows_the_sound(word: str, article: str) -> None:
+    assert Names("x", word, "xs").rename("a goal") == f"{article} {word}"
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (Names("Orders", "order", "orders"), "NAME=Orders: lower-case letters and digits only"),
+        (Names("my_orders", "order", "orders"), "NAME=my_orders: lower-case letters and digits only"),
+        (Names("orders", "2nd", "orders"), "NOUN=2nd: lower-case letters and digits only"),
+        (Names("orders", "order", "or ders"), "PLURAL=or ders: lower-case letters and digits only"),
+        (Names("o" * 21, "order", "orders"), "at most 20 characters"),
+        (Names("goals", "order", "orders"), "NAME=goals: that is our own word"),
+        (Names("classes", "class", "classes"), "NOUN=class: a keyword of Python"),
+        (Names("lists", "list", "lists"), "NOUN=list: a builtin of Python"),
+        (Names("calendar", "day", "days"), "NAME=calendar: a module of Python's standard library"),
+        (Names("order", "item", "items"), "NAME=order: a keyword of PostgreSQL"),
+        (Names("gateway", "item", "items"), "NAME=gateway: something else of this project is called so"),
+        (Names("starlette", "item", "items"), "NAME=starlette: a dependency is called so"),
+        (Names("sheep", "sheep", "sheep"), "NOUN=sheep: one and many need two words"),
+    ],
+)
+def test_a_name_that_cannot_be_is_refused_in_a_line(names: Names, reason: str) -> None:
+    assert any(reason in error for error in find_errors(names, EVERYTHING.sources))
+
+
+def test_each_folder_and_each_service_of_compose_is_a_name_that_is_taken() -> None:
+    taken = tomllib.loads((ROOT / "tools/new.toml").read_text(encoding="utf-8"))["words"]["names"]
+    folders = {path.partition("/")[0] for path in EVERYTHING.sources if "/" in path and not path.startswith(".")}
+    services = set(re.findall(r"^  ([a-z]+):$", EVERYTHING.sources["compose.yaml"], re.MULTILINE)) - {"goals"}
+    assert (folders | services) - set(taken) == set()
+
+
+@pytest.mark.parametrize("noun", ["order", "task", "note"])
+def test_a_usual_noun_collides_with_nothing(noun: str) -> None:
+    names = Names(plural_of(noun), noun, plural_of(noun))
+    assert [*find_errors(names, EVERYTHING.sources), *find_collisions(names, EVERYTHING.texts)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("a.py", "def draw(page: int) -> None:\n    for goal in range(page):\n        print(goal)\n"),
+        ("a.py", "page = 1\n\n\ndef draw() -> None:\n    goal = 2\n    print(page, goal)\n"),
+        ("a.py", "import page\n\n\nclass goal:\n    pass\n"),
+        ("a.py", "try:\n    goal = 1\nexcept OSError as page:\n    raise\n"),
+        ("a.py", "draw(goal=1, page=2)\n"),
+        ("a.html", "{% for goal in page.goals %}{{ goal }}{% endfor %}"),
+        ("a.sh", 'GOAL=1; echo "$PAGE"'),
+    ],
+)
+def test_a_word_that_would_mean_two_things_is_refused_with_its_place(path: str, text: str) -> None:
+    (collision,) = find_collisions(Names("pages", "page", "pages"), {path: text, "a.md": "goal, page"})
+    assert collision.startswith(f"the word {'PAGE' if path == 'a.sh' else 'page'} has another meaning in {path}: ")
+
+
+def test_a_variable_of_another_function_is_no_collision() -> None:
+    text = "def one(page: int) -> int:\n    return page\n\n\ndef other(goal: int) -> int:\n    return goal\n"
+    assert [*find_collisions(Names("pages", "page", "pages"), {"a.py": text})] == []
+
+
+MARKED = "one\n# part k8s\ntwo\n  <!-- part azure -->\nthree\n  <!-- end azure -->\n# end k8s\nfour\n"
+
+
+@pytest.mark.parametrize(
+    ("left_out", "left"),
+    [
+        (set[str](), "one\ntwo\nthree\nfour\n"),
+        ({"azure"}, "one\ntwo\nfour\n"),
+        ({"k8s"}, "one\nfour\n"),
+    ],
+)
+def test_marked_lines_go_with_their_part_and_the_marks_always(left_out: set[str], left: str) -> None:
+    assert cut(MARKED, left_out) == left
+
+
+@pytest.mark.parametrize("text", ["# part k8s\n", "# end k8s\n", "# part k8s\n# end azure\n"])
+def test_a_mark_without_its_other_half_is_an_error(text: str) -> None:
+    with pytest.raises(MarkError):
+        cut(text, set())
+
+
+DOCUMENT = """# Title
+
+One sentence stays. One about kubes goes; the
+last stays.
+
+| a | b |
+|---|---|
+| kubes | 1 |
+| paper | 2, 3 |
+| proof | `kubes`, `wood` |
+
+| only | kubes |
+|---|---|
+| kubes | 1 |
+
+These commands do it:
+
+```sh
+kubes up \\
+  --now
+```
+
+```sh
+kubes up
+make up
+```
+
+1. First.
+2. By kubes.
+3. Third, which goes on
+   in a second line. By kubes.
+
+- **Kubes** alone. Kubes.
+- **Bold.** A kubes sentence.
+- **A lead about it.** It goes on without.
+
+![kubes](kubes.svg)
+
+## A section about kubes
+
+It is kubes.
+
+### And below it
+
+Kubes.
+
+## Another
+
+Text. **A kubes sentence.** More.
+"""
+PRUNED = """# Title
+
+One sentence stays.
+
+| a | b |
+|---|---|
+| paper | 2, 3 |
+| proof | `wood` |
+
+```sh
+make up
+```
+
+1. First.
+2. Third, which goes on in a second line.
+
+- **A lead about it.** It goes on without.
+
+## Another
+
+Text. More.
+"""
+
+
+def test_a_document_keeps_what_is_about_something_else() -> None:
+    assert prune(DOCUMENT, lambda text: "kubes" in text.lower()) == PRUNED
+    assert prune(DOCUMENT, lambda _: False) == DOCUMENT
+
+
+def test_a_lock_keeps_what_somebody_that_stays_asks_for() -> None:
+    lock = """# made
+one==1 \\
+    --hash=sha256:aa
+    # via goals (pyproject.toml:dev)
+two==1 \\
+    --hash=sha256:bb
+    # via
+    #   goals (pyproject.toml:dev)
+    #   three
+three==1 \\
+    --hash=sha256:cc
+    # via goals (pyproject.toml:dev)
+four==1 \\
+    --hash=sha256:dd
+    # via
+    #   -c requirements/local.txt
+    #   three
+"""
+    kept = prune_lock(lock, {"one", "two"})
+    assert re.findall(r"^(\w+)==", kept, re.MULTILINE) == ["one", "two"]
+    assert "three" not in kept
+    assert prune_lock(lock, {"one", "two", "three"}) == lock
+
+
+def test_a_pin_keeps_the_places_that_are_there() -> None:
+    pins = """head
+
+[[pin]]
+name = "a"
+version = "1"
+places = ["here: a:{version}", "gone: a:{version}"]
+held = "it is"
+
+[[pin]]
+name = "b"
+version = "1"
+places = ["gone: b:{version}"]
+
+[[pin]]
+name = "c"
+version = "1"
+places = ["here: a:{version}"]
+"""
+    kept = prune_pins(pins, {"here": "a:1"})
+    assert [(pin["name"], pin["places"]) for pin in tomllib.loads(kept.removeprefix("head"))["pin"]] == [
+        ("a", ["here: a:{version}"]),
+        ("c", ["here: a:{version}"]),
+    ]
+    assert 'held = "it is"' in kept
+
+
+def test_a_part_goes_with_what_it_needs() -> None:
+    assert complete({"k8s"}) >= {"k8s", "azure", "argocd"}
+    assert complete(set()) == set()
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_everything_that_is_said_of_a_part_is_still_there(name: str) -> None:
+    part = PARTS[name]
+    for path in part["paths"]:
+        assert Tree.read({name}).gone - Tree.read(set()).gone, path
+    for path, old, _ in part.get("instead", []):
+        assert old in EVERYTHING.sources[path], f"{path}: {old}"
+    assert set(part.get("needs", [])) <= PARTS.keys()
+
+
+def test_a_copy_has_other_names_and_a_history_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable, value in IDENTITY.items():
+        monkeypatch.setenv(variable, value)
+    folder = tmp_path / "appointments"
+    parts = ["--without", "k8s loadtest", "--dir", str(folder)]
+    assert new.main(["--name", "appointments", "--noun", "appointment", *parts]) == 0
+    assert "left out: k8s, azure, argocd, loadtest, drills, adoption" in capsys.readouterr().out
+    tracked = git(folder, "ls-files").splitlines()
+    assert "services/appointments/app.py" in tracked
+    assert git(folder, "rev-list", "--count", "HEAD") == "1\n"
+    assert git(folder, "status", "--porcelain") == ""
+    assert [path for path in tracked if re.search("goal|k8s|locust|tools/new", path)] == []
+    assert git(folder, "grep", "--ignore-case", "goal").splitlines() == ["Makefile:.DEFAULT_GOAL := help"]
+    assert (folder / "k8s").exists() is False
+    assert new.main(["--name", "appointments", "--noun", "appointment", *parts]) == 1
+    assert capsys.readouterr().err == f"error: DIR={folder}: it is there already, and not empty\n"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True).stdout  # noqa: S607  the one on the PATH
+
+
+@pytest.mark.parametrize(
+    ("arguments", "errors"),
+    [
+        (["--name", "orders"], ["error: name the service and what it keeps: make new NAME=orders NOUN=order"]),
+        (
+            ["--name", "1", "--noun", "class", "--without", "sink", "--with", "k8s", "--dir", str(ROOT / "orders")],
+            ["WITHOUT=sink", "WITH=k8s", "NAME=1: ", "NOUN=class: ", "DIR="],
+        ),
+        (["--name", "pages", "--noun", "page"], ["the word"]),
+    ],
+)
+def test_what_cannot_be_made_is_refused_with_a_line_for_each_error(
+    arguments: list[str], errors: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable, value in IDENTITY.items():
+        monkeypatch.setenv(variable, value)
+    assert new.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert all(error in said for error in errors)
+    assert all(line.startswith("error: ") for line in said.splitlines())
+
+
+def test_a_stranger_to_git_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    monkeypatch.setattr(new, "ROOT", tmp_path)
+    assert any("git does not know who you are" in line for line in new.find_obstacles(tmp_path.parent / "x"))
+    assert {"adoption"} == OPTIONAL

@@ -1,0 +1,181 @@
+"""The words of a new service: their forms, where they go in a text, and which ones its code could not live with."""
+
+import ast
+import builtins
+import keyword
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from tools import ROOT
+
+WORDS = tomllib.loads((ROOT / "tools/new.toml").read_text(encoding="utf-8"))["words"]
+OURS = ("goals", "goal")
+LONGEST = 20
+"""Letters of a name: the longest one that is made of it, in Kubernetes or PostgreSQL, has 63 characters at most."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """What the new service is called, what it keeps, and the plural of that in texts."""
+
+    name: str
+    noun: str
+    plural: str
+
+    def rename(self, text: str) -> str:
+        """Put the new words in the place of ours, each in the case and with the article that its place wants."""
+        for number, phrase in enumerate(WORDS["kept"]):
+            text = text.replace(phrase, f"\0{number}\0")
+
+        def with_article(found: re.Match[str]) -> str:
+            article = "an" if takes_an(self.name if found[3] else self.noun) else "a"
+            return (article.capitalize() if found[1] == "A" else article) + found[2]
+
+        text = re.sub(
+            r"(?<![A-Za-z])([Aa])n?(_|-|\s+(?:(?:#|>|\*|//) +)?)(?=[`\"“'*]?(?i:goal(s)?))", with_article, text
+        )
+        for pattern in WORDS["plural"]:
+            text = re.sub(pattern, lambda found: _replace(found[0], "goals", self.plural), text)
+        text = _replace(_replace(text, "goals", self.name), "goal", self.noun)
+        for number, phrase in enumerate(WORDS["kept"]):
+            text = text.replace(f"\0{number}\0", phrase)
+        return text
+
+
+def _replace(text: str, old: str, new: str) -> str:
+    """Replace a word in each of its cases: goals, Goals, GOALS."""
+
+    def in_its_case(found: re.Match[str]) -> str:
+        if found[0].isupper():
+            return new.upper()
+        return new if found[0].islower() else new.capitalize()
+
+    return re.sub(old, in_its_case, text, flags=re.IGNORECASE)
+
+
+def takes_an(word: str) -> bool:
+    """Whether English says "an" before a word: its sound decides, which its spelling mostly shows."""
+    silent = re.match(r"hour|honou?r|heir", word)
+    hard = re.match(r"eu|one|u(?:ni(?!n|m)|s[aeu]|ti|r[aei])", word)
+    return bool(silent or (word[0] in "aeiou" and not hard))
+
+
+def plural_of(noun: str) -> str:
+    """Give the regular plural of an English noun."""
+    if re.search(r"(s|x|z|ch|sh)$", noun):
+        return f"{noun}es"
+    return re.sub(r"(?<=[^aeiou])y$", "ie", noun) + "s"
+
+
+def find_errors(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
+    """Say in a line each what keeps a copy of these sources from having these names."""
+    spelt = {"NAME": names.name, "NOUN": names.noun, "PLURAL": names.plural}
+    for option, word in spelt.items():
+        if (reason := _bad_spelling(word)) or (option != "PLURAL" and (reason := _taken(word))):
+            yield f"{option}={word}: {reason}"
+    if names.noun in {names.name, names.plural}:
+        yield f"NOUN={names.noun}: one and many need two words: choose another NAME or PLURAL"
+    if names.name in WORDS["reserved"]:
+        yield f"NAME={names.name}: a keyword of PostgreSQL, which has to be quoted as the name of a table"
+    if names.name in WORDS["names"]:
+        yield f"NAME={names.name}: something else of this project is called so already"
+    if names.name in _dependencies(sources):
+        yield f"NAME={names.name}: a dependency is called so (requirements/dev.txt)"
+
+
+def find_collisions(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
+    """Say in a line where a word would mean two things: what we rename, and what is called so already."""
+    for path, text in sources.items():
+        if path.endswith(".py"):
+            clashes = _python_clashes(text, names.rename)
+        elif path.endswith(".html"):
+            clashes = _template_clashes(text, names.rename)
+        elif path.endswith((".md", ".txt", ".svg", ".json")):
+            continue
+        else:
+            clashes = _variable_clashes(text, names.rename)
+        for word in sorted(clashes)[:1]:
+            yield f"the word {word} has another meaning in {path}: choose another NAME, NOUN or PLURAL"
+
+
+def _bad_spelling(word: str) -> str | None:
+    if not re.fullmatch(r"[a-z][a-z0-9]*", word):
+        return "lower-case letters and digits only, a letter first: it becomes a Python identifier and a DNS label"
+    if len(word) > LONGEST:
+        return f"at most {LONGEST} characters, as names in Kubernetes and PostgreSQL are made of it"
+    if word in OURS or any(ours in word for ours in OURS):
+        return "that is our own word"
+    return None
+
+
+def _taken(word: str) -> str | None:
+    if keyword.iskeyword(word) or keyword.issoftkeyword(word):
+        return "a keyword of Python"
+    if word in dir(builtins):
+        return "a builtin of Python"
+    if word in sys.stdlib_module_names:
+        return "a module of Python's standard library"
+    return None
+
+
+def _dependencies(sources: Mapping[str, str]) -> set[str]:
+    locked = "".join(text for path, text in sources.items() if re.fullmatch(r"requirements/\w+\.txt", path))
+    return {name.lower().replace("-", "_").replace(".", "_") for name in re.findall(r"(?m)^([\w.-]+)==", locked)}
+
+
+def _python_clashes(text: str, rename: Callable[[str], str]) -> set[str]:
+    """The names that a module, a piece of it, or a call would use for two things."""
+    tree = ast.parse(text)
+    shared = _names(tree, deep=False)
+    clashes = _clash(shared, shared, rename)
+    for node in tree.body:
+        inside = _names(node, deep=True)
+        clashes |= _clash(inside, inside | shared, rename)
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            keywords = {each.arg for each in call.keywords if each.arg}
+            clashes |= _clash(keywords, keywords, rename)
+    return clashes
+
+
+def _clash(renamed: set[str], known: set[str], rename: Callable[[str], str]) -> set[str]:
+    """What some of the names will be called, and others of them are called already."""
+    return {rename(name) for name in renamed if _is_ours(name)} & {name for name in known if not _is_ours(name)}
+
+
+def _is_ours(name: str) -> bool:
+    return "goal" in name.lower()
+
+
+def _names(node: ast.AST, *, deep: bool) -> set[str]:
+    """The variables, parameters, functions, classes and imports that a piece of code names."""
+    found: set[str] = set()
+    todo: list[ast.AST] = list(ast.iter_child_nodes(node)) if isinstance(node, ast.Module) else [node]
+    while todo:
+        each = todo.pop()
+        match each:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.ExceptHandler(name=str(name)):
+                found.add(name)
+            case ast.alias(name=name, asname=alias):
+                found.add(alias or name.partition(".")[0])
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                found.add(name)
+                if not deep:
+                    continue
+        todo += ast.iter_child_nodes(each)
+    return found
+
+
+def _template_clashes(text: str, rename: Callable[[str], str]) -> set[str]:
+    """The variables of a template that would be one with another."""
+    names = {name for piece in re.findall(r"{[{%].*?[%}]}", text) for name in re.findall(r"[a-z_]+", piece)}
+    return _clash(names, names, rename)
+
+
+def _variable_clashes(text: str, rename: Callable[[str], str]) -> set[str]:
+    """The variables of the environment, of make or of a shell that would be one with another."""
+    names = set(re.findall(r"[A-Z][A-Z0-9_]{2,}", text))
+    return _clash(names, names, rename)

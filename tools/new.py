@@ -1,0 +1,137 @@
+"""A service of your own in one command: this tree in a new folder, renamed, without the parts that you leave out."""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tools import ROOT
+from tools.naming import Names, find_collisions, find_errors, plural_of
+from tools.parts import OPTIONAL, PARTS, PATCH, Tree, complete
+
+GENERATORS = ("observability.generate",)
+"""Modules of the copy that write files again, in the order of the new names."""
+RULES = ("I", "RUF022", "SIM102", "SIM108", "SIM117")
+"""Of ruff: what depends on the order of names or on their length."""
+WIDTH = 120
+"""Characters of a line of Python, as pyproject.toml has it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="make new", description=__doc__)
+    parser.add_argument("--name", default="", help="the service: package, table, routes, metrics")
+    parser.add_argument("--noun", default="", help="what it keeps, in the singular")
+    parser.add_argument("--plural", default="", help="the plural of that; the regular one by default")
+    parser.add_argument("--dir", default="", help="the new folder; beside this one by default")
+    parser.add_argument("--without", default="", help=f"what to leave out: {' '.join(PARTS.keys() - OPTIONAL)}")
+    parser.add_argument("--with", dest="included", default="", help=f"what to keep: {' '.join(OPTIONAL)}")
+    options = parser.parse_args(arguments)
+    if not options.name or not options.noun:
+        print("error: name the service and what it keeps: make new NAME=orders NOUN=order", file=sys.stderr)
+        return 1
+    names = Names(options.name, options.noun, options.plural or plural_of(options.noun))
+    folder = Path(options.dir or ROOT.parent / names.name).expanduser().resolve()
+    without, included = set(options.without.split()), set(options.included.split())
+    left_out = complete(without | OPTIONAL - included)
+    tree = Tree.read(left_out)
+    errors = [
+        *(
+            f"WITHOUT={part}: there is no such part; there are {' '.join(PARTS)}"
+            for part in sorted(without - PARTS.keys())
+        ),
+        *(f"WITH={part}: there is no such part; there is {' '.join(OPTIONAL)}" for part in sorted(included - OPTIONAL)),
+        *find_errors(names, tree.sources),
+        *find_obstacles(folder),
+    ]
+    # Words that cannot be names at all would collide with too much.
+    errors = errors or [*find_collisions(names, tree.texts)]
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        return 1
+    write(tree.texts, tree.modes, names, folder)
+    tidy(folder)
+    finish(folder)
+    commit(folder, names)
+    translate_patch(tree, names, folder)
+    print(f"{folder}: the service {names.name}, which keeps {names.plural}")
+    if left_out:
+        print(f"left out: {', '.join(part for part in PARTS if part in left_out)}")
+    print(f"next: cd {os.path.relpath(folder)} && make up")
+    return 0
+
+
+def find_obstacles(folder: Path) -> list[str]:
+    """Say in a line each what keeps the folder from being made."""
+    obstacles = []
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        obstacles.append(f"DIR={folder}: it is there already, and not empty")
+    if folder.is_relative_to(ROOT):
+        obstacles.append(f"DIR={folder}: it is within this project; choose a folder beside it")
+    command = ["git", "-c", "user.useConfigOnly=true", "var", "GIT_AUTHOR_IDENT"]
+    if subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode:  # noqa: S603  a constant
+        obstacles.append("git does not know who you are: git config --global user.name NAME, and user.email ADDRESS")
+    return obstacles
+
+
+def write(texts: Mapping[str, str], modes: Mapping[str, int], names: Names, folder: Path) -> None:
+    """Write each text under its new path and in its new words."""
+    for path, text in texts.items():
+        target = folder / names.rename(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(names.rename(text), encoding="utf-8")
+        target.chmod(modes.get(path, 0o644))
+
+
+def tidy(folder: Path) -> None:
+    """Sort and wrap again what words of another letter or length have moved."""
+    ruff = Path(sys.executable).parent / "ruff"
+    rules = ",".join(RULES)
+    run(folder, ruff, "check", "--quiet", "--fix-only", "--unsafe-fixes", "--select", rules, ".")
+    run(folder, ruff, "format", "--quiet", ".")
+
+
+def finish(folder: Path) -> None:
+    """Let lines be as long as the words have made them, and generate again what is generated."""
+    lines = (line for path in folder.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines())
+    if max(map(len, lines)) > WIDTH:
+        project = folder / "pyproject.toml"
+        rule = '  "E501",  # the formatter wraps code; longer names have made comments and texts longer\n'
+        text = project.read_text(encoding="utf-8").replace("\nignore = [\n", f"\nignore = [\n{rule}")
+        project.write_text(text, encoding="utf-8")
+    for module in GENERATORS:
+        path = f"{folder / 'services'}{os.pathsep}{folder}"
+        variables = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+        run(folder, sys.executable, "-m", module, variables=variables)
+
+
+def translate_patch(tree: Tree, names: Names, folder: Path) -> None:
+    """Make the patch of the worked example one of the copy: what differs when this tree has it and when it has not."""
+    patched = tree.with_patch(tree.sources[PATCH])
+    changed = {path: text for path, text in patched.texts.items() if text != tree.texts.get(path)}
+    write(changed, {}, names, folder)
+    tidy(folder)
+    run(folder, "git", "add", "--all")
+    command = ["git", "diff", "--cached"]
+    patch = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout  # noqa: S603  a constant
+    run(folder, "git", "reset", "--quiet", "--hard")
+    (folder / PATCH).write_text(patch, encoding="utf-8")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--amend", "--no-edit")
+
+
+def commit(folder: Path, names: Names) -> None:
+    run(folder, "git", "init", "--quiet", "--initial-branch", "main")
+    run(folder, "git", "add", "--all")
+    run(folder, "git", "commit", "--quiet", "--message", f"Start {names.name} from a template")
+
+
+def run(folder: Path, *command: object, variables: dict[str, str] | None = None) -> None:
+    words = [str(word) for word in command]
+    subprocess.run(words, cwd=folder, env=variables, stdout=subprocess.DEVNULL, check=True)  # noqa: S603  constants of this module
+
+
+if __name__ == "__main__":
+    sys.exit(main())
