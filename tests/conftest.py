@@ -150,9 +150,9 @@ async def owner(own: Settings) -> AsyncIterator[asyncpg.Connection]:
     """The role that owns the module's database, in which nothing is left of the test before."""
     connection = await asyncpg.connect(**connect_arguments(own, WIDE))
     # part adoption
-    await connection.execute("DROP SCHEMA IF EXISTS goals_adopted, apart CASCADE")
+    await connection.execute("DROP SCHEMA IF EXISTS goals_adopted CASCADE")
     # end adoption
-    await connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    await connection.execute("DROP SCHEMA IF EXISTS apart, public CASCADE; CREATE SCHEMA public")
     yield connection
     await connection.close()
 

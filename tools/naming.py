@@ -6,8 +6,9 @@ import keyword
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from tools import ROOT
 
@@ -88,17 +89,13 @@ def find_errors(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
 
 def find_collisions(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
     """Say in a line where a word would mean two things: what we rename, and what is called so already."""
+    rename = cache(names.rename)
     for path, text in sources.items():
-        if path.endswith(".py"):
-            clashes = _python_clashes(text, names.rename)
-        elif path.endswith(".html"):
-            clashes = _template_clashes(text, names.rename)
-        elif path.endswith((".md", ".txt", ".svg", ".json")):
-            continue
-        else:
-            clashes = _variable_clashes(text, names.rename)
-        for word in sorted(clashes)[:1]:
-            yield f"the word {word} has another meaning in {path}: choose another NAME, NOUN or PLURAL"
+        for renamed, known in _scopes(path, text):
+            clashes = {rename(name) for name in renamed} & known
+            if clashes:
+                yield f"the word {min(clashes)} has another meaning in {path}: choose another NAME, NOUN or PLURAL"
+                break
 
 
 def _bad_spelling(word: str) -> str | None:
@@ -126,24 +123,33 @@ def _dependencies(sources: Mapping[str, str]) -> set[str]:
     return {name.lower().replace("-", "_").replace(".", "_") for name in re.findall(r"(?m)^([\w.-]+)==", locked)}
 
 
-def _python_clashes(text: str, rename: Callable[[str], str]) -> set[str]:
-    """The names that a module, a piece of it, or a call would use for two things."""
+@cache
+def _scopes(path: str, text: str) -> list[tuple[frozenset[str], frozenset[str]]]:
+    """Where two names must not be one: in each such place those that are renamed, and those that are not."""
+    if path.endswith(".py"):
+        places = _python_scopes(text)
+    elif path.endswith(".html"):
+        names = {name for piece in re.findall(r"{[{%].*?[%}]}", text) for name in re.findall(r"[a-z_]+", piece)}
+        places = [(names, names)]
+    elif path.endswith((".md", ".txt", ".svg", ".json", ".patch")):
+        places = []
+    else:
+        # Variables of the environment, of make and of the shell.
+        names = set(re.findall(r"[A-Z][A-Z0-9_]{2,}", text))
+        places = [(names, names)]
+    split = [
+        (frozenset(filter(_is_ours, one)), frozenset(each for each in two if not _is_ours(each))) for one, two in places
+    ]
+    return [(renamed, known) for renamed, known in split if renamed and known]
+
+
+def _python_scopes(text: str) -> list[tuple[set[str], set[str]]]:
+    """A module, each function or class at its top with what the module gives it, and the keywords of each call."""
     tree = ast.parse(text)
     shared = _names(tree, deep=False)
-    clashes = _clash(shared, shared, rename)
-    for node in tree.body:
-        inside = _names(node, deep=True)
-        clashes |= _clash(inside, inside | shared, rename)
-    for call in ast.walk(tree):
-        if isinstance(call, ast.Call):
-            keywords = {each.arg for each in call.keywords if each.arg}
-            clashes |= _clash(keywords, keywords, rename)
-    return clashes
-
-
-def _clash(renamed: set[str], known: set[str], rename: Callable[[str], str]) -> set[str]:
-    """What some of the names will be called, and others of them are called already."""
-    return {rename(name) for name in renamed if _is_ours(name)} & {name for name in known if not _is_ours(name)}
+    inside = [_names(node, deep=True) for node in tree.body]
+    calls = [{each.arg for each in node.keywords if each.arg} for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [(shared, shared), *((names, names | shared) for names in inside), *((names, names) for names in calls)]
 
 
 def _is_ours(name: str) -> bool:
@@ -167,15 +173,3 @@ def _names(node: ast.AST, *, deep: bool) -> set[str]:
                     continue
         todo += ast.iter_child_nodes(each)
     return found
-
-
-def _template_clashes(text: str, rename: Callable[[str], str]) -> set[str]:
-    """The variables of a template that would be one with another."""
-    names = {name for piece in re.findall(r"{[{%].*?[%}]}", text) for name in re.findall(r"[a-z_]+", piece)}
-    return _clash(names, names, rename)
-
-
-def _variable_clashes(text: str, rename: Callable[[str], str]) -> set[str]:
-    """The variables of the environment, of make or of a shell that would be one with another."""
-    names = set(re.findall(r"[A-Z][A-Z0-9_]{2,}", text))
-    return _clash(names, names, rename)

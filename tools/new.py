@@ -57,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commit(folder, names)
     translate_patch(tree, names, folder)
     print(f"{folder}: the service {names.name}, which keeps {names.plural}")
-    if left_out:
-        print(f"left out: {', '.join(part for part in PARTS if part in left_out)}")
+    print(f"left out: {', '.join(part for part in PARTS if part in left_out) or 'nothing'}")
     print(f"next: cd {os.path.relpath(folder)} && make up")
     return 0
 

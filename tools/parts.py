@@ -55,7 +55,7 @@ class Tree:
         return cls(
             {path: (ROOT / path).read_text(encoding="utf-8") for path in paths if not _is_picture(path)},
             {path: (ROOT / path).stat().st_mode & 0o777 for path in paths},
-            frozenset(path for path in paths if _is_picture(path) or any(_belongs(path, each) for each in patterns)),
+            frozenset(path for path in paths if _is_picture(path) or any(belongs(path, each) for each in patterns)),
             frozenset(left_out),
         )
 
@@ -133,7 +133,8 @@ def _is_picture(path: str) -> bool:
     return path.endswith(".png")
 
 
-def _belongs(path: str, pattern: str) -> bool:
+def belongs(path: str, pattern: str) -> bool:
+    """Whether a path is what a pattern names: a folder with all that is in it, or files."""
     return path.startswith(pattern) if pattern.endswith("/") else fnmatch(path, pattern)
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 from tools import new
 from tools.naming import Names, find_collisions, find_errors, plural_of
-from tools.parts import OPTIONAL, PARTS, Tree, complete, prune_lock, prune_pins
+from tools.parts import OPTIONAL, PARTS, Tree, belongs, complete, prune_lock, prune_pins
 from tools.pruning import MarkError, cut, prune
 
 ORDERS = Names("orders", "order", "orders")
@@ -77,11 +77,13 @@ def test_a_name_that_cannot_be_is_refused_in_a_line(names: Names, reason: str) -
 def test_each_folder_and_each_service_of_compose_is_a_name_that_is_taken() -> None:
     taken = tomllib.loads((ROOT / "tools/new.toml").read_text(encoding="utf-8"))["words"]["names"]
     folders = {path.partition("/")[0] for path in EVERYTHING.sources if "/" in path and not path.startswith(".")}
-    services = set(re.findall(r"^  ([a-z]+):$", EVERYTHING.sources["compose.yaml"], re.MULTILINE)) - {"goals"}
+    services = set(
+        re.findall(r"^  ([a-z]+):$", EVERYTHING.sources["compose.yaml"].partition("\nservices:")[2], re.MULTILINE)
+    ) - {"goals"}
     assert (folders | services) - set(taken) == set()
 
 
-@pytest.mark.parametrize("noun", ["order", "task", "note"])
+@pytest.mark.parametrize("noun", ["order", "task", "habit", "ticket", "note", "event", "project", "appointment"])
 def test_a_usual_noun_collides_with_nothing(noun: str) -> None:
     names = Names(plural_of(noun), noun, plural_of(noun))
     assert [*find_errors(names, EVERYTHING.sources), *find_collisions(names, EVERYTHING.texts)] == []
@@ -270,29 +272,46 @@ def test_a_part_goes_with_what_it_needs() -> None:
 def test_everything_that_is_said_of_a_part_is_still_there(name: str) -> None:
     part = PARTS[name]
     for path in part["paths"]:
-        assert Tree.read({name}).gone - Tree.read(set()).gone, path
+        assert any(belongs(each, path) for each in EVERYTHING.modes), path
     for path, old, _ in part.get("instead", []):
         assert old in EVERYTHING.sources[path], f"{path}: {old}"
     assert set(part.get("needs", [])) <= PARTS.keys()
 
 
+@pytest.mark.parametrize(
+    ("names", "options", "left_out"),
+    [
+        (Names("jobs", "job", "jobs"), ["--with", "adoption"], "nothing"),
+        (
+            Names("appointments", "appointment", "appointments"),
+            ["--without", "k8s loadtest"],
+            "k8s, azure, argocd, loadtest, drills, adoption",
+        ),
+    ],
+)
 def test_a_copy_has_other_names_and_a_history_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    names: Names,
+    options: list[str],
+    left_out: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for variable, value in IDENTITY.items():
         monkeypatch.setenv(variable, value)
-    folder = tmp_path / "appointments"
-    parts = ["--without", "k8s loadtest", "--dir", str(folder)]
-    assert new.main(["--name", "appointments", "--noun", "appointment", *parts]) == 0
-    assert "left out: k8s, azure, argocd, loadtest, drills, adoption" in capsys.readouterr().out
+    folder = tmp_path / "copy"
+    arguments = ["--name", names.name, "--noun", names.noun, "--dir", str(folder), *options]
+    assert new.main(arguments) == 0
+    assert f"left out: {left_out}\n" in capsys.readouterr().out
     tracked = git(folder, "ls-files").splitlines()
-    assert "services/appointments/app.py" in tracked
+    assert f"services/{names.name}/app.py" in tracked
     assert git(folder, "rev-list", "--count", "HEAD") == "1\n"
     assert git(folder, "status", "--porcelain") == ""
-    assert [path for path in tracked if re.search("goal|k8s|locust|tools/new", path)] == []
+    assert [path for path in tracked if re.search("goal|tools/new|[.]png$", path)] == []
     assert git(folder, "grep", "--ignore-case", "goal").splitlines() == ["Makefile:.DEFAULT_GOAL := help"]
-    assert (folder / "k8s").exists() is False
-    assert new.main(["--name", "appointments", "--noun", "appointment", *parts]) == 1
+    assert [part for part in ("k8s", "loadtest", "drills") if (folder / part).exists() == (part in left_out)] == []
+    git(folder, "apply", "--check", "docs/done.patch")
+    assert new.main(arguments) == 1
     assert capsys.readouterr().err == f"error: DIR={folder}: it is there already, and not empty\n"
 
 
@@ -308,7 +327,10 @@ def git(folder: Path, *arguments: str) -> str:
             ["--name", "1", "--noun", "class", "--without", "sink", "--with", "k8s", "--dir", str(ROOT / "orders")],
             ["WITHOUT=sink", "WITH=k8s", "NAME=1: ", "NOUN=class: ", "DIR="],
         ),
-        (["--name", "pages", "--noun", "page"], ["the word"]),
+        (
+            ["--name", "listings", "--noun", "listing"],
+            ["the word Listing has another meaning in"],
+        ),
     ],
 )
 def test_what_cannot_be_made_is_refused_with_a_line_for_each_error(
