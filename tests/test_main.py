@@ -329,9 +329,13 @@ def test_a_setting_that_makes_no_sense_is_named_without_its_value(folder: Path) 
     assert "secret" not in line
 
 
-@pytest.mark.parametrize("command", ["serve", "widen"])
-def test_a_command_for_servers_asks_for_one(folder: Path, command: str) -> None:
-    assert "DB_HOST is not set" in refused(goals(command, folder=folder))
+def test_serve_asks_for_a_server(folder: Path) -> None:
+    assert "DB_HOST is not set" in refused(goals("serve", folder=folder))
+
+
+# part adoption
+def test_widen_asks_for_a_server(folder: Path) -> None:
+    assert "DB_HOST is not set" in refused(goals("widen", folder=folder))
 
 
 def test_widen_says_where_there_is_nothing_to_do(folder: Path, settings: Settings, schema: None) -> None:
@@ -340,6 +344,7 @@ def test_widen_says_where_there_is_nothing_to_do(folder: Path, settings: Setting
     assert json.loads(done.stdout)["event"] == "goals.id is bigint: there is nothing to do"
 
 
+# end adoption
 def test_migrate_asks_for_the_projects_root(tmp_path: Path) -> None:
     assert "alembic.ini" in refused(goals("migrate", folder=tmp_path, DB_HOST="127.0.0.1"))
 

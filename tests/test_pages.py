@@ -363,6 +363,8 @@ async def test_a_large_page_is_whole_though_readers_share_a_piece_of_it(
     assert (head.content, head.headers["content-length"]) == (b"", pages[0].headers["content-length"])
 
 
-async def test_the_form_has_every_field(client: httpx2.AsyncClient) -> None:
-    form = (await client.get("/")).text.partition('action="/add_goal"')[2].partition("</form>")[0]
-    assert {*GoalBody.model_fields, "idempotency_key"} == set(re.findall(r'name="(\w+)"', form))
+async def test_the_forms_have_every_field(client: httpx2.AsyncClient) -> None:
+    await client.post("/add_goal", data={"goal_name": "Read"})
+    for address, hidden in (("/", "idempotency_key"), ("/goals/1", "row_version")):
+        form = (await client.get(address)).text.partition('<form class="add"')[2].partition("</form>")[0]
+        assert {*GoalBody.model_fields, hidden} == set(re.findall(r'name="(\w+)"', form))

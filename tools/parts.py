@@ -64,7 +64,8 @@ class Tree:
         """What the copy has."""
         parts = [part for name, part in PARTS.items() if name in self.left_out]
         texts = {path: text for path, text in self.sources.items() if path not in self.gone and path != PATCH}
-        texts |= _DATA["always"]["texts"]
+        (version,) = re.findall(r'^version = "(.*)"$', texts["pyproject.toml"], re.MULTILINE)
+        texts |= {path: text.replace("VERSION", version) for path, text in _DATA["always"]["texts"].items()}
         texts = {path: cut(text, {*self.left_out, "new"}, path) for path, text in texts.items()}
         for path, old, new in (change for part in (_DATA["always"], *parts) for change in part.get("instead", [])):
             if path in texts:

@@ -113,6 +113,7 @@ def migrate(*, dry_run: bool = False) -> None:
     _migrate(settings, dry_run=dry_run)
 
 
+# part adoption
 def widen() -> None:
     """Make an adopted table's integer ids bigint while clients go on; run again, it goes on where it was."""
     signals.leave_in_order()
@@ -122,6 +123,7 @@ def widen() -> None:
     asyncio.run(widening.widen(settings, Limits()))
 
 
+# end adoption
 def openapi() -> None:
     """Print the API's OpenAPI document."""
     sys.stdout.buffer.write(orjson.dumps(DOCUMENT, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

@@ -98,10 +98,12 @@ class Limits:
     """How long a lock that a long transaction holds is asked for again."""
     turn_patience: float = 900.0
     """For another migration, which may be building an index on a large table."""
+    # part adoption
     widen_batch: int = 1000
     """Ids copied by one statement, which holds their rows for some 10 ms; the pause after it is as long again."""
     widen_progress: float = 2.0
     """Between two lines that say how far `widen` is."""
+    # end adoption
 
     # Old idempotency keys.
     keys_batch: int = 1000

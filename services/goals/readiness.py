@@ -63,7 +63,7 @@ async def _find_obstacle(database: Database, limits: Limits) -> str | None:
         return f"alembic_version holds {revision}, of another project: give the service a database of its own"
     if revision is None or str(revision) < SCHEMA_REVISION:
         return f"the schema is at revision {revision}, this version needs {SCHEMA_REVISION}: run the migration"
-    # An id may be an integer until it is widened.
+    # An id may be an integer as well: that serves until its numbers end.
     wrong = [
         f"the column {table}.{column} is {types[table].get(column, 'not there')}, and has to be {wanted}"
         for table, columns in COLUMN_TYPES.items()
