@@ -45,7 +45,7 @@ def test_a_copy_passes_its_own_checks_and_tests(copy: Copy, tmp_path: Path) -> N
         if shutil.which("kubectl") is None or not CRDS.is_dir():
             pytest.skip("the manifests are not rendered: that needs kubectl and the CRDs (make crds)")
         run(folder, ".venv/bin/python", "-m", "tools.lint", CRDS=str(CRDS))
-    print(" ".join(f"{target} {seconds:.0f} s" for target, seconds in took.items()), f"(at most {copy.minutes} min)")  # noqa: T201  figures for whoever runs it
+    print(" ".join(f"{target} {seconds:.0f} s" for target, seconds in took.items()), f"(at most {copy.minutes} min)")  # noqa: T201  figures for the one who runs it
 
 
 def run(folder: Path, *command: str, **variables: str) -> str:
