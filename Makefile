@@ -170,8 +170,8 @@ drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the s
 
 # part k8s
 ##@ Kubernetes
-.PHONY: k8s k8s-mutants cluster-up cluster-down cluster-images cluster-test crds platform-sums
-k8s k8s-mutants cluster-test crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
+.PHONY: k8s k8s-mutants cluster-up cluster-down crds platform-sums
+k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
@@ -189,12 +189,16 @@ cluster-up:  ## the whole site in kind on this machine, step by step (needs Dock
 cluster-down:  ## delete the cluster that cluster-up made, and no other
 	@k8s/kind/delete.sh
 
+# part drills
+.PHONY: cluster-images cluster-test
+cluster-test: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 cluster-images: image  ## what a cluster test runs: the images, and a database with TLS that stands in for CloudNativePG's
 	docker build --quiet --tag goals-standin:$(TAG) tests/cluster/standin
 
 cluster-test: $(VENV)/.dev  ## the site on the cluster that CLUSTER_CONTEXT names (kind-goals; for another, also CONFIRM_CONTEXT); SHORT=1, NEED=all
 	@command -v kubectl >/dev/null || { echo "error: kubectl speaks to the cluster; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/cluster --quiet --capture no --timeout 1500 $(ARGS)
+# end drills
 
 crds: $(VENV)/.dev  ## fetch the pinned operators' CRDs from their releases into .cache/crds, or the folder that CRDS names
 	$(BIN)/python -m tools.lint.crds

@@ -35,7 +35,7 @@ def test_every_image_chart_release_and_action_is_on_the_list() -> None:
         for pin in PINS
         for file, _, text in (place.partition(": ") for place in pin["places"])
     ]
-    pinned = []
+    pinned: list[tuple[str, str]] = []
     # part compose
     pinned += [
         ("compose.yaml", line.strip())
