@@ -95,8 +95,7 @@ async def test_a_migration_that_waits_for_a_long_transaction_lets_writers_go_on(
     # part adoption
     await connection.execute("DROP TABLE goals; CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name VARCHAR NOT NULL)")
     # end adoption
-    if revision != REVISIONS[0]:
-        await upgrade(empty, f"{revision}-1")
+    await upgrade(empty, "base" if revision == REVISIONS[0] else f"{revision}-1")
     writer = await asyncpg.connect(**connect_arguments(empty, WIDE), server_settings={"lock_timeout": "1000"})
     async with connection.transaction():
         await connection.execute("INSERT INTO goals (goal_name) VALUES ('first')")
