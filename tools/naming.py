@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import importlib.metadata
 import keyword
 import re
 import sys
@@ -84,12 +85,15 @@ def find_errors(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
     if names.name in WORDS["names"]:
         yield f"NAME={names.name}: something else of this project is called so already"
     if names.name in _dependencies(sources):
-        yield f"NAME={names.name}: a dependency is called so (requirements/dev.txt)"
+        yield f"NAME={names.name}: a dependency is called so"
 
 
 def find_collisions(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
     """Say in a line where a word would mean two things: what we rename, and what is called so already."""
     rename = cache(names.rename)
+    for path in sources:
+        if rename(path) in sources.keys() - {path}:
+            yield f"the file {rename(path)} is there already: choose another NAME, NOUN or PLURAL"
     for path, text in sources.items():
         for renamed, known in _scopes(path, text):
             clashes = {rename(name) for name in renamed} & known
@@ -119,8 +123,10 @@ def _taken(word: str) -> str | None:
 
 
 def _dependencies(sources: Mapping[str, str]) -> set[str]:
+    """What the locked packages are called, and what they are imported by."""
     locked = "".join(text for path, text in sources.items() if re.fullmatch(r"requirements/\w+\.txt", path))
-    return {name.lower().replace("-", "_").replace(".", "_") for name in re.findall(r"(?m)^([\w.-]+)==", locked)}
+    names = {re.sub("[-.]", "_", name.lower()) for name in re.findall(r"(?m)^([\w.-]+)==", locked)}
+    return names | importlib.metadata.packages_distributions().keys()
 
 
 @cache

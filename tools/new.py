@@ -15,8 +15,7 @@ GENERATORS = ("observability.generate",)
 """Modules of the copy that write files again, in the order of the new names."""
 RULES = ("I", "RUF022", "SIM102", "SIM108", "SIM117")
 """Of ruff: what depends on the order of names or on their length."""
-WIDTH = 120
-"""Characters of a line of Python, as pyproject.toml has it."""
+RUFF = Path(sys.executable).parent / "ruff"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -91,16 +90,15 @@ def write(texts: Mapping[str, str], modes: Mapping[str, int], names: Names, fold
 
 def tidy(folder: Path) -> None:
     """Sort and wrap again what words of another letter or length have moved."""
-    ruff = Path(sys.executable).parent / "ruff"
     rules = ",".join(RULES)
-    run(folder, ruff, "check", "--quiet", "--fix-only", "--unsafe-fixes", "--select", rules, ".")
-    run(folder, ruff, "format", "--quiet", ".")
+    run(folder, RUFF, "check", "--quiet", "--fix-only", "--unsafe-fixes", "--select", rules, ".")
+    run(folder, RUFF, "format", "--quiet", ".")
 
 
 def finish(folder: Path) -> None:
     """Let lines be as long as the words have made them, and generate again what is generated."""
-    lines = (line for path in folder.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines())
-    if max(map(len, lines)) > WIDTH:
+    command = [str(RUFF), "check", "--quiet", "--select", "E501", "."]
+    if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:  # noqa: S603  a constant
         project = folder / "pyproject.toml"
         rule = '  "E501",  # the formatter wraps code; longer names have made comments and texts longer\n'
         text = project.read_text(encoding="utf-8").replace("\nignore = [\n", f"\nignore = [\n{rule}")

@@ -67,6 +67,7 @@ def test_the_article_follows_the_sound(word: str, article: str) -> None:
         (Names("order", "item", "items"), "NAME=order: a keyword of PostgreSQL"),
         (Names("gateway", "item", "items"), "NAME=gateway: something else of this project is called so"),
         (Names("starlette", "item", "items"), "NAME=starlette: a dependency is called so"),
+        (Names("yaml", "item", "items"), "NAME=yaml: a dependency is called so"),
         (Names("sheep", "sheep", "sheep"), "NOUN=sheep: one and many need two words"),
     ],
 )
@@ -83,7 +84,7 @@ def test_each_folder_and_each_service_of_compose_is_a_name_that_is_taken() -> No
     assert (folders | services) - set(taken) == set()
 
 
-@pytest.mark.parametrize("noun", ["order", "task", "habit", "ticket", "note", "event", "project", "appointment"])
+@pytest.mark.parametrize("noun", ["order", "task", "habit", "ticket", "note", "event", "person", "appointment"])
 def test_a_usual_noun_collides_with_nothing(noun: str) -> None:
     names = Names(plural_of(noun), noun, plural_of(noun))
     assert [*find_errors(names, EVERYTHING.sources), *find_collisions(names, EVERYTHING.texts)] == []
@@ -104,6 +105,12 @@ def test_a_usual_noun_collides_with_nothing(noun: str) -> None:
 def test_a_word_that_would_mean_two_things_is_refused_with_its_place(path: str, text: str) -> None:
     (collision,) = find_collisions(Names("pages", "page", "pages"), {path: text, "a.md": "goal, page"})
     assert collision.startswith(f"the word {'PAGE' if path == 'a.sh' else 'page'} has another meaning in {path}: ")
+
+
+def test_two_files_of_one_name_are_refused() -> None:
+    files = {"templates/goal.html": "", "templates/error.html": ""}
+    (collision,) = find_collisions(Names("errors", "error", "errors"), files)
+    assert collision == "the file templates/error.html is there already: choose another NAME, NOUN or PLURAL"
 
 
 def test_a_variable_of_another_function_is_no_collision() -> None:
