@@ -26,7 +26,7 @@ from goals.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
 log = logging.getLogger("goals.migrations")
 
 limits: Limits = context.config.attributes.get("limits", Limits())
-_ADVISORY_LOCK = int.from_bytes(b"goals")
+_ADVISORY_LOCK = int.from_bytes(b"goals"[:7])  # a bigint has room for no longer name
 
 
 def run() -> None:

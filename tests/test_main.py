@@ -230,7 +230,7 @@ async def test_a_signal_stops_a_migration_and_its_server(
         with embedded.run(folder / ".data") as place:
             # Its turn is taken, so that the signal finds it waiting.
             connection = await asyncpg.connect(host=str(place), user="goals_user", database="goals_database")
-            await connection.execute("SELECT pg_advisory_lock($1)", int.from_bytes(b"goals"))
+            await connection.execute("SELECT pg_advisory_lock($1)", int.from_bytes(b"goals"[:7]))
             process = running.enter_context(started(sys.executable, "-m", *command.split(), folder=folder))
             read_until(getattr(process, stream), re.compile("Waiting for another migration"))
         assert is_running(folder)  # the migration uses it still

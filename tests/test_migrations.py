@@ -75,7 +75,7 @@ async def test_a_limit_that_the_database_sets_stops_no_migration(
 
 
 async def test_a_migration_waits_its_turn(empty: Settings, connection: asyncpg.Connection) -> None:
-    key = int.from_bytes(b"goals", "big")
+    key = int.from_bytes(b"goals"[:7])
     await connection.execute(f"SELECT pg_advisory_lock({key})")
     migration = asyncio.create_task(upgrade(empty))
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'goals-migrate' AND datname = $1"

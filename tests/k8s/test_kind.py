@@ -125,6 +125,7 @@ def test_unknown_options_are_refused_with_the_usage(home: Path, script: str) -> 
     assert f"usage: k8s/kind/{script}" in done.stderr
 
 
+# part drills
 @pytest.mark.parametrize(
     ("variables", "said"),
     [
@@ -147,3 +148,6 @@ def test_the_cluster_test_touches_no_cluster_that_nobody_confirmed(
     assert said in done.stderr
     asked = calls(home) if (home / "calls").exists() else []
     assert not [one for one in asked if not one.endswith(" version")]
+
+
+# end drills
