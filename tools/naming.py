@@ -78,6 +78,8 @@ def find_errors(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
     for option, word in spelt.items():
         if (reason := _bad_spelling(word)) or (option != "PLURAL" and (reason := _taken(word))):
             yield f"{option}={word}: {reason}"
+    if names.name in sys.stdlib_module_names:
+        yield f"NAME={names.name}: a module of Python's standard library"
     if names.noun in {names.name, names.plural}:
         yield f"NOUN={names.noun}: one and many need two words: choose another NAME or PLURAL"
     if names.name in WORDS["reserved"]:
@@ -89,17 +91,20 @@ def find_errors(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
 
 
 def find_collisions(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
-    """Say in a line where a word would mean two things: what we rename, and what is called so already."""
+    """Say in a line what would mean two things: what we rename, and what is called so already."""
     rename = cache(names.rename)
     for path in sources:
         if rename(path) in sources.keys() - {path}:
-            yield f"the file {rename(path)} is there already: choose another NAME, NOUN or PLURAL"
+            yield f"NAME={names.name} NOUN={names.noun}: the file {rename(path)} is there already: choose other words"
+    clashes: dict[str, set[str]] = {}
     for path, text in sources.items():
         for renamed, known in _scopes(path, text):
-            clashes = {rename(name) for name in renamed} & known
-            if clashes:
-                yield f"the word {min(clashes)} has another meaning in {path}: choose another NAME, NOUN or PLURAL"
-                break
+            if found := {rename(name) for name in renamed} & known:
+                clashes.setdefault(path, set()).update(found)
+    if clashes:
+        words = ", ".join(sorted(set().union(*clashes.values())))
+        where = f"{next(iter(clashes))}" + (f" and {len(clashes) - 1} more" if len(clashes) > 1 else "")
+        yield f"NAME={names.name} NOUN={names.noun}: {words} would mean two things in {where}: choose other words"
 
 
 def _bad_spelling(word: str) -> str | None:
@@ -117,8 +122,6 @@ def _taken(word: str) -> str | None:
         return "a keyword of Python"
     if word in dir(builtins):
         return "a builtin of Python"
-    if word in sys.stdlib_module_names:
-        return "a module of Python's standard library"
     return None
 
 

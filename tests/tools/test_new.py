@@ -104,13 +104,14 @@ def test_a_usual_noun_collides_with_nothing(noun: str) -> None:
 )
 def test_a_word_that_would_mean_two_things_is_refused_with_its_place(path: str, text: str) -> None:
     (collision,) = find_collisions(Names("pages", "page", "pages"), {path: text, "a.md": "goal, page"})
-    assert collision.startswith(f"the word {'PAGE' if path == 'a.sh' else 'page'} has another meaning in {path}: ")
+    word = "PAGE" if path == "a.sh" else "page"
+    assert collision == f"NAME=pages NOUN=page: {word} would mean two things in {path}: choose other words"
 
 
 def test_two_files_of_one_name_are_refused() -> None:
     files = {"templates/goal.html": "", "templates/error.html": ""}
     (collision,) = find_collisions(Names("errors", "error", "errors"), files)
-    assert collision == "the file templates/error.html is there already: choose another NAME, NOUN or PLURAL"
+    assert collision == "NAME=errors NOUN=error: the file templates/error.html is there already: choose other words"
 
 
 def test_a_variable_of_another_function_is_no_collision() -> None:
@@ -336,7 +337,7 @@ def git(folder: Path, *arguments: str) -> str:
         ),
         (
             ["--name", "listings", "--noun", "listing"],
-            ["the word Listing has another meaning in"],
+            ["NOUN=listing: Listing would mean two things in services/goals/models.py and 2 more"],
         ),
     ],
 )
