@@ -701,7 +701,7 @@ NO_HTTP = {
     "no Host": b"GET / HTTP/1.1\r\n\r\n",
     "two Hosts": b"GET / HTTP/1.1\r\n" + HOST + b"Host: evil.example\r\n\r\n",
     "the same Host twice": b"GET / HTTP/1.1\r\n" + HOST + HOST + b"\r\n",
-    "two lengths": POST + LENGTH + b"Content-Length: 12\r\n\r\n" + BODY,
+    "two lengths": POST + LENGTH + b"Content-Length: %d\r\n\r\n" % (len(BODY) + 1) + BODY,
     "two lengths in one": POST + b"Content-Length: 11, 12\r\n\r\n" + BODY,
     "a negative length": POST + b"Content-Length: -11\r\n\r\n" + BODY,
     "a length with a sign": POST + b"Content-Length: +11\r\n\r\n" + BODY,
