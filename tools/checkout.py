@@ -26,6 +26,6 @@ def copy_tree(root: Path, folder: Path) -> None:
 if __name__ == "__main__":
     root, module, *arguments = sys.argv[1:]
     os.chdir(root)
-    sys.path.insert(0, os.path.join(root, "services"))  # noqa: PTH118  nothing more is imported before that version's own
+    sys.path[:0] = [os.path.join(root, "services"), root]  # noqa: PTH118  nothing more is imported before that version's own
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -104,9 +104,7 @@ def finish(folder: Path) -> None:
         text = project.read_text(encoding="utf-8").replace("\nignore = [\n", f"\nignore = [\n{rule}")
         project.write_text(text, encoding="utf-8")
     for module in GENERATORS:
-        path = f"{folder / 'services'}{os.pathsep}{folder}"
-        variables = os.environ | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
-        run(folder, sys.executable, "-m", module, variables=variables)
+        run(ROOT, sys.executable, "-B", "-m", "tools.checkout", folder, module)
 
 
 def translate_patch(tree: Tree, names: Names, folder: Path) -> None:
@@ -130,9 +128,9 @@ def commit(folder: Path, names: Names) -> None:
     run(folder, "git", "commit", "--quiet", "--message", f"Start {names.name} from a template")
 
 
-def run(folder: Path, *command: object, variables: dict[str, str] | None = None) -> None:
+def run(folder: Path, *command: object) -> None:
     words = [str(word) for word in command]
-    subprocess.run(words, cwd=folder, env=variables, stdout=subprocess.DEVNULL, check=True)  # noqa: S603  constants of this module
+    subprocess.run(words, cwd=folder, stdout=subprocess.DEVNULL, check=True)  # noqa: S603  constants of this module
 
 
 if __name__ == "__main__":

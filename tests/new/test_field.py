@@ -69,6 +69,5 @@ def pytest_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     variables = {
         name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE", "MAKE", "PYTEST_"))
     }
-    variables |= {"PYTHONPATH": f"{folder / 'services'}{os.pathsep}{folder}", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", *arguments]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-B", "-m", "tools.checkout", str(folder), "pytest", "-q", "-n", "2", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
