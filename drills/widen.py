@@ -93,7 +93,7 @@ async def _serve(drill: Drill, stage: Stage, version: Version) -> Load:
 
 
 async def _widen(drill: Drill, stage: Stage, loads: list[Load]) -> list[Attempt]:
-    """Widen in two runs, of which the first is ended half-way; then let the ids go beyond an integer."""
+    """Stop the first run halfway and resume it; then push the ids past the largest 32-bit integer."""
     case = drill.begin(
         "widen", f"{ORIGINAL.name}, this version and its successor are at work; ended half-way, then resumed"
     )

@@ -244,7 +244,7 @@ async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def undated(database: Database) -> AsyncIterator[None]:
-    """A goal of which nobody knows when it was made, as of one that is older than the column."""
+    """A goal without a creation time, like one that was added before the column existed."""
     await alter(database, "ALTER TABLE goals ALTER COLUMN created_at DROP NOT NULL")
     await alter(database, "INSERT INTO goals (goal_name, created_at) VALUES ('old', NULL)")
     yield

@@ -71,5 +71,5 @@ async def _find_obstacle(database: Database, limits: Limits) -> str | None:
         if types[table].get(column) not in {wanted, "integer" if column == "id" else wanted}
     ]
     if not counts_changes:
-        wrong.append("the trigger goals_row_version does not work: ALTER TABLE goals ENABLE TRIGGER goals_row_version")
+        wrong.append("the trigger goals_row_version is disabled, or gone: ENABLE it, or create it as its revision does")
     return wrong[0] if wrong else None
