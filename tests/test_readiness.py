@@ -1,6 +1,7 @@
 """When requests should come: once the schema is there, and from then on whatever becomes of the database."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import asyncpg
@@ -48,7 +49,10 @@ async def test_without_a_schema_it_lives_and_waits_and_says_why(
             await until_ready(service)
             assert await status(service, "/") == 200
     obstacles = [event["obstacle"] for event in events if event["event"] == "not ready"]
-    assert len(set(obstacles)) == 2
+    assert "has the migration run?" in obstacles[0]
+    assert "at revision 0000" in obstacles[1]
+    # A check may fall between two revisions; what matters is that an obstacle is logged when it changes, not at each check.
+    assert all(former != latter for former, latter in pairwise(obstacles))
     assert [event["event"] for event in events if event["event"] == "ready"] == ["ready"]
 
 
