@@ -51,7 +51,7 @@ async def test_without_a_schema_it_lives_and_waits_and_says_why(
     obstacles = [event["obstacle"] for event in events if event["event"] == "not ready"]
     assert "has the migration run?" in obstacles[0]
     assert "at revision 0000" in obstacles[1]
-    # A check may fall between two revisions; what matters is that an obstacle is logged when it changes, not at each check.
+    # A check may fall between two revisions. An obstacle is logged when it changes, not at each check.
     assert all(former != latter for former, latter in pairwise(obstacles))
     assert [event["event"] for event in events if event["event"] == "ready"] == ["ready"]
 
