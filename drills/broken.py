@@ -10,20 +10,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import SimpleNamespace
+from typing import NoReturn
 from uuid import UUID
 
 import structlog
 import uuid_utils
 from sqlalchemy import insert
 
-from goals import app, connections, logs, sqlstates, store
+from goals import app, connections, logs, sqlstates, store, writes
 from goals.database import Database
-from goals.errors import DatabaseUnavailableError
+from goals.errors import DatabaseUnavailableError, LockedError
 from goals.limits import Limits
-from goals.models import Goal, goals
+from goals.models import Goal, NewGoal, goals
 from goals.settings import Settings, read_settings
 
 MODULE = "drills.broken"
@@ -37,6 +38,32 @@ def retry_without_a_key() -> None:
         return Goal._make(row)
 
     store.insert_goal = insert_goal
+    store.insert_goals = refuse_groups
+
+
+async def refuse_groups(database: Database, new: Iterable[NewGoal], stall: float) -> NoReturn:
+    """For what changes a single add: each goes alone."""
+    raise LockedError("There are no groups here.")
+
+
+def answer_before_the_commit() -> None:
+    """The adds of a group are answered when their statement is sent."""
+    insert_goals = store.insert_goals
+    sent = set()
+
+    async def answer(database: Database, new: Iterable[NewGoal], stall: float) -> tuple[dict[UUID, Goal], None]:
+        adds = list(new)
+        statement = asyncio.create_task(insert_goals(database, adds, stall))
+        sent.add(statement)
+        statement.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return {add.key: Goal(0, str(add.values["goal_name"]), None, 1) for add in adds}, None
+
+    store.insert_goals = answer
+
+
+def let_a_group_fail_together() -> None:
+    """Where one add of a group has to wait or is refused, all of them are given up."""
+    writes.UNDONE = ()  # type: ignore[assignment]  # that is the damage
 
 
 def stop_without_a_drain() -> None:
@@ -114,12 +141,15 @@ def stamp_goals_itself() -> None:
         return await insert_goal(database, {**values, "created_at": now}, key, fingerprint)
 
     store.insert_goal = stamp
+    store.insert_goals = refuse_groups
 
 
 WAYS: dict[str, Callable[[], Limits | None]] = {
     way.__name__: way
     for way in (
         retry_without_a_key,
+        answer_before_the_commit,
+        let_a_group_fail_together,
         stop_without_a_drain,
         wait_without_a_gate,
         read_the_password_once,

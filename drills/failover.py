@@ -5,6 +5,7 @@ import time
 
 import httpx2
 
+from drills.broken import MODULE, answer_before_the_commit
 from drills.cluster import QUORUM
 from drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from drills.journal import Attempt
@@ -38,6 +39,7 @@ async def run(drill: Drill) -> None:
             kill.check("writes acknowledged", drill.verdict.acknowledged, ">=", WRITES)
         await _control_asynchronous(drill, stage)
         await _control_stale(drill, stage)
+        await _control_early(drill, stage)
 
 
 async def _kill_again_and_again(drill: Drill, stage: Stage, load: Load) -> Case:
@@ -147,6 +149,23 @@ async def _control_stale(drill: Drill, stage: Stage) -> None:
     lost = await _count_lost(drill, stage, behind=stale, promoted=stale)
     explanation = "the standby that is half a second behind is promoted, not the one that has everything"
     drill.control("stale standby", explanation, "acknowledged writes lost", lost)
+
+
+async def _control_early(drill: Drill, stage: Stage) -> None:
+    cluster = stage.cluster
+    await stage.clear()
+    await stage.serve(1, (MODULE, answer_before_the_commit.__name__))
+    load = await stage.load(writers(short=drill.short))
+    await asyncio.sleep(0.5)
+    lost = cluster.primary
+    await cluster.kill(lost)
+    await cluster.promote()
+    stage.database.route_to([cluster.port])
+    await cluster.rejoin(lost)
+    await cluster.until_whole()
+    verdict = await stage.reconcile(await load.stop())
+    explanation = "a group of adds is answered when it is sent, and the primary is killed"
+    drill.control("answers before the commit", explanation, "acknowledged writes lost", verdict.lost)
 
 
 async def _count_lost(drill: Drill, stage: Stage, behind: list[str], promoted: list[str]) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from drills.broken import MODULE, retry_without_a_key
+from drills.broken import MODULE, let_a_group_fail_together, retry_without_a_key
 from drills.drill import LONGEST_ANSWER, Case, Drill, observe
 from drills.journal import Attempt
 from drills.scenarios import writers
@@ -16,6 +16,8 @@ _NOTICE = 1.0
 """Seconds until somebody notices a primary that does not answer, and promotes a standby."""
 _SHORT_OUTAGE = 2.0
 _FLOW = 1.0
+_HELD = 0.6
+"""Seconds that a key is held: much longer than a group waits for it, less than a statement may take."""
 _PATIENCE = {
     # The kernel repeats a SYN that was dropped at the last moment only after a second.
     "black hole": Limits().connect_timeout,
@@ -32,6 +34,7 @@ async def run(drill: Drill) -> None:
         "half-open": ("every connection falls silent and stays open, new ones work", _leave_half_open),
         "no standby": ("both standbys are killed: the primary lives and may acknowledge nothing", _lose_standbys),
         "lost replies": ("commits happen, their replies are lost with the connection", _drop_replies),
+        "held keys": (f"another session holds one key in 32, for {_HELD:g} s each time", _hold_keys),
         "read-only": ("the address leads to a standby for a while (SQLSTATE 25006)", _lead_to_standby),
     }
     async with Stage() as stage:
@@ -50,6 +53,7 @@ async def run(drill: Drill) -> None:
             _judge(case, attempts)
             drill.draw(case, attempts)
         await _control_key(drill, stage)
+        await _control_group(drill, stage)
 
 
 def _judge(case: Case, attempts: Sequence[Attempt]) -> None:
@@ -60,7 +64,7 @@ def _judge(case: Case, attempts: Sequence[Attempt]) -> None:
     late = max(flow - (case.healed or mark.until), 0)
     case.check("time from the fault's end to a write, s", late, "<", _FLOW + patience, kind="timing")
     case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
-    if mark.until - mark.at <= _SHORT_OUTAGE:
+    if mark.until - mark.at <= _SHORT_OUTAGE or case.name == "held keys":
         case.check("errors shown", figures.errors, "=", 0)
     if case.name in {"zombie primary", "no standby"}:
         tried = [a for a in attempts if a.begun < mark.until and a.ended > mark.at and a.is_write]
@@ -133,12 +137,47 @@ async def _lose_standbys(drill: Drill, stage: Stage, case: Case) -> None:
 
 
 async def _drop_replies(drill: Drill, stage: Stage, case: Case) -> None:
+    repeated = "SELECT count(*) FROM goal_keys WHERE repeats > 0"
+    before = await stage.cluster.fetch(repeated)
     at = time.time()
     for _ in range(2 if drill.short else 8):
         stage.database.replies_to_drop = 10
         await asyncio.sleep(drill.random.uniform(0.2, 0.4))
     stage.database.replies_to_drop = 0
     case.marks.append(Mark(at, "replies lost", time.time()))
+    case.check("committed adds that were sent again", await stage.cluster.fetch(repeated) - before, ">", 0)
+
+
+_HOLD = """
+CREATE FUNCTION drill_hold() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF get_byte(uuid_send(NEW.key), 15) % 32 = 0 THEN
+    PERFORM pg_advisory_xact_lock_shared(1);
+  END IF;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER drill_hold BEFORE INSERT ON goal_keys FOR EACH ROW EXECUTE FUNCTION drill_hold();
+"""
+"""Whose key it is can be known only when it comes, so it waits for a lock that another session has in its stead."""
+_RELEASE = "DROP TRIGGER drill_hold ON goal_keys; DROP FUNCTION drill_hold()"
+
+
+async def _hold_keys(drill: Drill, stage: Stage, case: Case) -> None:
+    at = time.time()
+    await _hold(stage, 1 if drill.short else 5)
+    case.marks.append(Mark(at, "keys held", time.time()))
+
+
+async def _hold(stage: Stage, times: int) -> None:
+    holder = await stage.cluster.connect()
+    await holder.execute(_HOLD)
+    for _ in range(times):
+        await holder.execute("SELECT pg_advisory_lock(1)")
+        await asyncio.sleep(_HELD)
+        await holder.execute("SELECT pg_advisory_unlock(1)")
+        await asyncio.sleep(_HELD / 2)
+    await holder.execute(_RELEASE)
+    await holder.close()
 
 
 async def _lead_to_standby(drill: Drill, stage: Stage, case: Case) -> None:
@@ -169,4 +208,19 @@ async def _control_key(drill: Drill, stage: Stage) -> None:
         "replies to commits are lost and statements sent again",
         "writes duplicated",
         verdict.duplicated,
+    )
+
+
+async def _control_group(drill: Drill, stage: Stage) -> None:
+    await stage.clear()
+    await stage.serve(1, (MODULE, let_a_group_fail_together.__name__))
+    load = await stage.load(writers(short=drill.short))
+    await asyncio.sleep(0.5)
+    await _hold(stage, 1)
+    attempts = await load.stop()
+    drill.control(
+        "groups that fail together",
+        "another session holds one key in 32, and an add that has to wait takes its group with it",
+        "errors shown",
+        sum(attempt.shows_error for attempt in attempts),
     )

@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import itertools
+import re
 import socket
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-_INSERTED = b"INSERT 0 1\x00"
-"""PostgreSQL's answer once an INSERT has been committed (message CommandComplete of its protocol)."""
+_DONE = re.compile(rb"C\0\0\0.(?:INSERT 0|SELECT) [1-9]\d*\0")
+"""PostgreSQL's answer once a statement that gives rows has been committed (CommandComplete of its protocol); the
+service's writes are CTEs, whose answer is that of a SELECT."""
 
 
 _BACKLOG = 1024
@@ -93,7 +95,7 @@ class _Link:
             self.server.write(data)
 
     def _from_server(self, data: bytes) -> None:
-        if self._proxy.replies_to_drop and _INSERTED in data:
+        if self._proxy.replies_to_drop and _DONE.search(data):
             self._proxy.replies_to_drop -= 1
             self.abort()
         elif not self.silent:
@@ -115,7 +117,7 @@ class TcpProxy:
 
     def __init__(self, ports: Iterable[int] = ()) -> None:
         self.replies_to_drop = 0
-        """So many answers to a committed INSERT are lost, each with its connection."""
+        """So many answers to what is committed are lost, each with its connection."""
         self.route_to(ports)
         self.links: set[_Link] = set()
         self._connecting: set[asyncio.Task[None]] = set()

@@ -9,12 +9,14 @@ shows a page without it. Its page shows the first fifty goals: the app's reads t
 import runpy
 import sys
 from collections.abc import Mapping
+from typing import NoReturn
 from uuid import UUID
 
 from sqlalchemy import text
 
 from goals import connections, store
 from goals.database import Database
+from goals.errors import LockedError
 from goals.models import COLUMN_TYPES, SCHEMA_REVISION, Goal, Page, Total
 
 MODULE = "drills.seed"
@@ -42,6 +44,11 @@ async def select_page_and_total(
 async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
     await database.fetch(_INSERT, {"name": values["goal_name"]}, repeatable=False)
     return Goal(0, str(values["goal_name"]), None, 1)  # the form leads back to the page, which reads it
+
+
+async def insert_goals(database: Database, new: object, stall: float) -> NoReturn:
+    """Let each go alone, as in the app."""
+    raise LockedError("The app adds one goal at a time.")
 
 
 async def delete_goal(database: Database, goal_id: int) -> None:
@@ -78,6 +85,7 @@ if __name__ == "__main__":
     for statement in (
         select_page_and_total,
         insert_goal,
+        insert_goals,
         delete_goal,
         delete_old_keys,
         select_revision,

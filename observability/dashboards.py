@@ -125,6 +125,8 @@ def _build_resources() -> dict[str, Any]:
     statements = f"rate({STATEMENTS}{{{CHOSEN}}}[{RATE}])"
     failures = f'rate({STATEMENTS}{{{CHOSEN},error_type!=""}}[{RATE}])'
     durations = f"rate(db_client_operation_duration_seconds_bucket{{{CHOSEN}}}[{RATE}])"
+    size = "goals_add_group_size"
+    waits = f"rate(goals_add_group_wait_seconds_bucket{{{CHOSEN}}}[{RATE}])"
     count = f"db_client_connection_count{{{CHOSEN}}}"
     used = f'db_client_connection_count{{{CHOSEN},db_client_connection_state="used"}}'
     limit = f"db_client_connection_max{{{CHOSEN}}}"
@@ -187,6 +189,24 @@ def _build_resources() -> dict[str, Any]:
                 "ops",
                 (f"sum by (kind) (rate(goals_reads_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} requests"),
                 (f"sum by (kind) (rate(goals_read_queries_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} queries"),
+                width=third,
+            ),
+            _series(
+                "Adds in a commit",
+                "How many adds share a statement and its commit.",
+                "short",
+                (
+                    f"sum(rate({size}_sum{{{CHOSEN}}}[{RATE}])) / sum(rate({size}_count{{{CHOSEN}}}[{RATE}]))",
+                    "mean",
+                ),
+                (_quantile(0.95, f"rate({size}_bucket{{{CHOSEN}}}[{RATE}])"), "95th percentile"),
+                width=third,
+            ),
+            _series(
+                "Wait for a commit",
+                "How long the oldest add of a statement waited for its turn.",
+                "s",
+                (_quantile(0.95, waits), "95th percentile"),
                 width=third,
             ),
             _series(

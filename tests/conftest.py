@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
@@ -43,6 +43,7 @@ WIDE = replace(
     stop_margin=10 * LIMITS.stop_margin,
     traces_flush=10 * LIMITS.traces_flush,
     gate_timeout=10 * LIMITS.gate_timeout,
+    group_time=10 * LIMITS.group_time,
     unresponsive_after=10 * LIMITS.unresponsive_after,
     acceptable_wait=10 * LIMITS.acceptable_wait,
     connect_timeout=10 * LIMITS.connect_timeout,
@@ -229,6 +230,37 @@ async def until_running(administrator: asyncpg.Connection, part: str, number: in
         return bool(await administrator.fetchval(query, f"%{part}%") >= number)
 
     await until(are_running)
+
+
+@contextlib.asynccontextmanager
+async def transaction(settings: Settings) -> AsyncIterator[asyncpg.Connection]:
+    """Another session's transaction, which comes to nothing."""
+    connection = await asyncpg.connect(host=settings.db_host, user="postgres", database=settings.db_name)
+    await connection.execute("BEGIN")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextlib.asynccontextmanager
+async def holding(settings: Settings, key: UUID) -> AsyncIterator[None]:
+    """Within it another session has this key and has not committed; then it gives the key up."""
+    async with transaction(settings) as other:
+        await other.execute("INSERT INTO goal_keys (key, fingerprint, goal_id) VALUES ($1, '', 0)", key)
+        yield
+
+
+async def until_pending(service: Service, number: int) -> None:
+    """Wait until at least so many requests wait for the database."""
+
+    async def are_pending() -> bool:
+        lines = (await asking.get("/metrics")).text.splitlines()
+        (line,) = (line for line in lines if line.startswith("db_client_connection_pending_requests{"))
+        return float(line.split()[1]) >= number
+
+    async with speaking_to(service.ops_port) as asking:
+        await until(are_pending)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ async def terminate(administrator: asyncpg.Connection) -> None:
 
 
 async def test_a_statement_answers_with_its_rows(database: Database) -> None:
-    rows, attempts = await database.run(text("SELECT CAST(:number AS integer) AS number"), {"number": 42})
+    rows, attempts, _ = await database.run(text("SELECT CAST(:number AS integer) AS number"), {"number": 42})
     assert ([row.number for row in rows], attempts) == ([42], 1)
 
 
@@ -119,7 +119,7 @@ async def test_a_statement_cut_off_is_sent_again(database: Database, administrat
         await until_running(administrator, "cut off")
         await terminate(administrator)
         await administrator.execute("SELECT pg_advisory_unlock(1)")
-        rows, attempts = await statement
+        rows, attempts, _ = await statement
         assert (rows[0].what, attempts) == ("cut off", 2)
         while len(events) < 2:
             await database.fetch(ONE)  # the outage is over once they have succeeded for a while
@@ -135,7 +135,7 @@ async def test_a_statement_whose_plan_a_migration_has_outdated_is_sent_again(
         statement = text("SELECT name FROM outdated")
         await database.fetch(statement)
         await administrator.execute("ALTER TABLE outdated ALTER COLUMN name TYPE text")
-        rows, attempts = await database.run(statement)
+        rows, attempts, _ = await database.run(statement)
     finally:
         await administrator.execute("DROP TABLE outdated")
     assert (rows[0].name, attempts) == ("a name", 2)
@@ -158,7 +158,7 @@ async def test_dead_connections_are_replaced_before_a_statement_that_may_not_be_
     await database.fill()
     await terminate(administrator)
     await until(lambda: is_closed(database))
-    rows, attempts = await database.run(ONE, repeatable=False)
+    rows, attempts, _ = await database.run(ONE, repeatable=False)
     assert (rows[0].one, attempts) == (1, 1)
 
 
@@ -209,7 +209,7 @@ async def test_a_standby_is_left(database: Database, administrator: asyncpg.Conn
             await asyncio.sleep(0)
     finally:
         await administrator.execute(f"{role} RESET default_transaction_read_only")
-    rows, attempts = await statement
+    rows, attempts, _ = await statement
     assert len(rows) == 1
     assert attempts > 1
 
@@ -221,7 +221,7 @@ async def test_a_frozen_connection_is_left_for_a_new_one(settings: Settings, adm
     (frozen,) = set(await backends(administrator)) - before
     os.kill(frozen, signal.SIGSTOP)
     try:
-        rows, attempts = await database.run(ONE)
+        rows, attempts, _ = await database.run(ONE)
         assert rows[0].one == 1
         assert attempts > 1
     finally:
@@ -392,7 +392,7 @@ async def test_the_former_password_serves_until_the_server_has_the_new_one(remot
         remote.password_file.write_text("second\n")
         for _ in range(2):
             await terminate(remote.administrator)
-            rows, attempts = await database.run(ONE)
+            rows, attempts, _ = await database.run(ONE)
             assert len(rows) == 1
             # The connection that was lost, and no second refusal: the former password is tried at once.
             assert attempts <= 2

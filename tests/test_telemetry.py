@@ -210,6 +210,24 @@ async def test_shared_reads_are_counted_with_the_statements_that_served_them(
     assert queries < await count("goals_read_queries_total") <= queries + 20
 
 
+async def test_statements_that_add_goals_are_counted_by_size(
+    client: httpx2.AsyncClient, operator: httpx2.AsyncClient
+) -> None:
+    async def count() -> tuple[float, float, float]:
+        page = (await operator.get("/metrics")).text
+        committed = labels(outcome="committed")
+        size, waits = (samples(page, f"goals_add_group_{name}") for name in ("size_sum", "wait_seconds_count"))
+        return size[committed], samples(page, "goals_add_group_size_count")[committed], waits[labels()]
+
+    await client.post("/add_goal", data={"goal_name": "the first"})
+    adds, commits, waits = await count()
+    await asyncio.gather(*(client.post("/add_goal", data={"goal_name": "a goal"}) for _ in range(50)))
+    adds_now, commits_now, waits_now = await count()
+    assert adds_now == adds + 50
+    assert commits < commits_now < commits + 50
+    assert waits_now - waits == commits_now - commits
+
+
 async def test_the_delay_of_the_event_loop_is_measured(operator: httpx2.AsyncClient) -> None:
     async def count() -> float:
         page = (await operator.get("/metrics")).text

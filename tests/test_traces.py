@@ -1,5 +1,6 @@
 """Traces go to a collector that is there, and trouble nobody where it is not."""
 
+import asyncio
 import contextlib
 import json
 import queue
@@ -10,21 +11,26 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from uuid import UUID, uuid4
 
+import asyncpg
+import httpx2
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.resources import Resource
 from pydantic import HttpUrl
+from sqlalchemy import text
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from structlog.testing import capture_logs
 
 from goals import __version__, app, logs, traces
+from goals.database import Database
 from goals.errors import ConfigurationError
 from goals.settings import Settings
-from tests.conftest import LIMITS, serving, speaking_to, until_ready
+from tests.conftest import LIMITS, WIDE, holding, serving, speaking_to, until_pending, until_ready, until_running
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -96,6 +102,43 @@ async def test_requests_and_their_statements_are_spans_of_the_callers_trace(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     (request_line,) = [line for line in lines if line["event"] == "request"]
     assert request_line["trace_id"] == TRACE
+
+
+async def test_adds_that_share_a_statement_each_have_a_span_linked_to_it(
+    settings: Settings, database: Database, administrator: asyncpg.Connection
+) -> None:
+    with collecting() as (endpoint, spans):
+        traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(endpoint)})
+        held = UUID(int=0)
+        async with (
+            serving(traced, replace(WIDE, groups=1, group_turn=60)) as service,
+            speaking_to(service.port) as client,
+        ):
+            await until_ready(service)
+
+            def post(key: UUID) -> asyncio.Task[httpx2.Response]:
+                headers = {"Idempotency-Key": str(key), "traceparent": f"00-{key.hex[:-1]}1-{PARENT}-01"}
+                return asyncio.create_task(client.post("/api/v1/goals", json={"goal_name": "a"}, headers=headers))
+
+            for _ in range(2):  # the second time a group may have two
+                async with holding(settings, held):
+                    first = post(held)
+                    await until_running(administrator, "INSERT INTO goal_keys")
+                    adds = [post(uuid4()) for _ in range(2)]
+                    await until_pending(service, 2)
+                assert [answer.status_code for answer in await asyncio.gather(first, *adds)] == [201] * 3
+                await database.fetch(text("DELETE FROM goal_keys RETURNING 1"))
+        received = [spans.get_nowait() for _ in range(spans.qsize())]
+    (statement,) = [span for span in received if span.name == "BATCH INSERT goals"]
+    linked = [span for span in received if span.links]
+    assert [span.name for span in linked] == ["add goal"] * 2
+    assert {(link.trace_id, link.span_id) for span in linked for link in span.links} == {
+        (statement.trace_id, statement.span_id)
+    }
+    requests = {span.span_id: span for span in received if span.name == "POST /api/v1/goals"}
+    assert {requests[span.parent_span_id].trace_id for span in linked} == {span.trace_id for span in linked}
+    assert len({span.trace_id for span in linked}) == 2
+    assert statement.parent_span_id in requests
 
 
 async def test_a_failure_is_on_its_span(settings: Settings, schema: None, monkeypatch: pytest.MonkeyPatch) -> None:

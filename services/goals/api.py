@@ -51,7 +51,7 @@ async def post_goal(request: Request[State]) -> Response:
     """Add a goal; a repeat with the same `Idempotency-Key` answers with the goal the first one made."""
     key = _read_key(request)
     body = validate(GoalBody, await read_json(request))
-    goal = await store.insert_goal(request.state["database"], body.model_dump(), key, body.fingerprint())
+    goal = await request.state["writes"].add(body.model_dump(), key, body.fingerprint())
     return _represent(goal, 201, {"location": f"{ROOT}/{goal.id}"})
 
 

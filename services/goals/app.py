@@ -32,6 +32,7 @@ from goals.responses import answer
 from goals.settings import Settings
 from goals.state import State
 from goals.telemetry import Telemetry
+from goals.writes import Writes
 
 if TYPE_CHECKING:
     from goals.traces import Traces
@@ -112,6 +113,7 @@ class Application:
                 pages=shared_pages,
                 lists=shared_lists,
                 goals=shared_goals,
+                writes=Writes(database, self._limits, self.telemetry.groups, self._traces),
                 readiness=self.readiness,
                 telemetry=self.telemetry,
                 revision=self._settings.goals_revision,

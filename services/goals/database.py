@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import asyncpg
@@ -29,12 +29,22 @@ from goals.settings import Settings
 from goals.telemetry import DatabaseMetrics, Pool
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
+
     from goals.traces import Traces  # importing it loads the exporter
 
 log = structlog.get_logger(__name__)
 
 Statement = Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
 _dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy types it so
+
+
+class Result(NamedTuple):
+    """What a statement gave, how many attempts it took, and the last one's span where there are traces."""
+
+    rows: Sequence[Row[Any]]
+    attempts: int
+    span: "SpanContext | None"
 
 
 class Database:
@@ -77,7 +87,7 @@ class Database:
         self._descriptions: WeakKeyDictionary[Statement, tuple[str, str | None, str]] = WeakKeyDictionary()
         metrics.observe_pool(self._look)
         metrics.observe_gate(self.gate.rejections)
-        self._attempts: set[asyncio.Task[Sequence[Row[Any]]]] = set()
+        self._attempts: set[asyncio.Task[tuple[Sequence[Row[Any]], SpanContext | None]]] = set()
         self._failures: dict[tuple[str, str | None], float] = {}
         self._failed_at = 0.0
         self.explanation = ""
@@ -87,13 +97,12 @@ class Database:
         self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
     ) -> Sequence[Row[Any]]:
         """`run` for those who need only the rows."""
-        rows, _ = await self.run(statement, parameters, repeatable=repeatable)
-        return rows
+        return (await self.run(statement, parameters, repeatable=repeatable)).rows
 
     async def run(
         self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
-    ) -> tuple[Sequence[Row[Any]], int]:
-        """Run one statement and return its rows and how many attempts it took.
+    ) -> Result:
+        """Run one statement.
 
         It is sent again after a transient failure, so it must be idempotent. With `repeatable=False` it is sent once:
         only a connection that could not be made is tried again.
@@ -122,7 +131,8 @@ class Database:
             error = attempt.exception()
             if error is None:
                 self._note_answer(loop.time())
-                return attempt.result(), number
+                rows, span = attempt.result()
+                return Result(rows, number, span)
             if not sqlstates.is_transient(error):
                 translated = sqlstates.translate(error)
                 if isinstance(translated, DatabaseUnavailableError):
@@ -138,17 +148,15 @@ class Database:
 
     async def _attempt(
         self, statement: Statement, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
-    ) -> Sequence[Row[Any]]:
+    ) -> tuple[Sequence[Row[Any]], "SpanContext | None"]:
         began = time.perf_counter()
-        failure = None
         try:
             # One greenlet for check-out, statement and return; an AsyncConnection makes three, a fifth of the cost.
-            return await greenlet_spawn(self._execute, statement, parameters, asked, repeatable=repeatable)
+            rows = await greenlet_spawn(self._execute, statement, parameters, asked, repeatable=repeatable)
         except BaseException as error:
-            failure = sqlstates.error_type(error)
+            self._record(statement, sqlstates.error_type(error), time.perf_counter() - began)
             raise
-        finally:
-            self._record(statement, failure, time.perf_counter() - began)
+        return rows, self._record(statement, None, time.perf_counter() - began)
 
     def _execute(
         self, statement: Statement, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
@@ -180,21 +188,22 @@ class Database:
             else:
                 return connection
 
-    def _record(self, statement: Statement, failure: str | None, seconds: float) -> None:
+    def _record(self, statement: Statement, failure: str | None, seconds: float) -> "SpanContext | None":
         description = self._descriptions.get(statement)
         if description is None:
             description = self._descriptions[statement] = _describe(statement)
         operation, collection, text = description
         self._metrics.record_statement(self._name, operation, collection, failure, seconds)
-        if self._traces is not None:
-            self._traces.record_statement(self._name, operation, collection, failure, seconds, text)
+        if self._traces is None:
+            return None
+        return self._traces.record_statement(self._name, operation, collection, failure, seconds, text)
 
     def _look(self) -> Pool:
         pool = self.engine.pool
         assert isinstance(pool, QueuePool)  # noqa: S101  what SQLAlchemy makes for a pool_size
         return Pool(pool.checkedout(), pool.checkedin(), self.size, self.gate.waiting)
 
-    def _forget(self, attempt: asyncio.Task[Sequence[Row[Any]]]) -> None:
+    def _forget(self, attempt: "asyncio.Task[tuple[Sequence[Row[Any]], SpanContext | None]]") -> None:
         self._attempts.discard(attempt)
         self.gate.leave()
         if not attempt.cancelled():

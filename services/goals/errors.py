@@ -50,6 +50,10 @@ class OverloadedError(GoalsError):
     """More work waits for the database than can be done in time; nothing was done, try again soon."""
 
 
+class LockedError(OverloadedError):
+    """Another transaction holds a row for longer than the statement may wait."""
+
+
 class StatementRefusedError(Exception):
     """PostgreSQL refused one of our statements: a defect of ours. The text has no values, unlike PostgreSQL's own."""
 

@@ -2,9 +2,21 @@
 
 import asyncio
 from collections import deque
+from dataclasses import dataclass, field
 
 from goals.errors import DatabaseUnavailableError, OverloadedError
 from goals.limits import Limits
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """Somebody who waits: `future` is for whoever gives the turn, and fails when the wait is no longer worth it."""
+
+    future: asyncio.Future[None]
+    came_at: float
+    deadline: float
+    has_come: bool = False
+    timer: asyncio.TimerHandle = field(init=False)
 
 
 class Gate:
@@ -21,17 +33,14 @@ class Gate:
     def __init__(self, size: int, limits: Limits) -> None:
         self._limits = limits
         self._size = self._free = size
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._queue: deque[Turn] = deque()
+        self.waiting = 0
+        """How many callers wait, here and in groups that are not under way yet."""
         self.rejections = {"full": 0, "slow": 0, "down": 0}
         self._is_standing = False
         self._last_acceptable = 0.0
         self._answering_since = 0.0
         self._answered_at = 0.0
-
-    @property
-    def waiting(self) -> int:
-        """How many callers wait."""
-        return len(self._queue)
 
     def note_answer(self, now: float) -> None:
         """Tell that a statement has succeeded."""
@@ -44,45 +53,76 @@ class Gate:
 
         `OverloadedError`: the wait is not worth it. `DatabaseUnavailableError`: the database is down until `deadline`.
         """
-        limits, loop = self._limits, asyncio.get_running_loop()
-        came_at = now = loop.time()
         if self._free:
             self._free -= 1
-            self._last_acceptable = now
+            self._last_acceptable = asyncio.get_running_loop().time()
             return
-        if len(self._queue) >= self._room(now):
-            self.rejections["full"] += 1
-            raise OverloadedError("Too many requests are waiting for the database.")
-        turn = loop.create_future()
+        turn = self.expect(deadline)
         self._queue.append(turn)
         try:
-            while not turn.done():
-                patience = max(came_at, self._answering_since) + limits.gate_timeout - now
-                if now >= deadline:
-                    self.rejections["down"] += 1
-                    raise DatabaseUnavailableError("The database did not answer in time.")
-                if patience <= 0 and now - self._answered_at <= limits.unresponsive_after:
-                    self.rejections["slow"] += 1
-                    raise OverloadedError("The database has more to do than it can.")
-                wait = patience if patience > 0 else limits.unresponsive_after
-                await asyncio.wait({turn}, timeout=min(wait, deadline - now))
-                now = loop.time()
-            if now - came_at <= limits.acceptable_wait:
-                self._last_acceptable = now
+            await turn.future
         except BaseException:
-            if turn.done():
+            if turn.has_come:
                 self.leave()
-            else:
-                self._queue.remove(turn)
             raise
+        finally:
+            self.forget(turn)
+
+    def expect(self, deadline: float) -> Turn:
+        """Begin to wait, in the room that the queue has; `forget` must follow. Its future fails as `enter` does."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if self.waiting >= self._room(now):
+            self.rejections["full"] += 1
+            raise OverloadedError("Too many requests are waiting for the database.")
+        self.waiting += 1
+        turn = Turn(loop.create_future(), now, deadline)
+        turn.timer = loop.call_at(min(now + self._limits.gate_timeout, deadline), self._review, turn)
+        return turn
+
+    def call(self, turn: Turn) -> None:
+        """Let the turn come: from now on it has until its deadline, and takes up no room."""
+        now = asyncio.get_running_loop().time()
+        turn.has_come = True
+        self.waiting -= 1
+        if now - turn.came_at <= self._limits.acceptable_wait:
+            self._last_acceptable = now
+
+    def forget(self, turn: Turn) -> None:
+        """End the wait, whatever came of it."""
+        turn.timer.cancel()
+        if not turn.has_come:
+            self.waiting -= 1
+
+    def _review(self, turn: Turn) -> None:
+        """See whether a wait is still worth it."""
+        limits, loop = self._limits, asyncio.get_running_loop()
+        if turn.future.done():
+            return
+        now = loop.time()
+        patience = max(turn.came_at, self._answering_since) + limits.gate_timeout - now
+        if now >= turn.deadline:
+            self.rejections["down"] += not turn.has_come
+            turn.future.set_exception(DatabaseUnavailableError("The database did not answer in time."))
+        elif turn.has_come:
+            turn.timer = loop.call_at(turn.deadline, self._review, turn)
+        elif patience <= 0 and now - self._answered_at <= limits.unresponsive_after:
+            self.rejections["slow"] += 1
+            turn.future.set_exception(OverloadedError("The database has more to do than it can."))
+        else:
+            wait = patience if patience > 0 else limits.unresponsive_after
+            turn.timer = loop.call_at(min(now + wait, turn.deadline), self._review, turn)
 
     def leave(self) -> None:
         """Let the next one in."""
-        if self._queue:
-            self._queue.popleft().set_result(None)
-        else:
-            self._free += 1
-            self._is_standing = False
+        while self._queue:
+            turn = self._queue.popleft()
+            if not turn.future.done():
+                self.call(turn)
+                turn.future.set_result(None)
+                return
+        self._free += 1
+        self._is_standing = self._is_standing and self.waiting > 0
 
     def _room(self, now: float) -> int:
         """How many may wait now."""

@@ -1,7 +1,9 @@
 """What a goal is: the tables, as Alembic's newest revision leaves them, and the shapes in which their rows travel."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -67,6 +69,14 @@ class Goal(NamedTuple):
     goal_name: str
     created_at: datetime | None  # of a goal that is older than the column, it is not known
     row_version: int
+
+
+class NewGoal(NamedTuple):
+    """A goal to be added: the values of its columns, its idempotency key, and what tells a repeat from another goal."""
+
+    values: Mapping[str, object]
+    key: UUID
+    fingerprint: bytes
 
 
 class Page(NamedTuple):

@@ -86,7 +86,7 @@ async def post_goal(request: Request[State]) -> Response:
         try:
             form = validate(GoalForm, {**fields, "idempotency_key": key})
             values = form.model_dump(include=set(GoalBody.model_fields))
-            await store.insert_goal(request.state["database"], values, form.idempotency_key, form.fingerprint())
+            await request.state["writes"].add(values, form.idempotency_key, form.fingerprint())
         except InvalidInputError as error:
             message, errors = _explain(error)
         except IdempotencyKeyReusedError:

@@ -21,6 +21,7 @@ from goals.errors import (
     GoalsError,
     IdempotencyKeyReusedError,
     InvalidInputError,
+    LockedError,
     MalformedRequestError,
     OverloadedError,
     UnsupportedMediaTypeError,
@@ -59,6 +60,7 @@ _STATUSES: dict[type[GoalsError], HTTPStatus] = {
     InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
     IdempotencyKeyReusedError: HTTPStatus.UNPROCESSABLE_ENTITY,
     OverloadedError: HTTPStatus.SERVICE_UNAVAILABLE,
+    LockedError: HTTPStatus.SERVICE_UNAVAILABLE,
     DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _RETRY_LATER = {"retry-after": "1"}

@@ -5,7 +5,7 @@ import ssl
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
 
-from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
+from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError, StatementRefusedError
 
 # SQLSTATEs after which the connection must not go back to the pool: a standby (25006) answers pings forever, and a
 # server that shuts down or starts up (57P0x) will not become the one we want.
@@ -72,6 +72,8 @@ def translate(error: BaseException) -> BaseException:
     if not isinstance(error, DBAPIError):
         return error
     state = sqlstate(error) or ""
+    if state == LOCK_NOT_AVAILABLE:
+        return LockedError("Another transaction holds what this one needs.")
     if state in _NOT_THERE_YET or not state.startswith(_DEFECTS):
         return DatabaseUnavailableError("The database cannot do this now.")
     origin = error.orig.__cause__ if error.orig is not None else None

@@ -7,6 +7,7 @@ from goals.models import Document, Goal, Listing
 from goals.readiness import Readiness
 from goals.reads import SharedReads
 from goals.telemetry import Telemetry
+from goals.writes import Writes
 
 
 class State(TypedDict):
@@ -16,6 +17,7 @@ class State(TypedDict):
     pages: SharedReads[tuple[int | None, int | None], Listing]
     lists: SharedReads[tuple[int | None, int], Document]
     goals: SharedReads[int, Goal]
+    writes: Writes
     readiness: Readiness
     telemetry: Telemetry
     revision: str

@@ -1,13 +1,17 @@
 """Every SQL statement of the service, each a single one; what may not be sent twice says so."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from functools import cache
-from typing import Any
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
+    CTE,
     BigInteger,
+    ColumnElement,
     CompoundSelect,
     Float,
     Interval,
@@ -40,7 +44,10 @@ from goals.errors import (
     GoalRemovedError,
     IdempotencyKeyReusedError,
 )
-from goals.models import COLUMN_TYPES, Goal, Page, Total, goal_keys, goals
+from goals.models import COLUMN_TYPES, Goal, NewGoal, Page, Total, goal_keys, goals
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import SpanContext
 
 BIGGEST_ID = 2**63 - 1
 """PostgreSQL's bigint: no goal has an id beyond it."""
@@ -85,32 +92,60 @@ _NEWER_WITH_TOTAL = _with_total(_NEWER)
 _GOAL = select(*_COLUMNS).where(goals.c.id == _ID)
 
 
-@cache
-def _insert(names: tuple[str, ...]) -> Select[Any]:
-    """Take the key, and make its goal with values for these columns unless the key was there.
+def _take(key: ColumnElement[UUID], fingerprint: ColumnElement[bytes]) -> CTE:
+    """Take each key, with a new goal's id unless the key was there.
 
     A repeat changes the key's row, so that it waits for a standby like the first request: with ON CONFLICT DO NOTHING
     it would acknowledge a goal that no standby has. It takes no id, and the lock keeps its key from being removed as an
     old one meanwhile.
     """
-    key = bindparam("given_key", type_=goal_keys.c.key.type)  # the column's name is kept for the column
-    fingerprint = bindparam("given_fingerprint", type_=goal_keys.c.fingerprint.type)
     known = exists(select(literal_column("1")).where(goal_keys.c.key == key).with_for_update())
     goal_id = case((known, literal_column("0")), else_=func.nextval(literal_column("'goals_id_seq'::regclass")))
-    taken = (
+    return (
         insert(goal_keys)
         .from_select(["key", "fingerprint", "goal_id"], select(key, fingerprint, goal_id))
         .on_conflict_do_update(
             index_elements=[goal_keys.c.key], set_={"repeats": goal_keys.c.repeats + literal_column("1")}
         )
-        .returning(goal_keys.c.goal_id.label("of_goal"), goal_keys.c.fingerprint, goal_keys.c.repeats)
+        .returning(goal_keys.c.key, goal_keys.c.goal_id.label("of_goal"), goal_keys.c.fingerprint, goal_keys.c.repeats)
         .cte("taken")
+    )
+
+
+@cache
+def _insert(names: tuple[str, ...]) -> Select[Any]:
+    """Take the key, and make its goal with values for these columns unless the key was there."""
+    taken = _take(
+        bindparam("given_key", type_=goal_keys.c.key.type),  # the column's name is kept for the column
+        bindparam("given_fingerprint", type_=goal_keys.c.fingerprint.type),
     )
     values = [bindparam(f"new_{name}", type_=goals.c[name].type) for name in names]
     new = select(taken.c.of_goal, *values).where(taken.c.repeats == literal_column("0"))
     made = insert(goals).from_select(["id", *names], new).returning(*_COLUMNS).cte("made")
     statement = select(taken.c.of_goal, taken.c.fingerprint, made).select_from(taken.outerjoin(made, true()))
     return statement.execution_options(operation="INSERT", collection=goals.name)
+
+
+@cache
+def _insert_together(names: tuple[str, ...]) -> Select[Any]:
+    """Take these keys in their order, and make the goals of those that were not there."""
+    columns = {"given_key": goal_keys.c.key, "given_fingerprint": goal_keys.c.fingerprint}
+    columns |= {f"new_{name}": goals.c[name] for name in names}
+    rows = func.unnest(*(bindparam(name, type_=ARRAY(like.type)) for name, like in columns.items())).table_valued(
+        *(column(name, like.type) for name, like in columns.items())
+    )
+    # Read once, before the first row, and of this transaction alone. The tables' own locks are taken before that.
+    stall = select(func.set_config("lock_timeout", bindparam("stall", type_=String), true())).scalar_subquery()
+    given = select(rows.render_derived("rows")).where(stall.is_not(None)).cte("given")
+    taken = _take(given.c.given_key, given.c.given_fingerprint)
+    new = (
+        select(taken.c.of_goal, *(given.c[f"new_{name}"] for name in names))
+        .join_from(taken, given, given.c.given_key == taken.c.key)
+        .where(taken.c.repeats == literal_column("0"))
+    )
+    made = insert(goals).from_select(["id", *names], new).returning(*_COLUMNS).cte("made")
+    statement = select(taken.c.key, made).join_from(taken, made, made.c.id == taken.c.of_goal)
+    return statement.execution_options(operation="BATCH INSERT", collection=goals.name)
 
 
 def _confirmed(change: ReturningUpdate[Any] | ReturningDelete[Any]) -> CompoundSelect[Any]:
@@ -257,6 +292,23 @@ async def insert_goal(database: Database, values: Mapping[str, object], key: UUI
     raise GoalRemovedError("The goal that was added with this idempotency key has been removed since.")
 
 
+async def insert_goals(
+    database: Database, new: Iterable[NewGoal], stall: float
+) -> tuple[dict[UUID, Goal], "SpanContext | None"]:
+    """Make these goals, which have the same columns and each another key, in one statement; also gives its span.
+
+    A key that has been used is left out of the answer: `insert_goal` knows what becomes of it. `StatementRefusedError`
+    and `LockedError`, where another transaction holds a key for longer than `stall` seconds: none was made.
+    """
+    # In the order of their keys: two statements that share some wait for one another, and not each for the other.
+    new = sorted(new, key=attrgetter("key"))
+    parameters: dict[str, object] = {f"new_{name}": [one.values[name] for one in new] for name in new[0].values}
+    parameters |= {"given_key": [one.key for one in new], "given_fingerprint": [one.fingerprint for one in new]}
+    parameters |= {"stall": f"{stall * 1000:.0f}ms"}
+    result = await database.run(_insert_together(tuple(new[0].values)), parameters)
+    return {row.key: _goal(row) for row in result.rows}, result.span
+
+
 def _new(values: Mapping[str, object]) -> dict[str, object]:
     return {f"new_{name}": value for name, value in values.items()}
 
@@ -270,7 +322,7 @@ async def update_goal(
         parameters = {"goal_id": goal_id, **_new(values)}
         if seen is not None:
             parameters["seen"] = _bound(seen)
-        rows, attempts = await database.run(statement, parameters)
+        rows, attempts, _ = await database.run(statement, parameters)
         if rows:
             return _goal(rows[0])
         if seen is not None and attempts == 1:
@@ -288,9 +340,9 @@ async def delete_goal(database: Database, goal_id: int, *, seen: int | None = No
     """Remove the goal, or raise `GoalNotFoundError`; where `seen` is given, only while it still has that version."""
     if goal_id <= BIGGEST_ID:
         if seen is None:
-            rows, attempts = await database.run(_DELETE, {"goal_id": goal_id})
+            rows, attempts, _ = await database.run(_DELETE, {"goal_id": goal_id})
         else:
-            rows, attempts = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen})
+            rows, attempts, _ = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen})
         if rows:
             return
         if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id})):

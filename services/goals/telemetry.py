@@ -20,6 +20,8 @@ from prometheus_client.exposition import choose_encoder
 REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Buckets of a request's duration in seconds; the latency objective must be one of them to be counted exactly."""
 _DATABASE_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
+_GROUP_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+_OUTCOMES = {outcome: {"outcome": outcome} for outcome in ("committed", "undone", "failed")}
 _DELAY_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 # What our routes know. The convention lets a service narrow its list, and each method more is a set of series more.
@@ -241,6 +243,29 @@ class DatabaseMetrics:
         )
 
 
+class GroupMetrics:
+    """Statements that add goals, one or several each."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._size = meter.create_histogram(
+            "goals.add.group.size",
+            unit="{add}",
+            description="Adds in one statement: committed, undone (each is then tried alone) or failed.",
+            explicit_bucket_boundaries_advisory=_GROUP_BOUNDS,
+        )
+        self._wait = _histogram(
+            meter,
+            "goals.add.group.wait",
+            "How long the oldest add of a statement waited for its turn.",
+            _DATABASE_BOUNDS,
+        )
+
+    def record(self, size: int, outcome: str, wait: float) -> None:
+        """Record a statement; `outcome` is committed, undone or failed."""
+        self._size.record(size, _OUTCOMES[outcome])
+        self._wait.record(wait)
+
+
 class Telemetry:
     """The instruments and their exposition; one for each application, nothing global."""
 
@@ -262,6 +287,7 @@ class Telemetry:
         self._meter = self._provider.get_meter("goals", version)
         self.requests = RequestMetrics(self._meter)
         self.database = DatabaseMetrics(self._meter)
+        self.groups = GroupMetrics(self._meter)
         self._delay = _histogram(
             self._meter,
             "goals.eventloop.delay",

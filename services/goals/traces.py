@@ -9,7 +9,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 
 from goals.limits import Limits
 
@@ -35,7 +35,7 @@ class Traces:
 
     def record_statement(
         self, namespace: str, operation: str, collection: str | None, error: str | None, seconds: float, text: str
-    ) -> None:
+    ) -> SpanContext:
         """Add the span of a statement that has just ended; `text` has placeholders where the values were."""
         attributes = {
             "db.system.name": "postgresql",
@@ -56,6 +56,13 @@ class Traces:
             span.set_attribute("error.type", error)
             span.set_status(Status(StatusCode.ERROR))
         span.end(ended)
+        return span.get_span_context()
+
+    def record_add(self, seconds: float, statement: SpanContext) -> None:
+        """Add the span of an add that has just been committed by a statement it shared with others."""
+        ended = time.time_ns()
+        links = [Link(statement)]
+        self.tracer.start_span("add goal", links=links, start_time=ended - round(seconds * 1e9)).end(ended)
 
     def close(self) -> None:
         """Send what is left, within `traces_flush`; after that the exporter's thread ends with the process."""
