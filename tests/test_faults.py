@@ -184,14 +184,14 @@ async def lose_the_primary(run: Run) -> None:
     await cluster.until_whole()
 
 
-QUICK = [reset_connections, hold_keys, lock_the_table]
+BRIEF = [reset_connections, hold_keys, lock_the_table]
 
 
 @pytest.mark.parametrize("index", range(int(NUMBER)))
 async def test_each_acknowledged_add_is_stored_once(stage: Stage, index: int) -> None:
     """FAULT_RUNS says how many runs; `5:SEED` plays the same ones again, as far as the machine lets them be."""
     chance = random.Random(f"{SEED}:{index}")  # noqa: S311  no secret
-    faults = chance.choices(QUICK, k=chance.randint(1, 3))
+    faults = chance.choices(BRIEF, k=chance.randint(1, 3))
     if index % 5 == 0:
         faults.insert(chance.randint(0, len(faults)), lose_the_primary)
     run = Run(stage, chance, groups=chance.choice([1, 2, LIMITS.groups]))

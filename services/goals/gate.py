@@ -10,7 +10,7 @@ from goals.limits import Limits
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """Somebody who waits: `future` is for whoever gives the turn, and fails when the wait is no longer worth it."""
+    """A caller that waits: its future is done when its turn has come, and fails when the wait is not worth it."""
 
     future: asyncio.Future[None]
     came_at: float
