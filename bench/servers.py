@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple, Self
 
@@ -87,7 +87,14 @@ class Servers(NamedTuple):
             yield server
 
     @contextlib.contextmanager
-    def service(self, socket_folder: Path, database: str, *, descriptors: int | None = None) -> Iterator[Server]:
+    def service(
+        self,
+        socket_folder: Path,
+        database: str,
+        *,
+        module: Sequence[str] = ("goals", "serve"),
+        descriptors: int | None = None,
+    ) -> Iterator[Server]:
         """The service on `database`, with a hard limit of `descriptors`; it runs once its page is answered."""
         with reserved(1) as (port,):
             variables = {
@@ -103,7 +110,7 @@ class Servers(NamedTuple):
                 "GOALS_LOG_FORMAT": "json",
                 "GOALS_HOSTS": "",
             }
-            command = [str(self.python), "-m", "goals", "serve"]
+            command = [str(self.python), "-m", *module]
             if descriptors is not None:
                 command = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *command]
             with _running(command, port, variables) as server:

@@ -37,9 +37,9 @@ async def run(drill: Drill) -> None:
         if not drill.short:
             kill.check("failovers", len(kill.marks), ">=", FAILOVERS)
             kill.check("writes acknowledged", drill.verdict.acknowledged, ">=", WRITES)
+        await _control_early(drill, stage)
         await _control_asynchronous(drill, stage)
         await _control_stale(drill, stage)
-        await _control_early(drill, stage)
 
 
 async def _kill_again_and_again(drill: Drill, stage: Stage, load: Load) -> Case:
@@ -166,6 +166,7 @@ async def _control_early(drill: Drill, stage: Stage) -> None:
     verdict = await stage.reconcile(await load.stop())
     explanation = "a group of adds is answered when it is sent, and the primary is killed"
     drill.control("answers before the commit", explanation, "acknowledged writes lost", verdict.lost)
+    await stage.serve(2)
 
 
 async def _count_lost(drill: Drill, stage: Stage, behind: list[str], promoted: list[str]) -> int:

@@ -10,7 +10,7 @@ import asyncpg
 import httpx2
 import pytest
 from opentelemetry.metrics import NoOpMeter
-from sqlalchemy import text
+from sqlalchemy import ARRAY, Column, MetaData, Table, Text, text
 
 from goals import store
 from goals.database import Database
@@ -22,7 +22,7 @@ from goals.errors import (
     StatementRefusedError,
 )
 from goals.limits import Limits
-from goals.models import Goal
+from goals.models import Goal, NewGoal
 from goals.schemas import new_key
 from goals.settings import Settings
 from goals.telemetry import GroupMetrics
@@ -279,6 +279,12 @@ async def test_a_client_that_leaves_its_group_under_way_is_served_all_the_same(
     assert await commits(database) == 1
     rows = await database.fetch(text("SELECT goal_name FROM goals ORDER BY id"))
     assert [row.goal_name for row in rows] == ["first", "l", "s"]
+
+
+async def test_adds_with_an_array_go_alone(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "goals", Table("goals", MetaData(), Column("tags", ARRAY(Text))))
+    with pytest.raises(StatementRefusedError):
+        await store.insert_goals(database, [NewGoal({"tags": ["a", "b"]}, new_key(), b"")], 1.0)
 
 
 async def test_waiting_adds_take_up_room_in_the_gates_queue(

@@ -43,6 +43,7 @@ from goals.errors import (
     GoalNotFoundError,
     GoalRemovedError,
     IdempotencyKeyReusedError,
+    StatementRefusedError,
 )
 from goals.models import COLUMN_TYPES, Goal, NewGoal, Page, Total, goal_keys, goals
 
@@ -302,6 +303,8 @@ async def insert_goals(
     """
     # In the order of their keys: two statements that share some wait for one another, and not each for the other.
     new = sorted(new, key=attrgetter("key"))
+    if any(isinstance(goals.c[name].type, ARRAY) for name in new[0].values):
+        raise StatementRefusedError("An array of arrays cannot be unnested to rows.")
     parameters: dict[str, object] = {f"new_{name}": [one.values[name] for one in new] for name in new[0].values}
     parameters |= {"given_key": [one.key for one in new], "given_fingerprint": [one.fingerprint for one in new]}
     parameters |= {"stall": f"{stall * 1000:.0f}ms"}
