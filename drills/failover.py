@@ -12,6 +12,7 @@ from drills.journal import Attempt
 from drills.scenarios import writers
 from drills.stage import Load, Stage
 from drills.timeline import Mark
+from goals.limits import Limits
 
 FAILOVERS = 20
 WRITES = 50_000
@@ -155,16 +156,17 @@ async def _control_early(drill: Drill, stage: Stage) -> None:
     cluster = stage.cluster
     await stage.clear()
     await stage.serve(1, (MODULE, answer_before_the_commit.__name__))
-    load = await stage.load(writers(short=drill.short))
+    load = await stage.load(writers(short=False))
     await asyncio.sleep(0.5)
     lost = cluster.primary
     await cluster.kill(lost)
+    await asyncio.sleep(1.2 * Limits().retry_budget)  # until then, what was answered is still tried
     await cluster.promote()
     stage.database.route_to([cluster.port])
     await cluster.rejoin(lost)
     await cluster.until_whole()
     verdict = await stage.reconcile(await load.stop())
-    explanation = "a group of adds is answered when it is sent, and the primary is killed"
+    explanation = "a group of adds is answered when it is sent, and there is no primary for longer than it is tried"
     drill.control("answers before the commit", explanation, "acknowledged writes lost", verdict.lost)
     await stage.serve(2)
 

@@ -214,7 +214,7 @@ async def _control_key(drill: Drill, stage: Stage) -> None:
 async def _control_group(drill: Drill, stage: Stage) -> None:
     await stage.clear()
     await stage.serve(1, (MODULE, let_a_group_fail_together.__name__))
-    load = await stage.load(writers(short=drill.short))
+    load = await stage.load(writers(short=False))
     await asyncio.sleep(0.5)
     await _hold(stage, 1)
     attempts = await load.stop()

@@ -119,18 +119,20 @@ class Run:
         wrong = [f"phantom: {key}" for key in stored.keys() - {add.key for add in self.adds}]
         for add in self.adds:
             there = stored.get(add.key, [])
-            if len(there) > 1:
-                wrong.append(f"stored twice: {there}")
-            if add.goal is not None and there != [(add.goal.id, add.name)]:
-                wrong.append(f"acknowledged and lost: {add}, there is {there}")
-            if add.goal is None and there and there[0][1] == add.name:
-                # Nobody knows what became of it: its key does.
-                again = Add(add.key, add.name)
-                await self._send(adding, again)
-                if again.goal is None or again.goal.id != there[0][0]:
-                    wrong.append(f"not found by its key: {add}, there is {there}")
-            if isinstance(add.refusal, IdempotencyKeyReusedError) and not there:
-                wrong.append(f"refused for another goal that is not there: {add}")
+            is_mine = [name for _, name in there] == [add.name]
+            again = Add(add.key, add.name)
+            if add.goal is None and is_mine:
+                await self._send(adding, again)  # nobody knows what became of it, but its key does
+            faults = {
+                "stored twice": len(there) > 1,
+                "acknowledged and lost": add.goal is not None and there != [(add.goal.id, add.name)],
+                "not found by its key": add.goal is None
+                and is_mine
+                and (again.goal is None or again.goal.id != there[0][0]),
+                "refused for a goal that is not there": isinstance(add.refusal, IdempotencyKeyReusedError)
+                and not there,
+            }
+            wrong += [f"{what}: {add}, there is {there}" for what, is_so in faults.items() if is_so]
         return wrong
 
 

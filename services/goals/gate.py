@@ -82,11 +82,8 @@ class Gate:
 
     def call(self, turn: Turn) -> None:
         """Let the turn come: from now on it has until its deadline, and takes up no room."""
-        now = asyncio.get_running_loop().time()
         turn.has_come = True
         self.waiting -= 1
-        if now - turn.came_at <= self._limits.acceptable_wait:
-            self._last_acceptable = now
 
     def forget(self, turn: Turn) -> None:
         """End the wait, whatever came of it."""
@@ -120,6 +117,9 @@ class Gate:
             if not turn.future.done():
                 self.call(turn)
                 turn.future.set_result(None)
+                now = asyncio.get_running_loop().time()
+                if now - turn.came_at <= self._limits.acceptable_wait:
+                    self._last_acceptable = now
                 return
         self._free += 1
         self._is_standing = self._is_standing and self.waiting > 0
