@@ -94,8 +94,8 @@ bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of
 growth: $(VENV)/.dev .cache/bench/.goals  ## the same requests with a million goals and with ten million (5 minutes); writes out/growth.json
 	@$(BIN)/python -m bench.growth --python .cache/bench/bin/python $(ARGS)
 
-groups: $(VENV)/.dev .cache/bench/.goals  ## adds with 1, 2, 4, 10 statements under way at once, and with one for each add (2 minutes; needs wrk)
-	@$(BIN)/python -m bench.groups .cache/bench/bin/python
+groups: $(VENV)/.dev  ## adds with 1, 2, 4, 10 statements under way at once, and with one for each add (2 minutes; needs wrk)
+	@$(BIN)/python -m bench.groups
 
 flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands of hostile ones do not read, only connect, or send junk (8 minutes)
 	@echo "flooding the service, half a minute for each kind of client"
