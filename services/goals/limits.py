@@ -76,7 +76,7 @@ class Limits:
 
     # Adds that share a commit.
     groups: int = 1
-    """Statements under way at once: with 2, 4 and 10, an add takes 5, 16 and 56 % more processor time (`make groups`)."""
+    """Statements under way at once: with 2, 4 and 10, an add costs 5, 16 and 56 % more CPU time (`make groups`)."""
     group_turn: float = 0.005
     """Then the next one may begin: an add waits no longer than this for others that are slow to be committed."""
     group_adds: int = 64
