@@ -119,18 +119,14 @@ class Writes:
         began = loop.time()
         goals: dict[UUID, Goal] = {}
         span, error, outcome = None, None, "committed"
+        one_each = {add.new.key: add.new for add in reversed(adds)}  # of the same key, the one that came first
         try:
-            if len(adds) == 1:
-                goals = {adds[0].new.key: await store.insert_goal(self._database, *adds[0].new)}
-            else:
-                one_each = {add.new.key: add.new for add in reversed(adds)}  # of the same key, the one that came first
-                goals, span = await store.insert_goals(self._database, one_each.values(), self._limits.group_stall)
+            goals, span = await store.insert_goals(self._database, one_each.values(), self._limits.group_stall)
             self._resize(len(adds), loop.time() - began)
+        except UNDONE:
+            outcome = "undone"
         except Exception as reason:  # noqa: BLE001  handed to all of the group
-            if len(adds) > 1 and isinstance(reason, UNDONE):
-                outcome = "undone"
-            else:
-                error, outcome, self._most = reason, "failed", 1
+            error, outcome, self._most = reason, "failed", 1
         self._metrics.record(len(adds), outcome, began - adds[0].turn.came_at)
         for add in adds:
             add.goal, add.statement = goals.pop(add.new.key, None), span
