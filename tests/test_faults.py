@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from opentelemetry.metrics import NoOpMeter
+from sqlalchemy import text
 
 from drills.broken import answer_before_the_commit, let_a_group_fail_together
 from drills.cluster import Cluster
@@ -223,3 +224,11 @@ async def test_adds_whose_keys_are_free_fail_only_where_groups_fail_together(
     assert await run.play([hold_keys]) == []
     free = [add.refusal for add in run.adds if add.key not in run.held]
     assert any(isinstance(refusal, OverloadedError) for refusal in free) == together
+
+
+async def test_one_silent_connection_condemns_those_that_are_idle(stage: Stage) -> None:
+    database = Database(stage.settings, replace(LIMITS, command_timeout=0.2, retry_budget=10.0))
+    await database.fill()
+    stage.proxy.silence()
+    assert (await database.run(text("SELECT 1"))).attempts == 2
+    await database.close()

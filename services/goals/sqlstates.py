@@ -59,7 +59,8 @@ def drop_useless_connections(context: ExceptionContext) -> None:
     """SQLAlchemy's `handle_error`: which connections of the pool are given up after this error."""
     error = context.original_exception
     if isinstance(error, OSError) or sqlstate(error) in _DISCONNECTS:
-        context.is_disconnect = True  # and the others of the pool with it: what is silent or a standby is so for all
+        # And the others of the pool with it: what is silent, or a standby, is so for all.
+        context.is_disconnect = context.invalidate_pool_on_disconnect = True
     else:
         # The driver knows of each connection that was closed; the others work, and perhaps cannot be replaced now.
         context.invalidate_pool_on_disconnect = False
