@@ -117,7 +117,7 @@ class TcpProxy:
 
     def __init__(self, ports: Iterable[int] = ()) -> None:
         self.replies_to_drop = 0
-        """So many answers to what is committed are lost, each with its connection."""
+        """So many answers to statements that are done, reads among them, are lost, each with its connection."""
         self.route_to(ports)
         self.links: set[_Link] = set()
         self._connecting: set[asyncio.Task[None]] = set()

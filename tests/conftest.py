@@ -263,6 +263,12 @@ async def until_pending(service: Service, number: int) -> None:
         await until(are_pending)
 
 
+async def until_blocked(administrator: asyncpg.Connection, part: str) -> None:
+    """Wait until a statement that has `part` in its text waits for a lock; one that runs may still be parsed."""
+    query = "SELECT true FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1"
+    await until(lambda: administrator.fetchval(query, f"%{part}%"))
+
+
 @pytest.fixture
 async def database(settings: Settings, schema: None) -> AsyncIterator[Database]:
     """The service's own way to an empty table."""

@@ -30,7 +30,7 @@ from goals import __version__, app, logs, traces
 from goals.database import Database
 from goals.errors import ConfigurationError
 from goals.settings import Settings
-from tests.conftest import LIMITS, WIDE, holding, serving, speaking_to, until_pending, until_ready, until_running
+from tests.conftest import LIMITS, WIDE, holding, serving, speaking_to, until_blocked, until_pending, until_ready
 
 pytestmark = pytest.mark.usefixtures("restored_logs")
 
@@ -123,7 +123,7 @@ async def test_adds_that_share_a_statement_each_have_a_span_linked_to_it(
             for _ in range(2):  # the second time a group may have two
                 async with holding(settings, held):
                     first = post(held)
-                    await until_running(administrator, "INSERT INTO goal_keys")
+                    await until_blocked(administrator, "INSERT INTO goal_keys")
                     adds = [post(uuid4()) for _ in range(2)]
                     await until_pending(service, 2)
                 assert [answer.status_code for answer in await asyncio.gather(first, *adds)] == [201] * 3
@@ -138,6 +138,8 @@ async def test_adds_that_share_a_statement_each_have_a_span_linked_to_it(
     one, other = max(linked.values(), key=len)
     assert one.name == other.name == "add goal"
     assert one.trace_id != other.trace_id
+    (link,) = one.links
+    assert spans_by_id[link.trace_id, link.span_id].parent_span_id in {one.parent_span_id, other.parent_span_id}
     for span in (one, other):
         assert spans_by_id[span.trace_id, span.parent_span_id].name == "POST /api/v1/goals"
 

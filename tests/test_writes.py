@@ -4,13 +4,17 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from uuid import UUID
 
 import asyncpg
 import httpx2
 import pytest
 from opentelemetry.metrics import NoOpMeter
-from sqlalchemy import ARRAY, Column, MetaData, Table, Text, text
+from sqlalchemy import ARRAY, Column, Date, Enum, MetaData, Numeric, String, Table, Text, Uuid, text
+from sqlalchemy.dialects.postgresql import INT4MULTIRANGE, JSONB, Range
+from sqlalchemy.types import TypeEngine
 
 from goals import store
 from goals.database import Database
@@ -22,7 +26,7 @@ from goals.errors import (
     StatementRefusedError,
 )
 from goals.limits import Limits
-from goals.models import Goal, NewGoal
+from goals.models import Goal, NewGoal, goals
 from goals.schemas import new_key
 from goals.settings import Settings
 from goals.telemetry import GroupMetrics
@@ -34,9 +38,10 @@ from tests.conftest import (
     serving,
     speaking_to,
     transaction,
+    until_blocked,
     until_pending,
     until_ready,
-    until_running,
+    upgrade,
 )
 from tools.polling import until
 
@@ -68,7 +73,7 @@ async def waiting(
     """Within it these adds wait for another one, whose key is held."""
     async with holding(writes._database._settings, HELD):
         first = begin(writes, "first", HELD)
-        await until_running(watcher, INSERT)
+        await until_blocked(watcher, INSERT)
         sent = tuple(begin(writes, *add) for add in adds)
         await until_waiting(writes._database, len(sent))
         yield sent
@@ -91,9 +96,9 @@ async def under_way(
     async with transaction(writes._database._settings) as migration:
         async with waiting(writes, watcher, adds) as sent:
             locking = asyncio.create_task(migration.execute("LOCK TABLE goals"))
-            await until_running(watcher, "LOCK TABLE goals")
+            await until_blocked(watcher, "LOCK TABLE goals")
         await locking
-        await until_running(watcher, INSERT)
+        await until_blocked(watcher, INSERT)
         yield sent
 
 
@@ -127,6 +132,7 @@ async def test_adds_that_come_meanwhile_share_a_commit_each_with_its_own_answer(
 async def test_an_add_alone_waits_for_nothing(writes: Writes, database: Database) -> None:
     for name in "abc":
         assert (await begin(writes, name)).goal_name == name
+    assert writes._alone > 0
     assert await commits(database) == 3
 
 
@@ -214,6 +220,7 @@ async def picky(database: Database) -> AsyncIterator[None]:
     """A table that refuses a goal which the service accepts."""
     await alter(database, "ALTER TABLE goals ADD CONSTRAINT picky CHECK (goal_name <> 'bad')")
     yield
+    await database.engine.dispose()  # a statement that was parsed, and never sent, has its lock
     await alter(database, "ALTER TABLE goals DROP CONSTRAINT picky")
 
 
@@ -257,6 +264,69 @@ async def test_the_deadline_of_an_add_ends_its_wait_for_the_group(
         with pytest.raises(DatabaseUnavailableError, match="in time"):
             await waiting
     assert await writes.add({"goal_name": "held"}, held, b"held")
+
+
+async def test_the_deadline_of_an_add_may_pass_while_its_group_is_committed(
+    settings: Settings, database: Database, administrator: asyncpg.Connection
+) -> None:
+    hasty = Database(settings, replace(ONE_AT_A_TIME, retry_budget=0.5))
+    async with under_way(write(hasty, hasty._limits), administrator, new("ab")) as sent:
+        for add in sent:
+            with pytest.raises(DatabaseUnavailableError, match="in time"):
+                await add
+    await hasty.close()
+
+
+async def test_a_group_that_fails_tells_all_why(
+    settings: Settings, database: Database, administrator: asyncpg.Connection
+) -> None:
+    hasty = Database(settings, replace(ONE_AT_A_TIME, statement_timeout=0.5))
+    writes = write(hasty, hasty._limits)
+    async with under_way(writes, administrator, new("ab")) as sent:
+        for add in sent:
+            with pytest.raises(DatabaseUnavailableError, match="cannot do this now"):
+                await add
+    assert writes._most == 1
+    await hasty.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (String(3), ["abc", "abcd"]),
+        (JSONB(), [[5], [[1], [2]], [], {"a": [1, 2]}, "text"]),
+        (Numeric(4, 1), [Decimal("1.25"), None]),
+        (Date(), [date(2026, 2, 28), None]),
+        (INT4MULTIRANGE(), [[Range(1, 3)]]),
+        (Uuid(), [UUID(int=7)]),
+        (Enum("red", "blue", name="colour"), ["red"]),
+    ],
+)
+async def test_a_group_stores_what_an_add_alone_does(
+    empty: Settings, monkeypatch: pytest.MonkeyPatch, kind: TypeEngine[object], values: list[object]
+) -> None:
+    await upgrade(empty)
+    database = Database(empty, WIDE)
+    table = goals.to_metadata(MetaData())
+    table.append_column(Column("more", kind))
+    if isinstance(kind, Enum):
+        await alter(database, "CREATE TYPE colour AS ENUM ('red', 'blue')")
+    await alter(database, f"ALTER TABLE goals ADD COLUMN more {kind.compile(dialect=database.engine.dialect)}")
+    monkeypatch.setattr(store, "goals", table)
+    for cached in (store._insert, store._insert_together):
+        cached.cache_clear()
+    writes = write(database, WIDE)
+    for value in values:
+        outcomes = []
+        for _ in range(2):  # the first goes alone, the others together
+            adds = [writes.add({"goal_name": "a goal", "more": value}, new_key(), b"") for _ in range(3)]
+            outcomes += await asyncio.gather(*adds, return_exceptions=True)
+        assert len({type(outcome) for outcome in outcomes}) == 1
+    rows = await database.fetch(text("SELECT count(*) AS number FROM goals GROUP BY more::text"))
+    assert {row.number % 6 for row in rows} <= {0}
+    for cached in (store._insert, store._insert_together):
+        cached.cache_clear()
+    await database.close()
 
 
 async def test_a_client_that_leaves_affects_no_other(
@@ -361,7 +431,7 @@ async def test_adds_that_were_accepted_are_finished_when_the_service_stops(
                 return (await operator.get("/readyz")).status_code == 503
 
             first = post("first", HELD)
-            await until_running(administrator, INSERT)
+            await until_blocked(administrator, INSERT)
             others = [post(*add) for add in new("abc")]
             await until_pending(service, 3)
             stopping = asyncio.create_task(stack.aclose())

@@ -160,6 +160,7 @@ class Connector:
                 "application_name": "goals",
                 "jit": "off",
                 "statement_timeout": str(int(self._limits.statement_timeout * 1000)),
+                "lock_timeout": "0",  # a role may have one; a group of adds sets its own
             },
         )
         # part adoption

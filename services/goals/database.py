@@ -22,7 +22,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from goals import connections, sqlstates
 from goals.connections import Connector
-from goals.errors import DatabaseUnavailableError, OverloadedError
+from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError
 from goals.gate import Gate
 from goals.limits import Limits
 from goals.settings import Settings
@@ -40,7 +40,7 @@ _dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy t
 
 
 class Result(NamedTuple):
-    """What a statement gave, how many attempts it took, and the last one's span where there are traces."""
+    """What a statement gave, how many attempts it took, and the span of the last one where there are traces."""
 
     rows: Sequence[Row[Any]]
     attempts: int
@@ -100,9 +100,14 @@ class Database:
         return (await self.run(statement, parameters, repeatable=repeatable)).rows
 
     async def run(
-        self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
+        self,
+        statement: Statement,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        repeatable: bool = True,
+        admitted: int = 0,
     ) -> Result:
-        """Run one statement.
+        """Run one statement, for so many callers that the gate has `admitted` before.
 
         It is sent again after a transient failure, so it must be idempotent. With `repeatable=False` it is sent once:
         only a connection that could not be made is tried again.
@@ -115,7 +120,7 @@ class Database:
             number += 1
             asked = time.perf_counter()
             try:
-                await self.gate.enter(deadline)
+                await self.gate.enter(deadline, admitted)
             except OverloadedError as full:
                 if number == 1:
                     raise
@@ -137,6 +142,8 @@ class Database:
                 translated = sqlstates.translate(error)
                 if isinstance(translated, DatabaseUnavailableError):
                     self._note_failure(loop.time(), sqlstates.origin_of(error))
+                if isinstance(translated, LockedError) and number > 1 and not admitted:
+                    translated = DatabaseUnavailableError("The database did not say whether it was done.")
                 # PostgreSQL's own words quote the row, and whatever crashes a request is logged with its causes.
                 raise translated from translated.__cause__
             self._note_failure(loop.time(), error)

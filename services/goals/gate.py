@@ -15,6 +15,7 @@ class Turn:
     future: asyncio.Future[None]
     came_at: float
     deadline: float
+    callers: int
     has_come: bool = False
     timer: asyncio.TimerHandle = field(init=False)
 
@@ -35,7 +36,7 @@ class Gate:
         self._size = self._free = size
         self._queue: deque[Turn] = deque()
         self.waiting = 0
-        """How many callers wait, here and in groups that are not under way yet."""
+        """How many callers wait, also in groups and for them."""
         self.rejections = {"full": 0, "slow": 0, "down": 0}
         self._is_standing = False
         self._last_acceptable = 0.0
@@ -48,16 +49,17 @@ class Gate:
             self._answering_since = now
         self._answered_at = now
 
-    async def enter(self, deadline: float) -> None:
+    async def enter(self, deadline: float, admitted: int = 0) -> None:
         """Return when the caller may use the database; `deadline` is the event loop's time. `leave` must follow.
 
+        A caller that comes for others, who were `admitted` before, takes one place and is not refused for want of room.
         `OverloadedError`: the wait is not worth it. `DatabaseUnavailableError`: the database is down until `deadline`.
         """
         if self._free:
             self._free -= 1
             self._last_acceptable = asyncio.get_running_loop().time()
             return
-        turn = self.expect(deadline)
+        turn = self.expect(deadline, admitted)
         self._queue.append(turn)
         try:
             await turn.future
@@ -68,28 +70,28 @@ class Gate:
         finally:
             self.forget(turn)
 
-    def expect(self, deadline: float) -> Turn:
-        """Begin to wait, in the room that the queue has; `forget` must follow. Its future fails as `enter` does."""
+    def expect(self, deadline: float, admitted: int = 0) -> Turn:
+        """Begin to wait, if the queue has room; `forget` must follow. The turn's future fails as `enter` does."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if self.waiting >= self._room(now):
+        if not admitted and self.waiting >= self._room(now):
             self.rejections["full"] += 1
             raise OverloadedError("Too many requests are waiting for the database.")
-        self.waiting += 1
-        turn = Turn(loop.create_future(), now, deadline)
+        turn = Turn(loop.create_future(), now, deadline, max(admitted, 1))
+        self.waiting += turn.callers
         turn.timer = loop.call_at(min(now + self._limits.gate_timeout, deadline), self._review, turn)
         return turn
 
     def call(self, turn: Turn) -> None:
-        """Let the turn come: from now on it has until its deadline, and takes up no room."""
+        """Mark the turn as come: from now on it has until its deadline, and takes up no room."""
         turn.has_come = True
-        self.waiting -= 1
+        self.waiting -= turn.callers
 
     def forget(self, turn: Turn) -> None:
         """End the wait, whatever came of it."""
         turn.timer.cancel()
         if not turn.has_come:
-            self.waiting -= 1
+            self.waiting -= turn.callers
 
     def _review(self, turn: Turn) -> None:
         """See whether a wait is still worth it."""
@@ -122,7 +124,7 @@ class Gate:
                     self._last_acceptable = now
                 return
         self._free += 1
-        self._is_standing = self._is_standing and self.waiting > 0
+        self._is_standing = False
 
     def _room(self, now: float) -> int:
         """How many may wait now."""

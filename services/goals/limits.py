@@ -78,7 +78,7 @@ class Limits:
     groups: int = 1
     """Statements under way at once: with 2, 4 and 10, an add costs 5, 16 and 56 % more CPU time (`make groups`)."""
     group_turn: float = 0.005
-    """Then the next one may begin: an add waits no longer than this for others that are slow to be committed."""
+    """After this, the next one may begin even if the last one is not committed yet."""
     group_adds: int = 64
     group_bytes: int = 64 * 1024
     """Of the values in one statement."""

@@ -3,7 +3,7 @@
 import ssl
 
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError, StatementError, TimeoutError as PoolTimeoutError
 
 from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError, StatementRefusedError
 
@@ -71,6 +71,8 @@ def translate(error: BaseException) -> BaseException:
     if isinstance(error, PoolTimeoutError):
         return OverloadedError("No connection to the database became free.")
     if not isinstance(error, DBAPIError):
+        if isinstance(error, StatementError):  # SQLAlchemy could not make parameters of the values
+            return StatementRefusedError(f"{type(error.orig).__name__}: {error.statement}")
         return error
     state = sqlstate(error) or ""
     if state == LOCK_NOT_AVAILABLE:

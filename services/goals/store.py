@@ -13,11 +13,13 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     CompoundSelect,
+    Enum,
     Float,
     Interval,
     Row,
     Select,
     String,
+    Text,
     bindparam,
     case,
     cast,
@@ -132,9 +134,13 @@ def _insert_together(names: tuple[str, ...]) -> Select[Any]:
     """Take these keys in their order, and make the goals of those that were not there."""
     columns = {"given_key": goal_keys.c.key, "given_fingerprint": goal_keys.c.fingerprint}
     columns |= {f"new_{name}": goals.c[name] for name in names}
-    rows = func.unnest(*(bindparam(name, type_=ARRAY(like.type)) for name, like in columns.items())).table_valued(
-        *(column(name, like.type) for name, like in columns.items())
-    )
+    # Text has no length to which a cast would cut its values, and JSON may hold an array itself.
+    types = {
+        name: Text() if isinstance(like.type, String) and not isinstance(like.type, Enum) else like.type
+        for name, like in columns.items()
+    }
+    arrays = (bindparam(name, type_=ARRAY(of, dimensions=1)) for name, of in types.items())
+    rows = func.unnest(*arrays).table_valued(*(column(name, of) for name, of in types.items()))
     # Read once, before the first row, and of this transaction alone. The tables' own locks are taken before that.
     stall = select(func.set_config("lock_timeout", bindparam("stall", type_=String), true())).scalar_subquery()
     given = select(rows.render_derived("rows")).where(stall.is_not(None)).cte("given")
@@ -308,7 +314,7 @@ async def insert_goals(
     parameters: dict[str, object] = {f"new_{name}": [one.values[name] for one in new] for name in new[0].values}
     parameters |= {"given_key": [one.key for one in new], "given_fingerprint": [one.fingerprint for one in new]}
     parameters |= {"stall": f"{stall * 1000:.0f}ms"}
-    result = await database.run(_insert_together(tuple(new[0].values)), parameters)
+    result = await database.run(_insert_together(tuple(new[0].values)), parameters, admitted=len(new))
     return {row.key: _goal(row) for row in result.rows}, result.span
 
 

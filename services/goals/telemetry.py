@@ -250,7 +250,7 @@ class GroupMetrics:
         self._size = meter.create_histogram(
             "goals.add.group.size",
             unit="{add}",
-            description="Adds in one statement: committed, undone (each is then tried alone) or failed.",
+            description="Adds in one statement: committed (also alone), undone (each is then tried alone) or failed.",
             explicit_bucket_boundaries_advisory=_GROUP_BOUNDS,
         )
         self._wait = _histogram(

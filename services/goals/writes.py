@@ -10,7 +10,7 @@ from uuid import UUID
 
 from goals import store
 from goals.database import Database
-from goals.errors import DatabaseUnavailableError, LockedError, StatementRefusedError
+from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError, StatementRefusedError
 from goals.gate import Turn
 from goals.limits import Limits
 from goals.models import Goal, NewGoal
@@ -31,7 +31,7 @@ class _Add:
     size: int
     turn: Turn
     goal: Goal | None = None
-    """None after its turn: it is tried alone, because its group was undone or its key had been used."""
+    """Still None after its turn: then it is tried alone, as its group was undone or its key had been used."""
     statement: "SpanContext | None" = None
     # What the statement logs and traces belongs to the request of the first add.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
@@ -71,7 +71,8 @@ class Writes:
             try:
                 async with asyncio.timeout_at(turn.deadline):
                     return await store.insert_goal(self._database, *new)
-            except TimeoutError:
+            except (TimeoutError, OverloadedError):
+                # The group may have been committed, with its answer lost.
                 raise DatabaseUnavailableError("The database did not answer in time.") from None
         if self._traces is not None and add.statement is not None:
             self._traces.record_add(loop.time() - turn.came_at, add.statement)
