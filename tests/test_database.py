@@ -20,9 +20,9 @@ from sqlalchemy import text
 
 from goals import embedded
 from goals.database import Database
-from goals.errors import DatabaseUnavailableError, OverloadedError, StatementRefusedError
+from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
-from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, until_running
+from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, database_of, until_running
 from tools import tls
 from tools.polling import until
 
@@ -406,3 +406,35 @@ async def test_the_former_password_serves_until_the_server_has_the_new_one(remot
     with pytest.raises(DatabaseUnavailableError):
         await database.fetch(ONE)  # neither the file's nor the one before
     await database.close()
+
+
+async def test_a_lock_that_a_later_attempt_meets_does_not_say_what_became_of_the_first(
+    empty: Settings, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("""
+        CREATE SEQUENCE attempts;
+        CREATE FUNCTION attempt() RETURNS integer LANGUAGE plpgsql AS $$
+        BEGIN
+          IF nextval('attempts') = 1 THEN
+            PERFORM pg_terminate_backend(pg_backend_pid());
+            PERFORM pg_sleep(60);
+          END IF;
+          RAISE EXCEPTION 'held' USING ERRCODE = 'lock_not_available';
+        END $$
+    """)
+    async with database_of(empty) as database:
+        with pytest.raises(DatabaseUnavailableError):
+            await database.run(text("SELECT attempt()"))
+        with pytest.raises(LockedError):
+            await database.run(text("SELECT attempt()"))
+
+
+async def test_no_other_lock_timeout_holds_than_a_statements_own(
+    database: Database, administrator: asyncpg.Connection
+) -> None:
+    await administrator.execute("ALTER ROLE goals_user SET lock_timeout = '50ms'")
+    try:
+        ((limit,),) = await database.fetch(text("SHOW lock_timeout"))
+    finally:
+        await administrator.execute("ALTER ROLE goals_user RESET lock_timeout")
+    assert limit == "0"

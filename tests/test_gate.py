@@ -47,6 +47,21 @@ async def test_the_gate_lets_in_by_order_of_arrival() -> None:
 
 
 @simulated
+async def test_who_comes_for_others_that_were_admitted_is_not_refused_and_takes_their_room() -> None:
+    visitors = Visitors()
+    visits = [await visitors.come(str(number)) for number in range(1 + LIMITS.gate_queue - 3)]
+    group = asyncio.create_task(visitors.gate.enter(60, admitted=64))
+    await asyncio.sleep(0)
+    assert visitors.gate.waiting == LIMITS.gate_queue - 3 + 64
+    with pytest.raises(OverloadedError, match="Too many"):
+        await (await visitors.come("one too many"))
+    for _ in visits:
+        visitors.gate.leave()
+    await group
+    assert visitors.gate.waiting == 0
+
+
+@simulated
 async def test_a_full_queue_refuses_at_once() -> None:
     visitors = Visitors()
     tasks = [await visitors.come(str(number)) for number in range(1 + LIMITS.gate_queue)]

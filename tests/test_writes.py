@@ -269,25 +269,25 @@ async def test_the_deadline_of_an_add_ends_its_wait_for_the_group(
 async def test_the_deadline_of_an_add_may_pass_while_its_group_is_committed(
     settings: Settings, database: Database, administrator: asyncpg.Connection
 ) -> None:
-    hasty = Database(settings, replace(ONE_AT_A_TIME, retry_budget=0.5))
-    async with under_way(write(hasty, hasty._limits), administrator, new("ab")) as sent:
+    brief = Database(settings, replace(ONE_AT_A_TIME, retry_budget=0.5))
+    async with under_way(write(brief, brief._limits), administrator, new("ab")) as sent:
         for add in sent:
             with pytest.raises(DatabaseUnavailableError, match="in time"):
                 await add
-    await hasty.close()
+    await brief.close()
 
 
 async def test_a_group_that_fails_tells_all_why(
     settings: Settings, database: Database, administrator: asyncpg.Connection
 ) -> None:
-    hasty = Database(settings, replace(ONE_AT_A_TIME, statement_timeout=0.5))
-    writes = write(hasty, hasty._limits)
+    brief = Database(settings, replace(ONE_AT_A_TIME, statement_timeout=0.5))
+    writes = write(brief, brief._limits)
     async with under_way(writes, administrator, new("ab")) as sent:
         for add in sent:
             with pytest.raises(DatabaseUnavailableError, match="cannot do this now"):
                 await add
     assert writes._most == 1
-    await hasty.close()
+    await brief.close()
 
 
 @pytest.mark.parametrize(
