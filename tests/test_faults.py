@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import os
 import random
 import sys
@@ -90,9 +89,9 @@ class Run:
         return wrong
 
     async def _write(self, adding: Writes) -> None:
-        for number in itertools.count():
-            if number >= ADDS and self.over.is_set():
-                return
+        number = 0
+        while number < ADDS or not self.over.is_set():
+            number += 1
             await asyncio.sleep(self.random.uniform(0, 0.01))
             key = new_key()
             add = Add(key, f"{key} first")

@@ -299,7 +299,7 @@ async def test_a_group_that_fails_tells_all_why(
         (Date(), [date(2026, 2, 28), None]),
         (INT4MULTIRANGE(), [[Range(1, 3)]]),
         (Uuid(), [UUID(int=7)]),
-        (Enum("red", "blue", name="colour"), ["red"]),
+        (Enum("red", "blue", name="colour"), ["red", "green"]),
     ],
 )
 async def test_a_group_stores_what_an_add_alone_does(
