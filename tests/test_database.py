@@ -438,3 +438,19 @@ async def test_no_other_lock_timeout_holds_than_a_statements_own(
     finally:
         await administrator.execute("ALTER ROLE goals_user RESET lock_timeout")
     assert limit == "0"
+
+
+async def test_a_connection_that_is_lost_while_it_is_set_up_is_replaced(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLAlchemy asks a new connection for its JSON types; one that was reset before cannot answer."""
+    set_up = asyncpg.Connection.set_type_codec
+    losses = iter([True])
+
+    async def lose(connection: asyncpg.Connection, *names: object, **options: object) -> None:
+        if next(losses, False):
+            connection.terminate()
+        await set_up(connection, *names, **options)
+
+    monkeypatch.setattr(asyncpg.Connection, "set_type_codec", lose)
+    assert (await database.run(ONE)).attempts == 2

@@ -2,6 +2,7 @@
 
 import ssl
 
+import asyncpg
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, StatementError, TimeoutError as PoolTimeoutError
 
@@ -50,7 +51,8 @@ def is_rejection(error: BaseException) -> bool:
 def is_transient(error: BaseException) -> bool:
     """Tell whether the same statement may succeed if it is sent again."""
     return (
-        isinstance(error, OSError)  # refused, reset, unresolved, timed out: asyncpg and SQLAlchemy leave these bare
+        # Refused, reset, unresolved, timed out, or lost while it was set up: asyncpg and SQLAlchemy leave these bare.
+        isinstance(error, (OSError, asyncpg.InterfaceError))
         or (isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _TRANSIENT))
     )
 
