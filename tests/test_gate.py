@@ -62,6 +62,16 @@ async def test_who_comes_for_others_that_were_admitted_is_not_refused_and_takes_
 
 
 @simulated
+async def test_a_wait_that_is_over_is_not_reviewed() -> None:
+    gate = Gate(1, LIMITS)
+    turn = gate.expect(60)
+    turn.future.cancel()
+    await asyncio.sleep(2 * LIMITS.gate_timeout)
+    gate.forget(turn)
+    assert (gate.waiting, sum(gate.rejections.values())) == (0, 0)
+
+
+@simulated
 async def test_a_full_queue_refuses_at_once() -> None:
     visitors = Visitors()
     tasks = [await visitors.come(str(number)) for number in range(1 + LIMITS.gate_queue)]

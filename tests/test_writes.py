@@ -294,7 +294,7 @@ async def test_a_group_that_fails_tells_all_why(
     ("kind", "values"),
     [
         (String(3), ["abc", "abcd"]),
-        (JSONB(), [[5], [[1], [2]], [], {"a": [1, 2]}, "text"]),
+        (JSONB(), [[5], [[1], [2]], [], {"a": [1, 2]}, "text", {1, 2}]),
         (Numeric(4, 1), [Decimal("1.25"), None]),
         (Date(), [date(2026, 2, 28), None]),
         (INT4MULTIRANGE(), [[Range(1, 3)]]),
