@@ -72,6 +72,19 @@ async def test_a_wait_that_is_over_is_not_reviewed() -> None:
 
 
 @simulated
+async def test_whose_turn_has_come_has_until_its_deadline() -> None:
+    gate = Gate(1, LIMITS)
+    turn = gate.expect(60)
+    gate.call(turn)
+    await asyncio.sleep(59)
+    assert not turn.future.done()
+    with pytest.raises(DatabaseUnavailableError, match="in time"):
+        await turn.future
+    gate.forget(turn)
+    assert (gate.waiting, sum(gate.rejections.values())) == (0, 0)
+
+
+@simulated
 async def test_a_full_queue_refuses_at_once() -> None:
     visitors = Visitors()
     tasks = [await visitors.come(str(number)) for number in range(1 + LIMITS.gate_queue)]
