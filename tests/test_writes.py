@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from datetime import date
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -266,27 +267,29 @@ async def test_the_deadline_of_an_add_ends_its_wait_for_the_group(
     assert await writes.add({"goal_name": "held"}, held, b"held")
 
 
-async def test_the_deadline_of_an_add_may_pass_while_its_group_is_committed(
-    settings: Settings, database: Database, administrator: asyncpg.Connection
+@pytest.mark.parametrize(
+    ("limit", "reason", "most"),
+    [
+        ({"retry_budget": 0.5}, "in time", ONE_AT_A_TIME.group_adds),
+        ({"statement_timeout": 0.5}, "cannot do this now", 1),
+    ],
+)
+async def test_each_add_of_a_group_that_comes_to_nothing_is_told_why(
+    settings: Settings,
+    database: Database,
+    administrator: asyncpg.Connection,
+    limit: dict[str, Any],
+    reason: str,
+    most: int,
 ) -> None:
-    brief = Database(settings, replace(ONE_AT_A_TIME, retry_budget=0.5))
-    async with under_way(write(brief, brief._limits), administrator, new("ab")) as sent:
-        for add in sent:
-            with pytest.raises(DatabaseUnavailableError, match="in time"):
-                await add
-    await brief.close()
-
-
-async def test_a_group_that_fails_tells_all_why(
-    settings: Settings, database: Database, administrator: asyncpg.Connection
-) -> None:
-    brief = Database(settings, replace(ONE_AT_A_TIME, statement_timeout=0.5))
+    """Its own deadline passes while the group is committed, or the statement of all fails."""
+    brief = Database(settings, replace(ONE_AT_A_TIME, **limit))
     writes = write(brief, brief._limits)
     async with under_way(writes, administrator, new("ab")) as sent:
         for add in sent:
-            with pytest.raises(DatabaseUnavailableError, match="cannot do this now"):
+            with pytest.raises(DatabaseUnavailableError, match=reason):
                 await add
-    assert writes._most == 1
+        assert writes._most == most
     await brief.close()
 
 
