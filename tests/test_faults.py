@@ -223,10 +223,12 @@ async def test_adds_whose_keys_are_free_fail_only_where_groups_fail_together(
     monkeypatch.setattr(writes, "UNDONE", writes.UNDONE)
     if together:
         let_a_group_fail_together()
-    run = Run(stage, random.Random(1), groups=1)  # noqa: S311  no secret
-    assert await run.play([hold_keys]) == []
-    free = [add.refusal for add in run.adds if add.key not in run.held]
-    assert any(isinstance(refusal, OverloadedError) for refusal in free) == together
+    refused = 0
+    for seed in range(10):  # not in each run does a held key come into a group
+        run = Run(stage, random.Random(seed), groups=1)  # noqa: S311  no secret
+        assert await run.play([hold_keys]) == []
+        refused += sum(isinstance(add.refusal, OverloadedError) for add in run.adds if add.key not in run.held)
+    assert bool(refused) == together
 
 
 async def test_one_silent_connection_condemns_those_that_are_idle(stage: Stage) -> None:
