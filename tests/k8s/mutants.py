@@ -39,6 +39,7 @@ class Mutant(NamedTuple):
 
 BASE, GATEWAY, POLICIES, APPS = "base", "components/gateway", "components/network-policies", "argocd/apps"
 DEPLOYMENT, CLUSTER = "base/deployment.yaml", "components/database/cluster.yaml"
+INSTANCES = "components/database/service.yaml"
 ROUTE, EDGE, HPA = "base/httproute-goals.yaml", "components/gateway/gateway.yaml", "base/horizontalpodautoscaler.yaml"
 ISSUER = "components/certificates/letsencrypt/clusterissuer-letsencrypt-staging.yaml"
 CODE = "the service's code"
@@ -178,6 +179,19 @@ MUTANTS = (
     Mutant("database-quorum", CLUSTER, "dataDurability: required", "dataDurability: preferred", "no synchronous replication"),
     Mutant("database-quorum", CLUSTER, "enablePodAntiAffinity: true", "enablePodAntiAffinity: false", "instances on one node"),
     Mutant("database-quorum", "overlays/aks/database/patch-cluster.yaml", 'limits: {cpu: "1", memory: 4Gi}', 'limits: {cpu: "1", memory: 8Gi}', "no resources"),
+    Mutant("database-failover", CLUSTER, "leaseDurationSeconds: 5", "leaseDurationSeconds: 15"),
+    Mutant("database-failover", CLUSTER, "renewDeadlineSeconds: 4", "renewDeadlineSeconds: 10"),
+    Mutant("database-failover", CLUSTER, "    retryPeriodSeconds: 1\n", ""),
+    Mutant("database-failover", CLUSTER, "smartShutdownTimeout: 1\n", "smartShutdownTimeout: 180\n"),
+    Mutant("database-failover", CLUSTER, "wal_retrieve_retry_interval: 500ms", "wal_retrieve_retry_interval: 5s"),
+    Mutant("database-failover", CLUSTER, "max_standby_streaming_delay: 1s", "max_standby_streaming_delay: 30s"),
+    Mutant("database-failover", CLUSTER, "max_standby_streaming_delay: 1s", 'max_standby_streaming_delay: "-1"'),
+    Mutant("database-instances", "components/database/kustomization.yaml", "  - service.yaml\n", ""),
+    Mutant("database-instances", INSTANCES, "  clusterIP: None\n", ""),
+    Mutant("database-instances", INSTANCES, "  publishNotReadyAddresses: true\n", ""),
+    Mutant("database-instances", INSTANCES, "cnpg.io/podRole: instance", "cnpg.io/podRole: pooler"),
+    Mutant("database-instances", INSTANCES, "    cnpg.io/cluster: goals-db\n    cnpg.io/podRole: instance\n", "    app.kubernetes.io/name: goals\n"),
+    Mutant("database-instances", "overlays/aks/restore/template/patch-service.yaml", "cluster, value: goals-db-restored", "cluster, value: goals-db"),
     Mutant("database-backup", "components/backup/kustomization.yaml", "  - scheduledbackup.yaml\n", "", "no backups"),
     Mutant("database-backup", "components/backup/patch-cluster.yaml", "isWALArchiver: true", "isWALArchiver: false"),
     Mutant("database-backup", "overlays/aks/database/patch-cluster.yaml", "size: 32Gi", "size: 1Gi", "a disk of 1 GiB"),

@@ -27,6 +27,20 @@ def database_backup(inventory: Inventory, one: Manifest) -> Iterator[str]:
 
 
 @every(of("Cluster"))
+def database_instances(inventory: Inventory, one: Manifest) -> Iterator[str]:
+    """While the primary is unavailable, the service does not find the standbys that could answer."""
+    (instances,) = (pod for pod in inventory.pods if pod.manifest is one)
+    if not any(
+        first(each, "spec.clusterIP") == "None"
+        and first(each, "spec.publishNotReadyAddresses")
+        and namespace_of(each) == namespace_of(one)
+        and inventory.select({"matchLabels": first(each, "spec.selector", {})}, namespace_of(one)) == [instances]
+        for each in inventory.of("Service")
+    ):
+        yield "no headless Service gives the addresses of its instances, and of nothing else, ready or not"
+
+
+@every(of("Cluster"))
 def database_log(_: Inventory, one: Manifest) -> Iterator[str]:
     """The texts of goals are in PostgreSQL's log, which is kept and read elsewhere than the database."""
     for parameter in ("log_parameter_max_length", "log_parameter_max_length_on_error"):

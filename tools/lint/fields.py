@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tools.lint.inventory import Inventory, first, get_path
+from tools.lint.limits import seconds
 from tools.lint.manifests import Manifest
 from tools.lint.rules import Things, containers, enter, of, pods
 
@@ -39,6 +40,18 @@ def having(value: str) -> Demand:
     return Demand(lambda values: value in (values or ()), f"a list with {json.dumps(value)}")
 
 
+def at_most(most: float) -> Demand:
+    """A time in seconds, or one with its unit."""
+
+    def is_met(value: object) -> bool:
+        try:
+            return seconds(value) <= most
+        except ValueError:
+            return False
+
+    return Demand(is_met, f"at most {most:g} s")
+
+
 OFF = Demand(lambda value: not value, "unset or false")
 FALSE = Demand(lambda value: value is False, "false")
 TRUE = Demand(lambda value: value is True, "true")
@@ -65,6 +78,7 @@ CONSEQUENCES = {
     "secret-in-git": "Anyone who reads the repository has the password, and a second place must be changed with it",
     "argocd-insecure": "Argo CD's sessions and passwords cross the cluster's network in the clear",
     "database-quorum": "A commit that was answered is lost with its node, or the whole database with one node",
+    "database-failover": "A failover takes longer than writes wait, or a standby that answers reads falls behind",
     "database-plain": "A client that asks for no TLS is served, and the password is read on the way",
     "monitor-label": "Prometheus does not see the monitor or rule and says nothing; its alerts never fire",
     "application-apply": "The sync fails: a large CRD or dashboard is too long for a client-side apply's annotation",
@@ -137,6 +151,17 @@ FIELDS = [
             lambda one: first(one, "requests.memory", "") == first(one, "limits.memory"),
             "the same for request and limit of memory, or its pods are killed before others",
         ),
+    ),
+    *(
+        Row("database-failover", of("Cluster"), f"spec.{path}", at_most(most))
+        for path, most in (
+            ("primaryLease.leaseDurationSeconds", 5),
+            ("primaryLease.renewDeadlineSeconds", 4),
+            ("primaryLease.retryPeriodSeconds", 1),
+            ("smartShutdownTimeout", 1),
+            ("postgresql.parameters.wal_retrieve_retry_interval", 0.5),
+            ("postgresql.parameters.max_standby_streaming_delay", 1),
+        )
     ),
     Row("database-plain", of("Cluster"), "spec.postgresql.pg_hba", having("host all all all reject")),
     Row("monitor-label", of("ServiceMonitor", "PodMonitor", "PrometheusRule"), "metadata.labels.release", SET),
