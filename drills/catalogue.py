@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 
-from drills import failover, grey, migration, overload, restore, rollout, rotation, stuck, widen
+from drills import failover, grey, major, migration, overload, restore, rollout, rotation, stuck, widen
 from drills.drill import Drill
 
 DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
@@ -15,5 +15,6 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "rotation": rotation.run,
     "stuck": stuck.run,
     "restore": restore.run,
+    "major": major.run,
 }
 """In the order in which they run and are reported."""

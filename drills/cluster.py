@@ -31,6 +31,7 @@ unix_socket_directories = ''
 max_connections = 100
 shared_buffers = 32MB
 jit = off
+wal_level = logical  # as CloudNativePG sets it
 # pg_rewind and standbys that were away find here what they missed; replication slots would have to move along.
 wal_keep_size = 512MB
 wal_log_hints = on
@@ -41,7 +42,8 @@ wal_sender_timeout = 5s
 log_line_prefix = '%m [%p] '
 include 'node.conf'
 """
-_ACCESS = "host all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
+# What is local is pg_upgrade's: it opens a socket of its own.
+_ACCESS = "local all all trust\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
 
 
 class DrillError(Exception):
@@ -62,6 +64,16 @@ async def _until_dead(killed: Sequence[psutil.Process], what: str) -> None:
     await until(are_dead, f"{what} dies")
 
 
+def find_programs(major: str) -> Path:
+    """The folder of the programs of this major version; the wheel's folder of the older one has no number."""
+    newest = embedded.find_programs()
+    programs = newest if major == embedded.VERSION else newest.parent.with_name("pginstall") / "bin"
+    version = subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, text=True).stdout
+    if f" {major}." not in version:
+        raise DrillError(f"the wheel has no PostgreSQL {major}, but {version.strip()}")
+    return programs
+
+
 class Cluster:
     """A primary and two standbys on 127.0.0.1, all three able to change places. An asynchronous context manager.
 
@@ -72,7 +84,7 @@ class Cluster:
     does with `walStorage`. Where none can be mounted, `no_disk` says why, and its data are beside the others'.
     """
 
-    def __init__(self, *, disk: int | None = None) -> None:
+    def __init__(self, *, disk: int | None = None, major: str = embedded.VERSION) -> None:
         # Not a test framework's folder: PostgreSQL refuses to run as root, so another account has to reach it.
         self.folder = Path(tempfile.mkdtemp(prefix="goals-drill-"))
         self._reserved = contextlib.ExitStack()
@@ -83,7 +95,8 @@ class Cluster:
         self._disk = disk
         self._mounted = False
         embedded.ignore_client_variables()
-        self._programs = embedded.find_programs()
+        self._major = major
+        self._programs = find_programs(major)
         self._passage = contextlib.ExitStack()
         self._synchronous = QUORUM
         self._restore = ""
@@ -132,11 +145,7 @@ class Cluster:
         if self._disk is not None:
             await self._mount(first)
         log = ("-X", self.folder / f"{self.primary}-wal") if self._mounted else ()
-        locale = ("--no-locale", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-        await self._run("initdb", "-D", first, "-U", "postgres", "--auth=trust", "--no-sync", *log, *locale)
-        with (first / "postgresql.conf").open("a", encoding="ascii") as file:
-            file.write(_CONFIGURATION)
-        (first / "pg_hba.conf").write_text(_ACCESS, encoding="ascii")
+        await self._init(first, *log)
         self._synchronous = ""  # nothing would be written before there are standbys
         self._configure(self.primary, leader=None)
         await self.start(self.primary)
@@ -147,6 +156,17 @@ class Cluster:
         self._configure(self.primary, leader=None)
         self._signal_main(self.primary, signal.SIGHUP)
         await self.until_whole()
+
+    async def _init(self, data: Path, *options: str | Path) -> None:
+        """Make the data of an instance; it still needs what `_configure` writes."""
+        locale = ["--no-locale", "--encoding=UTF8"]
+        if self._major == embedded.VERSION:  # the older one has no such provider
+            locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+        given = ("-U", "postgres", "--auth=trust", "--no-sync", "--data-checksums", *options, *locale)
+        await self._run("initdb", "-D", data, *given)
+        with (data / "postgresql.conf").open("a", encoding="ascii") as file:
+            file.write(_CONFIGURATION)
+        (data / "pg_hba.conf").write_text(_ACCESS, encoding="ascii")
 
     async def _mount(self, data: Path) -> None:
         """Put a disk of its own where the first primary's data will be, if possible."""
@@ -402,13 +422,13 @@ class Cluster:
         if os.geteuid() == 0:
             shutil.chown(path, embedded.ACCOUNT, pwd.getpwnam(embedded.ACCOUNT).pw_gid)
 
-    async def _run(self, program: str, *arguments: str | Path) -> None:
+    async def _run(self, program: str, *arguments: str | Path, cwd: str | Path = "/") -> None:
         """Run one of PostgreSQL's programs, which refuse to run as root."""
         account: dict[str, Any] = {}
         if os.geteuid() == 0:
             entry = pwd.getpwnam(embedded.ACCOUNT)
             account = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        await _call(self._programs / program, *arguments, **account)
+        await _call(self._programs / program, *arguments, cwd=cwd, **account)
 
 
 async def read_to_the_end(process: asyncio.subprocess.Process) -> bytes:
@@ -425,11 +445,11 @@ async def read_to_the_end(process: asyncio.subprocess.Process) -> bytes:
     return errors
 
 
-async def _call(program: str | Path, *arguments: str | Path, **account: Any) -> None:
+async def _call(program: str | Path, *arguments: str | Path, cwd: str | Path = "/", **account: Any) -> None:
     process = await asyncio.create_subprocess_exec(
         program,
         *arguments,
-        cwd="/",
+        cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

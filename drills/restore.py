@@ -25,9 +25,20 @@ RESTORED = "restored"
 """The one instance of the second cluster; a real one would then clone its standbys, as any new cluster does."""
 _LIMIT = 60.0
 """Seconds until the second cluster takes writes; what it takes on a real site depends on its data and its store."""
+_GROWN, _SHORT_GROWN = 1000, 50
+"""Megabytes that the data grow by; how long a restore takes of more is calculated from these."""
+_SIZES = (10, 100, 1000)
+"""Gigabytes."""
+_SEGMENT = 16
+"""Megabytes of a segment of WAL."""
+_GROW = """
+INSERT INTO goals (goal_name)
+SELECT 'earlier ' || n || ' ' || repeat(md5(n::text), 30) FROM generate_series($1::bigint + 1, $1 + $2) AS n
+"""
+"""Rows of about a kilobyte."""
 _FETCHED = re.compile(r'restored log file "[0-9A-F]{24}" from archive')
 _LEFT_OUT = re.compile(r"recovery stopping before (?:commit|abort) of transaction \d+, time (.+)")
-_ENDED_EARLY = "recovery ended before configured recovery target was reached"
+ENDED_EARLY = "recovery ended before configured recovery target was reached"
 
 
 class Marker(NamedTuple):
@@ -46,21 +57,25 @@ class Marker(NamedTuple):
 class Store:
     """A folder in the place of an object store: one base backup, and every segment of WAL since."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, name: str = "store") -> None:
         self._cluster = cluster
-        self.base = cluster.folder / "base"
-        self.wal = cluster.folder / "wal"
+        self.base = cluster.folder / f"{name}-base"
+        self.wal = cluster.folder / f"{name}-wal"
+
+    def open(self) -> dict[str, str]:
+        """Make the folder; gives the settings of a primary that archives its WAL here."""
+        self.wal.mkdir()
+        self._cluster._give(self.wal)
+        # Never over a file that is there, and never half a one under its name.
+        file = f"{self.wal}/%f"
+        command = f'test ! -e "{file}" && cp "%p" "{file}.part" && mv "{file}.part" "{file}"'
+        return {"archive_mode": "on", "archive_command": command}
 
     async def archive(self) -> None:
         """Make the primary archive its WAL here, which takes a restart."""
         cluster = self._cluster
-        self.wal.mkdir()
-        cluster._give(self.wal)
-        # Never over a file that is there, and never half a one under its name.
-        file = f"{self.wal}/%f"
-        command = f'test ! -e "{file}" && cp "%p" "{file}.part" && mv "{file}.part" "{file}"'
-        await cluster.execute("ALTER SYSTEM SET archive_mode = on", database="postgres")
-        await cluster.execute(f"ALTER SYSTEM SET archive_command = '{command}'", database="postgres")
+        for setting, value in self.open().items():
+            await cluster.execute(f"ALTER SYSTEM SET {setting} = '{value}'", database="postgres")
         await cluster.stop(cluster.primary)
         await cluster.start(cluster.primary)
         await cluster.until_whole()
@@ -115,6 +130,22 @@ class Store:
 
         await until(has_stopped, f"the second cluster reaches {marker.name}")
 
+    async def restore_beyond(self, marker: Marker, archived: Path) -> str:
+        """Restore to a marker that what is `archived` does not lead to; gives the log, once it has come to an end."""
+        cluster = self._cluster
+        with contextlib.suppress(DrillError):  # it may have ended before pg_ctl saw it up
+            await self.restore(marker.target, "recovery_target_action = 'promote'", archived=archived)
+
+        async def has_ended() -> bool:
+            if cluster._find_main(RESTORED) is None:
+                return True
+            with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # it may end meanwhile
+                return not await cluster.fetch("SELECT pg_is_in_recovery()", name=RESTORED)
+            return False
+
+        await until(has_ended, "the second cluster finds that its archive ends")
+        return _read_log(cluster)
+
     async def accept_writes(self) -> None:
         await self._cluster.execute("SELECT pg_wal_replay_resume()", name=RESTORED)
 
@@ -140,6 +171,7 @@ async def run(drill: Drill) -> None:
             await _move_over(drill, stage, cut(attempts, times[-1].asked, times[-1].answered))
             await _leave_gap(drill, stage, store, points[-1], times[-1])
             await _control(drill, stage, store, attempts, times[-1])
+            await _grow(drill, stage, store)
         finally:
             await stage.cluster.kill(RESTORED)
 
@@ -160,7 +192,7 @@ async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt
         # Somewhere in a later segment, as after minutes on a quiet site.
         await stage.cluster.fetch("SELECT pg_switch_wal()::text", database="postgres")
         await asyncio.sleep(drill.random.uniform(0.3, 0.8 if drill.short else 6))
-        times.append(_mark_time(f"moment {number + 1}"))
+        times.append(mark_time(f"moment {number + 1}"))
     await asyncio.sleep(1)
     drill.end(case)
     attempts = await load.stop()
@@ -179,7 +211,7 @@ async def _mark_point(stage: Stage, name: str) -> Marker:
     return Marker(name, f"recovery_target_name = '{name}'", asked, time.time(), end)
 
 
-def _mark_time(name: str) -> Marker:
+def mark_time(name: str) -> Marker:
     now = time.time()
     return Marker(name, f"recovery_target_time = '{datetime.fromtimestamp(now, UTC).isoformat()}'", now, now, None)
 
@@ -198,7 +230,7 @@ async def _restore(
         seconds = time.time() - at
         size = float(await stage.cluster.fetch("SELECT pg_database_size('goals_database') / 1e6", name=RESTORED))
         longest, fetched, megabytes = max((longest, fetched, megabytes), (seconds, _count_fetched(stage.cluster), size))
-        await _judge(case, stage, attempts, marker)
+        await judge(case, stage, attempts, marker)
         drill.say(f"{marker.name}: restored in {seconds:.1f} s")
     drill.end(case)
     case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT, kind="timing")
@@ -232,7 +264,7 @@ async def _check_end(case: Case, stage: Stage, marker: Marker) -> None:
         case.check(f"{marker.name}: changes left out that are older", first <= marker.asked, "=", 0)
 
 
-async def _judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: Marker) -> None:
+async def judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: Marker) -> None:
     names = await stage.read_names(RESTORED)
     known = cut(attempts, marker.asked, marker.answered)
     verdict = reconcile(known, names)
@@ -274,23 +306,12 @@ async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, ma
     query = "SELECT pg_walfile_name(CAST(CAST($1 AS text) AS pg_lsn))"
     missing = broken / await cluster.fetch(query, point.end, database="postgres")
     missing.unlink()
-    with contextlib.suppress(DrillError):  # it may have ended before pg_ctl saw it up
-        await store.restore(marker.target, "recovery_target_action = 'promote'", archived=broken)
-
-    async def has_ended() -> bool:
-        if cluster._find_main(RESTORED) is None:
-            return True
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):  # it may end meanwhile
-            return not await cluster.fetch("SELECT pg_is_in_recovery()", name=RESTORED)
-        return False
-
-    await until(has_ended, "the second cluster finds the gap")
-    log = _read_log(cluster)
+    log = await store.restore_beyond(marker, broken)
     drill.end(case)
     case.check("clusters that took writes all the same", cluster._find_main(RESTORED) is not None, "=", 0)
     case.check("segments fetched before the gap", _count_fetched(cluster), ">", 0)
     case.check("times it requested the missing segment and got none", log.count(str(missing)), ">", 0)
-    case.check("its log says why", log.count(_ENDED_EARLY), ">", 0)
+    case.check("its log says why", log.count(ENDED_EARLY), ">", 0)
 
 
 async def _control(drill: Drill, stage: Stage, store: Store, attempts: Sequence[Attempt], marker: Marker) -> None:
@@ -298,3 +319,50 @@ async def _control(drill: Drill, stage: Stage, store: Store, attempts: Sequence[
     verdict = reconcile(cut(attempts, marker.asked, marker.answered), await stage.read_names(RESTORED))
     explanation = "the base backup is restored without the archived WAL"
     drill.control("no archive", explanation, "acknowledged writes missing", verdict.lost)
+
+
+async def _grow(drill: Drill, stage: Stage, store: Store) -> None:
+    """How long a restore takes of more data: their copy, and the replay of what was written since."""
+    cluster, megabytes = stage.cluster, _SHORT_GROWN if drill.short else _GROWN
+    explanation = f"{megabytes:,} MB more, restored from a backup from before they came, and from one with them"
+    explanation += " (the full form: 1 GB)" if drill.short else ""
+    needed = 10 * megabytes * 1_000_000  # three instances, their logs, the archive, the backup, and what comes of it
+    if shutil.disk_usage(cluster.folder).free < needed:
+        drill.leave_out("growth", explanation, f"it needs {needed / 1e9:g} GB in {cluster.folder.parent}")
+        return
+    case = drill.begin("growth", explanation)
+    rows = 1000 * megabytes
+    for begin in range(0, rows, 50_000):
+        await cluster.fetch(_GROW, begin, min(50_000, rows - begin))
+    stage.earlier = rows
+    seconds, _ = await _time_restore(case, stage, store, "replayed")
+    replayed = _SEGMENT * _count_fetched(cluster)
+    case.explanation += f": {replayed:,} MB of WAL replayed in {seconds:.1f} s"
+    await asyncio.to_thread(shutil.rmtree, store.base)
+    await store.back_up()
+    seconds, copied = await _time_restore(case, stage, store, "copied")
+    drill.end(case)
+    case.check("megabytes restored", copied, ">=", megabytes)
+    case.explanation += f"; {copied:,.0f} MB copied and started in {seconds:.1f} s"
+    if drill.short:
+        case.explanation += ", which is too little to calculate more from"
+    else:
+        rest = (f"{size:,} GB in {_write_time(seconds * 1000 * size / copied)}" for size in _SIZES)
+        case.explanation += f", so at this rate {', '.join(rest)}"
+
+
+async def _time_restore(case: Case, stage: Stage, store: Store, name: str) -> tuple[float, float]:
+    """Restore to a point that is marked now; gives the seconds until it takes writes, and the megabytes there are."""
+    point = await _mark_point(stage, name)
+    await store.until_archived()
+    at = time.time()
+    await store.restore_to(point)
+    await store.accept_writes()
+    seconds = time.time() - at
+    case.check(f"{name}: of the goals that were there before, missing", await stage.count_missing(RESTORED), "=", 0)
+    size = float(await stage.cluster.fetch("SELECT pg_database_size('goals_database') / 1e6", name=RESTORED))
+    return seconds, size
+
+
+def _write_time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

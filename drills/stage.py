@@ -19,6 +19,7 @@ from drills import ROOT
 from drills.cluster import Cluster, DrillError, read_to_the_end
 from drills.journal import Attempt, Verdict, read_journal, reconcile
 from drills.proxy import TcpProxy
+from goals import embedded
 from tools.polling import until
 
 _LISTENING = re.compile(r'"port":(\d+),"ops_port":(\d+),"event":"listening"')
@@ -128,8 +129,8 @@ class Stage:
     An asynchronous context manager; leaving it ends every process that it has started.
     """
 
-    def __init__(self, *, disk: int | None = None) -> None:
-        self.cluster = Cluster(disk=disk)
+    def __init__(self, *, disk: int | None = None, major: str = embedded.VERSION) -> None:
+        self.cluster = Cluster(disk=disk, major=major)
         self.database = TcpProxy()
         """Plays the Service of the primary: `goals-db-rw`."""
         self.balancer = TcpProxy()
