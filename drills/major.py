@@ -45,6 +45,7 @@ class Ids(NamedTuple):
 
 async def run(drill: Drill) -> None:
     async with Stage(major=FORMER) as stage:
+        await _leave_the_first_timeline(stage)
         store = Store(stage.cluster, "former")
         await store.archive()
         await _fill(drill, stage)
@@ -54,6 +55,17 @@ async def run(drill: Drill) -> None:
         await stage.clear()
         await _fill(drill, stage)
         await _upgrade_in_place(drill, stage, store)
+
+
+async def _leave_the_first_timeline(stage: Stage) -> None:
+    """Let the former cluster have had a switchover: both ways lead to a first timeline again, of another cluster."""
+    cluster = stage.cluster
+    first = cluster.primary
+    await cluster.stop(first)
+    await cluster.promote()
+    stage.database.route_to([cluster.port])
+    await cluster.rejoin(first, rewind=False)
+    await cluster.until_whole()
 
 
 async def _fill(drill: Drill, stage: Stage) -> None:
@@ -301,9 +313,12 @@ async def _copy_schema(former: Cluster, new: Cluster) -> None:
 
 
 async def _follow(cluster: Cluster, source: Cluster, *, copy: bool) -> None:
-    """Let a cluster follow another one; what that one has from its own subscription does not come back."""
+    """Let a cluster follow another one, with a copy of its rows, or from where the slot is that was made before.
+
+    What that one has from its own subscription does not come back.
+    """
     address = f"host=127.0.0.1 port={source.port} user=postgres dbname=goals_database"
-    options = f"copy_data = {str(copy).lower()}, origin = none"
+    options = f"copy_data = {str(copy).lower()}, create_slot = {str(copy).lower()}, origin = none"
     await cluster.execute(f"CREATE SUBSCRIPTION upgrade CONNECTION '{address}' PUBLICATION upgrade WITH ({options})")
 
 
@@ -335,8 +350,8 @@ async def _stop_writes(cluster: Cluster) -> None:
 
 async def _terminate(cluster: Cluster, before: datetime) -> int:
     """Terminate the service's sessions that began before a moment; how many there were."""
-    query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'goals_user'"
-    return int(await cluster.fetch(f"{query} AND backend_start <= $1", before))
+    query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+    return int(await cluster.fetch(f"{query} AND usename = 'goals_user' AND backend_start <= $1", before))
 
 
 async def _allow_writes(cluster: Cluster) -> None:
@@ -360,6 +375,7 @@ async def _call_off(drill: Drill, stage: Stage, new: Cluster) -> Case:
 async def _move(drill: Drill, stage: Stage, new: Cluster, name: str, explanation: str) -> Case:
     case = drill.begin(name, explanation)
     await _flow(drill)
+    await _prepare_the_way_back(new)
     # What is committed now is unknown to its client, who sends it again.
     stage.database.replies_to_drop = _LOST_REPLIES
     at = time.time()
@@ -373,6 +389,11 @@ async def _move(drill: Drill, stage: Stage, new: Cluster, name: str, explanation
     return case
 
 
+async def _prepare_the_way_back(new: Cluster) -> None:
+    """Keep from here on what is written there by others than the former cluster, which will follow."""
+    await new.fetch("SELECT pg_create_logical_replication_slot('upgrade', 'pgoutput')::text")
+
+
 async def _switch(stage: Stage, new: Cluster, *, stop: bool = True, sequences: bool = True) -> Ids:
     """Lead the service's name to the other cluster once it has everything, and let the former one follow."""
     former = stage.cluster
@@ -383,14 +404,13 @@ async def _switch(stage: Stage, new: Cluster, *, stop: bool = True, sequences: b
     before = await _read_ids(former)
     if sequences:
         await _carry_sequences(former, new)
-    # Before anybody writes there: this is the way back.
-    await _follow(former, new, copy=False)
     await _allow_writes(new)
     stage.database.route_to([new.port])
     stage.cluster = new
-    await new.execute("DROP SUBSCRIPTION upgrade")
     if stop:
         await _terminate(former, datetime.now(UTC))
+    await _follow(former, new, copy=False)
+    await new.execute("DROP SUBSCRIPTION upgrade")
     return before
 
 
@@ -420,6 +440,7 @@ async def _count_different(one: Cluster, other: Cluster) -> int:
 async def _control_sequences(drill: Drill, stage: Stage, new: Cluster) -> None:
     load = await stage.load(writers(short=drill.short))
     await asyncio.sleep(1)
+    await _prepare_the_way_back(new)
     await _switch(stage, new, sequences=False)
     await asyncio.sleep(1)
     attempts = await load.stop()
@@ -432,6 +453,7 @@ async def _control_writes(drill: Drill, stage: Stage, new: Cluster) -> None:
     former = stage.cluster
     load = await stage.load(writers(short=drill.short))
     await asyncio.sleep(1)
+    await _prepare_the_way_back(new)
     await _switch(stage, new, stop=False)
     await asyncio.sleep(1)
     await _terminate(former, datetime.now(UTC))
