@@ -180,7 +180,7 @@ k8s: $(VENV)/.dev  ## render every overlay and component, check them against the
 	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
 	@[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || { echo "error: nginx serves both gateways' configurations; install it (Debian and Ubuntu: apt-get install nginx-light)" >&2; exit 1; }
 	$(BIN)/python -m tools.lint
-	$(BIN)/python -m pytest -q tests/k8s
+	$(BIN)/python -m pytest -q -rs tests/k8s
 
 k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule should catch, and see each one caught
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }

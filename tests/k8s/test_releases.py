@@ -1,5 +1,6 @@
 """The kustomizations over the operators' own release files, rendered with these files as they were published."""
 
+import base64
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ RELEASES = Path(os.environ.get("RELEASES") or PLATFORM.parents[1] / ".cache" / "
 
 def render(folder: str, work: Path) -> list[Manifest]:
     """The objects of platform/FOLDER; without a network, as its files stand in $RELEASES already."""
-    files = {path: known for path, known in releases().items() if path.startswith(f"{folder}/")}
+    files = {path: known for path, known in releases().items() if path.rpartition("/")[0] == folder}
     missing = [path for path, (_, digest) in files.items() if not digest or not is_right(RELEASES / path, digest)]
     if missing:
         pytest.skip(f"not rendered: {', '.join(missing)} not at hand with its sum (make platform-sums crds)")
@@ -33,9 +34,26 @@ def render(folder: str, work: Path) -> list[Manifest]:
     return read(done.stdout)
 
 
-@pytest.mark.parametrize("folder", sorted({path.partition("/")[0] for path in releases()}))
+@pytest.mark.parametrize("folder", sorted({path.rpartition("/")[0] for path in releases()}))
 def test_it_renders_with_the_file_that_was_published(folder: str, tmp_path: Path) -> None:
     assert render(folder, tmp_path)
+
+
+def test_every_file_from_elsewhere_has_a_recorded_sum() -> None:
+    assert not [path for path, (_, digest) in releases().items() if not digest]
+
+
+def test_the_backup_plugin_runs_released_images(tmp_path: Path) -> None:
+    objects = render("plugin-barman-cloud", tmp_path)
+    (plugin,) = (one for one in objects if one["kind"] == "Deployment")
+    (container,) = plugin["spec"]["template"]["spec"]["containers"]
+    (setting,) = (one for one in container["env"] if one["name"] == "SIDECAR_IMAGE")
+    wanted = setting["valueFrom"]["secretKeyRef"]
+    (secret,) = (one for one in objects if one["kind"] == "Secret" and one["metadata"]["name"] == wanted["name"])
+    sidecar = base64.b64decode(secret["data"][wanted["key"]]).decode()
+    version = releases()["plugin-barman-cloud/manifest.yaml"][0].split("/")[-2]
+    assert container["image"] == f"ghcr.io/cloudnative-pg/plugin-barman-cloud:{version}"
+    assert sidecar == f"ghcr.io/cloudnative-pg/plugin-barman-cloud-sidecar:{version}"
 
 
 def test_argo_cd_gets_its_settings_and_none_of_its_own_policies(tmp_path: Path) -> None:

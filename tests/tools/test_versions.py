@@ -49,7 +49,7 @@ def test_every_image_chart_release_and_action_is_on_the_list() -> None:
         for line in (ROOT / "k8s/platform/charts.txt").read_text(encoding="utf-8").splitlines()
         if not line.startswith("#")
     ]
-    for file in sorted((ROOT / "k8s/platform").glob("*/kustomization.yaml")):
+    for file in sorted((ROOT / "k8s/platform").rglob("kustomization.yaml")):
         found = re.findall(r"https://\S+", file.read_text(encoding="utf-8"))
         pinned += [(str(file.relative_to(ROOT)), address) for address in found]
     # end k8s

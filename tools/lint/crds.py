@@ -40,8 +40,8 @@ def releases(platform: Path = PLATFORM) -> dict[str, tuple[str, str | None]]:
     lines = (line.split() for line in (platform / "sums.txt").read_text(encoding="utf-8").splitlines())
     sums = {address: digest for digest, address in lines}
     return {
-        f"{file.parent.name}/{address.rpartition('/')[2]}": (address, sums.get(address))
-        for file in sorted(platform.glob("*/kustomization.yaml"))
+        f"{file.parent.relative_to(platform)}/{address.rpartition('/')[2]}": (address, sums.get(address))
+        for file in sorted(platform.rglob("kustomization.yaml"))
         for address in re.findall(r"https://\S+\.yaml", file.read_text(encoding="utf-8"))
     }
 
