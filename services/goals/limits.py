@@ -24,7 +24,9 @@ class Limits:
     body_deadline: float = 2.0
     """For the body to arrive, whatever trickles in."""
     request_deadline: float = 3.3
-    """Once the body is there: more than `retry_budget`, less than a proxy waits for an answer."""
+    """Once the body is there: more than `retry_budget`, less than `gateway_patience`."""
+    gateway_patience: float = 20.0
+    """How long a gateway waits for an answer: the 15 s that a write may wait for a primary, and the answer after it."""
 
     # A client's connection, and the stop.
     backlog: int = 4096

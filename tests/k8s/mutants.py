@@ -71,7 +71,7 @@ stringData: {password: goals}
 NGINX = "services:\n  goals: {{image: goals, stop_grace_period: {grace}}}\n  gateway: {{image: nginx, volumes: ['./nginx.conf:/etc/nginx/nginx.conf:ro']}}\n"
 GOOD_COMPOSE = NGINX.format(grace="30s")
 UPSTREAM = "upstream goals {{ server goals:8080; keepalive 32; {idle} }}\nproxy_read_timeout {wait};\n"
-GOOD_NGINX = UPSTREAM.format(idle="keepalive_timeout 4s;", wait="5s")
+GOOD_NGINX = UPSTREAM.format(idle="keepalive_timeout 4s;", wait="20s")
 
 # fmt: off
 MUTANTS = (
@@ -93,6 +93,8 @@ MUTANTS = (
     Mutant("hostname", ROUTE, "hostnames: [goals.localhost]", "hostnames: [www.localhost]"),
     Mutant("redirect", "components/gateway/kustomization.yaml", "  - httproute-redirect.yaml\n", "", "no redirect to https"),
     Mutant("redirect", "components/gateway/httproute-redirect.yaml", "scheme: https", "scheme: http"),
+    Mutant("silent-streams", f"{SERVER}/kustomization.yaml", "  - proxysettingspolicy.yaml\n", ""),
+    Mutant("silent-streams", f"{SERVER}/proxysettingspolicy.yaml", "read: 1h", "read: 1m"),
     Mutant("redirect-hostnames", "components/gateway/httproute-redirect.yaml", "  hostnames: [goals.localhost, argocd.localhost]\n", ""),
     Mutant("graceful-stop", "components/gateway/nginxproxy.yaml", "nginx -s quit", "nginx -s stop"),
     Mutant("backend", ROUTE, "name: goals, port: 8080", "name: goals, port: 80"),
@@ -209,22 +211,24 @@ MUTANTS = (
     Mutant("shutdown", DEPLOYMENT, "terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 10"),
     Mutant("shutdown", "base/goals.env", "GOALS_DRAIN_SECONDS=6", "GOALS_DRAIN_SECONDS=4"),
     Mutant("shutdown", DEPLOYMENT, "periodSeconds: 2\n            timeoutSeconds: 2", "periodSeconds: 5\n            timeoutSeconds: 2"),
-    Mutant("shutdown", f"{GATEWAY}/nginxproxy.yaml", "terminationGracePeriodSeconds: 40", "terminationGracePeriodSeconds: 15"),
+    Mutant("shutdown", f"{GATEWAY}/nginxproxy.yaml", "terminationGracePeriodSeconds: 40", "terminationGracePeriodSeconds: 35"),
     Mutant("gateway-limits", f"{GATEWAY}/upstreamsettingspolicy.yaml", "timeout: 4s", "timeout: 60s"),
     Mutant("gateway-limits", f"{GATEWAY}/upstreamsettingspolicy.yaml", "    timeout: 4s\n", ""),
     Mutant("gateway-limits", f"{GATEWAY}/kustomization.yaml", "  - upstreamsettingspolicy.yaml\n", ""),
-    Mutant("gateway-limits", f"{GATEWAY}/proxysettingspolicy.yaml", "read: 15s", "read: 3s"),
+    Mutant("gateway-limits", f"{GATEWAY}/proxysettingspolicy.yaml", "read: 20s", "read: 5s"),
+    Mutant("gateway-limits", f"{GATEWAY}/proxysettingspolicy.yaml", "read: 20s", "read: 60s"),
     Mutant("gateway-limits", f"{GATEWAY}/clientsettingspolicy-goals.yaml", "timeout: 2s", "timeout: 10s"),
     Mutant("shutdown", CODE, "keep_alive", "7"),
     Mutant("gateway-limits", CODE, "keep_alive", "4"),
     Mutant("gateway-limits", CODE, "request_deadline", "5"),
+    Mutant("gateway-limits", CODE, "gateway_patience", "25"),
     Mutant("service-limits", CODE, "retry_budget", "3.5"),
     Mutant("service-limits", CODE, "command_timeout", "1"),
     Mutant("service-limits", CODE, "body_deadline", "3"),
     Mutant("compose", "../compose.yaml", "", NGINX.format(grace="10s")),
     Mutant("compose", "../compose.yaml", "", "services: {db: {image: postgres}}\n"),
-    Mutant("compose", "../nginx.conf", "", UPSTREAM.format(idle="", wait="5s")),
-    Mutant("compose", "../nginx.conf", "", UPSTREAM.format(idle="keepalive_timeout 4s;", wait="3s")),
+    Mutant("compose", "../nginx.conf", "", UPSTREAM.format(idle="", wait="20s")),
+    Mutant("compose", "../nginx.conf", "", UPSTREAM.format(idle="keepalive_timeout 4s;", wait="5s")),
     Mutant("compose", "../nginx.conf", "", "events {}\n"),
     # Pod Security, one for each control.
     *(
@@ -307,7 +311,7 @@ MUTANTS = (
     Mutant("orphan", "argocd/application.yaml", "path: k8s/argocd/apps", "path: k8s/argocd/goals", "no Application"),
     Mutant("application-path", f"{APPS}/application-goals.yaml", "path: k8s/argocd/goals", "path: k8s/argocd/site"),
     Mutant("checked-version", "platform/cloudnative-pg/kustomization.yaml", "v1.30.0/releases/cnpg-1.30.0", "v1.23.1/releases/cnpg-1.23.1", "an old operator"),
-    Mutant("checked-version", "platform/gateway-api/kustomization.yaml", "download/v1.5.1/", "latest/download/", "CRDs of another version than the gateway's"),
+    Mutant("checked-version", "platform/gateway-api/kustomization.yaml", "gateway-api/v1.5.1/", "gateway-api/main/", "CRDs of another version than the gateway's"),
     Mutant("checked-version", "platform/charts.txt", "cert-manager v1.21.1", "cert-manager v1.15.3"),
     Mutant("kubernetes-version", "aks/settings.sh", "KUBERNETES_VERSION:-1.36", "KUBERNETES_VERSION:-1.29", "Kubernetes 1.29"),
     Mutant("server-side", "platform/install.sh", "kubectl apply --server-side", "kubectl apply", "Argo CD by a plain apply"),

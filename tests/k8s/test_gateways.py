@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.k8s.gateways import HOST, NAMES, Gateway, serve
+from tests.k8s.gateways import ALL, HOST, NAMES, OPERATOR, WRITTEN, Gateway, serve
 from tools.polling import wait_until
 
 
 @pytest.fixture(scope="module")
 def gateways(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Gateway]]:
     with contextlib.ExitStack() as stack:
-        yield {name: stack.enter_context(serve(name, tmp_path_factory.mktemp(name))) for name in NAMES}
+        names = NAMES if WRITTEN is None else (*NAMES, "operator")
+        yield {name: stack.enter_context(serve(name, tmp_path_factory.mktemp(name))) for name in names}
 
 
 class Answer(NamedTuple):
@@ -61,6 +62,13 @@ def ask(
     return answer._replace(sent=seen)
 
 
+def send(gateway: Gateway, raw: bytes) -> Answer:
+    """Send these bytes over TLS."""
+    with connect(gateway, gateway.https, HOST) as wire:
+        wire.sendall(raw)
+        return read_answer(wire, "GET")
+
+
 def read_answer(wire: socket.socket, method: str) -> Answer:
     """Read one answer and not a byte more, so that the next one can be read as well."""
     head = b""
@@ -87,6 +95,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "ops port is not here": {"target": "/metrics"},
     "list": {"target": "/api/v1/goals"},
     "one goal": {"target": "/api/v1/goals/7"},
+    "one goal's folder": {"target": "/goals"},
     "path that begins alike": {"target": "/api/v1/goalsmith"},
     "escaped path": {"target": "/api/v1/goals/%37"},
     "double slash": {"target": "//api/v1/goals"},
@@ -111,6 +120,10 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "HTTP2_Settings": "AAMAAABkAAQAAP__",
     },
     "upgrade to websocket": {"Upgrade": "websocket", "Connection": "Upgrade"},
+    "expectation": {"method": "POST", "target": "/add_goal", "body": b"goal_name=read", "Expect": "something"},
+    "method that nobody knows": {"method": "FOO"},
+    "host in capitals": {"host": HOST.upper()},
+    "part of an answer": {"Range": "bytes=0-3", "Accept_Encoding": "gzip"},
     "host with its port": {"host": f"{HOST}:443"},
     "plain http": {"plain": True},
     "plain http, a post": {"plain": True, "method": "POST", "target": "/add_goal", "body": b"goal_name=read"},
@@ -154,29 +167,33 @@ def observe(gateway: Gateway, **request: Any) -> dict[str, Any]:
 
 
 # part compose
+@pytest.mark.parametrize("name", ["cluster", OPERATOR])
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=list(REQUESTS))
-def test_both_answer_alike(gateways: dict[str, Gateway], request_: dict[str, Any]) -> None:
-    assert observe(gateways["compose"], **request_) == observe(gateways["cluster"], **request_)
+def test_both_answer_alike(gateways: dict[str, Gateway], name: str, request_: dict[str, Any]) -> None:
+    assert observe(gateways["compose"], **request_) == observe(gateways[name], **request_)
 
 
 # end compose
+@pytest.mark.parametrize("name", ["cluster", OPERATOR])
 @pytest.mark.parametrize("request_", DYING.values(), ids=list(DYING))
-def test_both_repeat_the_same_requests_when_the_application_dies(tmp_path: Path, request_: dict[str, Any]) -> None:
+def test_both_repeat_the_same_requests_when_the_application_dies(
+    tmp_path: Path, name: str, request_: dict[str, Any]
+) -> None:
     # Gateways of its own: the cluster's takes a replica out for 10 s when it has failed once.
     seen = []
-    for name in NAMES:
-        (tmp_path / name).mkdir()
-        with serve(name, tmp_path / name) as gateway:
+    for each in (*NAMES[:-1], name):
+        (tmp_path / each).mkdir()
+        with serve(each, tmp_path / each) as gateway:
             seen.append(observe(gateway, X_Do="die", **request_))
     # Compose's gateway asks again once more by the new list of replicas, which no client can see (docs/adr/0021).
     tries = [len(one.pop("received")) for one in seen]
-    assert [count > 1 for count in tries] == [request_.get("method") in {None, "DELETE"}] * len(NAMES)
-    assert seen == [seen[0]] * len(NAMES)
+    assert [count > 1 for count in tries] == [request_.get("method") in {None, "DELETE"}] * len(seen)
+    assert seen == [seen[0]] * len(seen)
     assert seen[0]["status"] == 502
     assert seen[0]["headers"]["retry-after"] == "1"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_service_hears_of_the_client_from_the_gateway_alone(gateways: dict[str, Gateway], name: str) -> None:
     gateway = gateways[name]
     answer = ask(gateway, X_Request_ID="mine", X_Forwarded_For="6.6.6.6", X_Forwarded_Proto="http")
@@ -188,7 +205,7 @@ def test_the_service_hears_of_the_client_from_the_gateway_alone(gateways: dict[s
     wait_until(lambda: f'"{sent["x-request-id"]}"' in gateway.log.read_text(), "the request's line in the log", 10)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_writers_are_limited_and_asked_to_come_again(tmp_path: Path, name: str) -> None:
     targets = ("/add_goal", "/remove_goal", "/goals/7", "/api/v1/goals", "/api/v1/goals/7")
     with serve(name, tmp_path) as gateway, connect(gateway, gateway.https, HOST) as wire:
@@ -206,7 +223,7 @@ def test_writers_are_limited_and_asked_to_come_again(tmp_path: Path, name: str) 
     assert {answer.status for answer in reads} == {200}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("part", ["a head", "a body"])
 def test_a_client_that_sends_too_slowly_is_disconnected(gateways: dict[str, Gateway], name: str, part: str) -> None:
     begun = time.monotonic()
@@ -220,31 +237,38 @@ def test_a_client_that_sends_too_slowly_is_disconnected(gateways: dict[str, Gate
     assert time.monotonic() - begun < 30
 
 
-def test_one_late_answer_of_each_replica_shuts_nobody_out(tmp_path: Path) -> None:
-    with serve("cluster", tmp_path) as gateway:
+@pytest.mark.parametrize("name", ["cluster", OPERATOR])
+def test_one_late_answer_of_each_replica_shuts_nobody_out(tmp_path: Path, name: str) -> None:
+    with serve(name, tmp_path) as gateway:
         late = [ask(gateway, X_Do="wait=6") for _ in range(2)]
         assert [answer.status for answer in late] == [200, 200]
         assert [ask(gateway).status for _ in range(4)] == [200] * 4
 
 
 # part compose
-def test_what_differs_is_what_the_table_says(gateways: dict[str, Gateway], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cluster", OPERATOR])
+def test_what_differs_is_what_the_table_says(gateways: dict[str, Gateway], tmp_path: Path, name: str) -> None:
     """The rows of k8s/README.md, "Compose's gateway and the cluster's"."""
-    compose, cluster = gateways["compose"], gateways["cluster"]
+    compose, cluster = gateways["compose"], gateways[name]
     assert ask(compose, host="other.test").status == 200  # the service refuses the host (GOALS_HOSTS)
     assert ask(cluster, host="other.test").status == 404
+    assert send(compose, b"GET / HTTP/1.0\r\n\r\n").status == 200
+    assert send(cluster, b"GET / HTTP/1.0\r\n\r\n").status == 404
+    elsewhere = f"GET https://other.test/ HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    assert send(compose, elsewhere).status == 200
+    assert send(cluster, elsewhere).status == 404
     assert ask(compose, plain=True, host="other.test").status == 301
     assert ask(cluster, plain=True, host="other.test").status == 404
     keyed: dict[str, Any] = REQUESTS["key"] | {"X_Do": "die"}
     tries, after = {}, {}
-    for name in NAMES:
-        (tmp_path / name).mkdir()
-        with serve(name, tmp_path / name) as gateway:
-            tries[name] = len(ask(gateway, **keyed).sent)
+    for each in ("compose", name):
+        (tmp_path / each).mkdir()
+        with serve(each, tmp_path / each) as gateway:
+            tries[each] = len(ask(gateway, **keyed).sent)
             ask(gateway, X_Do="die")
-            after[name] = ask(gateway).status
-    assert tries["compose"] > tries["cluster"] == 1
-    assert after == {"compose": 200, "cluster": 502}
+            after[each] = ask(gateway).status
+    assert tries["compose"] > tries[name] == 1
+    assert after == {"compose": 200, name: 502}
 
 
 # end compose

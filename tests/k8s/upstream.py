@@ -61,7 +61,7 @@ def make_handler(seen: list[tuple[str, str, dict[str, str]]]) -> type[BaseHTTPRe
             if status != 304 and self.command != "HEAD":
                 self.wfile.write(text)
 
-        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = answer  # noqa: N815  http.server finds them by these names
+        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_FOO = answer  # noqa: N815  http.server finds them by these names
 
         def log_message(self, *_: Any) -> None:
             """Say nothing: the tests read what was seen."""

@@ -5,12 +5,16 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from tools.lint.inventory import Inventory, first, get_path, matches, namespace_of
+from tools.lint.limits import GATEWAYS_DEFAULT, seconds
 from tools.lint.manifests import Manifest, name
 from tools.lint.references import Reference, links, references
 from tools.lint.rules import Findings, every, of, rule
 
 ROUTES = ("HTTPRoute", "GRPCRoute", "TLSRoute")
 STAGING = "acme-staging"
+LEAST_SILENCE = 600
+"""Seconds that a stream of Argo CD's may be silent."""
+
 TLS_PORTS = frozenset({"443", "8443"})
 
 
@@ -112,6 +116,20 @@ def graceful_stop(_: Inventory, one: Manifest) -> Iterator[str]:
     stop = " ".join(get_path(one, "spec.kubernetes.deployment.container.lifecycle.preStop.exec.command[]"))
     if "nginx -s quit" not in stop:
         yield "its preStop does not let NGINX finish (nginx -s quit)"
+
+
+@every(links("backend"))
+def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
+    """Argo CD's page and command line lose each stream that was silent for 60 s."""
+    if link.target[2] == "argocd-server":
+        route = (link.source["kind"], namespace_of(link.source), link.source["metadata"]["name"])
+        waits = [
+            seconds(first(one, "spec.timeout.read", GATEWAYS_DEFAULT))
+            for one in inventory.of("ProxySettingsPolicy")
+            if route in (target for _, target, _ in references(one, "reference"))
+        ]
+        if not waits or min(waits) < LEAST_SILENCE:
+            yield f"no ProxySettingsPolicy lets {link} be silent for {LEAST_SILENCE} s"
 
 
 @every(links("backend"))

@@ -1,6 +1,5 @@
 """The arithmetic of time: each layer waits a little longer than the one behind it, in code, gateway and compose."""
 
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,24 +17,24 @@ ORDER = {
         "gate_timeout < command_timeout < retry_budget",
         "statement_timeout < command_timeout",
         "connect_timeout + command_timeout < retry_budget",
-        "body_deadline < retry_budget < request_deadline",
+        "body_deadline < retry_budget < request_deadline < gateway_patience",
     ],
     "pod": [
         "keep_alive < drain < grace period",
         "readiness period times failures < drain",
         "pause + drain + body_deadline + request_deadline + 1 < grace period",
     ],
-    "gateway": ["pause + request_deadline < grace period"],
+    "gateway": ["pause + gateway_patience < grace period"],
     "compose": ["drain + body_deadline + request_deadline + 1 < stop_grace_period"],
     "ClientSettingsPolicy": ["body.timeout < request_deadline"],
-    "ProxySettingsPolicy": ["request_deadline < timeout.read", "request_deadline < timeout.send"],
+    "ProxySettingsPolicy": ["gateway_patience <= timeout.read <= gateway_patience", "request_deadline < timeout.send"],
     "UpstreamSettingsPolicy": ["keepAlive.timeout < keep_alive"],
     "keepalive_timeout": ["keepalive_timeout < keep_alive"],
-    "proxy_read_timeout": ["request_deadline < proxy_read_timeout"],
+    "proxy_read_timeout": ["gateway_patience <= proxy_read_timeout <= gateway_patience"],
 }
-"""What must be less than what, by where it is said: limits of the service's code, fields of policies, and others."""
+"""What must be below (`<`) or at most (`<=`) what, by where it is said: limits of code, fields of policies."""
 
-NGINX = {"keepalive_timeout": r"upstream\s+\S+\s*\{([^}]*)\}", "proxy_read_timeout": r"((?s:.*))"}
+NGINX = {"keepalive_timeout": r"upstream\s+\S+\s*\{([^}]*)\}", "proxy_read_timeout": r"((?s:.+))"}
 """Directives of nginx, and the blocks in which they count."""
 
 GATEWAYS_DEFAULT = 60.0
@@ -48,14 +47,17 @@ def seconds(text: Any) -> float:
 
 
 def find_unordered(where: str, limits: Mapping[str, float]) -> Iterator[str]:
-    """Each sum of a line must be below the next; limits are the service's own and others by name."""
+    """Compare each sum of a line with the next; limits are the service's own and others by name."""
 
     def total(terms: str) -> float:
         return sum(float(limits.get(term, term)) for term in terms.split(" + "))
 
-    for less, more in (pair for line in ORDER[where] for pair in itertools.pairwise(line.split(" < "))):
-        if not total(less) < total(more):
-            yield f"{less} ({total(less):g} s) must be below {more} ({total(more):g} s)"
+    for line in ORDER[where]:
+        terms = re.split(" (<=?) ", line)
+        for less, sign, more in zip(terms[::2], terms[1::2], terms[2::2], strict=False):
+            if total(less) > total(more) or (sign == "<" and total(less) == total(more)):
+                wanted = "below" if sign == "<" else "at most"
+                yield f"{less} ({total(less):g} s) must be {wanted} {more} ({total(more):g} s)"
 
 
 def drain(variables: dict[str, Any]) -> float:
