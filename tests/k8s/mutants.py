@@ -198,7 +198,6 @@ MUTANTS = (
     Mutant("database-backup", "components/backup/patch-cluster.yaml", "isWALArchiver: true", "isWALArchiver: false"),
     Mutant("database-backup", "overlays/aks/database/patch-cluster.yaml", "size: 32Gi", "size: 1Gi", "a disk of 1 GiB"),
     Mutant("backup-schedule", "components/backup/scheduledbackup.yaml", '"0 30 2 * * *"', '"30 2 * * *"'),
-    Mutant("database-growth", "overlays/aks/database/storageclass.yaml", "allowVolumeExpansion: true\n", ""),
     Mutant("database-log", CLUSTER, '      log_parameter_max_length: "0"\n', ""),
     Mutant("database-log", CLUSTER, 'log_parameter_max_length_on_error: "0"', 'log_parameter_max_length_on_error: "-1"'),
     Mutant("database-archive", "overlays/aks/restore/template/patch-cluster.yaml", "serverName, value: goals-db-restored", "serverName, value: goals-db"),

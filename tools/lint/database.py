@@ -65,13 +65,6 @@ def backup_schedule(_: Inventory, one: Manifest) -> Iterator[str]:
         yield f"schedule {schedule!r} has not six fields, of which seconds are the first"
 
 
-@every(of("StorageClass"))
-def database_growth(_: Inventory, one: Manifest) -> Iterator[str]:
-    """A full disk cannot be enlarged, and PostgreSQL stops."""
-    if not one.get("allowVolumeExpansion"):
-        yield "its volumes cannot grow (allowVolumeExpansion)"
-
-
 def archives(cluster: Manifest) -> set[tuple[str, str]]:
     given = get_path(cluster, "spec.plugins[].parameters")
     return {(str(one.get("barmanObjectName")), one.get("serverName", cluster["metadata"]["name"])) for one in given}

@@ -5,16 +5,12 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from tools.lint.inventory import Inventory, first, get_path, matches, namespace_of
-from tools.lint.limits import GATEWAYS_DEFAULT, seconds
 from tools.lint.manifests import Manifest, name
 from tools.lint.references import Reference, links, references
 from tools.lint.rules import Findings, every, of, rule
 
 ROUTES = ("HTTPRoute", "GRPCRoute", "TLSRoute")
 STAGING = "acme-staging"
-LEAST_SILENCE = 600
-"""Seconds that a stream of Argo CD's may be silent."""
-
 TLS_PORTS = frozenset({"443", "8443"})
 
 
@@ -121,15 +117,9 @@ def graceful_stop(_: Inventory, one: Manifest) -> Iterator[str]:
 @every(links("backend"))
 def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
     """Argo CD's page and command line lose each stream that was silent for 60 s."""
-    if link.target[2] == "argocd-server":
-        route = (link.source["kind"], namespace_of(link.source), link.source["metadata"]["name"])
-        waits = [
-            seconds(first(one, "spec.timeout.read", GATEWAYS_DEFAULT))
-            for one in inventory.of("ProxySettingsPolicy")
-            if route in (target for _, target, _ in references(one, "reference"))
-        ]
-        if not waits or min(waits) < LEAST_SILENCE:
-            yield f"no ProxySettingsPolicy lets {link} be silent for {LEAST_SILENCE} s"
+    policies = [one for one in inventory.of("ProxySettingsPolicy") if namespace_of(one) == namespace_of(link.source)]
+    if link.target[2] == "argocd-server" and "1h" not in get_path(policies, "[].spec.timeout.read"):
+        yield f"no ProxySettingsPolicy lets a stream of {link} be silent for 1h"
 
 
 @every(links("backend"))
