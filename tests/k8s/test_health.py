@@ -1,4 +1,4 @@
-"""The health rule for Applications, run by Lua 5.1 as Argo CD runs it, against states as Argo CD records them."""
+"""The health rules, run by Lua 5.1 as Argo CD runs them, against states as Argo CD and the controllers record them."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,15 @@ from lupa.lua51 import LuaRuntime
 from tools.lint.manifests import ROOT, read
 
 (SETTINGS,) = read(Path(ROOT / "platform/argocd/configmap-argocd-cm.yaml").read_text(encoding="utf-8"))
-RULE = SETTINGS["data"]["resource.customizations.health.argoproj.io_Application"]
+RULES = "resource.customizations.health."
 
 
-def judge(status: dict[str, Any] | None) -> tuple[str, str]:
-    """Status and message that the rule gives an Application in that state."""
+def judge(status: dict[str, Any] | None, kind: str = "argoproj.io_Application") -> tuple[str, str]:
+    """Status and message that the rule of that kind gives an object in that state."""
     lua = LuaRuntime(unpack_returned_tuples=True)
-    lua.globals().obj = lua.table_from({} if status is None else {"status": status}, recursive=True)
-    health = lua.execute(RULE)
+    known = {"metadata": {"generation": 1}} | ({} if status is None else {"status": status})
+    lua.globals().obj = lua.table_from(known, recursive=True)
+    health = lua.execute(SETTINGS["data"][RULES + kind])
     return health["status"], health["message"]
 
 
@@ -65,3 +66,97 @@ def test_the_reason_is_given() -> None:
         judge(state("Healthy", "OutOfSync", "Running", "waiting for healthy state"))[1] == "waiting for healthy state"
     )
     assert judge(None)[1] == "waiting for the first sync"
+
+
+def condition(type_: str, status: str = "True", reason: str = "", generation: int = 1) -> dict[str, Any]:
+    said = {"type": type_, "status": status, "reason": reason or type_, "message": f"{reason or type_} of {type_}"}
+    return said | {"observedGeneration": generation}
+
+
+LISTENER = [condition("Accepted"), condition("Conflicted", "False"), condition("Programmed"), condition("ResolvedRefs")]
+UNCERTIFIED = [
+    condition("Accepted", "False", "InvalidCertificateRef"),
+    condition("Conflicted", "False"),
+    condition("Programmed", "False", "Invalid"),
+    condition("ResolvedRefs", "False", "InvalidCertificateRef"),
+]
+"""What NGINX Gateway Fabric 2.6.7 writes of a listener whose Secret is not there (its `conditions` package)."""
+
+
+def gateway(*own: dict[str, Any], https: list[dict[str, Any]] = LISTENER) -> dict[str, Any]:
+    accepted = [condition("Accepted"), condition("Programmed"), condition("ResolvedRefs")]
+    listeners = [{"name": "http", "conditions": LISTENER}, {"name": "https-goals", "conditions": https}]
+    return {"conditions": [*own] or accepted, "listeners": listeners}
+
+
+def route(*conditions: dict[str, Any]) -> dict[str, Any]:
+    return {"parents": [{"conditions": [condition("Accepted"), condition("ResolvedRefs")]}, {"conditions": conditions}]}
+
+
+def scaler(*conditions: dict[str, Any]) -> dict[str, Any]:
+    return {"conditions": [condition("AbleToScale"), *conditions]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "expected"),
+    [
+        pytest.param("Gateway", None, "Progressing", id="gateway: not yet looked at"),
+        pytest.param("Gateway", gateway(), "Healthy", id="gateway: done"),
+        pytest.param("Gateway", gateway(https=UNCERTIFIED), "Progressing", id="gateway: before its certificate exists"),
+        pytest.param(
+            "Gateway", gateway(condition("Programmed", "False")), "Progressing", id="gateway: its pods are starting"
+        ),
+        pytest.param("Gateway", gateway(condition("Accepted", "False")), "Degraded", id="gateway: refused"),
+        pytest.param(
+            "Gateway",
+            gateway(https=[condition("ResolvedRefs", "False", "RefNotPermitted")]),
+            "Degraded",
+            id="gateway: a Secret that it may not use",
+        ),
+        pytest.param(
+            "Gateway",
+            gateway(https=[condition("Programmed", "False", "Pending")]),
+            "Progressing",
+            id="gateway: a listener is being made",
+        ),
+        pytest.param("HTTPRoute", None, "Progressing", id="route: not yet looked at"),
+        pytest.param("HTTPRoute", route(condition("Accepted")), "Healthy", id="route: done"),
+        pytest.param(
+            "HTTPRoute",
+            route(condition("Accepted", "False", "InvalidListener")),
+            "Progressing",
+            id="route: before its listener has a certificate",
+        ),
+        pytest.param(
+            "HTTPRoute",
+            route(condition("Accepted", generation=0)),
+            "Progressing",
+            id="route: its change is not yet looked at",
+        ),
+        pytest.param(
+            "HTTPRoute",
+            route(condition("ResolvedRefs", "False", "BackendNotFound")),
+            "Degraded",
+            id="route: to a Service that is not there",
+        ),
+        pytest.param("HorizontalPodAutoscaler", None, "Progressing", id="autoscaler: not yet looked at"),
+        pytest.param(
+            "HorizontalPodAutoscaler", scaler(condition("ScalingLimited", "False")), "Healthy", id="autoscaler: done"
+        ),
+        pytest.param(
+            "HorizontalPodAutoscaler",
+            scaler(condition("ScalingActive", "False", "FailedGetResourceMetric")),
+            "Progressing",
+            id="autoscaler: before the first metrics",
+        ),
+        pytest.param(
+            "HorizontalPodAutoscaler",
+            scaler(condition("ScalingActive", "False", "InvalidSelector")),
+            "Degraded",
+            id="autoscaler: cannot work",
+        ),
+    ],
+)
+def test_what_is_still_to_come_fails_no_sync(kind: str, status: dict[str, Any] | None, expected: str) -> None:
+    group = "autoscaling" if kind == "HorizontalPodAutoscaler" else "gateway.networking.k8s.io"
+    assert judge(status, f"{group}_{kind}")[0] == expected
