@@ -2,8 +2,8 @@
 # rendered.sh BEFORE AFTER: what differs between two checkouts in the cluster, overlay by overlay, as Markdown.
 set -euo pipefail
 before=$1 after=$2
-limit=60000 # GitHub takes 65,536 characters in a comment
-overlays=(k8s/overlays/local k8s/overlays/aks k8s/overlays/aks-restored k8s/argocd/goals k8s/argocd/server k8s/argocd/apps k8s/components/loadtest)
+limit=${LIMIT:-60000} # GitHub takes 65,536 characters in a comment
+overlays=(k8s/overlays/{local,aks,aks/loadtest,aks/restore,aks-restored} k8s/argocd{,/apps,/goals,/server} k8s/platform/namespaces)
 
 render() { [ ! -d "$1" ] || kubectl kustomize "$1"; }
 

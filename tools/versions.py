@@ -43,8 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def judge(pin: Pin, root: Path, today: dt.date) -> Iterator[str]:
     """Why a pin must move, or its entry be corrected."""
     named = f"{pin['name']} {pin['version']}"
-    if pin.get("support_ends", today) < today:
-        yield f"support of {named} ended on {pin['support_ends']}: move the pin"
+    ends = pin["support_ends"]
+    if isinstance(ends, dt.date) and ends < today:
+        held = f" (it stays because {pin['held']})" if "held" in pin else ""
+        yield f"support of {named} ended on {ends}: move the pin{held}"
     if pin.get("vulnerable"):
         yield f"{named} has known vulnerabilities ({', '.join(pin['vulnerable'])}): move the pin"
     for place in pin["places"]:
@@ -58,10 +60,14 @@ def table(pins: list[Pin], today: dt.date) -> str:
     """Return one line for each pin, in columns."""
     rows = [("", "pinned", "released", "support ends", "newest", "why it stays")]
     for pin in pins:
-        ends = pin.get("support_ends")
-        left = "" if ends is None else f"{ends} ({(ends - today).days} days)" if ends >= today else f"{ends} (ended)"
+        ends = pin["support_ends"]
+        left = ends
+        if isinstance(ends, dt.date):
+            left = f"{ends} ({(ends - today).days} days)" if ends >= today else f"{ends} (ended)"
         newest = "" if pin["newest"] == pin["version"] else pin["newest"]
-        rows.append((pin["name"], pin["version"], str(pin.get("released", "")), left, newest, pin.get("held", "")))
+        rows.append(
+            (pin["name"], pin["version"], str(pin.get("released", "not known")), left, newest, pin.get("held", ""))
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -21,7 +21,13 @@ PINS = tomllib.loads(versions.LIST.read_text(encoding="utf-8"))["pin"]
 
 def entry(tmp_path: Path, **changed: object) -> dict[str, object]:
     (tmp_path / "file").write_text("image: thing:1.2\n")
-    return {"name": "thing", "version": "1.2", "newest": "1.2", "places": ["file: thing:{version}"]} | changed
+    return {
+        "name": "thing",
+        "version": "1.2",
+        "newest": "1.2",
+        "support_ends": "never",
+        "places": ["file: thing:{version}"],
+    } | changed
 
 
 def test_every_pin_stands_where_its_entry_says() -> None:
@@ -61,6 +67,13 @@ def test_every_image_chart_release_and_action_is_on_the_list() -> None:
         for found in re.findall(r"uses: ([\w.-]+/[\w.-]+)", file.read_text(encoding="utf-8"))
     }
     assert actions <= {pin["name"] for pin in PINS}
+    machines = {
+        found
+        for file in (ROOT / ".github/workflows").glob("*.yaml")
+        for found in re.findall(r"runs-on: (.*)", file.read_text(encoding="utf-8"))
+    }
+    assert machines == {f"ubuntu-{pin['version']}" for pin in PINS if pin["name"] == "Ubuntu of the workflows"}
+    assert not [pin["name"] for pin in PINS if not pin.get("support_ends")]
 
 
 def test_a_pin_within_its_support_is_green(tmp_path: Path) -> None:
@@ -72,6 +85,7 @@ def test_a_pin_within_its_support_is_green(tmp_path: Path) -> None:
     ("changed", "reason"),
     [
         ({"support_ends": dt.date(2026, 11, 27)}, "support of thing 1.2 ended on 2026-11-27"),
+        ({"support_ends": dt.date(2026, 11, 27), "held": "of that"}, "move the pin (it stays because of that)"),
         ({"vulnerable": ["CVE-2026-1"]}, "has known vulnerabilities (CVE-2026-1)"),
         ({"version": "1.3"}, "file does not have 'thing:1.3'"),
     ],
@@ -104,6 +118,7 @@ held = "it is good"
 [[pin]]
 name = "other"
 version = "7"
+support_ends = "never"
 newest = "7"
 repository = "of/other"
 places = ["file: other:{version}"]
@@ -111,6 +126,7 @@ places = ["file: other:{version}"]
 [[pin]]
 name = "unnamed"
 version = "7"
+support_ends = "never"
 newest = "7"
 places = ["file: other:{version}"]
 """
