@@ -192,11 +192,11 @@ for window in aksManagedAutoUpgradeSchedule aksManagedNodeOSUpgradeSchedule; do
   fi
 done
 
-say "Nodes for PostgreSQL alone, one in each zone; an upgrade adds a node first, and a drain that hangs leaves the node cordoned after 30 minutes"
+say "Nodes for PostgreSQL alone, one in each zone. An upgrade first adds one more to each, as a disk stays in its zone; a node that cannot be drained in 30 minutes stays cordoned"
 if missing az aks nodepool show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name postgres; then
   run az aks nodepool add --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name postgres --zones 1 2 3 --node-count 3 \
     --node-vm-size "$DATABASE_NODE_SIZE" --labels workload=postgres --node-taints workload=postgres:NoSchedule \
-    --max-surge 1 --drain-timeout 30 --undrainable-node-behavior Cordon
+    --max-surge 3 --drain-timeout 30 --undrainable-node-behavior Cordon
 fi
 
 say "The backups' storage, in three zones and copied to the paired region, where it can be read; no shared keys, and what is deleted stays for two weeks"
@@ -209,6 +209,8 @@ run az storage account blob-service-properties update --resource-group "$RESOURC
 if missing az storage container-rm show --resource-group "$RESOURCE_GROUP" --storage-account "$STORAGE" --name goals-db; then
   run az storage container-rm create --resource-group "$RESOURCE_GROUP" --storage-account "$STORAGE" --name goals-db
 fi
+# You can read the copy while the region is down, when no role can be given any more.
+allow_me "Storage Blob Data Reader" "$scope/providers/Microsoft.Storage/storageAccounts/$STORAGE"
 allow backup "Storage Blob Data Contributor" "$scope/providers/Microsoft.Storage/storageAccounts/$STORAGE/blobServices/default/containers/goals-db"
 
 say "Which ServiceAccount may be which identity"

@@ -108,10 +108,11 @@ def test_create_dry_run_needs_no_az_and_changes_nothing(tmp_path: Path) -> None:
         "system:serviceaccount:argocd:key-vault ",
         # A drain ends, upgrades keep to their window, the backups outlive their region.
         "--name postgres --zones 1 2 3 --node-count 3",
-        "--max-surge 1 --drain-timeout 30 --undrainable-node-behavior Cordon",
+        "--max-surge 3 --drain-timeout 30 --undrainable-node-behavior Cordon",
         "--name aksManagedAutoUpgradeSchedule --schedule-type Weekly --day-of-week Sunday",
         "--name aksManagedNodeOSUpgradeSchedule --schedule-type Weekly --day-of-week Sunday",
         "--sku Standard_RAGZRS",
+        "--assignee-principal-type User --role Storage\\ Blob\\ Data\\ Reader",
         "/vaults/goals-00000000/secrets/grafana-admin-password",
         "/vaults/goals-00000000/secrets/argocd-admin-password",
         "/vaults/goals-00000000/secrets/alert-receiver-url",
