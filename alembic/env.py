@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+import ssl
 import time
 
 import asyncpg
@@ -21,11 +22,13 @@ from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.models import metadata
 from goals.settings import Settings, read_settings
-from goals.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
+from goals.sqlstates import LOCK_NOT_AVAILABLE, is_loss, sqlstate
 
 log = logging.getLogger("goals.migrations")
 
 limits: Limits = context.config.attributes.get("limits", Limits())
+_PAUSE = 0.2
+"""Between two looks for a primary."""
 _ADVISORY_LOCK = int.from_bytes(b"goals"[:7])  # a bigint has room for no longer name
 
 
@@ -50,7 +53,7 @@ def run() -> None:
         raise CommandError(str(error)) from None
     try:
         if settings.db_host is not None:
-            asyncio.run(_migrate(settings))
+            asyncio.run(_migrate_when_possible(settings))
         else:
             signals.leave_in_order()
             with embedded.run(embedded.DATA) as socket:
@@ -85,6 +88,27 @@ def _number(_context: MigrationContext, _revision: object, directives: list[Migr
     latest = max((int(script.revision) for script in context.script.walk_revisions()), default=0)
     for directive in directives:
         directive.rev_id = f"{latest + 1:04}"
+
+
+async def _migrate_when_possible(settings: Settings) -> None:
+    """Wait for a primary as a write does; what has been done stays done."""
+    deadline = time.monotonic() + min(settings.goals_write_wait_seconds, limits.write_wait)
+    said = False
+    while True:
+        try:
+            return await _migrate(settings)
+        except (OSError, DBAPIError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
+            if not is_loss(error) or _is_misconfigured(error) or time.monotonic() > deadline:
+                raise
+            if not said:
+                log.info("Waiting for a primary: %s", explain(error, settings))
+                said = True
+        await asyncio.sleep(_PAUSE)
+
+
+def _is_misconfigured(error: BaseException) -> bool:
+    # A bare ConnectionError is asyncpg's for a server without TLS.
+    return isinstance(error, (PermissionError, ssl.SSLError)) or type(error) is ConnectionError
 
 
 async def _migrate(settings: Settings) -> None:

@@ -42,7 +42,7 @@ async def select_page_and_total(
 
 
 async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
-    await database.fetch(_INSERT, {"name": values["goal_name"]}, repeatable=False)
+    await database.run(_INSERT, {"name": values["goal_name"]}, repeatable=False)
     return Goal(0, str(values["goal_name"]), None, 1)  # the form leads back to the page, which reads it
 
 
@@ -52,7 +52,7 @@ async def insert_goals(database: Database, new: object, stall: float) -> NoRetur
 
 
 async def delete_goal(database: Database, goal_id: int) -> None:
-    await database.fetch(_DELETE, {"goal_id": goal_id}, repeatable=False)
+    await database.run(_DELETE, {"goal_id": goal_id}, repeatable=False)
 
 
 async def delete_old_keys(database: Database, kept: object, limit: int) -> int:

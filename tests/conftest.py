@@ -37,6 +37,7 @@ WIDE = replace(
     LIMITS,
     body_deadline=10 * LIMITS.body_deadline,
     request_deadline=10 * LIMITS.request_deadline,
+    write_deadline=10 * LIMITS.write_deadline,
     keep_alive=10 * LIMITS.keep_alive,
     transport_grace=10 * LIMITS.transport_grace,
     linger=10 * LIMITS.linger,
@@ -50,6 +51,9 @@ WIDE = replace(
     statement_timeout=10 * LIMITS.statement_timeout,
     command_timeout=10 * LIMITS.command_timeout,
     retry_budget=10 * LIMITS.retry_budget,
+    silence=10 * LIMITS.silence,
+    ask_timeout=10 * LIMITS.ask_timeout,
+    standby_timeout=10 * LIMITS.standby_timeout,
 )
 """For tests that wait for no limit: only a machine that is ten times too slow for the product can break them."""
 
@@ -89,6 +93,7 @@ def settings(server: Path) -> Settings:
             "goals_port": 0,
             "goals_ops_port": 0,
             "goals_drain_seconds": 0.0,
+            "goals_write_wait_seconds": 0.0,  # a server that is not there is not waited for
             "goals_log_format": "json",
         }
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import asyncpg
 import pytest
 from alembic.util import CommandError
 
-from goals.connections import explain
+from goals.connections import explain, handle_loop_error
 from goals.settings import Settings
 from tests.conftest import WIDE, serving, speaking_to, upgrade
 from tools.polling import until
@@ -130,3 +131,13 @@ def test_a_key_that_cannot_be_read_is_named(settings: Settings) -> None:
 def test_what_the_driver_refuses_is_told_in_its_words(settings: Settings) -> None:
     error = asyncpg.ClientConfigurationError("`sslmode` parameter must be one of: disable\nand more")
     assert explain(error, settings) == "ClientConfigurationError: `sslmode` parameter must be one of: disable"
+
+
+async def test_only_what_a_connection_leaves_behind_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(handle_loop_error)
+    for error in (ConnectionError("left behind"), RuntimeError("a defect")):
+        loop.create_future().set_exception(error)
+    gc.collect()
+    loop.set_exception_handler(None)
+    assert ["a defect" in str(record.exc_info) for record in caplog.records] == [True]

@@ -22,7 +22,7 @@ from goals import embedded
 from goals.database import Database
 from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError, StatementRefusedError
 from goals.settings import Settings
-from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, database_of, until_running
+from tests.conftest import LIMITS, WAIT_FOR_THE_LOCK, WIDE, until_running
 from tools import tls
 from tools.polling import until
 
@@ -42,7 +42,7 @@ async def terminate(administrator: asyncpg.Connection) -> None:
 
 
 async def test_a_statement_answers_with_its_rows(database: Database) -> None:
-    rows, attempts, _ = await database.run(text("SELECT CAST(:number AS integer) AS number"), {"number": 42})
+    rows, attempts, *_ = await database.run(text("SELECT CAST(:number AS integer) AS number"), {"number": 42})
     assert ([row.number for row in rows], attempts) == ([42], 1)
 
 
@@ -119,7 +119,7 @@ async def test_a_statement_cut_off_is_sent_again(database: Database, administrat
         await until_running(administrator, "cut off")
         await terminate(administrator)
         await administrator.execute("SELECT pg_advisory_unlock(1)")
-        rows, attempts, _ = await statement
+        rows, attempts, *_ = await statement
         assert (rows[0].what, attempts) == ("cut off", 2)
         while len(events) < 2:
             await database.fetch(ONE)  # the outage is over once they have succeeded for a while
@@ -135,7 +135,7 @@ async def test_a_statement_whose_plan_a_migration_has_outdated_is_sent_again(
         statement = text("SELECT name FROM outdated")
         await database.fetch(statement)
         await administrator.execute("ALTER TABLE outdated ALTER COLUMN name TYPE text")
-        rows, attempts, _ = await database.run(statement)
+        rows, attempts, *_ = await database.run(statement)
     finally:
         await administrator.execute("DROP TABLE outdated")
     assert (rows[0].name, attempts) == ("a name", 2)
@@ -145,7 +145,7 @@ async def test_a_statement_that_may_not_be_repeated_is_sent_once(
     database: Database, administrator: asyncpg.Connection
 ) -> None:
     await administrator.execute("SELECT pg_advisory_lock(1)")
-    statement = asyncio.create_task(database.fetch(text(f"{WAIT_FOR_THE_LOCK}, 'sent once'"), repeatable=False))
+    statement = asyncio.create_task(database.run(text(f"{WAIT_FOR_THE_LOCK}, 'sent once'"), repeatable=False))
     await until_running(administrator, "sent once")
     await terminate(administrator)
     with pytest.raises(DatabaseUnavailableError, match="did not say whether"):
@@ -158,7 +158,7 @@ async def test_dead_connections_are_replaced_before_a_statement_that_may_not_be_
     await database.fill()
     await terminate(administrator)
     await until(lambda: is_closed(database))
-    rows, attempts, _ = await database.run(ONE, repeatable=False)
+    rows, attempts, *_ = await database.run(ONE, repeatable=False)
     assert (rows[0].one, attempts) == (1, 1)
 
 
@@ -173,7 +173,7 @@ async def is_closed(database: Database) -> bool:
 async def test_a_defect_of_ours_is_not_repeated(database: Database) -> None:
     for repeatable in (True, False):
         with pytest.raises(StatementRefusedError, match="42601"):
-            await database.fetch(text("SELEC 1"), repeatable=repeatable)
+            await database.run(text("SELEC 1"), repeatable=repeatable)
 
 
 async def test_a_defect_is_told_without_the_values_that_postgresql_quotes(database: Database) -> None:
@@ -209,7 +209,7 @@ async def test_a_standby_is_left(database: Database, administrator: asyncpg.Conn
             await asyncio.sleep(0)
     finally:
         await administrator.execute(f"{role} RESET default_transaction_read_only")
-    rows, attempts, _ = await statement
+    rows, attempts, *_ = await statement
     assert len(rows) == 1
     assert attempts > 1
 
@@ -221,7 +221,7 @@ async def test_a_frozen_connection_is_left_for_a_new_one(settings: Settings, adm
     (frozen,) = set(await backends(administrator)) - before
     os.kill(frozen, signal.SIGSTOP)
     try:
-        rows, attempts, _ = await database.run(ONE)
+        rows, attempts, *_ = await database.run(ONE)
         assert rows[0].one == 1
         assert attempts > 1
     finally:
@@ -231,7 +231,7 @@ async def test_a_frozen_connection_is_left_for_a_new_one(settings: Settings, adm
 
 async def test_a_server_that_is_not_there_is_given_up_after_the_budget(settings: Settings, tmp_path: Path) -> None:
     database = Database(settings.model_copy(update={"db_host": str(tmp_path)}), replace(WIDE, retry_budget=0.1))
-    with pytest.raises(DatabaseUnavailableError, match="is not available"):
+    with pytest.raises(DatabaseUnavailableError, match="did not answer"):
         await database.fetch(ONE)
     await database.close()
 
@@ -245,6 +245,22 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up_at_the_deadlin
         with pytest.raises(DatabaseUnavailableError):
             await database.fetch(ONE)
         await database.close()
+
+
+async def test_a_primary_is_looked_for_again_where_a_look_hangs(settings: Settings) -> None:
+    came: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(lambda _, writer: came.append(writer), "127.0.0.1", 0) as silent:
+        own = settings.model_copy(update={"db_host": "127.0.0.1", "db_port": silent.sockets[0].getsockname()[1]})
+        database = Database(own, WIDE)
+        database._lose_primary(asyncio.get_running_loop().time())
+
+        async def came_again() -> bool:
+            return len(came) > 2
+
+        await until(came_again)
+        await database.close()
+        for writer in came:
+            writer.close()
 
 
 async def test_what_is_under_way_ends_with_the_pool(database: Database, administrator: asyncpg.Connection) -> None:
@@ -392,7 +408,7 @@ async def test_the_former_password_serves_until_the_server_has_the_new_one(remot
         remote.password_file.write_text("second\n")
         for _ in range(2):
             await terminate(remote.administrator)
-            rows, attempts, _ = await database.run(ONE)
+            rows, attempts, *_ = await database.run(ONE)
             assert len(rows) == 1
             # The connection that was lost, and no second refusal: the former password is tried at once.
             assert attempts <= 2
@@ -422,11 +438,12 @@ async def test_a_lock_that_a_later_attempt_meets_does_not_say_what_became_of_the
           RAISE EXCEPTION 'held' USING ERRCODE = 'lock_not_available';
         END $$
     """)
-    async with database_of(empty) as database:
-        with pytest.raises(DatabaseUnavailableError):
-            await database.run(text("SELECT attempt()"))
-        with pytest.raises(LockedError):
-            await database.run(text("SELECT attempt()"))
+    database = Database(empty, replace(WIDE, retry_budget=2.0))
+    with pytest.raises(DatabaseUnavailableError):
+        await database.run(text("SELECT attempt()"))
+    with pytest.raises(LockedError):
+        await database.run(text("SELECT attempt()"))
+    await database.close()
 
 
 async def test_no_other_lock_timeout_holds_than_a_statements_own(

@@ -17,9 +17,9 @@ class Visitors:
         self.gate = Gate(size, LIMITS)
         self.entered: list[str] = []
 
-    async def come(self, name: str, seconds: float = 60) -> asyncio.Task[None]:
+    async def come(self, name: str, seconds: float = 60, *, write: bool = False) -> asyncio.Task[None]:
         async def enter() -> None:
-            await self.gate.enter(asyncio.get_running_loop().time() + seconds)
+            await self.gate.enter(asyncio.get_running_loop().time() + seconds, write=write)
             self.entered.append(name)
 
         task = asyncio.create_task(enter())
@@ -168,3 +168,86 @@ async def test_a_visitor_who_leaves_gives_the_turn_to_the_next() -> None:
     await asyncio.wait({second, third})
     await fourth
     assert visitors.entered == ["first", "fourth"]
+
+
+@simulated
+async def test_nobody_is_let_in_while_the_primary_is_away() -> None:
+    visitors, loop = Visitors(4), asyncio.get_running_loop()
+    await visitors.come("under way")
+    shutting = visitors.gate.shutting()
+    visitors.gate.shut(loop.time())
+    await shutting
+    visitors.gate.shut(loop.time())
+    waiting = [await visitors.come("a read"), await visitors.come("a write", write=True)]
+    visitors.gate.leave()
+    await asyncio.sleep(2 * LIMITS.gate_timeout)
+    assert visitors.entered == ["under way"]
+    visitors.gate.open(loop.time())
+    await asyncio.gather(*waiting)
+
+
+@simulated
+async def test_writes_leave_places_to_reads() -> None:
+    visitors = Visitors(LIMITS.kept_for_reads + 1)
+    await visitors.come("a write", write=True)
+    second = await visitors.come("a second write", write=True)
+    await visitors.come("a read")
+    assert visitors.entered == ["a write", "a read"]
+    visitors.gate.leave()
+    await asyncio.sleep(0)
+    assert not second.done()
+    visitors.gate.leave(write=True)
+    await second
+
+
+@simulated
+async def test_many_writes_may_wait_for_the_primary_and_none_that_waited_is_too_many_afterwards() -> None:
+    visitors, loop = Visitors(LIMITS.kept_for_reads + 1), asyncio.get_running_loop()
+    visitors.gate.shut(loop.time())
+    waiting = [await visitors.come(str(number), write=True) for number in range(LIMITS.write_queue)]
+    with pytest.raises(OverloadedError, match="Too many") as caught:
+        await (await visitors.come("one too many", write=True))
+    assert caught.value.retry_after == LIMITS.failover_time
+    visitors.gate.open(loop.time())
+    for _ in waiting[1:]:
+        await asyncio.sleep(LIMITS.gate_timeout / 100)
+        visitors.gate.note_answer(loop.time(), write=True)
+        visitors.gate.leave(write=True)
+    await asyncio.gather(*waiting)
+    assert visitors.gate.retry_after(loop.time()) == 1
+
+
+@simulated
+async def test_writes_wait_while_every_commit_waits_for_a_standby_and_reads_are_answered() -> None:
+    visitors, loop = Visitors(LIMITS.kept_for_reads + 1), asyncio.get_running_loop()
+    await visitors.come("waits for a standby", write=True)
+    waiting = [await visitors.come("waits for its turn", write=True)]
+    await visitors.answer(2 * LIMITS.gate_timeout)
+    waiting += [await visitors.come(str(number), write=True) for number in range(LIMITS.gate_queue)]
+    assert not any(write.done() for write in waiting)
+    visitors.gate.note_answer(loop.time(), write=True)
+    for _ in waiting:
+        visitors.gate.leave(write=True)
+    await asyncio.gather(*waiting)
+
+
+@simulated
+async def test_a_refused_write_is_told_when_failovers_have_mostly_ended() -> None:
+    gate, loop = Gate(1, LIMITS), asyncio.get_running_loop()
+    gate.shut(loop.time())
+    await asyncio.sleep(4.5)
+    assert gate.retry_after(loop.time()) == LIMITS.failover_time - 4
+    await asyncio.sleep(60)  # longer than any that was measured
+    assert gate.retry_after(loop.time()) == LIMITS.failover_time / 2
+
+
+@simulated
+async def test_who_waits_when_the_process_drains_waits_no_longer_than_it_may() -> None:
+    visitors, loop = Visitors(), asyncio.get_running_loop()
+    visitors.gate.shut(loop.time())
+    patient, impatient = await visitors.come("patient", write=True), await visitors.come("impatient", seconds=1)
+    visitors.gate.hurry(loop.time() + 3)
+    for wait, ends in ((impatient, 1), (patient, 3)):
+        with pytest.raises(DatabaseUnavailableError):
+            await wait
+        assert loop.time() == ends

@@ -39,7 +39,8 @@ def environment(**variables: str) -> dict[str, str]:
     clean = {
         name: value for name, value in os.environ.items() if not name.startswith(("DB_", "GOALS_", "SSL", "PYTHON"))
     }
-    return clean | {"GOALS_PORT": "0", "GOALS_OPS_PORT": "0"} | variables
+    ours = {"GOALS_PORT": "0", "GOALS_OPS_PORT": "0", "GOALS_WRITE_WAIT_SECONDS": "0"}
+    return clean | ours | variables
 
 
 def goals(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -120,6 +120,24 @@ async def test_an_unreachable_server_is_named_with_the_remedy(empty: Settings) -
         await upgrade(nowhere)
 
 
+async def test_a_primary_that_is_away_is_waited_for(
+    empty: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = tmp_path / "primary"
+    migration = asyncio.create_task(
+        upgrade(empty.model_copy(update={"db_host": str(name), "goals_write_wait_seconds": 15.0}))
+    )
+
+    async def is_waiting() -> bool:
+        return "Waiting for a primary: cannot reach PostgreSQL" in caplog.text
+
+    await until(is_waiting)
+    name.symlink_to(str(empty.db_host))
+    await migration
+    async with database_of(empty) as database:
+        assert await store.select_revision(database) == SCHEMA_REVISION
+
+
 async def test_a_failure_of_tls_is_named_with_the_remedy(empty: Settings) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(8)  # the client asks for TLS

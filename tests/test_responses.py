@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from goals.database import Database
-from goals.errors import ConfigurationError, GoalChangedError, GoalRemovedError, GoalsError
+from goals.errors import ConfigurationError, GoalChangedError, GoalRemovedError, GoalsError, TemporaryError
 from goals.responses import _STATUSES, _WORDS, answer
 from goals.schemas import Problem
 from goals.settings import Settings
@@ -199,7 +199,8 @@ def test_of_a_failure_of_ours_nothing_is_told(path: str) -> None:
 
 def test_every_error_of_the_domain_has_its_status() -> None:
     # The settings are refused before there is anyone to answer.
-    assert set(GoalsError.__subclasses__()) - set(_STATUSES) == {ConfigurationError}
+    assert set(GoalsError.__subclasses__()) - set(_STATUSES) == {ConfigurationError, TemporaryError}
+    assert set(TemporaryError.__subclasses__()) <= set(_STATUSES)
 
 
 async def test_what_a_client_makes_up_is_not_sent_back_at_length(client: httpx2.AsyncClient) -> None:

@@ -243,7 +243,7 @@ async def test_an_outcome_that_is_not_known_in_time_is_the_same_for_all(
 ) -> None:
     await administrator.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
     await administrator.execute("SELECT pg_reload_conf()")
-    impatient = Database(database._settings, replace(ONE_AT_A_TIME, retry_budget=0.5))
+    impatient = Database(database._settings, replace(ONE_AT_A_TIME, retry_budget=0.5, write_wait=0.5))
     writes = write(impatient, impatient._limits)
     sent = [begin(writes, *add) for add in new("abcd")]
     outcomes = await asyncio.gather(*sent, return_exceptions=True)
@@ -257,7 +257,8 @@ async def test_the_deadline_of_an_add_ends_its_wait_for_the_group(
     settings: Settings, database: Database, administrator: asyncpg.Connection
 ) -> None:
     """The group goes on, and so does one whose add is tried alone afterwards."""
-    writes = write(database, replace(ONE_AT_A_TIME, retry_budget=0.5))
+    impatient = Database(settings, replace(ONE_AT_A_TIME, retry_budget=0.5, write_wait=0.5))
+    writes = write(impatient, impatient._limits)
     held = new_key()
     async with holding(settings, held):
         waiting, free = await gather(writes, administrator, [("held", held), *new("f")])
@@ -265,12 +266,13 @@ async def test_the_deadline_of_an_add_ends_its_wait_for_the_group(
         with pytest.raises(DatabaseUnavailableError, match="in time"):
             await waiting
     assert await writes.add({"goal_name": "held"}, held, b"held")
+    await impatient.close()
 
 
 @pytest.mark.parametrize(
     ("limit", "reason", "most"),
     [
-        ({"retry_budget": 0.5}, "in time", ONE_AT_A_TIME.group_adds),
+        ({"retry_budget": 0.5, "write_wait": 0.5}, "in time", ONE_AT_A_TIME.group_adds),
         ({"statement_timeout": 0.5}, "cannot do this now", 1),
     ],
 )

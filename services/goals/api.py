@@ -9,10 +9,10 @@ from starlette.responses import Response
 from goals import store
 from goals.database import Database
 from goals.errors import GoalChangedError
-from goals.models import Document, Goal
+from goals.models import Document, Found, Goal
 from goals.openapi import DOCUMENT
 from goals.requests import read_json
-from goals.responses import JSON
+from goals.responses import JSON, STANDBY
 from goals.schemas import (
     GoalBody,
     GoalChange,
@@ -33,7 +33,8 @@ ROOT = "/api/v1/goals"
 async def get_goals(request: Request[State]) -> Response:
     query = validate(ListQuery, parse_fields(request.scope["query_string"]))
     document = await request.state["lists"].get((query.before, query.limit))
-    return _unless_known(request, Response(document.body, headers=document.headers, media_type="application/json"))
+    response = Response(document.body, headers=document.headers, media_type="application/json")
+    return response if document.standby else _unless_known(request, response)
 
 
 async def load_list(database: Database, key: tuple[int | None, int]) -> Document:
@@ -41,10 +42,11 @@ async def load_list(database: Database, key: tuple[int | None, int]) -> Document
     before, limit = key
     page = await store.select_page(database, before=before, limit=limit)
     body = GoalListOut(goals=[_out(goal) for goal in page.goals]).model_dump_json().encode()
-    headers = {"etag": _etag(body)}
+    # No ETag of what a standby says: a change that nobody has acknowledged may be in it, and be undone.
+    headers = dict(STANDBY) if page.standby else {"etag": _etag(body)}
     if page.more:
         headers["link"] = f'<{ROOT}?limit={limit}&before={page.goals[-1].id}>; rel="next"'
-    return Document(body, headers)
+    return Document(body, headers, page.standby)
 
 
 async def post_goal(request: Request[State]) -> Response:
@@ -56,11 +58,12 @@ async def post_goal(request: Request[State]) -> Response:
 
 
 async def get_goal(request: Request[State]) -> Response:
-    return _unless_known(request, _represent(await request.state["goals"].get(_read_id(request))))
+    goal, standby = await request.state["goals"].get(_read_id(request))
+    return JSON(_out(goal), headers=dict(STANDBY)) if standby else _unless_known(request, _represent(goal))
 
 
-async def load_goal(database: Database, goal_id: int) -> Goal:
-    return await store.select_goal(database, goal_id)
+async def load_goal(database: Database, goal_id: int) -> Found:
+    return await store.find_goal(database, goal_id)
 
 
 async def patch_goal(request: Request[State]) -> Response:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
 
-from goals import __version__, api, capacity, health, keys, otel, pages, server, signals, store
+from goals import __version__, api, capacity, connections, health, keys, otel, pages, server, signals, store
 from goals.database import Database
 from goals.errors import ConfigurationError, GoalsError
 from goals.limits import Limits
@@ -74,6 +74,7 @@ class Application:
         self._limits = limits
         self.telemetry = Telemetry(__version__)
         self._traces = _make_traces(settings, limits, self.telemetry.resource)
+        self._on_drain: Callable[[], None] = lambda: None
         loopback = settings.loopback_hosts()
         headers = Middleware(Headers, hsts=settings.goals_hsts, draining=lambda: self.readiness.draining)
         self.public = Starlette(
@@ -95,6 +96,11 @@ class Application:
         for app in (self.public, self.operators):
             app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
 
+    def drain(self) -> None:
+        """Let no more requests come, and those that wait for the database soon have their answer."""
+        self.readiness.drain()
+        self._on_drain()
+
     @contextlib.asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[State]:
         database = Database(self._settings, self._limits, self.telemetry.database, self._traces)
@@ -103,9 +109,11 @@ class Application:
         shared_lists = SharedReads(partial(api.load_list, database))
         shared_goals = SharedReads(partial(api.load_goal, database))
         self.telemetry.observe_reads({"page": shared_pages, "list": shared_lists, "goal": shared_goals})
+        self._on_drain = database.drain
         tasks = [
             asyncio.create_task(self._prepare(database)),
             asyncio.create_task(self.telemetry.watch_loop()),
+            *([] if database.standbys is None else [asyncio.create_task(database.standbys.watch())]),
         ]
         try:
             yield State(
@@ -188,6 +196,7 @@ async def serve(
     `announce` gets the public and the ops port once both are bound. `on_signal` gets the function that stops
     the service, and at once when it is called again. A port that is taken raises a `ConfigurationError`.
     """
+    asyncio.get_running_loop().set_exception_handler(connections.handle_loop_error)
     sockets = [server.listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
     most = capacity.most_connections(settings.goals_max_connections, limits)
     application = Application(settings, limits)
@@ -196,7 +205,7 @@ async def serve(
         server.Listener("operators", sockets[1], application.operators, limits.operators_connections),
     ]
     application.telemetry.observe_connections(listeners)
-    room = server.Server(listeners, limits, application.readiness.drain, settings.goals_drain_seconds)
+    room = server.Server(listeners, limits, application.drain, settings.goals_drain_seconds)
     on_signal(room.stop)
     announce(*(listener.port for listener in listeners))
     await room.serve()

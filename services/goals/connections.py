@@ -1,13 +1,17 @@
-"""How a connection to PostgreSQL is opened: TLS, the password of the moment, and a pause after a refusal."""
+"""How a connection to PostgreSQL is opened: TLS, the password of the moment, a pause after a refusal, no old one."""
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
+from weakref import WeakSet
 
 import asyncpg
 import structlog
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from goals.limits import Limits
 
@@ -16,15 +20,74 @@ from goals.models import ADOPTED
 
 # end adoption
 from goals.settings import Settings
-from goals.sqlstates import is_rejection, sqlstate
+from goals.sqlstates import drop_useless_connections, is_rejection, sqlstate
 
 log = structlog.get_logger(__name__)
 
 
-def connect_arguments(settings: Settings, limits: Limits) -> dict[str, Any]:
-    """Keyword arguments for `asyncpg.connect`; the password is read again at each call."""
+class Timeline(NamedTuple):
+    """A primary's place in history: each promotion begins another timeline of the same system.
+
+    A restore or `pg_upgrade` makes another system, whose timelines compare with nothing else.
+    """
+
+    system: int
+    number: int
+
+
+class FormerPrimaryError(ConnectionError):
+    """The server is not the primary, or it is one whose successor is known: it is neither read nor written."""
+
+
+class Lineage:
+    """The newest timeline that this process has seen, and the open connections to the primary that is on it."""
+
+    def __init__(self) -> None:
+        self.newest: Timeline | None = None
+        self._open: WeakSet[asyncpg.Connection] = WeakSet()
+
+    def admit(self, connection: asyncpg.Connection, timeline: Timeline) -> None:
+        """Take a new connection to `DB_HOST`, whose word counts for what the system is."""
+        newest = self.newest
+        if newest is not None and newest.system == timeline.system and newest.number > timeline.number:
+            raise FormerPrimaryError("this server is a former primary: another one has been promoted since")
+        self.newest = connection.timeline = timeline
+        self._close_older()
+        self._open.add(connection)
+
+    def learn(self, timeline: Timeline) -> bool:
+        """Take note of a server's timeline, and tell whether it is newer: connections to older ones are closed."""
+        newest = self.newest
+        if newest is None or timeline.system != newest.system or timeline.number <= newest.number:
+            return False
+        self.newest = timeline
+        self._close_older()
+        return True
+
+    def holds(self, connection: asyncpg.Connection) -> bool:
+        """Whether a connection still leads to the newest primary that is known."""
+        return connection.timeline in {None, self.newest}
+
+    def _close_older(self) -> None:
+        for connection in self._open:
+            if not self.holds(connection):
+                connection.terminate()
+
+
+# Any role may ask this. A server that does not know the functions is no PostgreSQL with standbys.
+_PLACE = """
+SELECT system_identifier, CASE WHEN pg_is_in_recovery() THEN 0
+ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS number FROM pg_control_system()
+"""
+
+
+def connect_arguments(settings: Settings, limits: Limits, address: str | None = None) -> dict[str, Any]:
+    """Keyword arguments for `asyncpg.connect`; the password is read again at each call.
+
+    `address` is that of one server, whose certificate has to be valid for `DB_HOST` all the same.
+    """
     return {
-        "host": settings.db_host,
+        "host": address or settings.db_host,
         "port": settings.db_port,
         "user": settings.db_username,
         "password": settings.password(),
@@ -53,8 +116,42 @@ def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
     if settings.ssl in {"verify-ca", "verify-full"}:
         context = ssl.create_default_context(cafile=settings.db_ca_file)
         context.check_hostname = settings.ssl == "verify-full"
+        context.__class__ = _Context
+        context.name = settings.db_host  # type: ignore[attr-defined]  # it has become one that has it
         return context
     return settings.ssl
+
+
+class _Context(ssl.SSLContext):
+    """Verifies a server's certificate for the name it is known by, also where the connection is made by address."""
+
+    name: str
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,  # noqa: FBT001, FBT002  ssl's own signature
+        server_hostname: str | bytes | None = None,  # noqa: ARG002  likewise
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        return super().wrap_bio(incoming, outgoing, server_side, self.name, session)
+
+
+def make_engine(connect: Callable[[], Awaitable[asyncpg.Connection]], size: int, patience: float) -> AsyncEngine:
+    """A pool of so many connections for single statements in autocommit, each used in its turn."""
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        isolation_level="AUTOCOMMIT",
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=patience,
+        hide_parameters=True,
+        pool_reset_on_return=None,  # nothing is open after a single statement in autocommit
+    )
+    event.listen(engine.sync_engine, "handle_error", drop_useless_connections)
+    return engine
 
 
 def explain(error: BaseException, settings: Settings) -> str:
@@ -91,8 +188,21 @@ def explain(error: BaseException, settings: Settings) -> str:
     return line
 
 
+def handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say nothing of an error that was left with a connection nobody waited for any more; it has been reported.
+
+    asyncpg's handshake for TLS, given up in time, leaves a future whose exception nobody can take.
+    """
+    if not (
+        isinstance(context.get("future"), asyncio.Future) and isinstance(context.get("exception"), ConnectionError)
+    ):
+        loop.default_exception_handler(context)
+
+
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
     """Closes without a goodbye: a server that froze or vanished would let us wait for its answer."""
+
+    timeline: Timeline | None = None
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ARG002, ASYNC109  asyncpg's own signature
         self.terminate()
@@ -106,9 +216,14 @@ class Connector:
     moment: each place in the pool whose connection was lost would ask again for every statement.
     """
 
-    def __init__(self, settings: Settings, limits: Limits) -> None:
+    def __init__(
+        self, settings: Settings, limits: Limits, *, lineage: Lineage | None = None, address: str | None = None
+    ) -> None:
+        """Connect to `DB_HOST`, where `lineage` says which primary is a former one, or to one server by its address."""
         self._settings = settings
         self._limits = limits
+        self._lineage = lineage
+        self._address = address
         self.accepted: str | None = None
         self._uses_former = False
         self._rejection: Exception | None = None
@@ -133,7 +248,7 @@ class Connector:
         return connection
 
     async def _log_in(self) -> asyncpg.Connection:
-        arguments = connect_arguments(self._settings, self._limits)
+        arguments = connect_arguments(self._settings, self._limits, self._address)
         password = arguments["password"]
         try:
             connection = await self._connect(arguments)
@@ -165,5 +280,19 @@ class Connector:
         )
         # part adoption
         await look_for_adopted(connection)
-        return connection
         # end adoption
+        if self._lineage is not None:
+            await self._check_place(connection, self._lineage)
+        return connection
+
+    async def _check_place(self, connection: asyncpg.Connection, lineage: Lineage) -> None:
+        try:
+            # What looks like PostgreSQL and is not may lack these functions, or the right to call them.
+            with contextlib.suppress(asyncpg.PostgresError):
+                place = await connection.fetchrow(_PLACE)
+                if not place["number"]:
+                    raise FormerPrimaryError("this server is a standby")
+                lineage.admit(connection, Timeline(place["system_identifier"], place["number"]))
+        except BaseException:
+            connection.terminate()
+            raise

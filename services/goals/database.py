@@ -1,31 +1,32 @@
-"""How a statement runs: an attempt on a connection of the pool, and the retries that carry it over a failover."""
+"""How a statement runs: an attempt on a connection of the pool, and what carries it over a failover."""
 
 import asyncio
 import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import asyncpg
 import structlog
 from opentelemetry.metrics import NoOpMeter
-from sqlalchemy import CompoundSelect, Connection, Select, TableClause, TextClause, UpdateBase, event
+from sqlalchemy import Connection, TableClause, UpdateBase
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Row
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import QueuePool
 from sqlalchemy.sql import visitors
 from sqlalchemy.util import greenlet_spawn
 
 from goals import connections, sqlstates
-from goals.connections import Connector
-from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError
+from goals.connections import Connector, FormerPrimaryError, Lineage, make_engine
+from goals.errors import DatabaseUnavailableError, OverloadedError
 from goals.gate import Gate
 from goals.limits import Limits
 from goals.settings import Settings
+from goals.standbys import NoQuorumError, Standbys, Statement
 from goals.telemetry import DatabaseMetrics, Pool
 
 if TYPE_CHECKING:
@@ -35,23 +36,25 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-Statement = Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
 _dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy types it so
 
 
 class Result(NamedTuple):
-    """What a statement gave, how many attempts it took, and the span of the last one where there are traces."""
+    """What a statement gave, in how many attempts, the span of the last one where there are traces, and who gave it."""
 
     rows: Sequence[Row[Any]]
-    attempts: int
-    span: "SpanContext | None"
+    attempts: int = 1
+    span: "SpanContext | None" = None
+    standby: bool = False
+    """A standby gave it, while the primary was away."""
 
 
 class Database:
-    """Runs single statements in autocommit, at most `size` at once, each answered or given up within `retry_budget`.
+    """Runs single statements in autocommit, at most `size` at once, each answered or given up in time.
 
-    `OverloadedError`: nothing was done. `DatabaseUnavailableError`: the outcome is not known. An attempt that hangs is
-    left behind and never holds its caller, whatever the server or the network does.
+    That is `retry_budget`, for a write the time that it waits for the primary. `OverloadedError`: nothing was done.
+    `DatabaseUnavailableError`: the outcome is not known. An attempt that hangs is left behind and never holds its
+    caller, whatever the server or the network does.
     """
 
     def __init__(
@@ -59,27 +62,22 @@ class Database:
     ) -> None:
         metrics = DatabaseMetrics(NoOpMeter("goals")) if metrics is None else metrics
 
-        connector = Connector(settings, limits)
+        self._lineage = Lineage()
+        self._connector = Connector(settings, limits, lineage=self._lineage)
 
         async def connect() -> asyncpg.Connection:
             began = time.perf_counter()
-            connection = await connector.open()
+            connection = await self._connector.open()
             metrics.record_creation(time.perf_counter() - began)
             return connection
 
         self._settings, self._limits = settings, limits
         self.size = settings.goals_pool_size
-        self.engine = create_async_engine(
-            "postgresql+asyncpg://",
-            async_creator=connect,
-            isolation_level="AUTOCOMMIT",
-            pool_size=self.size,
-            max_overflow=0,
-            pool_timeout=limits.gate_timeout,
-            hide_parameters=True,
-            pool_reset_on_return=None,  # nothing is open after a single statement in autocommit
-        )
-        event.listen(self.engine.sync_engine, "handle_error", sqlstates.drop_useless_connections)
+        self.engine = make_engine(connect, self.size, limits.gate_timeout)
+        self.standbys = None if settings.db_standby_host is None else Standbys(settings, limits, self._lineage)
+        self._write_wait = max(limits.retry_budget, min(settings.goals_write_wait_seconds, limits.write_wait))
+        self._last_deadline = float("inf")
+        self._return: asyncio.Task[None] | None = None
         self.gate = Gate(self.size, limits)
         self._name = settings.db_name
         self._metrics = metrics
@@ -87,17 +85,52 @@ class Database:
         self._descriptions: WeakKeyDictionary[Statement, tuple[str, str | None, str]] = WeakKeyDictionary()
         metrics.observe_pool(self._look)
         metrics.observe_gate(self.gate.rejections)
-        self._attempts: set[asyncio.Task[tuple[Sequence[Row[Any]], SpanContext | None]]] = set()
+        self._attempts: set[asyncio.Task[Result]] = set()
         self._failures: dict[tuple[str, str | None], float] = {}
         self._failed_at = 0.0
         self.explanation = ""
         """One line of what was behind the last failure, and what to do."""
 
     async def fetch(
-        self, statement: Statement, parameters: Mapping[str, object] | None = None, *, repeatable: bool = True
+        self,
+        statement: Statement,
+        parameters: Mapping[str, object] | None = None,
+        *,
+        write: bool = False,
+        patient: bool = False,
     ) -> Sequence[Row[Any]]:
         """`run` for those who need only the rows."""
-        return (await self.run(statement, parameters, repeatable=repeatable)).rows
+        return (await self.run(statement, parameters, write=write, patient=patient)).rows
+
+    async def read(self, statement: Statement, parameters: Mapping[str, object] | None = None) -> Result:
+        """Run a statement that changes nothing; while the primary is away, on a standby that has every commit."""
+        if self.standbys is None:
+            return await self.run(statement, parameters)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        on_primary = asyncio.create_task(self.run(statement, parameters))
+        try:
+            while not on_primary.done():
+                if not self.gate.is_shut:
+                    answered_at = max(began, self.gate.answered_at)
+                    patience = answered_at + self._limits.silence - loop.time()
+                    if patience > 0:
+                        either: set[asyncio.Future[Any]] = {on_primary, self.gate.shutting()}
+                        await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+                        continue
+                    self._lose_primary(loop.time())
+                try:
+                    rows, standby = await self.standbys.read(statement, parameters)
+                except NoQuorumError as reason:
+                    self._metrics.record_standby_read("refused")
+                    log.debug("no standby can be read", reason=str(reason))
+                    await asyncio.wait({on_primary}, timeout=self._limits.ask_pause)
+                else:
+                    self._metrics.record_standby_read("standby" if standby else "primary")
+                    return Result(rows, standby=standby)
+            return on_primary.result()
+        finally:
+            on_primary.cancel()
 
     async def run(
         self,
@@ -106,79 +139,116 @@ class Database:
         *,
         repeatable: bool = True,
         admitted: int = 0,
+        write: bool = False,
+        patient: bool = False,
     ) -> Result:
-        """Run one statement, for so many callers that the gate has `admitted` before.
+        """Run one statement on the primary, for so many callers that the gate has `admitted` before.
 
         It is sent again after a transient failure, so it must be idempotent. With `repeatable=False` it is sent once:
-        only a connection that could not be made is tried again.
+        only a connection that could not be made is tried again. A `write` waits for the primary for longer, and so does
+        what is `patient`: a read on behalf of one.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._limits.retry_budget
+        deadline = self.deadline(write=write or patient)
         pause = self._limits.first_pause
         number = 0
         while True:
             number += 1
             asked = time.perf_counter()
+            deadline = min(deadline, self._last_deadline)
             try:
-                await self.gate.enter(deadline, admitted)
+                await self.gate.enter(deadline, admitted, write=write)
             except OverloadedError as full:
                 if number == 1:
                     raise
                 # An attempt was sent: that nothing was done would be a guess.
-                raise DatabaseUnavailableError("The database is not available.") from full
-            attempt = asyncio.create_task(self._attempt(statement, parameters, asked, repeatable=repeatable))
+                raise self._unavailable("The database is not available.") from full
+            attempt = asyncio.create_task(
+                self._attempt(statement, parameters, asked, repeatable=repeatable, write=write)
+            )
             self._attempts.add(attempt)
-            attempt.add_done_callback(self._forget)
+            attempt.add_done_callback(partial(self._forget, write=write))
             await asyncio.wait({attempt}, timeout=deadline - loop.time())
             if not attempt.done():
                 attempt.cancel()
-                raise DatabaseUnavailableError("The database did not answer in time.")
+                raise self._unavailable("The database did not answer in time.")
             error = attempt.exception()
             if error is None:
-                self._note_answer(loop.time())
-                rows, span = attempt.result()
-                return Result(rows, number, span)
-            if not sqlstates.is_transient(error):
+                self._note_answer(loop.time(), write=write)
+                return attempt.result()._replace(attempts=number)
+            # What was lost may still hold the locks that its repeat now waits for.
+            held = number > 1 and sqlstates.sqlstate(error) in sqlstates.HELD
+            if not held and not sqlstates.is_transient(error):
                 translated = sqlstates.translate(error)
                 if isinstance(translated, DatabaseUnavailableError):
                     self._note_failure(loop.time(), sqlstates.origin_of(error))
-                if isinstance(translated, LockedError) and number > 1 and not admitted:
-                    translated = DatabaseUnavailableError("The database did not say whether it was done.")
                 # PostgreSQL's own words quote the row, and whatever crashes a request is logged with its causes.
                 raise translated from translated.__cause__
             self._note_failure(loop.time(), error)
+            if sqlstates.is_loss(error):
+                self._lose_primary(loop.time(), silent=isinstance(error, TimeoutError))
             wait = random.uniform(0, pause)  # noqa: S311  jitter is no secret
             if loop.time() + wait >= deadline:
-                raise DatabaseUnavailableError("The database is not available.") from error
+                raise self._unavailable("The database is not available.") from error
             await asyncio.sleep(wait)
             pause = min(pause * 2, self._limits.longest_pause)
 
+    def deadline(self, *, write: bool) -> float:
+        """Until when a statement that is asked for now may wait, by the event loop's time."""
+        seconds = self._write_wait if write else self._limits.retry_budget
+        return asyncio.get_running_loop().time() + seconds
+
+    def drain(self) -> None:
+        """Let no write wait for longer than a read any more: this process is about to stop."""
+        self._last_deadline = asyncio.get_running_loop().time() + self._limits.retry_budget
+        self._write_wait = self._limits.retry_budget
+        self.gate.hurry(self._last_deadline)
+
+    def _unavailable(self, text: str) -> DatabaseUnavailableError:
+        return DatabaseUnavailableError(text, self.gate.retry_after(asyncio.get_running_loop().time()))
+
     async def _attempt(
-        self, statement: Statement, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
-    ) -> tuple[Sequence[Row[Any]], "SpanContext | None"]:
+        self,
+        statement: Statement,
+        parameters: Mapping[str, object] | None,
+        asked: float,
+        *,
+        repeatable: bool,
+        write: bool,
+    ) -> Result:
         began = time.perf_counter()
         try:
             # One greenlet for check-out, statement and return; an AsyncConnection makes three, a fifth of the cost.
-            rows = await greenlet_spawn(self._execute, statement, parameters, asked, repeatable=repeatable)
+            rows, connection = await greenlet_spawn(self._execute, statement, parameters, asked, repeatable=repeatable)
+            seconds = time.perf_counter() - began
+            if write and self.standbys is not None and seconds > self._limits.silence:
+                # It may have been frozen for long enough to be succeeded.
+                await self.standbys.look()
+            if not self._lineage.holds(connection):
+                former = FormerPrimaryError("another primary has been promoted meanwhile")
+                if repeatable:
+                    raise former
+                raise DatabaseUnavailableError("The database did not say whether it was done.") from former
         except BaseException as error:
             self._record(statement, sqlstates.error_type(error), time.perf_counter() - began)
             raise
-        return rows, self._record(statement, None, time.perf_counter() - began)
+        return Result(rows, span=self._record(statement, None, seconds))
 
     def _execute(
         self, statement: Statement, parameters: Mapping[str, object] | None, asked: float, *, repeatable: bool
-    ) -> Sequence[Row[Any]]:
+    ) -> tuple[Sequence[Row[Any]], asyncpg.Connection]:
         with self._borrow() as connection:
             borrowed = time.perf_counter()
             self._metrics.record_wait(borrowed - asked)
             try:
-                return connection.execute(statement, parameters).all()
+                rows = connection.execute(statement, parameters).all()
             except Exception as error:
                 if repeatable or not sqlstates.is_transient(error):
                     raise
                 raise DatabaseUnavailableError("The database did not say whether it was done.") from error
             finally:
                 self._metrics.record_use(time.perf_counter() - borrowed)
+            return rows, connection.connection.driver_connection
 
     def _borrow(self) -> Connection:
         """Take a connection that the driver does not know to be closed, past places that cannot be filled now."""
@@ -210,14 +280,14 @@ class Database:
         assert isinstance(pool, QueuePool)  # noqa: S101  what SQLAlchemy makes for a pool_size
         return Pool(pool.checkedout(), pool.checkedin(), self.size, self.gate.waiting)
 
-    def _forget(self, attempt: "asyncio.Task[tuple[Sequence[Row[Any]], SpanContext | None]]") -> None:
+    def _forget(self, attempt: asyncio.Task[Result], *, write: bool) -> None:
         self._attempts.discard(attempt)
-        self.gate.leave()
+        self.gate.leave(write=write)
         if not attempt.cancelled():
             attempt.exception()  # marks it as seen, where the caller has long left
 
-    def _note_answer(self, now: float) -> None:
-        self.gate.note_answer(now)
+    def _note_answer(self, now: float, *, write: bool) -> None:
+        self.gate.note_answer(now, write=write)
         if self._failures and now - self._failed_at > self._limits.recovered_after:
             log.info("database answers again", after_seconds=round(self._failed_at - min(self._failures.values()), 3))
             self._failures.clear()
@@ -231,6 +301,39 @@ class Database:
             self._failures[kind] = now
             log.warning("database does not answer", error=kind[0], sqlstate=kind[1])
 
+    def _lose_primary(self, now: float, *, silent: bool = False) -> None:
+        """Let no statement go before the primary answers again; unless it was only silent, and others are answered."""
+        if self.gate.is_shut or (silent and now - self.gate.answered_at <= self._limits.silence):
+            return
+        self.gate.shut(now)
+        self._return = asyncio.create_task(self._await_primary())
+
+    async def _await_primary(self) -> None:
+        """Connect to `DB_HOST` again and again, several times at once where that hangs, until there is a primary.
+
+        Whom the server refuses, and others perhaps not, is told so by the next statement.
+        """
+        pings = set[asyncio.Task[None]]()
+        try:
+            while True:
+                pings.add(asyncio.create_task(self._ping()))
+                done, pings = await asyncio.wait(
+                    pings, timeout=self._limits.ping_pause, return_when=asyncio.FIRST_COMPLETED
+                )
+                errors = [ping.exception() for ping in done]
+                if not all(error is not None and sqlstates.is_loss(error) for error in errors):
+                    break
+                if done:
+                    await asyncio.sleep(self._limits.ping_pause)
+        finally:
+            for ping in pings:
+                ping.cancel()
+        self.gate.open(asyncio.get_running_loop().time())
+
+    async def _ping(self) -> None:
+        connection = await self._connector.open()
+        connection.terminate()
+
     async def fill(self) -> None:
         """Open every connection of the pool: later, in a failover or a password rotation, a new one may not be had."""
         deadline = asyncio.get_running_loop().time() + self._limits.retry_budget
@@ -241,9 +344,12 @@ class Database:
                 await held.enter_async_context(self.engine.connect())
 
     async def close(self) -> None:
-        for attempt in self._attempts:
-            attempt.cancel()
-        await asyncio.gather(*self._attempts, return_exceptions=True)
+        under_way = [*self._attempts, *([] if self._return is None else [self._return])]
+        for one in under_way:
+            one.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        if self.standbys is not None:
+            await self.standbys.close()
         await self.engine.dispose()
 
 

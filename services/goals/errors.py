@@ -27,7 +27,11 @@ class IdempotencyKeyReusedError(GoalsError):
 
 
 class GoalNotFoundError(GoalsError):
-    """No goal has this id."""
+    """No goal has this id; `standby`: a standby said so, while the primary was away."""
+
+    def __init__(self, text: str, *, standby: bool = False) -> None:
+        super().__init__(text)
+        self.standby = standby
 
 
 class GoalRemovedError(GoalsError):
@@ -46,7 +50,15 @@ class UnsupportedMediaTypeError(GoalsError):
     """The body comes in a content type, charset or encoding that this endpoint does not read."""
 
 
-class OverloadedError(GoalsError):
+class TemporaryError(GoalsError):
+    """Something that passes by itself: `retry_after` is in how many seconds it is worth another try."""
+
+    def __init__(self, text: str, retry_after: int = 1) -> None:
+        super().__init__(text)
+        self.retry_after = retry_after
+
+
+class OverloadedError(TemporaryError):
     """More work waits for the database than can be done in time; nothing was done, try again soon."""
 
 
@@ -58,8 +70,8 @@ class StatementRefusedError(Exception):
     """PostgreSQL refused one of our statements: a defect of ours. The text has no values, unlike PostgreSQL's own."""
 
 
-class DatabaseUnavailableError(GoalsError):
-    """The database did not answer within the retry budget.
+class DatabaseUnavailableError(TemporaryError):
+    """The database did not answer within the time that a read or a write may take.
 
     A write may or may not have happened: repeating it with the same idempotency key is safe.
     """

@@ -1,6 +1,7 @@
 """Who may use the database: as many as there are connections, the others in the order they came, and not too many."""
 
 import asyncio
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -16,119 +17,224 @@ class Turn:
     came_at: float
     deadline: float
     callers: int
+    lane: "Lane"
     has_come: bool = False
     timer: asyncio.TimerHandle = field(init=False)
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """Reads, or writes: writes may wait for a standby's confirmation while reads are answered."""
+
+    kept: int
+    """Places that are left to the other lane."""
+    queue: deque[Turn] = field(default_factory=deque)
+    waiting: int = 0
+    under_way: int = 0
+    busy_since: float = 0.0
+    """When its first statement began after there had been none."""
+    answered_at: float = 0.0
+    answering_since: float = 0.0
+    recovered_at: float = -math.inf
+    """When the last failover ended for it: nobody who waited then is told that the database has too much to do."""
+    last_acceptable: float = 0.0
+    is_standing: bool = False
 
 
 class Gate:
     """Lets `size` callers in at once, the others in the order they came (a pool of connections is not fair by itself).
 
     A caller waits at most `gate_timeout` while statements succeed, and until its own deadline while none does: then it
-    is the database that is down, perhaps only for a failover. Once it is back, the wait starts from zero.
+    is the database that is down, perhaps only for a failover. Once it is back, the wait starts from zero. While the
+    gate is shut, because the primary is away, nobody is let in. Writes leave some places to reads, which go on while
+    every commit waits for a standby.
 
     A queue is there for bursts. Where it stands, because more comes than can be done, everybody in it waits for
     nothing: then only half of `size` may wait, until it has emptied (after Nichols and Jacobson: Controlling Queue
-    Delay, 2012).
+    Delay, 2012). In a failover it is there for the writes, which wait for the primary: then `write_queue` of them may.
     """
 
     def __init__(self, size: int, limits: Limits) -> None:
         self._limits = limits
         self._size = self._free = size
-        self._queue: deque[Turn] = deque()
-        self.waiting = 0
-        """How many callers wait, also in groups and for them."""
+        self._reads, self._writes = Lane(kept=0), Lane(kept=min(limits.kept_for_reads, size - 1))
+        self._turns: set[Turn] = set()
+        self.is_shut = False
+        """Whether the primary is away."""
+        self._failing_since: float | None = None
+        self._shutting: asyncio.Future[None] | None = None
         self.rejections = {"full": 0, "slow": 0, "down": 0}
-        self._is_standing = False
-        self._last_acceptable = 0.0
-        self._answering_since = 0.0
-        self._answered_at = 0.0
 
-    def note_answer(self, now: float) -> None:
+    @property
+    def waiting(self) -> int:
+        """How many callers wait, also in groups and for them."""
+        return self._reads.waiting + self._writes.waiting
+
+    @property
+    def answered_at(self) -> float:
+        """When a read, or a write, last succeeded."""
+        return self._reads.answered_at
+
+    def shut(self, now: float) -> None:
+        """Let nobody in: the primary is away."""
+        self.is_shut = True
+        if self._shutting is not None:
+            self._shutting.set_result(None)
+            self._shutting = None
+        if self._failing_since is None:
+            self._failing_since = now
+
+    def shutting(self) -> asyncio.Future[None]:
+        """What is done when the gate shuts; not to be cancelled, as others wait for it too."""
+        if self._shutting is None:
+            self._shutting = asyncio.get_running_loop().create_future()
+        return self._shutting
+
+    def open(self, now: float) -> None:
+        """Let in who has waited: the primary answers."""
+        self.is_shut = False
+        self._note(self._reads, now)
+        self._writes.recovered_at = now
+        self._let_in()
+
+    def note_answer(self, now: float, *, write: bool = False) -> None:
         """Tell that a statement has succeeded."""
-        if now - self._answered_at > self._limits.unresponsive_after:
-            self._answering_since = now
-        self._answered_at = now
+        self._note(self._reads, now)
+        if write:
+            if self._is_stalled(self._writes, now):
+                self._writes.recovered_at = now
+            self._note(self._writes, now)
+            self._failing_since = None
 
-    async def enter(self, deadline: float, admitted: int = 0) -> None:
+    def _note(self, lane: Lane, now: float) -> None:
+        if now - lane.answered_at > self._limits.unresponsive_after:
+            lane.answering_since = now
+        lane.answered_at = now
+
+    def retry_after(self, now: float) -> int:
+        """In how many seconds a refused write should come again: when a failover has mostly ended, as measured."""
+        if self._failing_since is None:
+            return 1
+        left = math.ceil(self._failing_since + self._limits.failover_time - now)
+        return left if left > 0 else math.ceil(self._limits.failover_time / 2)
+
+    async def enter(self, deadline: float, admitted: int = 0, *, write: bool = False) -> None:
         """Return when the caller may use the database; `deadline` is the event loop's time. `leave` must follow.
 
         A caller that comes for others, who were `admitted` before, takes one place and is not refused for want of room.
         `OverloadedError`: the wait is not worth it. `DatabaseUnavailableError`: the database is down until `deadline`.
         """
-        if self._free:
-            self._free -= 1
-            self._last_acceptable = asyncio.get_running_loop().time()
+        lane = self._writes if write else self._reads
+        if self._free > lane.kept and not self.is_shut:
+            self._take_place(lane)
+            lane.last_acceptable = asyncio.get_running_loop().time()
             return
-        turn = self.expect(deadline, admitted)
-        self._queue.append(turn)
+        turn = self.expect(deadline, admitted, write=write)
+        lane.queue.append(turn)
         try:
             await turn.future
         except BaseException:
             if turn.has_come:
-                self.leave()
+                self.leave(write=write)
             raise
         finally:
             self.forget(turn)
 
-    def expect(self, deadline: float, admitted: int = 0) -> Turn:
+    def expect(self, deadline: float, admitted: int = 0, *, write: bool = True) -> Turn:
         """Begin to wait, if the queue has room; `forget` must follow. The turn's future fails as `enter` does."""
-        loop = asyncio.get_running_loop()
+        loop, lane = asyncio.get_running_loop(), self._writes if write else self._reads
         now = loop.time()
-        if not admitted and self.waiting >= self._room(now):
+        if not admitted and lane.waiting >= self._room(lane, now):
             self.rejections["full"] += 1
-            raise OverloadedError("Too many requests are waiting for the database.")
-        turn = Turn(loop.create_future(), now, deadline, max(admitted, 1))
-        self.waiting += turn.callers
+            raise OverloadedError("Too many requests are waiting for the database.", self.retry_after(now))
+        turn = Turn(loop.create_future(), now, deadline, max(admitted, 1), lane)
+        lane.waiting += turn.callers
         turn.timer = loop.call_at(min(now + self._limits.gate_timeout, deadline), self._review, turn)
+        self._turns.add(turn)
         return turn
 
     def call(self, turn: Turn) -> None:
         """Mark the turn as come: from now on it has until its deadline, and takes up no room."""
         turn.has_come = True
-        self.waiting -= turn.callers
+        turn.lane.waiting -= turn.callers
 
     def forget(self, turn: Turn) -> None:
         """End the wait, whatever came of it."""
         turn.timer.cancel()
+        self._turns.discard(turn)
         if not turn.has_come:
-            self.waiting -= turn.callers
+            turn.lane.waiting -= turn.callers
+
+    def hurry(self, deadline: float) -> None:
+        """Let nobody who waits now wait for longer than until `deadline`."""
+        for turn in self._turns:
+            turn.deadline = min(turn.deadline, deadline)
+            turn.timer.cancel()
+            self._review(turn)
 
     def _review(self, turn: Turn) -> None:
         """See whether a wait is still worth it."""
-        limits, loop = self._limits, asyncio.get_running_loop()
+        limits, lane, loop = self._limits, turn.lane, asyncio.get_running_loop()
         if turn.future.done():
             return
         now = loop.time()
-        patience = max(turn.came_at, self._answering_since) + limits.gate_timeout - now
+        is_answering = now - lane.answered_at <= limits.unresponsive_after
+        patience = max(turn.came_at, lane.answering_since) + limits.gate_timeout - now
         if now >= turn.deadline:
             self.rejections["down"] += not turn.has_come
-            turn.future.set_exception(DatabaseUnavailableError("The database did not answer in time."))
-        elif turn.has_come:
+            late = DatabaseUnavailableError("The database did not answer in time.", self.retry_after(now))
+            turn.future.set_exception(late)
+        elif turn.has_come or turn.came_at <= lane.recovered_at:
             turn.timer = loop.call_at(turn.deadline, self._review, turn)
-        elif patience <= 0 and now - self._answered_at <= limits.unresponsive_after:
+        elif patience <= 0 and is_answering and not self.is_shut:
             self.rejections["slow"] += 1
             turn.future.set_exception(OverloadedError("The database has more to do than it can."))
         else:
             wait = patience if patience > 0 else limits.unresponsive_after
             turn.timer = loop.call_at(min(now + wait, turn.deadline), self._review, turn)
 
-    def leave(self) -> None:
+    def leave(self, *, write: bool = False) -> None:
         """Let the next one in."""
-        while self._queue:
-            turn = self._queue.popleft()
-            if not turn.future.done():
-                self.call(turn)
-                turn.future.set_result(None)
-                now = asyncio.get_running_loop().time()
-                if now - turn.came_at <= self._limits.acceptable_wait:
-                    self._last_acceptable = now
-                return
+        lane = self._writes if write else self._reads
+        lane.under_way -= 1
         self._free += 1
-        self._is_standing = False
+        self._let_in()
+        if not lane.queue:
+            lane.is_standing = False
 
-    def _room(self, now: float) -> int:
+    def _let_in(self) -> None:
+        while self._free and not self.is_shut:
+            lanes = [lane for lane in (self._reads, self._writes) if lane.queue and self._free > lane.kept]
+            if not lanes:
+                return
+            lane = min(lanes, key=lambda lane: lane.queue[0].came_at)
+            turn = lane.queue.popleft()
+            if turn.future.done():
+                continue
+            self._take_place(lane)
+            self.call(turn)
+            turn.future.set_result(None)
+            now = asyncio.get_running_loop().time()
+            if now - turn.came_at <= self._limits.acceptable_wait:
+                lane.last_acceptable = now
+
+    def _take_place(self, lane: Lane) -> None:
+        self._free -= 1
+        if not lane.under_way:
+            lane.busy_since = asyncio.get_running_loop().time()
+        lane.under_way += 1
+
+    def _is_stalled(self, lane: Lane, now: float) -> bool:
+        """Whether statements are under way and none has succeeded for long."""
+        return lane.under_way > 0 and now - max(lane.answered_at, lane.busy_since) > self._limits.gate_timeout
+
+    def _room(self, lane: Lane, now: float) -> int:
         """How many may wait now."""
-        is_answering = now - self._answered_at <= self._limits.unresponsive_after
-        if is_answering and now - max(self._last_acceptable, self._answering_since) > self._limits.gate_timeout:
-            self._is_standing = True
-        return self._size // 2 if self._is_standing else self._limits.gate_queue
+        limits = self._limits
+        is_answering = now - lane.answered_at <= limits.unresponsive_after
+        is_failing = self.is_shut or self._is_stalled(lane, now) or now - lane.recovered_at <= limits.gate_timeout
+        if lane is self._writes and is_failing:
+            return limits.write_queue
+        if is_answering and now - max(lane.last_acceptable, lane.answering_since) > limits.gate_timeout:
+            lane.is_standing = True
+        return self._size // 2 if lane.is_standing else limits.gate_queue

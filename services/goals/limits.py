@@ -24,9 +24,11 @@ class Limits:
     body_deadline: float = 2.0
     """For the body to arrive, whatever trickles in."""
     request_deadline: float = 3.3
-    """Once the body is there: more than `retry_budget`, less than `gateway_patience`."""
+    """Of a read: more than `retry_budget`."""
+    write_deadline: float = 18.3
+    """Of a write, once its body is there: more than `write_wait`."""
     gateway_patience: float = 20.0
-    """How long a gateway waits for an answer: the 15 s that a write may wait for a primary, and the answer after it."""
+    """How long a gateway waits for an answer: longer than any request takes, so that the service says what is wrong."""
 
     # A client's connection, and the stop.
     backlog: int = 4096
@@ -68,7 +70,11 @@ class Limits:
 
     # Who may use the database.
     gate_queue: int = 128
-    """Statements that may wait for a connection; the next one is refused at once."""
+    """Reads, and writes, that may wait for a connection; the next one is refused at once."""
+    write_queue: int = 512
+    """Writes that may wait for the primary in a failover. None is bigger than `body_size`: 8 MiB at most."""
+    kept_for_reads: int = 2
+    """Connections that writes leave free: a commit may wait for a standby, and reads go on."""
     gate_timeout: float = 0.5
     """For a connection to become free while the database answers."""
     unresponsive_after: float = 0.25
@@ -96,7 +102,14 @@ class Limits:
     command_timeout: float = 1.2
     """The driver's: a server that froze cannot end its own statements."""
     retry_budget: float = 3.0
-    """For all attempts, the wait for a connection included."""
+    """For all attempts of a read, the wait for a connection included; for those of a write too, once it drains."""
+    write_wait: float = 15.0
+    """The same for a write, which waits for the primary: with the manifests' settings CloudNativePG took 13.1 s at most
+    until writes went on. `GOALS_WRITE_WAIT_SECONDS` may shorten it."""
+    failover_time: float = 14.0
+    """After so long writes are mostly possible again: what `Retry-After` promises to one that is refused."""
+    ping_pause: float = 0.1
+    """Between two looks whether the primary is back; one that hangs ends after `connect_timeout`."""
     first_pause: float = 0.02
     """Between two attempts, at most; each further pause may be twice as long."""
     longest_pause: float = 0.5
@@ -104,6 +117,30 @@ class Limits:
     """How long no other connection is opened after the server has refused one."""
     recovered_after: float = 1.0
     """An outage is over when no statement has failed for so long: in some, only part of the connections is lost."""
+
+    # Reads while the primary is away.
+    silence: float = 0.3
+    """Without an answer to a read for so long, and to any other statement meanwhile, all servers are asked."""
+    servers: int = 8
+    """Addresses behind `DB_STANDBY_HOST`, the primary's included; others are left out."""
+    server_connections: int = 2
+    """To each of these servers, opened in advance."""
+    ask_timeout: float = 0.3
+    """For the servers' replies to one question."""
+    standby_timeout: float = 0.6
+    """For a query on the server that was chosen."""
+    replay_timeout: float = 1.0
+    """For a standby to replay what it has received."""
+    replay_stall: float = 0.5
+    """Where replay stands still for so long, the log ends within a record, whose rest will never come."""
+    replay_pause: float = 0.01
+    """Between two looks at replay."""
+    ask_pause: float = 0.05
+    """Until the servers are asked again, where too few replied."""
+    watch_interval: float = 1.0
+    """Between two questions to all servers while nobody reads: is there a newer timeline?"""
+    resolve_interval: float = 5.0
+    """Between two look-ups of `DB_STANDBY_HOST`."""
 
     # Changes of the schema.
     lock_timeout: float = 0.2

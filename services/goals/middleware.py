@@ -28,8 +28,8 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#@:][^/?#@]*)(/.*)?", re.IGNORECASE | re.DOTALL)
-_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
 _CLOSING = {"connection": "close"}  # what is left of a refused request is not read (RFC 9112, 9.6)
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
 _trace_context = TraceContextTextMapPropagator()
 
 SECURITY_HEADERS = [
@@ -219,7 +219,8 @@ class Guard:
             started = True
             await send(message)
 
-        deadline = asyncio.timeout(self._limits.request_deadline)
+        seconds = self._limits.request_deadline if scope["method"] in SAFE_METHODS else self._limits.write_deadline
+        deadline = asyncio.timeout(seconds)
         try:
             async with deadline:
                 try:
@@ -228,7 +229,7 @@ class Guard:
                     if _has_body(headers):
                         body = await self._receive_all(receive, headers)
                         # Its time is its own: the database's retry budget must fit into what is left.
-                        deadline.reschedule(asyncio.get_running_loop().time() + self._limits.request_deadline)
+                        deadline.reschedule(asyncio.get_running_loop().time() + seconds)
                     await self.app(scope, body, send_noted)
                 except HTTPException as refusal:
                     # Hypercorn waits forever to hand over what nobody takes (its queue holds ten pieces of a body).
@@ -262,7 +263,7 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._hosts and _PORT.sub("", host) not in self._hosts:
             raise HTTPException(400, "This service does not answer to that host name.", _CLOSING)
-        if scope["method"] not in _SAFE_METHODS and _is_cross_origin(headers, host):
+        if scope["method"] not in SAFE_METHODS and _is_cross_origin(headers, host):
             names = (b"host", b"origin", b"sec-fetch-site")
             log.warning(
                 "cross-origin request refused; if this service's own page sent it, the proxy must pass Host unchanged",

@@ -71,6 +71,13 @@ class Goal(NamedTuple):
     row_version: int
 
 
+class Found(NamedTuple):
+    """A goal, and whether it comes from a standby, while the primary is away."""
+
+    goal: Goal
+    standby: bool
+
+
 class NewGoal(NamedTuple):
     """A goal to be added: the values of its columns, its idempotency key, and what tells a repeat from another goal."""
 
@@ -80,10 +87,11 @@ class NewGoal(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Goals, newest first; `more`: there are others in the direction of the walk."""
+    """Goals, newest first; `more`: there are others in the direction of the walk; `standby`: a standby says so."""
 
     goals: list[Goal]
     more: bool
+    standby: bool = False
 
 
 class Total(NamedTuple):
@@ -107,3 +115,4 @@ class Document(NamedTuple):
 
     body: bytes
     headers: dict[str, str]
+    standby: bool

@@ -24,7 +24,7 @@ from goals.errors import (
 )
 from goals.models import Goal, Listing, Page, Total
 from goals.requests import read_form
-from goals.responses import STATIC, SharedPage, answer, render, show, static_url
+from goals.responses import STANDBY, STATIC, SharedPage, answer, render, show, static_url
 from goals.schemas import (
     NAME_LENGTH,
     PAGE_SIZE,
@@ -42,6 +42,8 @@ from goals.state import State
 
 _SHARED_FROM = 16 * 1024
 """Bytes of a page from which on a second message costs less than a copy for each reader who is slow to read."""
+_UNKNOWN_VERSION = 0
+"""No row has it."""
 _FORM_KEY_PLACEHOLDER = "\0"
 """Stands in a shared page where each reader's form key goes; PostgreSQL's text cannot hold it, so no name can."""
 
@@ -56,7 +58,10 @@ async def get_page(request: Request[State]) -> Response:
         # Nothing newer is left: the first page, whole, is what the reader is after.
         listing = await listings.get((None, None))
     own = listing.head + new_form_key().encode()
-    return SharedPage(own, listing.tail) if len(listing.tail) > _SHARED_FROM else show(own + listing.tail)
+    headers = STANDBY if listing.page.standby else {}
+    if len(listing.tail) > _SHARED_FROM:
+        return SharedPage(own, listing.tail, headers)
+    return show(own + listing.tail, headers=headers)
 
 
 async def load_page(database: Database, key: tuple[int | None, int | None]) -> Listing:
@@ -106,8 +111,9 @@ async def post_goal(request: Request[State]) -> Response:
 
 async def get_goal(request: Request[State]) -> Response:
     """Show a goal for editing."""
-    goal = await request.state["goals"].get(validate(GoalPath, request.path_params).goal_id)
-    return _show_goal(goal._asdict(), goal.row_version)
+    goal, standby = await request.state["goals"].get(validate(GoalPath, request.path_params).goal_id)
+    # What a standby shows may be undone, and its version be that of another change: then the primary's is shown again.
+    return _show_goal(goal._asdict(), _UNKNOWN_VERSION if standby else goal.row_version, standby=standby)
 
 
 async def post_change(request: Request[State]) -> Response:
@@ -132,7 +138,9 @@ async def post_change(request: Request[State]) -> Response:
             return show(_render(None, None, first.page, first.total, typed=typed, message=message), 404)
     except (DatabaseUnavailableError, OverloadedError) as error:
         return answer(request.scope, error, retry_form={**typed, "row_version": version})
-    return _see_page() if other is None else _show_goal(typed, other.row_version, 409, other=other)
+    if other is None:
+        return _see_page()
+    return _show_goal(typed, other.row_version, 409, other=other, unseen=form.row_version == _UNKNOWN_VERSION)
 
 
 async def _change(database: Database, goal_id: int, form: ChangeForm) -> Goal | None:
@@ -189,10 +197,21 @@ def _show_goal(
     message: str | None = None,
     errors: Mapping[str, str] = MappingProxyType({}),
     other: Goal | None = None,
+    unseen: bool = False,
+    standby: bool = False,
 ) -> Response:
-    """A goal's own page; `other` is what somebody else has made of it meanwhile."""
-    page = render("goal.html", typed=typed, row_version=version, message=message, errors=errors, other=other)
-    return show(page, status)
+    """A goal's own page; `other` is what somebody else has made of it meanwhile, or what has been `unseen` so far."""
+    page = render(
+        "goal.html",
+        typed=typed,
+        row_version=version,
+        message=message,
+        errors=errors,
+        other=other,
+        unseen=unseen,
+        standby=standby,
+    )
+    return show(page, status, STANDBY if standby else None)
 
 
 def _render(
@@ -210,6 +229,7 @@ def _render(
     return render(
         "goals.html",
         goals=page.goals,
+        standby=page.standby,
         days=[(day, list(goals)) for day, goals in groupby(page.goals, _day)],
         total_text=_describe(total),
         older=older,

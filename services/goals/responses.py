@@ -24,6 +24,7 @@ from goals.errors import (
     LockedError,
     MalformedRequestError,
     OverloadedError,
+    TemporaryError,
     UnsupportedMediaTypeError,
 )
 from goals.schemas import InvalidField, Problem
@@ -63,7 +64,8 @@ _STATUSES: dict[type[GoalsError], HTTPStatus] = {
     LockedError: HTTPStatus.SERVICE_UNAVAILABLE,
     DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
-_RETRY_LATER = {"retry-after": "1"}
+STANDBY = {"cache-status": "goals-standby; hit; detail=primary-away", "cache-control": "no-store"}
+"""Of an answer that a standby gave (RFC 9211): it has every change that was acknowledged, and may have others."""
 _REASONS = {
     HTTPStatus.NOT_FOUND: "There is nothing at this address.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not support that method.",
@@ -113,9 +115,9 @@ def show(page: str | bytes, status: int = 200, headers: Mapping[str, str] | None
 class SharedPage(HTMLResponse):
     """A page of two pieces: the reader's own, and one that concurrent answers share and nobody copies."""
 
-    def __init__(self, own: bytes, shared: bytes) -> None:
+    def __init__(self, own: bytes, shared: bytes, headers: Mapping[str, str]) -> None:
         length = str(len(own) + len(shared))
-        super().__init__(own, headers={"cache-control": "no-store", "content-length": length})
+        super().__init__(own, headers={"cache-control": "no-store", "content-length": length, **headers})
         self._shared = shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -152,7 +154,10 @@ def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | No
         case GoalsError():
             status = _STATUSES[type(error)]
             fields = error.fields if isinstance(error, InvalidInputError) else {}
-            headers = dict(_RETRY_LATER if status == HTTPStatus.SERVICE_UNAVAILABLE else {})
+            if isinstance(error, TemporaryError):
+                headers = {"retry-after": str(error.retry_after)}
+            elif isinstance(error, GoalNotFoundError) and error.standby:
+                headers = dict(STANDBY)
         case _:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             detail = "The service failed, and its log says how. What you sent may have been done, or not."

@@ -111,7 +111,8 @@ def _clean_id(value: object) -> int:
 
 
 def _clean_version(value: object) -> int:
-    if isinstance(value, str) and _CANONICAL_ID.fullmatch(value):
+    # 0 is that of a page which cannot know it.
+    if isinstance(value, str) and (value == "0" or _CANONICAL_ID.fullmatch(value)):
         return int(value)
     raise ValueError("A version is a whole number, such as 1.")
 

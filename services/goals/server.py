@@ -36,6 +36,7 @@ from starlette.types import ASGIApp
 
 from goals.errors import ConfigurationError
 from goals.limits import Limits
+from goals.middleware import SAFE_METHODS
 
 log = structlog.get_logger(__name__)
 
@@ -111,6 +112,8 @@ class Protocol(H11Protocol):
         about = self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server
         self.stream = HTTPStream(*about, self.stream_send, STREAM_ID)
         version, method = request.http_version.decode(), request.method.decode().upper()
+        if method not in SAFE_METHODS:
+            self._transport.wait_for_write()
         start = list(request.headers), version, method, request.target, self.connection_state
         await self.stream.handle(events.Request(STREAM_ID, *start))
 
@@ -191,6 +194,12 @@ class Connection(TCPServer):
             self._leave()
         elif isinstance(event, RawData) and event.data:
             await self.write(event.data)
+
+    def wait_for_write(self) -> None:
+        """Give the request that has begun the time of a write."""
+        limits = self._limits
+        self._expire_in(limits.body_deadline + limits.write_deadline + limits.transport_grace)
+        self._latest = self._expires
 
     async def write(self, head: bytes, body: bytes = b"") -> None:
         """Send the head with the body's first piece, and each other piece once the kernel has the one before."""

@@ -32,6 +32,18 @@ class Settings(BaseSettings):
         None, description="CA certificate for `SSL=verify-ca` and `verify-full`; unset means the system's"
     )
 
+    db_standby_host: str | None = Field(
+        None,
+        description="Name of all PostgreSQL servers, the primary's included: reads go on from a standby while the "
+        "primary is away; unset means from the primary alone",
+    )
+    db_standby_replies: int | None = Field(
+        None,
+        ge=1,
+        description="How many servers must reply before a standby is read: n - k + 1, where a commit waits for k of n "
+        "standbys; unset means that no standby is read",
+    )
+
     goals_bind: str = Field("127.0.0.1", description="Address of both listeners; `0.0.0.0` in a container")
     goals_port: int = Field(8080, ge=0, le=65535, description="Port of the page and the API; 0 lets the kernel choose")
     goals_ops_port: int = Field(
@@ -51,6 +63,9 @@ class Settings(BaseSettings):
     goals_pool_size: int = Field(10, ge=5, le=10, description="Connections to PostgreSQL, all opened at start")
     goals_key_hours: float = Field(
         24.0, gt=0, le=24 * 365, description="How long a repeat of an `Idempotency-Key` is recognised"
+    )
+    goals_write_wait_seconds: float = Field(
+        15.0, ge=0, le=15, description="How long a write waits for the primary in a failover"
     )
     goals_hsts: bool = Field(
         default=False, description="Send `Strict-Transport-Security`; only with a real certificate"
@@ -76,7 +91,7 @@ class Settings(BaseSettings):
             raise ValueError("write host names alone, without a port or https://, and an IPv6 address in [brackets]")
         return hosts
 
-    @field_validator("db_host")
+    @field_validator("db_host", "db_standby_host")
     @classmethod
     def _can_be_looked_up(cls, value: str | None) -> str | None:
         try:

@@ -21,6 +21,8 @@ _REJECTIONS = frozenset({"28P01", "53300"})
 _DEFECTS = ("22", "23", "42")
 _NOT_THERE_YET = frozenset({"42501", "42703", "42P01"})
 LOCK_NOT_AVAILABLE = "55P03"
+HELD = frozenset({LOCK_NOT_AVAILABLE, "57014"})
+"""Somebody held a lock for longer than the statement could wait: an earlier attempt of it, perhaps."""
 
 
 def sqlstate(error: BaseException) -> str | None:
@@ -54,6 +56,18 @@ def is_transient(error: BaseException) -> bool:
         # Refused, reset, unresolved, timed out, or lost while it was set up: asyncpg and SQLAlchemy leave these bare.
         isinstance(error, (OSError, asyncpg.InterfaceError))
         or (isinstance(error, DBAPIError) and (error.connection_invalidated or sqlstate(error) in _TRANSIENT))
+    )
+
+
+def is_loss(error: BaseException) -> bool:
+    """Tell whether there was no primary, rather than one that refused something."""
+    if is_rejection(error):
+        return False
+    return (
+        isinstance(error, (OSError, asyncpg.InterfaceError))
+        or (isinstance(error, DBAPIError) and error.connection_invalidated)
+        or (sqlstate(error) or "").startswith("08")
+        or sqlstate(error) in _DISCONNECTS
     )
 
 

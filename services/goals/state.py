@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 from goals.database import Database
-from goals.models import Document, Goal, Listing
+from goals.models import Document, Found, Listing
 from goals.readiness import Readiness
 from goals.reads import SharedReads
 from goals.telemetry import Telemetry
@@ -16,7 +16,7 @@ class State(TypedDict):
     database: Database
     pages: SharedReads[tuple[int | None, int | None], Listing]
     lists: SharedReads[tuple[int | None, int], Document]
-    goals: SharedReads[int, Goal]
+    goals: SharedReads[int, Found]
     writes: Writes
     readiness: Readiness
     telemetry: Telemetry

@@ -47,7 +47,7 @@ from goals.errors import (
     IdempotencyKeyReusedError,
     StatementRefusedError,
 )
-from goals.models import COLUMN_TYPES, Goal, NewGoal, Page, Total, goal_keys, goals
+from goals.models import COLUMN_TYPES, Found, Goal, NewGoal, Page, Total, goal_keys, goals
 
 if TYPE_CHECKING:
     from opentelemetry.trace import SpanContext
@@ -237,8 +237,9 @@ _IDS_USED = (
 
 async def select_page(database: Database, *, before: int | None, limit: int) -> Page:
     """Up to `limit` goals older than `before`, or the newest."""
-    rows = await database.fetch(_OLDER, {"before": _bound(before), "limit": limit + 1})
-    return Page([_goal(row) for row in rows[:limit]], more=len(rows) > limit)
+    result = await database.read(_OLDER, {"before": _bound(before), "limit": limit + 1})
+    rows = [_goal(row) for row in result.rows]
+    return Page(rows[:limit], more=len(rows) > limit, standby=result.standby)
 
 
 async def select_page_and_total(
@@ -246,13 +247,13 @@ async def select_page_and_total(
 ) -> tuple[Page, Total]:
     """Up to `limit` goals older than `before`, or newer than `after`, or the newest; and how many there are."""
     if after is None:
-        rows = await database.fetch(_OLDER_WITH_TOTAL, {"before": _bound(before), "limit": limit + 1})
+        result = await database.read(_OLDER_WITH_TOTAL, {"before": _bound(before), "limit": limit + 1})
     else:
-        rows = await database.fetch(_NEWER_WITH_TOTAL, {"after": _bound(after), "limit": limit + 1})
-    found = sorted((_goal(row) for row in rows if row.id is not None), reverse=True)
+        result = await database.read(_NEWER_WITH_TOTAL, {"after": _bound(after), "limit": limit + 1})
+    found = sorted((_goal(row) for row in result.rows if row.id is not None), reverse=True)
     more = len(found) > limit
     page = found[:limit] if after is None else found[-limit:]
-    return Page(page, more=more), _total(rows[0])
+    return Page(page, more=more, standby=result.standby), _total(result.rows[0])
 
 
 def _bound(number: int | None) -> int:
@@ -271,9 +272,18 @@ def _total(row: Row[Any]) -> Total:
     return Total(estimate if estimate > EXACT_COUNT else None, exact=False)
 
 
+async def find_goal(database: Database, goal_id: int) -> Found:
+    """Give a goal to be shown, while the primary is away from a standby."""
+    result = await database.read(_GOAL, {"goal_id": _bound(goal_id)})
+    if not result.rows:
+        raise GoalNotFoundError(f"There is no goal {goal_id}.", standby=result.standby)
+    return Found(_goal(result.rows[0]), result.standby)
+
+
 async def select_goal(database: Database, goal_id: int) -> Goal:
+    """Give a goal that is to be changed: as the primary has it, which is waited for."""
     if goal_id <= BIGGEST_ID:
-        rows = await database.fetch(_GOAL, {"goal_id": goal_id})
+        rows = await database.fetch(_GOAL, {"goal_id": goal_id}, patient=True)
         if rows:
             return _goal(rows[0])
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
@@ -286,16 +296,16 @@ async def insert_goal(database: Database, values: Mapping[str, object], key: UUI
     raises `GoalRemovedError`.
     """
     parameters = {"given_key": key, "given_fingerprint": fingerprint, **_new(values)}
-    (row,) = await database.fetch(_insert(tuple(values)), parameters)
+    (row,) = await database.fetch(_insert(tuple(values)), parameters, write=True)
     if row.fingerprint != fingerprint:
         raise IdempotencyKeyReusedError("This idempotency key has been used for another goal.")
     if row.id is not None:
         return _goal(row)
-    found = await database.fetch(_GOAL, {"goal_id": row.of_goal})
+    found = await database.fetch(_GOAL, {"goal_id": row.of_goal}, patient=True)
     if found:
         return _goal(found[0])
     # Confirmed by a standby as the removal itself is: a change of the key that comes after it.
-    await database.fetch(_insert(tuple(values)), parameters)
+    await database.fetch(_insert(tuple(values)), parameters, write=True)
     raise GoalRemovedError("The goal that was added with this idempotency key has been removed since.")
 
 
@@ -314,7 +324,7 @@ async def insert_goals(
     parameters: dict[str, object] = {f"new_{name}": [one.values[name] for one in new] for name in new[0].values}
     parameters |= {"given_key": [one.key for one in new], "given_fingerprint": [one.fingerprint for one in new]}
     parameters |= {"stall": f"{stall * 1000:.0f}ms"}
-    result = await database.run(_insert_together(tuple(new[0].values)), parameters, admitted=len(new))
+    result = await database.run(_insert_together(tuple(new[0].values)), parameters, admitted=len(new), write=True)
     return {row.key: _goal(row) for row in result.rows}, result.span
 
 
@@ -331,7 +341,7 @@ async def update_goal(
         parameters = {"goal_id": goal_id, **_new(values)}
         if seen is not None:
             parameters["seen"] = _bound(seen)
-        rows, attempts, _ = await database.run(statement, parameters)
+        rows, attempts, *_ = await database.run(statement, parameters, write=True)
         if rows:
             return _goal(rows[0])
         if seen is not None and attempts == 1:
@@ -349,12 +359,12 @@ async def delete_goal(database: Database, goal_id: int, *, seen: int | None = No
     """Remove the goal, or raise `GoalNotFoundError`; where `seen` is given, only while it still has that version."""
     if goal_id <= BIGGEST_ID:
         if seen is None:
-            rows, attempts, _ = await database.run(_DELETE, {"goal_id": goal_id})
+            rows, attempts, *_ = await database.run(_DELETE, {"goal_id": goal_id}, write=True)
         else:
-            rows, attempts, _ = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen})
+            rows, attempts, *_ = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen}, write=True)
         if rows:
             return
-        if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id})):
+        if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id}, patient=True)):
             raise GoalChangedError("The goal has changed since it was read.")
         # A second attempt that finds nothing follows a first one that may have removed it: either way it is gone.
         if attempts > 1:

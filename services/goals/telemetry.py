@@ -170,6 +170,13 @@ class DatabaseMetrics:
                 ("create_time", "The time it took to create a new connection."),
             )
         )
+        self._standby_reads = dict.fromkeys(("standby", "primary", "refused"), 0)
+        _counter(
+            meter,
+            "goals.standby.reads",
+            "Reads that looked beyond DB_HOST: answered by a standby, by a primary, or not (refused).",
+            lambda: [(count, {"outcome": outcome}) for outcome, count in self._standby_reads.items()],
+        )
 
     def record_statement(
         self, namespace: str, operation: str, collection: str | None, error: str | None, seconds: float
@@ -185,6 +192,10 @@ class DatabaseMetrics:
                 attributes["error.type"] = error
             self._attributes[key] = attributes
         self._operation.record(seconds, attributes)
+
+    def record_standby_read(self, outcome: str) -> None:
+        """Count a read that looked for another server; `outcome` is standby, primary or refused."""
+        self._standby_reads[outcome] += 1
 
     def record_wait(self, seconds: float) -> None:
         self._wait.record(seconds, self._pool)

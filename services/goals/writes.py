@@ -60,7 +60,7 @@ class Writes:
         loop, new = asyncio.get_running_loop(), NewGoal(values, key, fingerprint)
         if len(self._under_way) < self._limits.groups:
             return await self._add_alone(new)
-        turn = self._gate.expect(loop.time() + self._limits.retry_budget)
+        turn = self._gate.expect(self._database.deadline(write=True))
         add = _Add(new, sum(len(str(value).encode(errors="replace")) for value in values.values()), turn)
         self._waiting.append(add)
         try:

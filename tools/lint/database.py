@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tools.lint.inventory import Container, Inventory, annotation, first, get_path, namespace_of
 from tools.lint.manifests import Manifest, name
 from tools.lint.rules import every, of, of_the_service
-from tools.lint.service import SETTINGS
+from tools.lint.service import LIMITS, SETTINGS
 from tools.lint.workloads import quantity, scaled
 
 LEAST_STORAGE = "10Gi"
@@ -26,18 +26,36 @@ def database_backup(inventory: Inventory, one: Manifest) -> Iterator[str]:
         yield f"storage.size is below {LEAST_STORAGE}"
 
 
+def _services_of_instances(inventory: Inventory, cluster: Manifest) -> list[str]:
+    (instances,) = (pod for pod in inventory.pods if pod.manifest is cluster)
+    return [
+        each["metadata"]["name"]
+        for each in inventory.of("Service")
+        if first(each, "spec.clusterIP") == "None"
+        and first(each, "spec.publishNotReadyAddresses")
+        and namespace_of(each) == namespace_of(cluster)
+        and inventory.select({"matchLabels": first(each, "spec.selector", {})}, namespace_of(cluster)) == [instances]
+    ]
+
+
 @every(of("Cluster"))
 def database_instances(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """While the primary is unavailable, the service does not find the standbys that could answer."""
-    (instances,) = (pod for pod in inventory.pods if pod.manifest is one)
-    if not any(
-        first(each, "spec.clusterIP") == "None"
-        and first(each, "spec.publishNotReadyAddresses")
-        and namespace_of(each) == namespace_of(one)
-        and inventory.select({"matchLabels": first(each, "spec.selector", {})}, namespace_of(one)) == [instances]
-        for each in inventory.of("Service")
-    ):
+    if not _services_of_instances(inventory, one):
         yield "no headless Service gives the addresses of its instances, and of nothing else, ready or not"
+
+
+@every(of_the_service)
+def standby_reads(inventory: Inventory, one: Container) -> Iterator[str]:
+    """While the primary is away, pages miss acknowledged goals, or standbys that could answer are not asked."""
+    found = (inventory.get("Cluster", one.pod.namespace, each) for each in _databases(one) if one.serves)
+    for cluster in filter(None, found):
+        if one.variables.get("DB_STANDBY_HOST") not in _services_of_instances(inventory, cluster):
+            yield "DB_STANDBY_HOST does not name the headless Service of all instances"
+        standbys = int(first(cluster, "spec.instances", 1)) - 1
+        needed = standbys - int(first(cluster, "spec.postgresql.synchronous.number", 0)) + 1
+        if one.variables.get("DB_STANDBY_REPLIES") != str(needed):
+            yield f"DB_STANDBY_REPLIES has to be {needed}: {standbys} standbys less those of each commit, and one"
 
 
 @every(of("Cluster"))
@@ -70,13 +88,18 @@ def archives(cluster: Manifest) -> set[tuple[str, str]]:
     return {(str(one.get("barmanObjectName")), one.get("serverName", cluster["metadata"]["name"])) for one in given}
 
 
-@every(of_the_service)
-def database_credentials(inventory: Inventory, one: Container) -> Iterator[str]:
-    """The service speaks to one database with the password of another, and is refused."""
+def _databases(one: Container) -> list[str]:
+    """The names of the Clusters whose Secrets it uses."""
     mounted = set(get_path(one.spec, "volumeMounts[].name"))
     volumes = [volume for volume in get_path(one.pod.spec, "volumes[]") if volume["name"] in mounted]
     secrets = [*get_path(one.spec, "env[].valueFrom.secretKeyRef.name"), *get_path(volumes, "[].secret.secretName")]
-    clusters = sorted({secret.removesuffix("-app").removesuffix("-ca") for secret in secrets})
+    return sorted({secret.removesuffix("-app").removesuffix("-ca") for secret in secrets})
+
+
+@every(of_the_service)
+def database_credentials(inventory: Inventory, one: Container) -> Iterator[str]:
+    """The service speaks to one database with the password of another, and is refused."""
+    clusters = _databases(one)
     if len(clusters) > 1:
         yield f"its secrets are of several databases: {', '.join(clusters)}"
     for cluster in clusters:
@@ -107,5 +130,6 @@ def connections(inventory: Inventory, one: Manifest) -> Iterator[str]:
                 and namespace_of(target) == namespace_of(one)
             ):
                 size = each.variables.get("GOALS_POOL_SIZE") or SETTINGS["GOALS_POOL_SIZE"]
-                if (needed := int(str(size)) * pods + RESERVED) > offered:
+                each_pod = int(str(size)) + int(LIMITS["server_connections"])
+                if (needed := each_pod * pods + RESERVED) > offered:
                     yield f"max_connections is {offered}; {name(scaler)} may need {needed}"

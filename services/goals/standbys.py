@@ -1,0 +1,242 @@
+"""Reads that go on while the primary is away: all servers are asked, and the newest state among the replies is read.
+
+An acknowledged commit is on its primary and on k of n standbys: of any n - k + 1 servers one has it. No reply is older
+than the read. docs/adr/0035-reads-from-a-standby.md says what this cannot see.
+"""
+
+import asyncio
+import socket
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
+from sqlalchemy import CompoundSelect, Row, Select, TextClause, UpdateBase, text
+from sqlalchemy.util import greenlet_spawn
+
+from goals import sqlstates
+from goals.connections import Connector, Lineage, Timeline, make_engine
+from goals.limits import Limits
+from goals.reads import SharedReads
+from goals.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+Statement = Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
+Outcome = TypeVar("Outcome")
+
+_QUESTION = text("""
+SELECT system_identifier AS system, pg_is_in_recovery() AS is_standby,
+CASE WHEN pg_is_in_recovery() THEN 0
+ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
+CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0' AS received,
+CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END - '0/0' AS replayed
+FROM pg_control_system()
+""")
+_REPLAYED = text("SELECT pg_last_wal_replay_lsn() - '0/0'")
+
+
+class NoQuorumError(Exception):
+    """Too few servers replied, or they contradict one another: no one of them may be read."""
+
+
+class Server:
+    """One server, by its address, with connections that are open before they are needed."""
+
+    def __init__(self, address: str, settings: Settings, limits: Limits) -> None:
+        self.address = address
+        self.unanswered = 0
+        self.stuck: tuple[int, int] | None = None
+        """A position that was received and never replayed, as its record is cut off, and where replay stands."""
+        self.has_replied = True
+        connector = Connector(settings, limits, address=address)
+        self.engine = make_engine(connector.open, limits.server_connections, limits.ask_timeout)
+
+    async def run(self, statement: Statement, parameters: Mapping[str, object] | None = None) -> Sequence[Row[Any]]:
+        self.unanswered += 1
+        try:
+            return await greenlet_spawn(self._execute, statement, parameters)
+        finally:
+            self.unanswered -= 1
+
+    def _execute(self, statement: Statement, parameters: Mapping[str, object] | None) -> Sequence[Row[Any]]:
+        with self.engine.sync_engine.connect() as connection:
+            return connection.execute(statement, parameters).all()
+
+
+class Reply(NamedTuple):
+    """What a server said of itself; `position` is the last byte of WAL that it has, in memory or on disk."""
+
+    server: Server
+    timeline: int
+    """0 of a standby: an ordinary role cannot find it."""
+    position: int
+    replayed: int
+
+
+def choose(replies: Sequence[Reply], needed: int, newest: int) -> Reply:
+    """Give the reply of the server to read from; a standby first has to replay up to its position."""
+    if len(replies) < needed:
+        raise NoQuorumError(f"{len(replies)} servers replied, {needed} are needed")
+    primaries = sorted((reply for reply in replies if reply.timeline), key=lambda reply: -reply.timeline)
+    standbys = [reply for reply in replies if not reply.timeline]
+    highest = max(standbys, key=lambda reply: reply.position, default=None)
+    if not primaries:
+        assert highest is not None  # noqa: S101  at least one server is needed, and none of them is a primary
+        return highest
+    primary = primaries[0]
+    if primary.timeline < newest:
+        raise NoQuorumError("the only primary is a former one")
+    if [reply.timeline for reply in primaries].count(primary.timeline) > 1:
+        raise NoQuorumError("two primaries are on one timeline")
+    if highest is not None and highest.position > primary.position:
+        raise NoQuorumError("a standby has what its primary lacks")
+    return primary
+
+
+class Standbys:
+    """All servers behind `DB_STANDBY_HOST`: what they know of the newest primary, and reads while it is away."""
+
+    def __init__(self, settings: Settings, limits: Limits, lineage: Lineage) -> None:
+        self._settings, self._limits, self._lineage = settings, limits, lineage
+        self._needed = settings.db_standby_replies
+        self._servers: dict[str, Server] = {}
+        self._shared = SharedReads(self._ask)
+        self._left_behind: set[asyncio.Task[Any]] = set()
+        self._is_resolved = True
+
+    async def watch(self) -> None:
+        """Keep connections to each server, and learn of each promotion, until cancelled."""
+        async with asyncio.TaskGroup() as watching:
+            watching.create_task(self._watch_name())  # a resolver may hang for long
+            while True:
+                await self._shared.get(len(self._servers))
+                await asyncio.sleep(self._limits.watch_interval)
+
+    async def look(self) -> None:
+        """Ask all servers whether another primary has been promoted; enough replies will do."""
+        await self._shared.get(self._needed or 1)
+
+    async def read(
+        self, statement: Statement, parameters: Mapping[str, object] | None
+    ) -> tuple[Sequence[Row[Any]], bool]:
+        """Run a statement that changes nothing, and tell whether a standby has answered it; or `NoQuorumError`.
+
+        Each acknowledged commit that came before is in the answer.
+        """
+        if self._needed is None:
+            raise NoQuorumError("DB_STANDBY_REPLIES is not set")
+        if self._lineage.newest is None:
+            raise NoQuorumError("no primary has been seen")
+        replies = await self._shared.get(self._needed)
+        reply = choose(replies, self._needed, self._lineage.newest.number)
+        if not reply.timeline:
+            await self._wait_for_replay(reply)
+        # A statement of its own: one that looked at the position itself would have the older snapshot.
+        try:
+            limit = self._limits.standby_timeout
+            return await self._within(limit, reply.server.run(statement, parameters)), not reply.timeline
+        except Exception as error:  # noqa: BLE001  whatever it is, another server may be well
+            raise NoQuorumError(f"{reply.server.address} did not answer ({sqlstates.error_type(error)})") from None
+
+    async def close(self) -> None:
+        for task in self._left_behind:
+            task.cancel()
+        await asyncio.gather(*self._left_behind, return_exceptions=True)
+        for server in self._servers.values():
+            await server.engine.dispose()
+
+    async def _watch_name(self) -> None:
+        while True:
+            await self._look_up()
+            await asyncio.sleep(self._limits.resolve_interval if self._servers else self._limits.watch_interval)
+
+    async def _look_up(self) -> None:
+        """Find the servers' addresses; without an answer those that are known stay."""
+        host, port = self._settings.db_standby_host, self._settings.db_port
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            if self._is_resolved:
+                log.warning("DB_STANDBY_HOST cannot be resolved; known servers are kept", error=error.strerror)
+            self._is_resolved = False
+            return
+        self._is_resolved = True
+        addresses = {str(address[0]) for *_, address in found}
+        for address in self._servers.keys() - addresses:
+            if not self._servers[address].has_replied:
+                await self._servers.pop(address).engine.dispose()
+        for address in sorted(addresses - self._servers.keys())[: self._limits.servers - len(self._servers)]:
+            self._servers[address] = Server(address, self._settings, self._limits)
+
+    async def _ask(self, enough: int) -> list[Reply]:
+        """Put a question to every server, and give the replies once there are enough, or after `ask_timeout`."""
+        replies: list[Reply] = []
+        asked = {
+            self._leave_behind(self._question(server))
+            for server in self._servers.values()
+            if server.unanswered < self._limits.server_connections
+        }
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._limits.ask_timeout
+        while asked and len(replies) < enough and loop.time() < until:
+            done, asked = await asyncio.wait(asked, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+            replies += [reply for task in done if (reply := task.result()) is not None]
+        return replies
+
+    async def _question(self, server: Server) -> Reply | None:
+        server.has_replied = False
+        try:
+            (row,) = await server.run(_QUESTION)
+        except Exception:  # noqa: BLE001  a server that cannot say what it is does not reply
+            return None
+        server.has_replied = True
+        newest = self._lineage.newest
+        if newest is not None and row.system != newest.system:
+            return None
+        if not row.is_standby:
+            self._lineage.learn(Timeline(row.system, row.timeline))
+            return Reply(server, row.timeline, int(row.received), 0)
+        # Until it asks for a stream, it may have acknowledged more than it has read of its own log since its start.
+        if row.received is None or row.replayed is None:
+            return None
+        return Reply(server, 0, int(max(row.received, row.replayed)), int(row.replayed))
+
+    async def _wait_for_replay(self, reply: Reply) -> None:
+        """Return when the standby has replayed all that it has received, or cannot: its last record is cut off."""
+        loop, server, replayed = asyncio.get_running_loop(), reply.server, reply.replayed
+        began = moved = loop.time()
+        while replayed < reply.position and server.stuck != (reply.position, replayed):
+            now = loop.time()
+            if now - moved >= self._limits.replay_stall:
+                server.stuck = reply.position, replayed
+            elif now - began >= self._limits.replay_timeout:
+                raise NoQuorumError(f"{server.address} has not replayed what it has received")
+            else:
+                await asyncio.sleep(self._limits.replay_pause)
+                try:
+                    ((lsn,),) = await self._within(self._limits.ask_timeout, server.run(_REPLAYED))
+                    position = int(lsn)
+                except Exception as error:  # noqa: BLE001  as in `read`
+                    raise NoQuorumError(f"{server.address} did not answer ({sqlstates.error_type(error)})") from None
+                if position != replayed:
+                    replayed, moved = position, loop.time()
+
+    async def _within(self, seconds: float, running: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """Wait for it for so long; what takes longer is left behind."""
+        task = self._leave_behind(running)
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+
+    def _leave_behind(self, running: Coroutine[Any, Any, Outcome]) -> asyncio.Task[Outcome]:
+        """A task that nobody has to wait for: to cancel a statement costs its connection, and time."""
+        task = asyncio.create_task(running)
+        self._left_behind.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._left_behind.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as seen
