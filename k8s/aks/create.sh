@@ -224,6 +224,7 @@ trust() {
 }
 trust backup goals goals-db
 trust backup goals goals-db-restored
+trust backup goals goals-db-next
 trust secrets monitoring key-vault
 trust secrets argocd key-vault
 

@@ -34,9 +34,14 @@ TOGETHER = (
     ("overlays/aks", "platform/namespaces", "argocd/server"),
     ("overlays/aks-restored", "platform/namespaces", "argocd/server"),
     ("overlays/aks-other-region", "platform/namespaces", "argocd/server"),
+    (
+        "overlays/aks-upgrade",
+        *(f"overlays/aks/upgrade/{way}" for way in ("in-place", "forth", "back")),
+        "platform/namespaces",
+    ),
     ("argocd/goals", "platform/namespaces", "argocd/server", "argocd", "argocd/apps", "platform/argocd"),
 )
-"""What is in a cluster at one time: in kind, with a load test, on AKS by hand, after two kinds of restore, and by Argo CD."""
+"""What is in a cluster at one time: in kind, with a load test, on AKS by hand, restored, upgraded, and by Argo CD."""
 
 
 def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> Iterator[Finding]:

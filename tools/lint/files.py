@@ -16,7 +16,7 @@ KINDS = {
     "argoproj.io": "AppProject Application",
     "autoscaling": "HorizontalPodAutoscaler",
     "barmancloud.cnpg.io": "ObjectStore",
-    "batch": "Job",
+    "batch": "CronJob Job",
     "cert-manager.io": "Certificate ClusterIssuer",
     "external-secrets.io": "ExternalSecret SecretStore",
     "gateway.networking.k8s.io": "BackendTLSPolicy Gateway HTTPRoute ReferenceGrant",
@@ -27,7 +27,7 @@ KINDS = {
     "monitoring.coreos.com": "AlertmanagerConfig PodMonitor PrometheusRule ServiceMonitor",
     "networking.k8s.io": "NetworkPolicy",
     "policy": "PodDisruptionBudget",
-    "postgresql.cnpg.io": "Cluster ImageCatalog ScheduledBackup",
+    "postgresql.cnpg.io": "Backup Cluster ImageCatalog Publication ScheduledBackup Subscription",
     "rbac.authorization.k8s.io": "Role RoleBinding",
     "storage.k8s.io": "StorageClass",
 }

@@ -244,6 +244,7 @@ class Inventory:
             labels = first(one, "spec.inheritedMetadata.labels", {}) | {
                 "cnpg.io/cluster": first(one, "spec.cluster.name", name),
                 "cnpg.io/podRole": "pooler" if pooler else "instance",
+                "cnpg.io/instanceRole": "primary",  # one of them; no policy asks for a standby
                 "cnpg.io/poolerName" if pooler else "cnpg.io/instanceName": name,
             }
             ports = (
