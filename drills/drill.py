@@ -6,6 +6,7 @@ import random
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -16,6 +17,7 @@ from drills.timeline import Mark, Timeline
 
 LONGEST_ANSWER = 3.5
 """Seconds: the request deadline of the service, and what it takes to notice it on two busy cores."""
+LONGEST_READ = "longest read, s"
 
 _REFUSED = 503
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -27,6 +29,8 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 }
 
 
+Promotion = Literal["cnpg", "at-once"]
+"""`cnpg` takes as long over a change of the primary as CloudNativePG did on a cluster."""
 Kind = Literal["safety", "timing"]
 """Safety holds on every machine, however busy; timing is a speed, which a machine that others share may explain."""
 
@@ -127,13 +131,15 @@ class Control(NamedTuple):
 class Drill:
     """What a drill is given, and what it leaves behind.
 
-    `short` asks for the form that takes seconds. The moments of faults come from `random`, whose seed is recorded.
+    `short` asks for the form that takes seconds, `promotion` for how the operator hands the primary over. The moments
+    of faults come from `random`, whose seed is recorded.
     """
 
-    def __init__(self, name: str, *, short: bool, seed: int) -> None:
+    def __init__(self, name: str, *, short: bool, seed: int, promotion: Promotion = "cnpg") -> None:
         self.name = name
         self.short = short
         self.seed = seed
+        self.promotion = promotion
         self.random = random.Random(f"{name} {seed}")  # noqa: S311  no secret
         self.started = time.time()
         self.load_before = os.getloadavg()[0]
@@ -191,7 +197,10 @@ class Drill:
         for name, value in vars(verdict).items():
             setattr(self.verdict, name, getattr(self.verdict, name) + value)
         self.requests += sum(not attempt.is_cut_off for attempt in attempts)
-        self.failed += sum(attempt.shows_error and attempt.status != _REFUSED for attempt in attempts)
+        failed = Counter((a.step, a.status, a.error) for a in attempts if a.shows_error and a.status != _REFUSED)
+        self.failed += failed.total()
+        for (step, status, error), number in failed.items():
+            self.say(f"{number} requests failed: {step}: {error or status}")
 
     def draw(self, case: Case, attempts: Sequence[Attempt]) -> None:
         self.timelines.append(Timeline.make(case.name, attempts, case.marks, case.began, case.ended))

@@ -2,17 +2,20 @@
 
 import json
 import re
+from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ADD, RENAME, REMOVE = "add", "rename", "remove"
 """What the name of a step begins with that writes: adds "drill UUID", gives it another name, removes it."""
 
 _NAME = re.compile(r"drill ([0-9a-f-]{36})( renamed)?")
+_GOAL_ID = re.compile(r"(?:/goals/|goal_id=)(\d+)")
 _DONE = range(200, 400)
 _REFUSED = range(400, 500)
 
@@ -26,6 +29,21 @@ class Attempt(NamedTuple):
     uuid: str | None
     status: int
     error: str | None
+    goal_id: int | None = None
+    """Of the goal that it renames or removes."""
+    shown: tuple[str, ...] | None = None
+    """What a page or a list showed: of each goal the end of its UUID, and whether it is renamed."""
+    cache: str | None = None
+    """The header `Cache-Status`, which says that the answer is a standby's."""
+    retry_after: int | None = None
+
+    @property
+    def is_read(self) -> bool:
+        return self.shown is not None
+
+    @property
+    def is_from_standby(self) -> bool:
+        return self.is_done and self.cache is not None
 
     @property
     def begun(self) -> float:
@@ -53,11 +71,25 @@ def read_journal(path: Path) -> list[Attempt]:
     """The attempts, in the order in which they ended."""
     with path.open("rb") as file:
         lines = [json.loads(line) for line in file]
-    attempts = [
-        Attempt(line["time"], line["seconds"], line["step"], line["uuid"], line["status"], line["error"])
-        for line in lines
-    ]
-    return sorted(attempts, key=lambda attempt: attempt.ended)
+    return sorted(map(_read_attempt, lines), key=lambda attempt: attempt.ended)
+
+
+def _read_attempt(line: Mapping[str, Any]) -> Attempt:
+    answer = line.get("answer", {})
+    found = _GOAL_ID.search(f"{line['path']} {line['sent']}")
+    return Attempt(
+        ended=line["time"],
+        # By the clock at both ends, to know which writes had been acknowledged before.
+        seconds=line["time"] - line["begun"],
+        step=line["step"],
+        uuid=line["uuid"],
+        status=line["status"],
+        error=line["error"],
+        goal_id=int(found[1]) if found else None,
+        shown=tuple(answer["shown"]) if "shown" in answer else None,
+        cache=answer.get("cache"),
+        retry_after=int(answer["retry_after"]) if answer.get("retry_after") else None,
+    )
 
 
 @dataclass
@@ -122,3 +154,61 @@ def longest_gap(attempts: Sequence[Attempt], began: float, ended: float) -> floa
     """The longest time from one acknowledged write to the next, the borders of the span counted as writes."""
     times = [began, *(a.ended for a in attempts if a.is_write and a.is_done and began < a.ended < ended), ended]
     return max(after - before for before, after in pairwise(times))
+
+
+PAGE = 50
+"""Goals on a page, and in a list."""
+TAIL = 12
+"""Characters of a UUID that tell goals apart, so that the journal stays small."""
+
+
+class _Goal:
+    """When what was asked for of a goal, and acknowledged; never is infinite."""
+
+    def __init__(self, steps: Mapping[str, Sequence[Attempt]]) -> None:
+        self.added, self.renamed, self.removed = (
+            min((one.ended for one in steps[step] if one.is_done), default=inf) for step in (ADD, RENAME, REMOVE)
+        )
+        self.may_be_renamed, self.may_be_removed = (
+            min((one.begun for one in steps[step]), default=inf) for step in (RENAME, REMOVE)
+        )
+
+
+def find_stale(attempts: Iterable[Attempt], ids: Mapping[str, int]) -> list[Attempt]:
+    """Give the pages and lists that lack a write which was acknowledged to anyone before they were requested.
+
+    Each shows the goals of the highest ids. `ids` are those of the goals there are, by UUID; a client that removed one
+    knew its id.
+    """
+    steps: defaultdict[str, dict[str, list[Attempt]]] = defaultdict(lambda: {ADD: [], RENAME: [], REMOVE: []})
+    reads, known = [], {uuid[-TAIL:]: number for uuid, number in ids.items()}
+    for attempt in attempts:
+        if attempt.is_write and attempt.uuid is not None:
+            tail = attempt.uuid[-TAIL:]
+            steps[tail][attempt.step.split()[0]].append(attempt)
+            if attempt.goal_id is not None:
+                known[tail] = attempt.goal_id
+        elif attempt.is_read and attempt.is_done:
+            reads.append(attempt)
+    goals = {tail: _Goal(of_one) for tail, of_one in steps.items()}
+    added = sorted((goals[tail].added, number, tail) for tail, number in known.items() if tail in goals)
+    times = [at for at, _, _ in added]
+    highest = list(accumulate((number for _, number, _ in added), max))
+    stale = []
+    for read in reads:
+        shown = {text[:TAIL]: text for text in read.shown or ()}
+        lowest = min((known.get(tail, inf) for tail in shown), default=0) if len(shown) >= PAGE else 0
+        is_stale = any(tail in goals and _is_former(goals[tail], name, read) for tail, name in shown.items())
+        place = bisect_left(times, read.begun) - 1
+        while place >= 0 and highest[place] >= lowest and not is_stale:
+            _, number, tail = added[place]
+            is_stale = number >= lowest and tail not in shown and goals[tail].may_be_removed > read.ended
+            place -= 1
+        if is_stale:
+            stale.append(read)
+    return stale
+
+
+def _is_former(goal: _Goal, shown: str, read: Attempt) -> bool:
+    """Whether a goal that is shown was gone, or had its other name, when it was requested."""
+    return goal.removed < read.begun or (goal.renamed < read.begun and len(shown) == TAIL)

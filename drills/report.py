@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from drills.drill import Case, Check, Drill
+from drills.drill import LONGEST_READ, Case, Check, Drill
 from drills.timeline import Timeline, draw
 from loadtest.charts import stack
 from loadtest.pages import Kind, write_banner, write_charts, write_figures, write_markdown, write_page, write_table
@@ -26,6 +26,7 @@ def summarize(drill: Drill) -> dict[str, Any]:
         "not_run": drill.not_run,
         "short": drill.short,
         "seed": drill.seed,
+        "promotion": drill.promotion,
         "started": datetime.fromtimestamp(drill.started, UTC).isoformat(timespec="seconds"),
         "seconds": round(drill.seconds, 1),
         "machine": {"cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
@@ -171,8 +172,8 @@ def _timelines(drill: Drill, case: Case) -> list[Timeline]:
 
 
 def _limit(case: Case) -> float | None:
-    """What the longest answer of a case is judged by, if it is."""
-    return next((check.limit for check in case.checks if check.what == "longest answer, s"), None)
+    """What the longest answer of a case, or its longest read, is judged by, if it is."""
+    return next((check.limit for check in case.checks if check.what in {"longest answer, s", LONGEST_READ}), None)
 
 
 def _write_checks(title: str, checks: list[Check], *, level: int = 2) -> str:

@@ -30,21 +30,30 @@ class Timeline(NamedTuple):
     refused: list[int]
     longest: list[float]
     marks: list[Mark]
+    from_standby: list[int]
+    longest_read: list[float]
 
     @classmethod
     def make(cls, title: str, attempts: Sequence[Attempt], marks: Sequence[Mark], began: float, ended: float) -> Self:
-        """Count the attempts that ended between two times; those that were refused or not answered apart."""
+        """Count the attempts that ended between two times; those that were refused or not answered apart.
+
+        Where the journal tells what reads showed, their longest answers are apart, too.
+        """
         seconds = ended - began
         width = max(seconds / _BINS, _SHORTEST_BIN)
         number = ceil(seconds / width)
         answered, refused, longest = [0] * number, [0] * number, [0.0] * number
+        from_standby, longest_read = [0] * number, [0.0] * number
         for attempt in attempts:
             if began <= attempt.ended < ended and not attempt.is_cut_off:
                 place = min(int((attempt.ended - began) / width), number - 1)
                 (refused if attempt.shows_error else answered)[place] += 1
-                longest[place] = max(longest[place], round(attempt.seconds, 3))
+                from_standby[place] += attempt.is_from_standby
+                longer = longest_read if attempt.is_read else longest
+                longer[place] = max(longer[place], round(attempt.seconds, 3))
         moved = [Mark(round(mark.at - began, 3), mark.what, round(mark.until - began, 3)) for mark in marks]
-        return cls(title, round(seconds, 3), round(width, 4), answered, refused, longest, moved)
+        times = round(seconds, 3), round(width, 4)
+        return cls(title, *times, answered, refused, longest, moved, from_standby, longest_read)
 
     def dump(self) -> dict[str, Any]:
         return {**self._asdict(), "marks": [mark._asdict() for mark in self.marks]}
@@ -53,11 +62,14 @@ class Timeline(NamedTuple):
 def draw(timeline: Timeline, longest_answer: float | None = None) -> list[str]:
     """Two pictures: the rates of answers, and how long the slowest took beside its limit, each beside what was done."""
     middles = [(place + 0.5) * timeline.width for place in range(len(timeline.answered))]
+    kinds = [("answered", timeline.answered), ("rejected", timeline.refused), ("by a standby", timeline.from_standby)]
     rates = [
         (name, [(at, count / timeline.width) for at, count in zip(middles, counts, strict=True)])
-        for name, counts in (("answered", timeline.answered), ("rejected", timeline.refused))
+        for name, counts in kinds[: 2 + any(timeline.from_standby)]
     ]
     longest = [("longest", list(zip(middles, timeline.longest, strict=True)))]
+    if any(timeline.longest_read):
+        longest = [("write", longest[0][1]), ("read", list(zip(middles, timeline.longest_read, strict=True)))]
     bands = [(mark.at, mark.until, mark.what) for mark in timeline.marks]
     limits = [(f"limit {longest_answer:g} s", longest_answer)] if longest_answer else []
     draw_time = partial(draw_lines, across="seconds", right=timeline.seconds, bands=bands)

@@ -75,7 +75,7 @@ def add_header(headers: dict[str, str], name: str, value: str) -> None:
 
 
 class Source(NamedTuple):
-    """Where a value is saved from: a header by name, or one of the body's matches at random."""
+    """Where a value is taken from: a header by name, or what a pattern finds in the body."""
 
     header: str | None
     pattern: re.Pattern[str] | None
@@ -88,8 +88,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^[^\r\n{}]+$", max_length=100)
 class Step(Strict):
     """One request, and what must be true of its answer. `${name}` in path, headers, form, json and body is filled in.
 
-    `attempts` above 1 sends the very same request again, after a growing pause, while there is no answer or a status
-    of 500 or above: what a person does who presses the button again.
+    `attempts` above 1 sends the very same request again, after a growing pause or the one that the answer names in
+    `Retry-After`, while there is no answer or a status of 500 or above: what a person does who presses the button
+    again. `journal` is what of the answer goes into the journal: a header, or all that a pattern finds in the body.
     """
 
     name: Name = ""
@@ -101,6 +102,7 @@ class Step(Strict):
     body: str | None = None
     checks: dict[Name, str] = Field(default_factory=dict)
     save: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]+$")], str] = Field(default_factory=dict)
+    journal: dict[Annotated[str, StringConstraints(pattern=r"^[a-z_]+$")], str] = Field(default_factory=dict)
     attempts: Annotated[int, Field(ge=1, le=100)] = 1
 
     @field_validator("headers")
@@ -138,6 +140,13 @@ class Step(Strict):
                 raise ValueError(f"`{name}` is there in every iteration and cannot be saved; choose another name")
             parse_source(text)
         return save
+
+    @field_validator("journal")
+    @classmethod
+    def _columns(cls, columns: dict[str, str]) -> dict[str, str]:
+        for text in columns.values():
+            parse_source(text)
+        return columns
 
     @model_validator(mode="after")
     def _body(self) -> Self:

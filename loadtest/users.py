@@ -42,6 +42,7 @@ class BoundStep:
             (recorder.add_check(name), parse_check(text)) for name, text in step.checks.items()
         ]
         self.save: dict[str, Source] = {name: parse_source(text) for name, text in step.save.items()}
+        self.journal: dict[str, Source] = {name: parse_source(text) for name, text in step.journal.items()}
         self._target = target
         self._fixed: tuple[Request, bytes] | None = None
         if not step.variables:
@@ -155,24 +156,23 @@ class VirtualUser:
         journal = self._run.journal
         attempt = 1
         while True:
-            begun = perf_counter()
+            begun, begun_at = perf_counter(), time.time()
             try:
                 response = self._client.request(wire)
             except BaseException:
                 self._run.recorder.interrupted += 1
                 if journal:
                     waited = Response(0, b"", b"", perf_counter() - begun, "interrupted")
-                    self._write(journal, step, attempt, values, request, waited)
+                    self._write(journal, step, attempt, values, request, begun_at, waited)
                 raise
             self._record(step, response, due)
             if journal:
-                self._write(journal, step, attempt, values, request, response)
+                self._write(journal, step, attempt, values, request, begun_at, response)
             if self._client.pause:
                 self.pause(self._client.pause)
             if attempt == step.attempts or not (response.error or response.status in SERVER_ERRORS):
                 return response
-            longest = min(_FIRST_RETRY_PAUSE * 2**attempt, _LONGEST_RETRY_PAUSE)
-            self.pause(random.uniform(longest / 2, longest))  # noqa: S311  not for secrets
+            self.pause(_choose_pause(response, attempt))
             if self._is_stopping():
                 return None
             attempt, due = attempt + 1, None
@@ -209,10 +209,13 @@ class VirtualUser:
         attempt: int,
         values: Mapping[str, str],
         request: Request,
+        begun_at: float,
         response: Response,
     ) -> None:
+        answer = {"answer": {name: _show(source, response) for name, source in step.journal.items()}}
         journal.write(
             time=time.time(),
+            begun=begun_at,
             user=self._number,
             iteration=self._iteration,
             step=step.name,
@@ -224,7 +227,24 @@ class VirtualUser:
             status=response.status,
             error=response.error,
             seconds=round(response.seconds, 6),
+            **(answer if step.journal else {}),
         )
+
+
+def _choose_pause(response: Response, attempt: int) -> float:
+    """Seconds until the next attempt: what the answer asks for, or longer each time."""
+    asked = response.header("Retry-After") or ""
+    if asked.isdecimal():
+        return int(asked) * random.uniform(1, 1.1)  # noqa: S311  not for secrets
+    longest = min(_FIRST_RETRY_PAUSE * 2**attempt, _LONGEST_RETRY_PAUSE)
+    return random.uniform(longest / 2, longest)  # noqa: S311  not for secrets
+
+
+def _show(source: Source, response: Response) -> str | list[str] | None:
+    """What goes into the journal: the header, or all that the pattern finds in the body."""
+    if source.pattern is None:
+        return response.header(source.header or "")
+    return source.pattern.findall(response.content.decode(errors="replace"))
 
 
 def _extract(source: Source, response: Response) -> str | None:

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from drills import report
-from drills.drill import Case, Control, Drill, observe
+from drills.drill import LONGEST_READ, Case, Control, Drill, observe
 from drills.history import History, HistoryError, list_revisions
-from drills.journal import Attempt, Verdict, cut, longest_gap, reconcile
+from drills.journal import PAGE, Attempt, Verdict, cut, find_stale, longest_gap, read_journal, reconcile
 from drills.report import summarize, write_html, write_tables, write_text, write_total
 from drills.stage import clean_environment
 from drills.timeline import Mark, Timeline, draw
@@ -92,6 +92,87 @@ def test_what_clients_were_shown_leaves_out_what_the_end_of_the_load_cut_off() -
     attempts = [attempt(ended=11), attempt(ended=12, status=503), attempt(ended=13, status=0, error="interrupted")]
     figures = observe(attempts, 10, 20)
     assert (figures.requests, figures.acknowledged, figures.errors, figures.longest_answer_s) == (2, 1, 1, 0.5)
+
+
+def goal(number: int) -> str:
+    """The UUID of a goal whose id is `number`."""
+    return f"00000000-0000-4000-8000-{number:012d}"
+
+
+def write(number: int, step: str = "add by the API", *, begun: float, ended: float, status: int = 201) -> Attempt:
+    known = number if step.startswith("remove") else None
+    return Attempt(ended, ended - begun, step, goal(number), status, None, goal_id=known)
+
+
+def page(*goals: str, begun: float = 10.0, ended: float = 11.0) -> Attempt:
+    return Attempt(ended, ended - begun, "page", None, 200, None, shown=goals)
+
+
+def shown(*numbers: int) -> list[str]:
+    return [f"{number:012d}" for number in numbers]
+
+
+FULL = shown(*range(100, 100 - PAGE, -1))
+
+
+@pytest.mark.parametrize(
+    ("writes", "read", "stale"),
+    [
+        ([write(1, begun=1, ended=2)], page(*shown(1)), 0),
+        ([write(1, begun=1, ended=2)], page(), 1),
+        # Acknowledged while the page was under way: it may be there or not.
+        ([write(1, begun=1, ended=10.5)], page(), 0),
+        ([write(1, begun=1, ended=2, status=503)], page(), 0),
+        # Pushed off the page by fifty newer goals, or missing from between them.
+        ([write(50, begun=1, ended=2)], page(*FULL), 0),
+        ([write(51, begun=1, ended=2)], page(*FULL), 0),
+        ([write(101, begun=1, ended=2)], page(*FULL), 1),
+        ([write(50, begun=1, ended=2), write(101, begun=3, ended=4)], page(*FULL), 1),
+        # A page that is not full has all there are.
+        ([write(50, begun=1, ended=2)], page(*FULL[:-1]), 1),
+        ([write(1, begun=1, ended=2), write(1, "rename", begun=3, ended=4)], page(*shown(1)), 1),
+        ([write(1, begun=1, ended=2), write(1, "rename", begun=3, ended=4)], page("000000000001 renamed"), 0),
+        ([write(1, begun=1, ended=2), write(1, "rename", begun=3, ended=10.5)], page(*shown(1)), 0),
+        ([write(1, begun=1, ended=2), write(1, "remove", begun=3, ended=4)], page(*shown(1)), 1),
+        ([write(1, begun=1, ended=2), write(1, "remove", begun=3, ended=4)], page(), 0),
+        ([write(1, begun=1, ended=2), write(1, "remove", begun=3, ended=12)], page(), 0),
+        ([write(1, begun=1, ended=2), write(1, "remove", begun=3, ended=12)], page(*shown(1)), 0),
+        ([write(1, begun=1, ended=2), write(1, "remove", begun=11.5, ended=12)], page(), 1),
+        # Somebody else's goal, or one whose add nobody was answered.
+        ([], page(*shown(1)), 0),
+    ],
+)
+def test_a_page_lacks_what_was_acknowledged_before_it_was_requested(
+    writes: list[Attempt], read: Attempt, stale: int
+) -> None:
+    ids = {goal(number): number for number in range(50, 102)} | {goal(1): 1}
+    assert find_stale([*writes, read], ids) == stale * [read]
+
+
+def test_a_page_that_was_refused_shows_nothing_old() -> None:
+    refused = page()._replace(status=503)
+    assert find_stale([write(1, begun=1, ended=2), refused], {goal(1): 1}) == []
+
+
+def test_the_journal_tells_what_a_read_showed_and_which_goal_was_changed(tmp_path: Path) -> None:
+    line = {"time": 12.0, "begun": 10.0, "seconds": 1.9, "step": "page", "uuid": None, "status": 200, "error": None}
+    entries = [
+        {**line, "path": "/", "sent": "", "answer": {"shown": ["1", "2"], "cache": "goals-standby; hit"}},
+        {**line, "path": "/remove_goal", "sent": "goal_id=7", "time": 11.0, "step": "remove by the form"},
+        {**line, "path": "/api/v1/goals/8", "sent": "{}", "time": 13.0, "answer": {"retry_after": "4"}},
+    ]
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    removal, read, change = read_journal(journal)
+    assert (read.shown, read.is_read, read.is_from_standby, read.begun, read.goal_id) == (
+        ("1", "2"),
+        True,
+        True,
+        10,
+        None,
+    )
+    assert (removal.goal_id, removal.is_read, removal.is_from_standby) == (7, False, False)
+    assert (change.goal_id, change.retry_after) == (8, 4)
 
 
 def drill_with(*, lost: int = 0, damage: float = 1, limit: float = 5) -> Drill:
@@ -238,6 +319,12 @@ def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
     assert "  not run: example/history (there is no git history)\n  not run: empty/history (" in total
 
 
+def test_the_longest_read_has_its_limit_in_the_chart() -> None:
+    drill = drill_with()
+    drill.cases[0].check(LONGEST_READ, 0.5, "<=", 0.6, kind="timing")
+    assert ">limit 1.2 s</text>" in write_html(drill), "a short drill is patient"
+
+
 def test_a_busy_machine_is_told_of() -> None:
     drill = drill_with()
     drill.load_before = 0.0
@@ -256,6 +343,15 @@ def test_a_timeline_counts_every_attempt_once() -> None:
     assert (rates.count("<polyline"), longest.count("<polyline")) == (2, 1)
     assert rates.count('class="band"') == longest.count('class="band"') == 1
     assert ">fault</text>" in rates
+
+
+def test_a_timeline_tells_reads_from_writes_where_the_journal_does() -> None:
+    read = page(begun=1.2, ended=1.3)._replace(cache="goals-standby; hit")
+    timeline = Timeline.make("example", [write(1, begun=1, ended=1.5), read], [], 1, 2)
+    assert (sum(timeline.answered), sum(timeline.from_standby)) == (2, 1)
+    assert (max(timeline.longest), max(timeline.longest_read)) == (0.5, 0.1)
+    rates, longest = draw(timeline)
+    assert (rates.count("<polyline"), longest.count("<polyline")) == (3, 2)
 
 
 def test_an_empty_timeline_can_be_drawn() -> None:

@@ -89,6 +89,7 @@ def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
         ('path = "/"', 'path = "/"\nmethod = "POST"\nbody = "x"\njson = {}', "a step has one of `form`, `json` and"),
         ("status == 200", "status = 200", "`status = 200` is no check"),
         ('path = "/"', 'path = "/"\nsave = { a = "cookie b" }', "`cookie b` is no source"),
+        ('path = "/"', 'path = "/"\njournal = { a = "cookie b" }', "`cookie b` is no source"),
         ("[thresholds]", '[thresholds]\nchecks = ["rate"]', "`rate` is no threshold"),
         ("[thresholds]", "[thresholds]\n'checks{check:x}' = ['rate>0']", "no step of this scenario has the check `x`"),
         ("[thresholds]", '[thresholds]\nchecks = [{ threshold = "rate>0", abort = true }]', "abort: unknown key"),

@@ -173,6 +173,7 @@ SCRIPTS: dict[str, Script] = {
     "/end": _parts(b"HTTP/1.1 200 OK\r\n\r\nuntil ", b"the end", keep=False),
     "/end-1.0": _parts(b"HTTP/1.0 200 OK\r\n\r\n", keep=False),
     "/500": _parts(b"HTTP/1.1 500 Broken\r\nContent-Length: 1\r\n\r\nE"),
+    "/503": _parts(b"HTTP/1.1 503 Later\r\nRetry-After: 1\r\nContent-Length: 5\r\n\r\n1, 22"),
     "/continue": _parts(b"HTTP/1.1 100 Continue\r\n\r\n" + OK),
     "/hints": _parts(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", b"HTTP/1.1 103 Early", b" Hints\r\n\r\n", OK),
     "/redirect": _parts(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"),

@@ -180,6 +180,16 @@ def test_who_waits_to_press_again_stops_when_the_run_does(play: Play, server: Se
     assert "none  answered: 0 of 0" in played.out
 
 
+def test_who_is_told_when_to_press_again_does_so_then(play: Play, server: Server) -> None:
+    columns = """journal = { seen = 'body (\\d+)', after = "header retry-after", other = "header etag" }"""
+    played = play(write_scenario(closed(1, "3s"), f'path = "/503"\nattempts = 100\n{columns}'), server.url)
+    first, second = played.journal[:2]
+    assert first["answer"] == {"seen": ["1", "22"], "after": "1", "other": None}
+    # A pause of its own is at most 0.1 s long at first.
+    assert 1 <= second["begun"] - first["time"] < 2
+    assert first["begun"] + first["seconds"] <= first["time"]
+
+
 def test_what_was_saved_goes_into_the_next_step(play: Play, server: Server) -> None:
     saving = 'method = "POST"\npath = "/echo"\nbody = "id=${uuid};"\nsave = { id = "body id=([^;]+);" }'
     using = (
