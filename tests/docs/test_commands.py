@@ -24,7 +24,7 @@ NESTED = {
     # end argocd
     # part azure
     "az": {"acr", "ad", "aks", "dns", "federated-credential", "identity", "keyvault", "network", "record-set"}
-    | {"a", "account", "assignment", "nodepool", "repository", "role", "secret", "storage"},
+    | {"a", "account", "assignment", "nodepool", "repository", "role", "secret", "signed-in-user", "storage"},
     # end azure
     "docker": {"buildx", "compose", "image", "imagetools", "network", "volume"},
     # part k8s
