@@ -336,7 +336,7 @@ def test_after_the_switch_nothing_of_the_service_uses_the_old_database(tree: Pat
     text = file.read_text()
     assert text.count("components:\n") == 1
     file.write_text(text.replace("components:\n", "components:\n  - ../../overlays/aks/restore/switch\n"))
-    for where in ("argocd/goals", "overlays/aks-restored"):
+    for where in ("argocd/goals", "overlays/aks-restored", "overlays/aks-other-region"):
         manifests = {name(one): one for one in render(tree / where)}
         pods = [manifests["Deployment goals/goals"]]
         if where == "argocd/goals":
@@ -345,6 +345,8 @@ def test_after_the_switch_nothing_of_the_service_uses_the_old_database(tree: Pat
             value for key, value in walk(pods) if key in {"secretName", "name"} and str(value).startswith("goals-db")
         }
         assert used == {"goals-db-restored-app", "goals-db-restored-ca"}
+        (settings,) = (one for key, one in manifests.items() if key.startswith("ConfigMap goals/goals-"))
+        assert settings["data"]["DB_STANDBY_HOST"] == "goals-db-restored-all"
         restored = manifests["Cluster goals/goals-db-restored"]["spec"]
         archived = restored["plugins"][0]["parameters"]["serverName"]
         assert archived != restored["externalClusters"][0]["plugin"]["parameters"]["serverName"]
