@@ -138,6 +138,14 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "Each of them gets a 503: PostgreSQL is too slow for the load, or it is down.",
             ),
             (
+                "GoalsPrimaryAway",
+                f'sum(increase(goals_standby_reads_total{{{JOB},outcome="standby"}}[1m])) > 0',
+                "2m",
+                "critical",
+                "Pages come from a standby: PostgreSQL has no primary",
+                "A failover takes seconds, and this one does not end. Each write waits for 15 seconds, then gets a 503.",
+            ),
+            (
                 "GoalsRequestsRefused",
                 f'sum(increase(goals_gate_rejections_total{{{JOB},reason="full"}}[5m])) > 0',
                 "5m",

@@ -219,8 +219,9 @@ async def test_a_record_that_is_cut_off_is_waited_for_once(replicas: Replicas, d
 
 
 async def test_a_standby_that_has_just_started_does_not_count(replicas: Replicas, settings: Settings) -> None:
-    """What it has acknowledged may be in its log, and not replayed yet; there is nobody whom it could follow."""
+    """What it has acknowledged may be in its log, and not replayed yet: only then it asks for more, if it may."""
     async with watching(replicas.settings(settings), replace(BRISK, retry_budget=0.5)) as database:
+        await replicas.follow("b", "")
         replicas.stop("a", "immediate")
         replicas.stop("b", "immediate")
         replicas.start("b")
@@ -230,7 +231,9 @@ async def test_a_standby_that_has_just_started_does_not_count(replicas: Replicas
 
 async def test_a_standby_behind_the_primarys_name_is_no_primary(replicas: Replicas, database: Database) -> None:
     replicas.lead_to("b")
-    await replicas.ask("a", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'goals_user'")
+    await replicas.ask(
+        "a", "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = 'goals_user'"
+    )
     assert not (await database.read(NEWEST)).standby  # by its own address
     write = asyncio.create_task(add(database, "waits"))
     assert not (await asyncio.wait({write}, timeout=0.2))[0]

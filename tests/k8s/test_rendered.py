@@ -32,7 +32,13 @@ def test_a_change_is_shown_in_each_overlay_that_has_it(after: Path) -> None:
     deployment.write_text(text.replace("terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 31"))
     shown = compare(after).stdout
     assert shown.count("<summary>") == 5
-    for overlay in ("overlays/local", "overlays/aks", "overlays/aks-restored", "overlays/aks-other-region", "argocd/goals"):
+    for overlay in (
+        "overlays/local",
+        "overlays/aks",
+        "overlays/aks-restored",
+        "overlays/aks-other-region",
+        "argocd/goals",
+    ):
         assert f"<summary>k8s/{overlay}: 2 lines</summary>" in shown
     assert "\n-      terminationGracePeriodSeconds: 30\n+      terminationGracePeriodSeconds: 31\n" in shown
     too_long = compare(after, LIMIT="100")
