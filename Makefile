@@ -161,10 +161,10 @@ parity: $(VENV)/.parity  ## k6 and Locust taking turns on the same targets (need
 ##@ Drills
 .PHONY: drill drills drills-short
 DRILL ?= failover
-drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration, widen, rotation, stuck, restore, major): faults injected under load; reports in out/drills/ (1 to 3 minutes)
+drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration, widen, rotation, stuck, restore, major): faults injected under load; reports in out/drills/ (1 to 20 minutes)
 	@$(BIN)/python -m drills $(DRILL) $(ARGS)
 
-drills: $(VENV)/.dev  ## all of them, in full (under 25 minutes)
+drills: $(VENV)/.dev  ## all of them, in full (under 45 minutes)
 	@$(BIN)/python -m drills $(ARGS)
 
 drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the same moments every time (8 minutes)

@@ -1,4 +1,4 @@
-"""The command that runs the drills: `python -m drills [NAME...] [--short] [--seed N]`."""
+"""The command that runs the drills: `python -m drills [NAME...] [--short] [--seed N] [--promotion PACE]`."""
 
 import argparse
 import asyncio
@@ -7,13 +7,14 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import httpx2
 
 from drills import report
 from drills.catalogue import DRILLS
 from drills.cluster import DrillError
-from drills.drill import Drill
+from drills.drill import Drill, Promotion
 
 _ENDS = (signal.SIGTERM, signal.SIGHUP)
 PASSED, FAILED, NOT_RUN, ENDED_EARLY = 0, 1, 2, 130
@@ -26,6 +27,12 @@ def main() -> int:
     )
     parser.add_argument("--short", action="store_true", help="the short form")
     parser.add_argument("--seed", type=int, help="random seed for the moments of faults; random by default")
+    parser.add_argument(
+        "--promotion",
+        choices=get_args(Promotion),
+        default="cnpg",
+        help="in failover and grey, how long a change of the primary takes: as CloudNativePG did, or no time",
+    )
     parser.add_argument("--out", type=Path, default=Path("out/drills"), help="folder of the reports")
     parser.add_argument(
         "--again",
@@ -58,7 +65,9 @@ def _end_early(_number: int, _frame: object) -> None:
 
 def _run_all(options: argparse.Namespace) -> int:
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
-    drills = [Drill(name, short=options.short, seed=seed) for name in options.names or DRILLS]
+    drills = [
+        Drill(name, short=options.short, seed=seed, promotion=options.promotion) for name in options.names or DRILLS
+    ]
     # One after the other: where two shared two cores, requests were given up for want of a processor.
     results = {drill: asyncio.run(_run(drill, options.out)) for drill in drills}
     if options.again:
@@ -66,7 +75,7 @@ def _run_all(options: argparse.Namespace) -> int:
         for first in (drill for drill in failed if drill.may_be_tried_again):
             sys.stdout.write(f"{first.name}: a second attempt, as a busy machine may explain the first\n")
             report.keep_files(first, options.out)
-            second = Drill(first.name, short=first.short, seed=seed)
+            second = Drill(first.name, short=first.short, seed=seed, promotion=first.promotion)
             second.first_attempt = first
             del results[first]
             results[second] = asyncio.run(_run(second, options.out))

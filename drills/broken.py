@@ -1,17 +1,21 @@
 """The service with one safety taken out, so that a drill can show it would see the damage.
 
-`python -m drills.broken NAME` serves like `python -m goals serve`. No setting of the product can do this: it gets other
-limits, or a function of it is replaced, here, before it serves.
+`python -m drills.broken NAME...` serves like `python -m goals serve`. No setting of the product can do this: it gets
+other limits, or a function of it is replaced, here, before it serves.
 """
 
 import asyncio
+import contextlib
 import functools
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from ipaddress import ip_address
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
 from uuid import UUID
@@ -21,11 +25,13 @@ import uuid_utils
 from sqlalchemy import insert
 
 from goals import app, connections, logs, sqlstates, store, writes
+from goals.connections import Lineage
 from goals.database import Database
 from goals.errors import DatabaseUnavailableError, LockedError
 from goals.limits import Limits
 from goals.models import Goal, NewGoal, goals
 from goals.settings import Settings, read_settings
+from goals.standbys import Reply, Standbys
 
 MODULE = "drills.broken"
 
@@ -131,6 +137,41 @@ def jump_by_an_hour() -> None:
     signal.signal(signal.SIGUSR1, jump)
 
 
+def accept_a_former_primary() -> None:
+    """Whatever newer timeline was seen, a server that says it is the primary is read and written."""
+    Lineage.admit = lambda self, connection, timeline: None  # type: ignore[method-assign]  # noqa: ARG005  likewise
+    Lineage.learn = lambda self, timeline: False  # type: ignore[method-assign]  # noqa: ARG005  likewise
+
+
+def read_before_replay() -> None:
+    """The standby that has received most is read at once, although it has not replayed it."""
+
+    async def wait_for_nothing(self: Standbys, reply: Reply) -> None: ...
+
+    Standbys._wait_for_replay = wait_for_nothing  # type: ignore[method-assign]  # likewise
+
+
+def read_names_from_a_file() -> None:
+    """No safety less, but another resolver: names are in the file DRILL_NAMES, and none is found where it is gone."""
+    resolve = socket.getaddrinfo
+    file = Path(os.environ["DRILL_NAMES"])
+
+    def find(host: str, port: int, *arguments: int, **more: int) -> object:
+        with contextlib.suppress(ValueError):
+            ip_address(host)
+            return resolve(host, port, *arguments, **more)
+        try:
+            lines = [line.split() for line in file.read_text().splitlines()]
+        except FileNotFoundError:
+            lines = []
+        found = [address for name, *addresses in lines if name == host for address in addresses]
+        if not found:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)) for address in found]
+
+    socket.getaddrinfo = find  # type: ignore[assignment]  # as it is called
+
+
 def stamp_goals_itself() -> None:
     """The time of a goal comes from the replica's clock, which jumps as above, and not from PostgreSQL's."""
     jump_by_an_hour()
@@ -158,13 +199,17 @@ WAYS: dict[str, Callable[[], Limits | None]] = {
         wait_without_time_limits,
         send_nothing_again,
         jump_by_an_hour,
+        accept_a_former_primary,
+        read_before_replay,
+        read_names_from_a_file,
         stamp_goals_itself,
     )
 }
 
 
 if __name__ == "__main__":
-    limits = WAYS[sys.argv[1]]() or Limits()
+    changed = [WAYS[way]() for way in sys.argv[1:]]
+    limits = next((one for one in changed if one is not None), Limits())
     settings = read_settings()
     logs.configure(settings.goals_log_format)
     asyncio.run(app.serve(settings, limits))

@@ -36,7 +36,9 @@ wal_level = logical  # as CloudNativePG sets it
 wal_keep_size = 512MB
 wal_log_hints = on
 wal_receiver_status_interval = 1s
-wal_retrieve_retry_interval = 100ms
+# As the manifests set them.
+wal_retrieve_retry_interval = 500ms
+max_standby_streaming_delay = 1s
 wal_receiver_timeout = 5s
 wal_sender_timeout = 5s
 log_line_prefix = '%m [%p] '
@@ -78,15 +80,17 @@ class Cluster:
     """A primary and two standbys on 127.0.0.1, all three able to change places. An asynchronous context manager.
 
     As with CloudNativePG, a promotion first waits until no standby receives any more, then takes the one that has
-    received most: with a quorum of one, it alone may hold the last commit that was acknowledged.
+    received most: with a quorum of one, it alone may hold the last commit that was acknowledged. With an `archive`, as
+    there, one that is promoted learns which timelines are taken.
 
     With `disk`, the first primary has its data on a disk of so many megabytes and its log on another, as CloudNativePG
     does with `walStorage`. Where none can be mounted, `no_disk` says why, and its data are beside the others'.
     """
 
-    def __init__(self, *, disk: int | None = None, major: str = embedded.VERSION) -> None:
+    def __init__(self, *, disk: int | None = None, major: str = embedded.VERSION, archive: bool = False) -> None:
         # Not a test framework's folder: PostgreSQL refuses to run as root, so another account has to reach it.
         self.folder = Path(tempfile.mkdtemp(prefix="goals-drill-"))
+        self._archive = self.folder / "archive" if archive else None
         self._reserved = contextlib.ExitStack()
         self.ports: dict[str, int] = {}
         self.choose_ports(NAMES)
@@ -101,6 +105,7 @@ class Cluster:
         self._synchronous = QUORUM
         self._restore = ""
         self._leader: dict[str, str | None] = dict.fromkeys(NAMES)
+        self._delay = dict.fromkeys(NAMES, 0.0)
 
     def choose_ports(self, names: Sequence[str]) -> None:
         """Give each of these instances a port, which stays theirs while they are down."""
@@ -119,6 +124,9 @@ class Cluster:
         if os.geteuid() == 0:
             self._passage.enter_context(embedded.passage(self._programs, self.folder))
             self._give(self.folder)
+        if self._archive is not None:
+            self._archive.mkdir()
+            self._give(self._archive)
         try:
             await self._build()
         except BaseException:
@@ -166,6 +174,10 @@ class Cluster:
         await self._run("initdb", "-D", data, *given)
         with (data / "postgresql.conf").open("a", encoding="ascii") as file:
             file.write(_CONFIGURATION)
+            if self._archive is not None:
+                # A former primary may bring a segment that is there: it is left as it is.
+                store = f'cp "%p" "{self._archive}/%f.part" && mv "{self._archive}/%f.part" "{self._archive}/%f"'
+                file.write(f"archive_mode = on\narchive_command = 'test -e \"{self._archive}/%f\" || ({store})'\n")
         (data / "pg_hba.conf").write_text(_ACCESS, encoding="ascii")
 
     async def _mount(self, data: Path) -> None:
@@ -275,15 +287,25 @@ class Cluster:
         self._restore = ""
         self._configure(name, leader=None)
 
-    async def start_standby(self, name: str) -> None:
-        self._configure(name, leader=self.primary)
+    async def start_standby(self, name: str, *, follow: bool = True, archive: bool = True) -> None:
+        """Start it as a standby, which receives nothing yet unless it is to `follow` the primary.
+
+        Without the `archive`, it does not know at its start which timelines there are.
+        """
+        self._configure(name, leader=self.primary if follow else None, archive=archive)
         signal_file = self._data(name) / "standby.signal"
         signal_file.touch()
         self._give(signal_file)
         await self.start(name)
 
-    async def stop(self, name: str) -> None:
-        """Shut it down in order (mode fast): it sends all it has written to its standbys first."""
+    async def stop(self, name: str, *, grace: float = 0) -> None:
+        """Shut it down in order (mode fast): it sends all it has written to its standbys first.
+
+        For `grace` seconds before that, it only refuses new connections (mode smart).
+        """
+        if grace:
+            self._signal_main(name, signal.SIGTERM)
+            await asyncio.sleep(grace)
         await self._run("pg_ctl", "-D", self._data(name), "-m", "fast", "-w", "stop")
 
     async def replicate(self, synchronous: str) -> None:
@@ -310,21 +332,43 @@ class Cluster:
 
             await until(receives_nothing, f"{name} stops receiving")
 
-    async def promote(self, candidates: Iterable[str] | None = None) -> str:
-        """Promote the candidate (any standby, if none is named) that has received most; the others follow it."""
+    async def promote(self, candidates: Iterable[str] | None = None, *, follow: bool = True) -> str:
+        """Promote the candidate (any standby, if none is named) that has received most.
+
+        The other candidates follow it at once, or do not know it before `follow` is called.
+        """
         standbys = list(candidates or self.standbys)
         await self.detach(standbys)
-        query = "SELECT pg_last_wal_receive_lsn() - '0/0'"
-        received = {name: await self.fetch(query, name=name, database="postgres") or 0 for name in standbys}
-        # Of equals any, so that each instance has its turn.
-        best = max(standbys, key=lambda name: (received[name], random.random()))  # noqa: S311  no secret
+        best = await self.find_best(standbys)
         await self.fetch("SELECT pg_promote()", name=best, database="postgres")
         self.primary = best
-        for name in standbys:
-            if name != best:
-                self._configure(name, leader=best)
-                self._signal_main(name, signal.SIGHUP)
+        if follow:
+            self.follow(name for name in standbys if name != best)
         return best
+
+    async def find_best(self, standbys: Iterable[str]) -> str:
+        """The one that has received most; of equals any, so that each instance has its turn."""
+        query = "SELECT pg_last_wal_receive_lsn() - '0/0'"
+        received = {name: await self.fetch(query, name=name, database="postgres") or 0 for name in standbys}
+        return max(received, key=lambda name: (received[name], random.random()))  # noqa: S311  no secret
+
+    def delay(self, name: str, seconds: float) -> None:
+        """Let a standby replay each commit only so long after it was made; it confirms it all the same."""
+        self._delay[name] = seconds
+        self._configure(name, self._leader[name])
+        self._signal_main(name, signal.SIGHUP)
+
+    def follow(self, names: Iterable[str]) -> None:
+        """Let standbys receive from the primary."""
+        for name in names:
+            self._configure(name, leader=self.primary)
+            self._signal_main(name, signal.SIGHUP)
+
+    async def rebuild(self, name: str) -> None:
+        """Replace an instance, whatever it holds and does, by a new standby."""
+        await self.kill(name)
+        shutil.rmtree(self._data(name))
+        await self._clone(name)
 
     async def rejoin(self, name: str, *, rewind: bool = True) -> None:
         """Bring a dead instance back as a standby; `rewind` unless it was shut down in order."""
@@ -351,10 +395,21 @@ class Cluster:
     def thaw(self, name: str) -> None:
         self._signal(name, signal.SIGCONT)
 
+    def is_up(self, name: str) -> bool:
+        """Whether it runs, and is not frozen."""
+        main = self._find_main(name)
+        return main is not None and main.status() != psutil.STATUS_STOPPED
+
     @property
     def frozen(self) -> list[str]:
         mains = {name: self._find_main(name) for name in NAMES}
         return [name for name, main in mains.items() if main is not None and main.status() == psutil.STATUS_STOPPED]
+
+    async def lengthen_log(self, name: str) -> None:
+        """Let a former primary's log grow past its successor's, by nothing that anybody wrote."""
+        for _ in range(3):
+            await self.fetch("SELECT pg_logical_emit_message(false, 'drill', '')", name=name, database="postgres")
+            await self.fetch("SELECT pg_switch_wal()::text", name=name, database="postgres")
 
     def fill_disk(self) -> None:
         """Use up the disk that the first primary's data are on."""
@@ -402,15 +457,19 @@ class Cluster:
     def _data(self, name: str) -> Path:
         return self.folder / name
 
-    def _configure(self, name: str, leader: str | None) -> None:
+    def _configure(self, name: str, leader: str | None, *, archive: bool = True) -> None:
         self._leader[name] = leader
         source = f"host=127.0.0.1 port={self.ports[leader]} user=postgres application_name={name}" if leader else ""
+        restore = self._restore if name == self.primary else ""
+        if self._archive is not None and archive:
+            restore = restore or f'test -e "{self._archive}/%f" && cp "{self._archive}/%f" "%p"'
         settings = {
             "port": str(self.ports[name]),
             "cluster_name": name,
             "synchronous_standby_names": self._synchronous,
             "primary_conninfo": source,
-            "restore_command": self._restore if name == self.primary else "",
+            "restore_command": restore,
+            "recovery_min_apply_delay": f"{1000 * self._delay.get(name, 0):.0f}ms",
         }
         text = "".join(f"{setting} = '{value}'\n" for setting, value in settings.items())
         unfinished = self._data(name) / "node.unfinished"

@@ -6,7 +6,6 @@ import random
 import statistics
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -20,6 +19,7 @@ LONGEST_ANSWER = 3.5
 LONGEST_READ = "longest read, s"
 
 _REFUSED = 503
+_MOST_TOLD = 20
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -197,10 +197,10 @@ class Drill:
         for name, value in vars(verdict).items():
             setattr(self.verdict, name, getattr(self.verdict, name) + value)
         self.requests += sum(not attempt.is_cut_off for attempt in attempts)
-        failed = Counter((a.step, a.status, a.error) for a in attempts if a.shows_error and a.status != _REFUSED)
-        self.failed += failed.total()
-        for (step, status, error), number in failed.items():
-            self.say(f"{number} requests failed: {step}: {error or status}")
+        failed = [a for a in attempts if a.shows_error and a.status != _REFUSED]
+        self.failed += len(failed)
+        for one in failed[:_MOST_TOLD]:
+            self.say(f"failed at {one.ended - self.started:.1f} s: {one.step}: {one.error or one.status}")
 
     def draw(self, case: Case, attempts: Sequence[Attempt]) -> None:
         self.timelines.append(Timeline.make(case.name, attempts, case.marks, case.began, case.ended))

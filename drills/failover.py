@@ -1,133 +1,227 @@
-"""The primary is lost or handed over, again and again, while people write."""
+"""The primary is lost or handed over, again and again, at the operator's pace, while people read and write."""
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
 
 import httpx2
 
 from drills.broken import MODULE, answer_before_the_commit
 from drills.cluster import QUORUM
-from drills.drill import LONGEST_ANSWER, Case, Drill, observe
-from drills.journal import Attempt
-from drills.scenarios import writers
-from drills.stage import Load, Stage
+from drills.drill import LONGEST_READ, Case, Drill, median, observe
+from drills.journal import Attempt, find_stale, longest_gap
+from drills.operator import Event, Operator
+from drills.scenarios import crowd, readers, writers
+from drills.stage import SECOND, Load, Replica, Stage
 from drills.timeline import Mark
 from goals.limits import Limits
+from tools.polling import until
 
-FAILOVERS = 20
+KILLS, DELETIONS, SWITCHOVERS, LOST_NODES = 20, 5, 10, 2
 WRITES = 50_000
-_MOST_FAILOVERS = 60
-"""Where a slow machine takes longer to acknowledge so many writes, there are more failovers, up to so many."""
-_OUTAGE = 2.0
-_FLOW = 1.0
+_READS = 20.0
+"""A second."""
+_LONGEST_READ = 1.5
+_LATE = 1.0
+"""Seconds until a write is answered once a synchronous commit is possible."""
+_LAG = 12.0
+"""Seconds until the second node's Service follows a switchover."""
+_SUCCEED = 0.9
+"""Of the writes that come again when `Retry-After` says."""
+
+
+class Events:
+    """A case and what was done in it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.all: list[Event] = []
+
+    def add(self, event: Event) -> None:
+        self.all.append(event)
+        self.case.marks.append(Mark(event.began, event.what, event.routed))
 
 
 async def run(drill: Drill) -> None:
-    async with Stage() as stage:
-        await stage.serve(2)
-        load = await stage.load(writers(short=drill.short))
+    async with Stage(standbys=True) as stage:
+        operator = Operator(drill, stage)
+        first, second, alone = await asyncio.gather(
+            stage.start_replica(),
+            stage.start_replica(DB_HOST=SECOND),
+            stage.start_replica(DB_STANDBY_HOST="", DB_STANDBY_REPLIES=""),
+        )
+        stage.replicas = [first, second]
+        stage.balance()
+        reading = await stage.load(readers(_READS))
+        writing = await stage.load(writers(short=drill.short, waiting=drill.promotion == "cnpg"))
         await asyncio.sleep(1)
-        kill = await _kill_again_and_again(drill, stage, load)
-        switchover = await _switch_over(drill, stage)
-        outage = await _lose_for_long(drill, stage)
-        attempts = await load.stop()
-        drill.account(await stage.reconcile(attempts), attempts)
-        for case in (kill, switchover, outage):
-            _judge(case, attempts)
-            drill.draw(case, attempts)
+        cases = await _hand_over_again_and_again(drill, operator, alone)
+        await alone.kill()
+        crowding: list[Attempt] = []
         if not drill.short:
-            kill.check("failovers", len(kill.marks), ">=", FAILOVERS)
-            kill.check("writes acknowledged", drill.verdict.acknowledged, ">=", WRITES)
+            cases.append(await _lag_behind(drill, operator))
+            cases.append(await _crowd(drill, stage, operator, crowding))
+            await _write_enough(writing)
+        attempts = [*await writing.stop(), *await reading.stop(), *crowding]
+        attempts.sort(key=lambda attempt: attempt.ended)
+        drill.account(await stage.reconcile(attempts), attempts)
+        stale = find_stale(attempts, await stage.read_ids())
+        for events in cases:
+            _judge_reads(events.case, attempts, stale)
+            _judge(drill, events, attempts)
+            drill.draw(events.case, attempts)
+        if not drill.short:
+            _judge_crowd(drill.cases[-1], crowding)
+            drill.cases[0].check("writes acknowledged in all cases", drill.verdict.acknowledged, ">=", WRITES)
         await _control_early(drill, stage)
         await _control_asynchronous(drill, stage)
         await _control_stale(drill, stage)
 
 
-async def _kill_again_and_again(drill: Drill, stage: Stage, load: Load) -> Case:
-    case = drill.begin("kill", "SIGKILL to the primary and all its children, the best standby promoted")
-    cluster = stage.cluster
-    wanted = 2 if drill.short else FAILOVERS
-    while len(case.marks) < wanted or _is_too_quiet(drill, load, case):
-        await asyncio.sleep(drill.random.uniform(0.3, 1.5))
-        lost, killed_at = cluster.primary, time.time()
-        await cluster.kill(lost)
-        await asyncio.sleep(drill.random.uniform(0, 0.7 if drill.short else 1.2))  # until somebody notices
-        promoted = await cluster.promote()
-        promoted_at = time.time()
-        stage.database.route_to([cluster.port])
-        case.marks.append(Mark(killed_at, "kill", promoted_at))
-        drill.say(f"{len(case.marks)}: {lost} killed, {promoted} promoted after {promoted_at - killed_at:.2f} s")
-        await cluster.rejoin(lost)
-        await cluster.until_whole()
-    await asyncio.sleep(0.5)
-    drill.end(case)
-    return case
-
-
-def _is_too_quiet(drill: Drill, load: Load, case: Case) -> bool:
-    """Whether fewer writes than promised can have been acknowledged so far."""
-    if drill.short or len(case.marks) >= _MOST_FAILOVERS:
-        return False
-    # A few more, as the last attempts may be on their way.
-    return load.count() < 1.02 * WRITES
-
-
-async def _switch_over(drill: Drill, stage: Stage) -> Case:
-    case = drill.begin("switchover", "the primary shut down in order (mode fast), a standby promoted at once")
-    cluster = stage.cluster
-    for _ in range(1 if drill.short else 3):
-        old, asked_at = cluster.primary, time.time()
-        await cluster.stop(old)
-        await cluster.promote()
-        promoted_at = time.time()
-        stage.database.route_to([cluster.port])
-        case.marks.append(Mark(asked_at, "switchover", promoted_at))
-        await cluster.rejoin(old, rewind=False)
-        await cluster.until_whole()
+async def _hand_over_again_and_again(drill: Drill, operator: Operator, alone: Replica) -> list[Events]:
+    """Each way of losing the primary, so many times. The first outage that is long enough is the control's."""
+    at_once = drill.promotion == "at-once"
+    ways: dict[str, tuple[str, Callable[[], Awaitable[Event]], int, int]] = {
+        "kill": ("SIGKILL to the primary and all its children", operator.lose, KILLS, 1 + at_once),
+        "deletion": ("the primary's pod deleted, which shuts it down in order", operator.delete, DELETIONS, 0),
+        "switchover": (
+            "another primary asked for: the former one is shut down in order, and a standby afterwards",
+            operator.switch_over,
+            SWITCHOVERS,
+            1,
+        ),
+        "lost node": (
+            "the primary and its host fall silent; Kubernetes gives up the node after 40 s",
+            operator.lose_node,
+            LOST_NODES,
+            int(at_once),
+        ),
+    }
+    cases = []
+    for name, (explanation, lose, times, short_times) in ways.items():
+        number = short_times if drill.short else times
+        if not number:
+            continue
+        events = Events(drill.begin(name, explanation))
+        for turn in range(number):
+            await asyncio.sleep(drill.random.uniform(0.3, 1.5))
+            if not turn and name == ("lost node" if at_once else "kill"):
+                await _control_alone(drill, alone, lose, events)
+            else:
+                events.add(await lose())
         await asyncio.sleep(0.5)
-    drill.end(case)
-    return case
+        drill.end(events.case)
+        cases.append(events)
+    return cases
 
 
-async def _lose_for_long(drill: Drill, stage: Stage) -> Case:
-    seconds = 3.5 if drill.short else 8.0
-    case = drill.begin("long outage", f"nobody promotes for {seconds:g} s, which is longer than the retry budget")
-    cluster = stage.cluster
-    lost, killed_at = cluster.primary, time.time()
-    await cluster.kill(lost)
+async def _lag_behind(drill: Drill, operator: Operator) -> Events:
+    explanation = f"a switchover that the Service of one node in two follows only after {_LAG:g} s"
+    events = Events(drill.begin("lagging Service", explanation))
+    await asyncio.sleep(drill.random.uniform(0.3, 1.5))
+    events.add(await operator.switch_over(lag=_LAG))
+    await asyncio.sleep(2)
+    drill.end(events.case)
+    return events
+
+
+async def _crowd(drill: Drill, stage: Stage, operator: Operator, attempts: list[Attempt]) -> Events:
+    """More writes than fit into the queues of all replicas, which come again when `Retry-After` says."""
+    rate = 1.5 * len(stage.replicas) * Limits().write_queue / 10
+    explanation = f"kills and switchovers while {rate:.0f} more adds a second come than can wait"
+    events = Events(drill.begin("crowd", explanation))
+    for lose in (operator.lose, operator.switch_over, operator.lose, operator.switch_over):
+        crowding = await stage.load(crowd(rate))
+        event = await lose()
+        events.add(event)
+        await asyncio.sleep(max(event.possible + 10 - time.time(), 0))  # `Retry-After` is a few seconds
+        attempts += await crowding.stop()
+    drill.end(events.case)
+    return events
+
+
+async def _write_enough(writing: Load) -> None:
+    """Go on until as many writes have been acknowledged as promised, a few more, as some attempts were refused."""
+
+    async def are_enough() -> bool:
+        return writing.count() >= 1.05 * WRITES
+
+    await until(are_enough, f"{WRITES} writes are acknowledged", 600)
+
+
+def _judge(drill: Drill, events: Events, attempts: Sequence[Attempt]) -> None:
+    case = events.case
+    writes = [a for a in attempts if a.is_write and case.began <= a.ended < case.ended]
+    spans = list(pairwise([*(event.began for event in events.all), case.ended]))
+    if case.name not in {"lost node", "crowd"}:
+        case.check("writes refused or failed", sum(a.shows_error for a in writes), "=", 0)
+    if case.name not in {"lagging Service", "crowd"}:
+        late = max(
+            write.ended - max(write.begun, event.possible)
+            for event, (began, ended) in zip(events.all, spans, strict=True)
+            for write in writes
+            if max(began, event.possible) <= write.ended < ended and not write.is_cut_off
+        )
+        case.check("longest time to a write's answer once a commit was possible, s", late, "<=", _LATE, kind="timing")
+    waits = [longest_gap(writes, began, ended) for began, ended in spans]
+    by_standby = [_measure_standby(attempts, began, ended) for began, ended in spans]
+    if drill.promotion == "cnpg":
+        case.check("events with reads from a standby", sum(seconds > 0 for seconds in by_standby), "=", len(spans))
+    times = f"{len(spans)} times: " if len(spans) > 1 else ""
+    case.explanation += (
+        f"; {times}reads came from a standby for {median(by_standby):.1f} s ({max(by_standby):.1f} at most), "
+        f"no write was acknowledged for {median(waits):.1f} s ({max(waits):.1f})"
+    )
+
+
+def _judge_reads(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attempt]) -> None:
+    case.figures = observe(attempts, case.began, case.ended)
+    reads = [a for a in attempts if a.is_read and case.began <= a.ended < case.ended and not a.is_cut_off]
+    case.check("pages and lists read", len(reads), ">", 0)
+    case.check("of them failed", sum(a.shows_error for a in reads), "=", 0)
+    old = sum(case.began <= a.ended < case.ended for a in stale)
+    case.check("of them without a write that was acknowledged before", old, "=", 0)
+    case.check(LONGEST_READ, max((a.seconds for a in reads), default=0.0), "<=", _LONGEST_READ, kind="timing")
+
+
+def _measure_standby(attempts: Sequence[Attempt], began: float, ended: float) -> float:
+    """For how many seconds reads were answered by a standby."""
+    answered = [a for a in attempts if a.is_from_standby and began <= a.ended < ended]
+    return answered[-1].ended - answered[0].begun if answered else 0.0
+
+
+def _judge_crowd(case: Case, crowding: Sequence[Attempt]) -> None:
+    tries: dict[str | None, list[Attempt]] = {}
+    for attempt in crowding:
+        tries.setdefault(attempt.uuid, []).append(attempt)
+    pairs = [(one, after) for of_one in tries.values() for one, after in pairwise(of_one) if one.retry_after]
+    repeats = [after for _, after in pairs if not after.is_cut_off]
+    case.check("refused writes that came again when Retry-After said", len(repeats), ">", 0)
+    share = sum(after.is_done for after in repeats) / max(len(repeats), 1)
+    case.check("share of them that then succeeded", share, ">=", _SUCCEED)
+
+
+async def _control_alone(drill: Drill, alone: Replica, lose: Callable[[], Awaitable[Event]], events: Events) -> None:
+    """Watch the page of a replica that knows no standby, during one event."""
+    statuses: list[int] = []
+    asking = asyncio.create_task(_watch_page(alone, statuses))
+    events.add(await lose())
+    asking.cancel()
+    await asyncio.wait({asking})
+    drill.control(
+        "no standby reads",
+        "a replica that knows the primary alone, beside the others",
+        "pages refused",
+        sum(status != httpx2.codes.OK for status in statuses),
+    )
+
+
+async def _watch_page(replica: Replica, statuses: list[int]) -> None:
     async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
-        answer = await client.get(f"http://127.0.0.1:{stage.balancer.port}/")
-    case.check("status in the outage", answer.status_code, "=", 503)
-    case.check("Retry-After in the outage, s", float(answer.headers.get("retry-after", 0)), ">", 0)
-    await asyncio.sleep(max(killed_at + seconds - time.time(), 0))
-    await cluster.promote()
-    promoted_at = time.time()
-    stage.database.route_to([cluster.port])
-    case.marks.append(Mark(killed_at, "kill", promoted_at))
-    await cluster.rejoin(lost)
-    await cluster.until_whole()
-    await asyncio.sleep(0.5)
-    drill.end(case)
-    return case
-
-
-def _judge(case: Case, attempts: list[Attempt]) -> None:
-    case.figures = figures = observe(attempts, case.began, case.ended)
-    writes = [attempt for attempt in attempts if attempt.is_write and attempt.is_done]
-    flows, outages = [], []
-    for mark in case.marks:
-        first = min((write.ended for write in writes if write.ended > mark.until), default=float("inf"))
-        # The last writes before the loss may be acknowledged a moment after it.
-        last = max((write.ended for write in writes if write.ended < mark.until), default=case.began)
-        flows.append(first - mark.until)
-        outages.append(first - last)
-    case.check("longest time from a promotion to a write, s", max(flows), "<", _FLOW, kind="timing")
-    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
-    if case.name == "long outage":
-        case.check("errors shown", figures.errors, ">", 0)
-    else:
-        case.check("longest outage, s", max(outages), "<=", _OUTAGE, kind="timing")
-        case.check("errors shown", figures.errors, "=", 0)
+        while True:
+            statuses.append((await client.get(f"http://127.0.0.1:{replica.port}/")).status_code)
+            await asyncio.sleep(0.2)
 
 
 async def _control_asynchronous(drill: Drill, stage: Stage) -> None:
@@ -141,7 +235,7 @@ async def _control_asynchronous(drill: Drill, stage: Stage) -> None:
     await cluster.replicate(QUORUM)
     await cluster.rejoin(former)
     await cluster.until_whole()
-    stage.database.route_to([cluster.port])
+    stage.route_to([cluster.port])
 
 
 async def _control_stale(drill: Drill, stage: Stage) -> None:
@@ -153,16 +247,16 @@ async def _control_stale(drill: Drill, stage: Stage) -> None:
 
 
 async def _control_early(drill: Drill, stage: Stage) -> None:
-    cluster = stage.cluster
+    cluster, tried = stage.cluster, Limits().retry_budget
     await stage.clear()
-    await stage.serve(1, (MODULE, answer_before_the_commit.__name__))
+    await stage.serve(1, (MODULE, answer_before_the_commit.__name__), GOALS_WRITE_WAIT_SECONDS=f"{tried:g}")
     load = await stage.load(writers(short=False))
     await asyncio.sleep(0.5)
     lost = cluster.primary
     await cluster.kill(lost)
-    await asyncio.sleep(1.2 * Limits().retry_budget)  # until then, what was answered is still tried
+    await asyncio.sleep(1.2 * tried)  # until then, what was answered is still tried
     await cluster.promote()
-    stage.database.route_to([cluster.port])
+    stage.route_to([cluster.port])
     await cluster.rejoin(lost)
     await cluster.until_whole()
     verdict = await stage.reconcile(await load.stop())

@@ -3,18 +3,32 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
-from drills.broken import MODULE, let_a_group_fail_together, retry_without_a_key
-from drills.drill import LONGEST_ANSWER, Case, Drill, observe
-from drills.journal import Attempt
-from drills.scenarios import writers
-from drills.stage import Stage
+import httpx2
+
+from drills.broken import (
+    MODULE,
+    accept_a_former_primary,
+    let_a_group_fail_together,
+    read_before_replay,
+    retry_without_a_key,
+)
+from drills.cluster import DrillError
+from drills.drill import LONGEST_READ, Case, Drill, observe
+from drills.journal import Attempt, find_stale
+from drills.operator import Operator
+from drills.scenarios import readers, writers
+from drills.stage import SECOND, Replica, Stage
 from drills.timeline import Mark
 from goals.limits import Limits
+from tools.polling import until
 
-_NOTICE = 1.0
-"""Seconds until somebody notices a primary that does not answer, and promotes a standby."""
-_SHORT_OUTAGE = 2.0
+_READS = 20.0
+"""A second."""
+_LONGEST_READ = 1.5
+_LONGEST_WRITE = Limits().write_wait + 0.5
+"""A write waits for the primary; the rest is what it takes to notice that on two busy cores."""
 _FLOW = 1.0
 _HELD = 0.6
 """Seconds that a key is held: much longer than a group waits for it, less than a statement may take."""
@@ -24,22 +38,51 @@ _PATIENCE = {
     # This fault has no end: each connection is found dead by a statement's time limit.
     "half-open": Limits().command_timeout,
 }
+_REPLAY_DELAY = 1.5
+"""Seconds; replay goes on all the time, as commits came all the time."""
+_CUT_OFF = "page of the replica that is cut off"
+_MAY_REFUSE_READS = {"two primaries", "two failovers", "no rewind"}
+"""Where who has the newest state can be in doubt: then no page is better than an old one."""
+_NEWEST_UNKNOWN = {"no rewind"}
+"""Where an old page cannot be distinguished from the newest: what is shown is counted."""
 
 
 async def run(drill: Drill) -> None:
+    looked: list[Attempt] = []
     faults: dict[str, tuple[str, Callable[[Drill, Stage, Case], Awaitable[None]]]] = {
-        "frozen primary": ("SIGSTOP to the primary and all its children, a standby promoted after a second", _freeze),
+        "frozen primary": ("SIGSTOP to the primary and all its children, a standby promoted", _freeze),
         "zombie primary": ("the frozen one resumes, and for a while the service is routed to it", _thaw),
+        "two primaries": (
+            "a frozen primary resumes after another was promoted, and keeps a standby that can confirm its commits",
+            _split,
+        ),
         "black hole": ("the primary's host falls silent and drops every SYN, a standby promoted", _lose_host),
         "half-open": ("every connection falls silent and stays open, new ones work", _leave_half_open),
         "no standby": ("both standbys are killed: the primary lives and may acknowledge nothing", _lose_standbys),
+        "standby behind": (
+            f"one standby receives nothing for {2 if drill.short else 120} s, then the primary is killed",
+            _fall_behind,
+        ),
+        "DNS down": ("no name is found any more, and the primary is killed", _lose_names),
         "lost replies": ("commits happen, their replies are lost with the connection", _drop_replies),
         "held keys": (f"another session holds one key in 32, for {_HELD:g} s each time", _hold_keys),
         "read-only": ("the address leads to a standby for a while (SQLSTATE 25006)", _lead_to_standby),
     }
-    async with Stage() as stage:
+    if not drill.short:
+        faults |= {
+            "two failovers": (
+                "the primary between them resumes, with a longer log than its successor, which a replica cannot reach",
+                partial(_fail_over_twice, looked=looked),
+            ),
+            "no rewind": (
+                "a former primary becomes a standby without pg_rewind, with a longer log than the primary, which dies",
+                _skip_rewind,
+            ),
+        }
+    async with Stage(standbys=True) as stage:
         await stage.serve(2)
-        load = await stage.load(writers(short=drill.short))
+        reading = await stage.load(readers(_READS))
+        writing = await stage.load(writers(short=drill.short, waiting=True))
         await asyncio.sleep(1)
         for name, (explanation, inject) in faults.items():
             case = drill.begin(name, explanation)
@@ -47,26 +90,55 @@ async def run(drill: Drill) -> None:
             # Long enough for every answer that was under way.
             await asyncio.sleep(0.6 if drill.short else 2.0)
             drill.end(case)
-        attempts = await load.stop()
+        attempts = [*await writing.stop(), *await reading.stop(), *looked]
+        attempts.sort(key=lambda attempt: attempt.ended)
         drill.account(await stage.reconcile(attempts), attempts)
+        ids = await stage.read_ids()
+        stale = find_stale(attempts, ids)
         for case in drill.cases:
-            _judge(case, attempts)
+            _judge(case, attempts, stale)
             drill.draw(case, attempts)
+        await _control_quorum(drill, stage)
         await _control_key(drill, stage)
         await _control_group(drill, stage)
 
 
-def _judge(case: Case, attempts: Sequence[Attempt]) -> None:
+def _operator(drill: Drill, stage: Stage) -> Operator:
+    """One with the drill's pace; the short form has no time for it, and leaves it to `failover`."""
+    return Operator(drill, stage, "at-once" if drill.short else None)
+
+
+def _judge(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attempt]) -> None:
     case.figures = figures = observe(attempts, case.began, case.ended)
     (mark,) = case.marks
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > mark.until), default=float("inf"))
     patience = _PATIENCE.get(case.name, 0)
     late = max(flow - (case.healed or mark.until), 0)
     case.check("time from the fault's end to a write, s", late, "<", _FLOW + patience, kind="timing")
-    case.check("longest answer, s", figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
-    if mark.until - mark.at <= _SHORT_OUTAGE or case.name == "held keys":
+    case.check("longest answer, s", figures.longest_answer_s, "<", _LONGEST_WRITE, kind="timing")
+    in_case = [a for a in attempts if case.began <= a.ended < case.ended and not a.is_cut_off]
+    seen = [a for a in in_case if a.is_read]
+    reads = [a for a in seen if a.step != _CUT_OFF]
+    refused = sum(a.shows_error for a in reads)
+    old = sum(case.began <= a.ended < case.ended and a.step != _CUT_OFF for a in stale)
+    if case.name not in _MAY_REFUSE_READS:
         case.check("errors shown", figures.errors, "=", 0)
-    if case.name in {"zombie primary", "no standby"}:
+        case.check(LONGEST_READ, max((a.seconds for a in reads), default=0.0), "<=", _LONGEST_READ, kind="timing")
+    else:
+        case.check("writes refused or failed", sum(a.shows_error and a.is_write for a in in_case), "=", 0)
+        case.explanation += f"; {refused} of {len(reads)} pages and lists refused"
+    if case.name in _NEWEST_UNKNOWN:
+        case.explanation += f", {old} without a write that was acknowledged before"
+    else:
+        case.check("pages and lists without a write that was acknowledged before", old, "=", 0)
+    if cut_off := [a for a in seen if a.step == _CUT_OFF]:
+        shown = sum(a.is_done for a in cut_off)
+        unaware = sum(a.step == _CUT_OFF for a in stale)
+        case.explanation += (
+            f"; of {len(cut_off)} pages of the replica that is cut off, {shown} were shown, "
+            f"{unaware} of them without a write that was acknowledged before"
+        )
+    if case.name in {"zombie primary", "two primaries", "no standby"}:
         tried = [a for a in attempts if a.begun < mark.until and a.ended > mark.at and a.is_write]
         case.check("writes that nobody could confirm", len(tried), ">", 0)
         # An answer that was on its way when the fault began is none of them.
@@ -76,15 +148,11 @@ def _judge(case: Case, attempts: Sequence[Attempt]) -> None:
 
 async def _freeze(drill: Drill, stage: Stage, case: Case) -> None:
     """Leaves the former primary frozen: it is the next case's zombie."""
-    cluster = stage.cluster
     frozen_at = time.time()
-    cluster.freeze(cluster.primary)
-    await asyncio.sleep(_NOTICE)
-    await cluster.promote()
-    promoted_at = time.time()
-    stage.database.route_to([cluster.port])
-    case.marks.append(Mark(frozen_at, "frozen", promoted_at))
-    await cluster.until_streaming(1)
+    stage.cluster.freeze(stage.cluster.primary)
+    event = await _operator(drill, stage).hand_over("kill", frozen_at)
+    case.marks.append(Mark(frozen_at, "frozen", event.routed))
+    await stage.cluster.until_streaming(1)
     await asyncio.sleep(1)
 
 
@@ -98,17 +166,67 @@ async def _thaw(drill: Drill, stage: Stage, case: Case) -> None:
     await cluster.until_whole()
 
 
+async def _split(drill: Drill, stage: Stage, case: Case) -> None:
+    """Promote one standby and leave the other with the former primary, which resumes."""
+    cluster = stage.cluster
+    careless = await stage.start_replica((MODULE, accept_a_former_primary.__name__), DB_HOST=SECOND)
+    zombie, successor, left = await _freeze_with_a_standby(stage)
+    await cluster.promote([successor])
+    stage.database.route_to([cluster.port])
+    await asyncio.sleep(1.5)  # until every replica has looked for a newer timeline
+    cluster.thaw(zombie)
+    await _lead_astray(stage, case, zombie, "two primaries")
+    stage.second.route_to([cluster.ports[zombie]])
+    lost = await _add_to(careless, stage)
+    await careless.kill()
+    stage.second.route_to([cluster.port])
+    await cluster.kill(zombie)
+    await asyncio.gather(cluster.rebuild(left), cluster.rebuild(zombie))
+    case.healed = time.time()
+    await cluster.until_whole()
+    drill.control(
+        "accept a former primary",
+        "the zombie keeps a standby, and a replica believes that it is the primary",
+        "acknowledged writes lost",
+        len(lost - set(await stage.read_names())),
+    )
+
+
+async def _freeze_with_a_standby(stage: Stage) -> tuple[str, str, str]:
+    """Freeze the primary, and give its name, that of the best standby, and that of the other one."""
+    cluster = stage.cluster
+    frozen, standbys = cluster.primary, cluster.standbys
+    cluster.freeze(frozen)
+    await asyncio.sleep(0.3)  # what it has sent arrives
+    best = await cluster.find_best(standbys)
+    (other,) = set(standbys) - {best}
+    return frozen, best, other
+
+
+async def _add_to(replica: Replica, stage: Stage) -> set[str]:
+    """Add goals by one replica, and give the names of those that were acknowledged."""
+    names = [f"careless {number}" for number in range(5)]
+    async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
+        url = f"http://127.0.0.1:{replica.port}/api/v1/goals"
+        answers = await asyncio.gather(*(client.post(url, json={"goal_name": name}) for name in names))
+    return {name for name, answer in zip(names, answers, strict=True) if answer.status_code == httpx2.codes.CREATED}
+
+
 async def _lose_host(drill: Drill, stage: Stage, case: Case) -> None:
     cluster = stage.cluster
     lost, lost_at = cluster.primary, time.time()
-    await stage.database.swallow()
+    for way in (*stage.services, stage.instances[lost]):
+        await way.swallow()
     cluster.freeze(lost)
-    await asyncio.sleep(_NOTICE)
-    await cluster.promote()
-    stage.database.route_to([cluster.port])
-    await stage.database.reappear()
-    case.marks.append(Mark(lost_at, "black hole", time.time()))
+    handing_over = asyncio.create_task(_operator(drill, stage).hand_over("kill", lost_at))
+    await asyncio.sleep(1)
+    for way in stage.services:
+        way.route_to([])
+        await way.reappear()
+    event = await handing_over
+    case.marks.append(Mark(lost_at, "black hole", event.routed))
     await cluster.kill(lost)
+    await stage.instances[lost].reappear()
     await cluster.rejoin(lost)
     await cluster.until_whole()
 
@@ -134,6 +252,109 @@ async def _lose_standbys(drill: Drill, stage: Stage, case: Case) -> None:
     case.healed = time.time()
     await cluster.until_whole()
     case.marks.append(Mark(lost_at, "no standby", back_at))
+
+
+async def _fall_behind(drill: Drill, stage: Stage, case: Case) -> None:
+    cluster = stage.cluster
+    await cluster.detach(cluster.standbys[:1])
+    await asyncio.sleep(2 if drill.short else 120)
+    lost, lost_at = cluster.primary, time.time()
+    stage.route_to([])
+    await cluster.kill(lost)
+    event = await _operator(drill, stage).hand_over("kill", lost_at)
+    case.marks.append(Mark(lost_at, "kill", event.routed))
+    case.healed = event.possible
+    await cluster.rejoin(lost)
+    await cluster.until_whole()
+
+
+async def _lose_names(drill: Drill, stage: Stage, case: Case) -> None:
+    cluster = stage.cluster
+    at = time.time()
+    stage.take_names()
+    await asyncio.sleep(0.5)
+    lost, lost_at = cluster.primary, time.time()
+    stage.route_to([])
+    await cluster.kill(lost)
+    await _operator(drill, stage).hand_over("kill", lost_at)
+    await asyncio.sleep(1)
+    stage.write_names()
+    case.marks.append(Mark(at, "DNS down", time.time()))
+    await cluster.rejoin(lost)
+    await cluster.until_whole()
+
+
+async def _fail_over_twice(drill: Drill, stage: Stage, case: Case, looked: list[Attempt]) -> None:
+    """Leave a replica alone with the primary of the middle timeline and a standby of its successor."""
+    cluster = stage.cluster
+    at = time.time()
+    first = cluster.primary
+    await cluster.kill(first)
+    await cluster.promote()
+    stage.route_to([cluster.port])
+    await cluster.rejoin(first)
+    await cluster.until_whole()
+    zombie, successor, _ = cluster.primary, *cluster.standbys
+    names = stage.write_names(without=successor)
+    cut_off = await stage.start_replica(DB_HOST=SECOND, DRILL_NAMES=str(names))
+    await _succeed(stage, successor)
+    stage.second.route_to([])
+    stage.second.sever()
+    cluster.thaw(zombie)
+    await cluster.lengthen_log(zombie)
+    looked += await stage.look(cut_off, 3, _CUT_OFF)
+    await cut_off.kill()
+    await cluster.kill(zombie)
+    stage.second.route_to([cluster.port])
+    case.marks.append(Mark(at, "two failovers", time.time()))
+    await cluster.rejoin(zombie)
+    await cluster.until_whole()
+
+
+async def _succeed(stage: Stage, successor: str) -> None:
+    """Freeze the primary and promote this standby, which the other one follows."""
+    cluster = stage.cluster
+    (other,) = set(cluster.standbys) - {successor}
+    await cluster.detach([other])  # so that the successor has every commit
+    await asyncio.sleep(0.3)
+    cluster.freeze(cluster.primary)
+    await cluster.promote([successor])
+    stage.database.route_to([cluster.port])
+    cluster.follow([other])
+    await cluster.until_streaming(1)
+    await asyncio.sleep(1)
+
+
+async def _skip_rewind(drill: Drill, stage: Stage, case: Case) -> None:
+    """Let a former primary with a longer log be the standby that has received most, by its own word."""
+    cluster = stage.cluster
+    at = time.time()
+    former, successor, other = cluster.primary, *cluster.standbys
+    await _succeed(stage, successor)
+    cluster.thaw(former)
+    await cluster.lengthen_log(former)
+    await cluster.stop(former)
+    try:
+        await cluster.start_standby(former)
+    except DrillError:
+        case.explanation += "; with the archive, PostgreSQL refuses to start it, so it gets none"
+        await cluster.start_standby(former, archive=False)
+
+    async def has_asked() -> bool:
+        return bool(await cluster.fetch("SELECT pg_last_wal_receive_lsn() IS NOT NULL", name=former))
+
+    await until(has_asked, f"{former} asks for a stream")
+    await asyncio.sleep(1)
+    stage.route_to([])
+    await cluster.kill(successor)
+    await asyncio.sleep(2)
+    await cluster.kill(former)
+    await cluster.promote([other])
+    stage.route_to([cluster.port])
+    case.marks.append(Mark(at, "no rewind", time.time()))
+    await asyncio.gather(cluster.rebuild(former), cluster.rejoin(successor))
+    case.healed = time.time()
+    await cluster.until_whole()
 
 
 async def _drop_replies(drill: Drill, stage: Stage, case: Case) -> None:
@@ -193,6 +414,56 @@ async def _lead_astray(stage: Stage, case: Case, name: str, what: str) -> None:
     case.marks.append(Mark(at, what, time.time()))
     stage.database.route_to([stage.cluster.port])
     # Its connections stay, as those of a moved Service do: each user must leave its own.
+
+
+async def _control_quorum(drill: Drill, stage: Stage) -> None:
+    """One standby is behind, the other has everything and has not replayed it yet; then that one is frozen, too."""
+    cluster = stage.cluster
+    await stage.clear()
+    await stage.serve(0)
+    sound, eager, content = await asyncio.gather(
+        stage.start_replica(),
+        stage.start_replica((MODULE, read_before_replay.__name__)),
+        stage.start_replica(DB_STANDBY_REPLIES="1"),
+    )
+    case = drill.begin("few replies", "one standby is behind, the other replays late, and is then frozen")
+    load = await stage.load(writers(short=True, waiting=True), sound.port, patience=1)
+    behind, ahead = cluster.standbys
+    cluster.delay(ahead, _REPLAY_DELAY)
+    await cluster.detach([behind])
+    await asyncio.sleep(_REPLAY_DELAY + 1)
+    lost, lost_at = cluster.primary, time.time()
+    stage.route_to([])
+    await cluster.kill(lost)
+    early, late = await asyncio.gather(stage.look(eager, _REPLAY_DELAY / 2), stage.look(sound, 2 * _REPLAY_DELAY))
+    cluster.freeze(ahead)
+    of_one, of_few = await asyncio.gather(stage.look(content, 1), stage.look(sound, 1))
+    cluster.thaw(ahead)
+    cluster.delay(ahead, 0)
+    attempts = await load.stop()
+    await cluster.promote()
+    stage.route_to([cluster.port])
+    case.marks.append(Mark(lost_at, "kill", time.time()))
+    drill.end(case)
+    ids = await stage.read_ids()
+    case.check("pages of a sound replica", sum(a.is_done for a in late), ">", 0)
+    old = len(find_stale([*attempts, *late, *of_few], ids))
+    case.check("of them without a write that was acknowledged before", old, "=", 0)
+    case.check("pages shown although too few servers replied", sum(a.is_done for a in of_few), "=", 0)
+    drill.control(
+        "no wait for replay",
+        "the standby that has received most is read before it has replayed that",
+        "pages without an acknowledged write",
+        len(find_stale([*attempts, *early], ids)),
+    )
+    drill.control(
+        "one reply fewer",
+        "a standby is read when it alone replies",
+        "pages without an acknowledged write",
+        len(find_stale([*attempts, *of_one], ids)),
+    )
+    await cluster.rejoin(lost)
+    await cluster.until_whole()
 
 
 async def _control_key(drill: Drill, stage: Stage) -> None:

@@ -110,12 +110,15 @@ class _Link:
 
 
 class TcpProxy:
-    """A port of 127.0.0.1 that leads to one of `ports` for each new connection, in turn; those made stay as they are.
+    """A port of a loopback address that leads to one of `ports` for each new connection, in turn; those made stay.
 
-    With no port to lead to, a connection is reset at once. An asynchronous context manager.
+    With no port to lead to, a connection is reset at once. An asynchronous context manager. Several may have the same
+    `port`, each on an address of its own, as the pods behind one name have; 0 lets the kernel choose.
     """
 
-    def __init__(self, ports: Iterable[int] = ()) -> None:
+    def __init__(self, ports: Iterable[int] = (), *, address: str = "127.0.0.1", port: int = 0) -> None:
+        self.address = address
+        self.port = port
         self.replies_to_drop = 0
         """So many answers to statements that are done, reads among them, are lost, each with its connection."""
         self.route_to(ports)
@@ -124,9 +127,9 @@ class TcpProxy:
         self._fillers: list[socket.socket] = []
 
     async def __aenter__(self) -> Self:
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)
+        self._socket = socket.create_server((self.address, self.port), backlog=_BACKLOG)
         self._socket.settimeout(0)
-        self.port: int = self._socket.getsockname()[1]
+        self.port = int(self._socket.getsockname()[1])
         self._accepting = asyncio.create_task(self._accept())
         return self
 
@@ -164,7 +167,7 @@ class TcpProxy:
             filler = socket.socket()
             filler.settimeout(0)
             with contextlib.suppress(BlockingIOError):
-                filler.connect(("127.0.0.1", self.port))
+                filler.connect((self.address, self.port))
             self._fillers.append(filler)
 
     async def reappear(self) -> None:

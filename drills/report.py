@@ -216,6 +216,7 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
         "requests",
         "errors shown",
         "longest answer, s",
+        LONGEST_READ,
         "longest pause between writes, s",
     ]
     return "\n".join(
@@ -233,10 +234,11 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
 def _write_cells(case: dict[str, Any]) -> list[str]:
     what = f"**{case['name']}**: {case['explanation']}"
     if case.get("not_run"):
-        return [what, f"not run: {case['not_run']}", "", "", ""]
+        return [what, f"not run: {case['not_run']}", "", "", "", ""]
     if "requests" not in case:
-        return [what, "", "", "", ""]  # there were no requests meanwhile
-    figures = [f"{case['longest_answer_s']:.2f}", f"{case['write_gap_s']:.2f}"]
+        return [what, "", "", "", "", ""]  # there were no requests meanwhile
+    reads = [f"{check['measured']:.2f}" for check in case["checks"] if check["what"] == LONGEST_READ]
+    figures = [f"{case['longest_answer_s']:.2f}", *(reads or [""]), f"{case['write_gap_s']:.2f}"]
     return [what, f"{case['requests']:,}", f"{case['errors']:,}", *figures]
 
 

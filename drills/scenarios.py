@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 
 
-def writers(*, short: bool) -> str:
+def writers(*, short: bool, waiting: bool = False) -> str:
     """A closed loop of people and programs who add, rename and remove goals, and press again until it is done.
 
     Every goal is "drill UUID" with that UUID as its key, which is how a row is known to be somebody's. In the short
-    form they think for a moment, so that several drills fit on a machine.
+    form they think for a moment, so that several drills fit on a machine. `waiting` ones have more
+    patience than a write waits for the primary, and think for a moment: readers need the machine as well.
     """
-    thinking = 'pause = "150ms"' if short else ""
+    thinking = 'pause = "150ms"' if short else 'pause = "100ms"' if waiting else ""
     return f"""
 description = "writers who press again until it is done"
 objectives = false
-timeout = "10s"
+timeout = "{_PATIENT if waiting else "10s"}"
 {thinking}
 
 [load]
@@ -44,6 +45,61 @@ method = "POST"
 path = "/remove_goal"
 form = {{ goal_id = "${{goal_id}}" }}
 attempts = 100
+"""
+
+
+_PATIENT = "25s"
+SHOWN = "drill [0-9a-f-]{24}([0-9a-f]{12}(?: renamed)?)"
+"""A goal's name on a page or in a list: the end of its UUID will do, and keeps the journal small."""
+
+
+def readers(rate: float) -> str:
+    """An open loop that reads the page and the list, and journals what they show.
+
+    Each read has a connection of its own: one that was idle may be closed by the server just when it is used again.
+    """
+    return f"""
+description = "readers who note what they see"
+objectives = false
+timeout = "10s"
+
+[load]
+executor = "constant-arrival-rate"
+rate = {rate:g}
+duration = "1h"
+
+[[task]]
+[[task.step]]
+name = "page"
+path = "/"
+headers = {{ Connection = "close" }}
+journal = {{ shown = 'body Edit <bdi>{SHOWN}<', cache = "header Cache-Status" }}
+
+[[task]]
+[[task.step]]
+name = "list"
+path = "/api/v1/goals"
+headers = {{ Connection = "close" }}
+journal = {{ shown = 'body "goal_name": ?"{SHOWN}"', cache = "header Cache-Status" }}
+"""
+
+
+def crowd(rate: float) -> str:
+    """An open loop of programs that add a goal, and come again when `Retry-After` says."""
+    return f"""
+description = "programs that come again when Retry-After says"
+objectives = false
+timeout = "{_PATIENT}"
+
+[load]
+executor = "constant-arrival-rate"
+rate = {rate:g}
+duration = "1h"
+max_vus = 10000
+
+[[task]]
+{_ADD_BY_API}
+journal = {{ retry_after = "header Retry-After" }}
 """
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +17,17 @@ from typing import Self
 import httpx2
 
 from drills import ROOT
-from drills.cluster import Cluster, DrillError, read_to_the_end
+from drills.broken import MODULE, read_names_from_a_file
+from drills.cluster import NAMES, Cluster, DrillError, read_to_the_end
 from drills.journal import Attempt, Verdict, read_journal, reconcile
 from drills.proxy import TcpProxy
+from drills.scenarios import SHOWN
 from goals import embedded
 from tools.polling import until
 
 _LISTENING = re.compile(r'"port":(\d+),"ops_port":(\d+),"event":"listening"')
+PRIMARY, SECOND, INSTANCES = "goals-db-rw.drill", "goals-db-rw.second.drill", "goals-db-instances.drill"
+"""Names of the primary's Service, of the same as another node sees it, and of all instances."""
 _CUT_OFF = 1
 """The harness's exit code for a run that somebody ended before its time, as `Load.stop` does."""
 
@@ -126,15 +131,22 @@ class Load:
 class Stage:
     """A cluster behind a proxy that leads to its primary, and replicas of the service behind another.
 
-    An asynchronous context manager; leaving it ends every process that it has started.
+    With `standbys`, replicas also read from standbys: a name leads to all three instances, each behind a proxy of its
+    own, and names are found in a file. An asynchronous context manager; leaving it ends every process that it has
+    started.
     """
 
-    def __init__(self, *, disk: int | None = None, major: str = embedded.VERSION) -> None:
-        self.cluster = Cluster(disk=disk, major=major)
+    def __init__(self, *, disk: int | None = None, major: str = embedded.VERSION, standbys: bool = False) -> None:
+        self.cluster = Cluster(disk=disk, major=major, archive=standbys)
         self.database = TcpProxy()
         """Plays the Service of the primary: `goals-db-rw`."""
         self.balancer = TcpProxy()
         """Plays the Service of the replicas."""
+        self.reads_standbys = standbys
+        self.instances: dict[str, TcpProxy] = {}
+        """Play the network before each instance."""
+        self.second = TcpProxy(address="127.0.0.5")
+        """Plays the primary's Service as another node sees it, where that differs."""
         self.replicas: list[Replica] = []
         self.variables: dict[str, str] = {}
         """What replicas find in their environment, instead of what leads them to the database by itself."""
@@ -154,6 +166,8 @@ class Stage:
             exits.push_async_callback(self._end)
             self.database.route_to([self.cluster.port])
             await self._migrate()
+            if self.reads_standbys:
+                await self._open_instances(exits)
             self._exits = exits.pop_all()
         return self
 
@@ -165,6 +179,55 @@ class Stage:
     async def _end(self) -> None:
         for started in self._started:
             await started.kill()
+
+    async def _open_instances(self, exits: contextlib.AsyncExitStack) -> None:
+        """Let each instance be reached by an address of its own, at the port that the primary's Service has."""
+        port = self.database.port
+        for number, name in enumerate(NAMES, 2):
+            self.instances[name] = TcpProxy([self.cluster.ports[name]], address=f"127.0.0.{number}", port=port)
+            await exits.enter_async_context(self.instances[name])
+        self.second.port = port
+        await exits.enter_async_context(self.second)
+        self.second.route_to(self.database.ports)
+        self.write_names()
+        self.variables |= {
+            "DB_HOST": PRIMARY,
+            "DB_STANDBY_HOST": INSTANCES,
+            "DB_STANDBY_REPLIES": "2",
+            "DRILL_NAMES": str(self._names),
+        }
+
+    @property
+    def services(self) -> list[TcpProxy]:
+        """The primary's Service, as each node sees it."""
+        return [self.database, self.second] if self.reads_standbys else [self.database]
+
+    def route_to(self, ports: Sequence[int], *, second: bool = True) -> None:
+        """Lead new connections to the primary's Service there, as seen from the `second` node or not yet."""
+        for service in self.services[: 1 + second]:
+            service.route_to(ports)
+
+    def write_names(self, *, without: str | None = None) -> Path:
+        """Let the resolver know all names, as it does unless they are taken away.
+
+        `without` an instance, write a file of its own for a resolver that does not know it.
+        """
+        found = {
+            PRIMARY: [self.database.address],
+            SECOND: [self.second.address],
+            INSTANCES: [instance.address for name, instance in self.instances.items() if name != without],
+        }
+        file = self._names if without is None else self._names.with_name(f"names-without-{without}")
+        file.write_text("".join(f"{name} {' '.join(addresses)}\n" for name, addresses in found.items()))
+        return file
+
+    def take_names(self) -> None:
+        """Let no name be found any more."""
+        self._names.unlink()
+
+    @property
+    def _names(self) -> Path:
+        return self.folder / "names"
 
     # The service.
 
@@ -191,23 +254,31 @@ class Stage:
         if process.returncode:
             raise DrillError(f"the migration failed: {errors.decode()[-500:]}")
 
-    async def start_replica(self, module: Sequence[str] = ("goals", "serve")) -> Replica:
-        """Start a process of the service, or of one that `broken` made from it, and wait until it is ready."""
+    async def start_replica(self, module: Sequence[str] = ("goals", "serve"), **variables: str) -> Replica:
+        """Start a process of the service, or of one that `broken` made from it, and wait until it is ready.
+
+        `variables` are more of its environment; one that is empty is left out.
+        """
+        if self.reads_standbys:
+            ways = module[1:] if module[0] == MODULE else ()
+            module = (MODULE, read_names_from_a_file.__name__, *ways)
+        environment = {name: value for name, value in (self._variables | variables).items() if value}
         log = self.folder / f"service-{next(self._numbers)}.log"
         with log.open("w") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *module, cwd=ROOT, env=self._variables, stdout=output, stderr=output
+                sys.executable, "-m", *module, cwd=ROOT, env=environment, stdout=output, stderr=output
             )
         replica = Replica(process, log)
         self._started.append(replica)
         await replica.until_ready()
         return replica
 
-    async def serve(self, number: int, module: Sequence[str] = ("goals", "serve")) -> None:
+    async def serve(self, number: int, module: Sequence[str] = ("goals", "serve"), **variables: str) -> None:
         """Replace all replicas by so many new ones, without any care."""
         for replica in self.replicas:
             await replica.kill()
-        self.replicas = list(await asyncio.gather(*(self.start_replica(module) for _ in range(number))))
+        starting = (self.start_replica(module, **variables) for _ in range(number))
+        self.replicas = list(await asyncio.gather(*starting))
         self.balance()
 
     def balance(self) -> None:
@@ -247,6 +318,19 @@ class Stage:
         await load.until_on()
         return load
 
+    async def look(self, replica: Replica, seconds: float, step: str = "page") -> list[Attempt]:
+        """Read the page of one replica again and again, and give what it showed."""
+        attempts = []
+        end = time.time() + seconds
+        async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
+            while (begun := time.time()) < end:
+                answer = await client.get(f"http://127.0.0.1:{replica.port}/")
+                shown = tuple(re.findall(f"Edit <bdi>{SHOWN}<", answer.text))
+                now = time.time()
+                attempts.append(Attempt(now, now - begun, step, None, answer.status_code, None, shown=shown))
+                await asyncio.sleep(0.05)
+        return attempts
+
     async def reconcile(self, attempts: Sequence[Attempt], *, standbys: bool = True) -> Verdict:
         """Hold what was acknowledged against what is stored.
 
@@ -279,6 +363,15 @@ class Stage:
         """How many of the earlier goals are no longer there."""
         found = "SELECT count(*) FROM goals WHERE goal_name LIKE 'earlier %'"
         return self.earlier - int(await self.cluster.fetch(found, name=instance))
+
+    async def read_ids(self) -> dict[str, int]:
+        """Give the ids of all goals that the load has made, by their UUID."""
+        connection = await self.cluster.connect()
+        try:
+            rows = await connection.fetch("SELECT id, goal_name FROM goals WHERE goal_name LIKE 'drill %'")
+        finally:
+            connection.terminate()
+        return {row[1].split()[1]: row[0] for row in rows}
 
     async def clear(self) -> None:
         """Forget all goals: the next run has a journal of its own."""

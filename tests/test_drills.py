@@ -257,7 +257,7 @@ def test_a_case_that_could_not_be_held_is_counted_and_never_passes_for_one() -> 
     assert "example: passed, 1 of 2 cases NOT RUN in" in text
     assert "disk full: not run: only root may mount one" in text
     assert "Not run: only root may mount one." in write_html(drill)
-    assert "| **disk full**: a disk is full | not run: only root may mount one |  |  |  |" in write_tables(
+    assert "| **disk full**: a disk is full | not run: only root may mount one |  |  |  |  |" in write_tables(
         [summarize(drill)]
     )
 
@@ -322,6 +322,7 @@ def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
 def test_the_longest_read_has_its_limit_in_the_chart() -> None:
     drill = drill_with()
     drill.cases[0].check(LONGEST_READ, 0.5, "<=", 0.6, kind="timing")
+    assert "| 0.50 | 0.50 |" in write_tables([summarize(drill)]), "beside the longest answer"
     assert ">limit 1.2 s</text>" in write_html(drill), "a short drill is patient"
 
 
