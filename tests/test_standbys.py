@@ -237,6 +237,7 @@ async def test_a_standby_behind_the_primarys_name_is_no_primary(replicas: Replic
     assert not (await database.read(NEWEST)).standby  # by its own address
     write = asyncio.create_task(add(database, "waits"))
     assert not (await asyncio.wait({write}, timeout=0.2))[0]
+    assert "is not the primary (it is a standby): let DB_HOST lead to the one that is" in database.explanation
     replicas.lead_to("a")
     await write
 
