@@ -3,7 +3,8 @@
 set -euo pipefail
 before=$1 after=$2
 limit=${LIMIT:-60000} # GitHub takes 65,536 characters in a comment
-overlays=(k8s/overlays/{local,aks,aks/loadtest,aks/restore,aks-restored,aks-other-region,aks-upgrade} k8s/argocd{,/apps,/goals,/server} k8s/platform/namespaces)
+overlays=(k8s/overlays/{local,aks,aks/loadtest,aks/restore,aks-restored,aks-other-region}
+  k8s/overlays/{aks-upgrade,aks/upgrade/forth,aks/upgrade/back,aks/upgrade/in-place} k8s/argocd{,/apps,/goals,/server} k8s/platform/namespaces)
 
 render() { [ ! -d "$1" ] || kubectl kustomize "$1"; }
 
