@@ -143,7 +143,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "2m",
                 "critical",
                 "Pages come from a standby: PostgreSQL has no primary",
-                "A failover takes seconds, and this one does not end. Each write waits for 15 seconds, then gets a 503.",
+                "A failover takes seconds, and this one goes on. Each write waits for 15 seconds, then gets a 503.",
             ),
             (
                 "GoalsRequestsRefused",

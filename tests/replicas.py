@@ -49,7 +49,7 @@ class Replicas:
                 self._ask_for_standbys(name)
             unfinished.pop_all()
         self.addresses = list(self.sockets.values())
-        self.lead_to("a")
+        self.route_to("a")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +99,7 @@ class Replicas:
         }
         return settings.model_copy(update=names)
 
-    def lead_to(self, name: str) -> None:
+    def route_to(self, name: str) -> None:
         """Let the primary's name lead to this server."""
         new = self._link.with_suffix(".new")
         new.symlink_to(self.sockets[name])
@@ -127,7 +127,7 @@ class Replicas:
         former, self.leader = self.leader, name
         for other in set("abc") - {former, name}:
             await self.follow(other, name)
-        self.lead_to(name)
+        self.route_to(name)
 
     async def follow(self, name: str, leader: str) -> None:
         await self.ask(name, f"ALTER SYSTEM SET primary_conninfo = '{self._source(leader) if leader else ''}'")

@@ -245,9 +245,9 @@ async def test_a_refused_write_is_told_when_failovers_have_mostly_ended() -> Non
 async def test_who_waits_when_the_process_drains_waits_no_longer_than_it_may() -> None:
     visitors, loop = Visitors(), asyncio.get_running_loop()
     visitors.gate.shut(loop.time())
-    patient, impatient = await visitors.come("patient", write=True), await visitors.come("impatient", seconds=1)
+    late, soon = await visitors.come("late", write=True), await visitors.come("soon", seconds=1)
     visitors.gate.hurry(loop.time() + 3)
-    for wait, ends in ((impatient, 1), (patient, 3)):
+    for wait, ends in ((soon, 1), (late, 3)):
         with pytest.raises(DatabaseUnavailableError):
             await wait
         assert loop.time() == ends

@@ -1,4 +1,4 @@
-"""Reads and writes while the primary is away: on three real servers, which change places."""
+"""Reads and writes while the primary is unavailable: on three real servers, which change places."""
 
 import asyncio
 import contextlib
@@ -230,15 +230,15 @@ async def test_a_standby_that_has_just_started_does_not_count(replicas: Replicas
 
 
 async def test_a_standby_behind_the_primarys_name_is_no_primary(replicas: Replicas, database: Database) -> None:
-    replicas.lead_to("b")
+    replicas.route_to("b")
     await replicas.ask(
         "a", "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE usename = 'goals_user'"
     )
     assert not (await database.read(NEWEST)).standby  # by its own address
     write = asyncio.create_task(add(database, "waits"))
     assert not (await asyncio.wait({write}, timeout=0.2))[0]
-    assert "is not the primary (it is a standby): let DB_HOST lead to the one that is" in database.explanation
-    replicas.lead_to("a")
+    assert "(it is a standby, and not the primary): check DB_HOST" in database.explanation
+    replicas.route_to("a")
     await write
 
 
@@ -284,7 +284,7 @@ async def test_a_former_primary_is_neither_read_nor_written(replicas: Replicas, 
     rows, standby = (await database.read(NEWEST))[0], (await database.read(NEWEST)).standby
     assert ([row.goal_name for row in rows], standby) == (["before"], False)
     await replicas.follow("b", "c")
-    replicas.lead_to("c")
+    replicas.route_to("c")
     await add(database, "on the new one")
     assert await replicas.ask("a", "SELECT count(*) FROM goals") == 1
 
@@ -311,7 +311,7 @@ async def test_what_a_former_primary_says_after_a_silence_is_not_believed(
         # The other standby has what the former primary wrote, and cannot follow the new one.
         await replicas.ask("c", "ALTER SYSTEM RESET synchronous_standby_names")
         await replicas.ask("c", "SELECT pg_reload_conf()")
-        replicas.lead_to("c")
+        replicas.route_to("c")
         await write
         assert await replicas.ask("c", "SELECT count(*) FROM goals") == 1
 

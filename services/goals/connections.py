@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
@@ -50,7 +51,7 @@ class Lineage:
         """Take a new connection to `DB_HOST`, whose word counts for what the system is."""
         newest = self.newest
         if newest is not None and newest.system == timeline.system and newest.number > timeline.number:
-            raise FormerPrimaryError("another one has been promoted since")
+            raise FormerPrimaryError(errno.ESTALE, "another server has been promoted since")
         self.newest = connection.timeline = timeline
         self._close_older()
         self._open.add(connection)
@@ -175,8 +176,6 @@ def explain(error: BaseException, settings: Settings) -> str:
             line = (
                 f"a client's key in ~/.postgresql cannot be read ({origin.strerror}): let this account read that folder"
             )
-        case FormerPrimaryError():
-            line = f"{where} is not the primary ({message}): let DB_HOST lead to the one that is"
         case OSError():
             line = f"cannot reach {where} ({origin.strerror or type(origin).__name__}): check DB_HOST and that it is up"
         case asyncpg.ProtocolViolationError() if "startup parameter" in message:
@@ -293,7 +292,7 @@ class Connector:
             with contextlib.suppress(asyncpg.PostgresError):
                 place = await connection.fetchrow(_PLACE)
                 if not place["number"]:
-                    raise FormerPrimaryError("it is a standby")
+                    raise FormerPrimaryError(errno.ESTALE, "it is a standby, and not the primary")
                 lineage.admit(connection, Timeline(place["system_identifier"], place["number"]))
         except BaseException:
             connection.terminate()

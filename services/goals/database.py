@@ -97,13 +97,13 @@ class Database:
         parameters: Mapping[str, object] | None = None,
         *,
         write: bool = False,
-        patient: bool = False,
+        for_write: bool = False,
     ) -> Sequence[Row[Any]]:
         """`run` for those who need only the rows."""
-        return (await self.run(statement, parameters, write=write, patient=patient)).rows
+        return (await self.run(statement, parameters, write=write, for_write=for_write)).rows
 
     async def read(self, statement: Statement, parameters: Mapping[str, object] | None = None) -> Result:
-        """Run a statement that changes nothing; while the primary is away, on a standby that has every commit."""
+        """Run a statement that changes nothing; while the primary is down, on a standby that has every commit."""
         if self.standbys is None:
             return await self.run(statement, parameters)
         loop = asyncio.get_running_loop()
@@ -140,16 +140,16 @@ class Database:
         repeatable: bool = True,
         admitted: int = 0,
         write: bool = False,
-        patient: bool = False,
+        for_write: bool = False,
     ) -> Result:
         """Run one statement on the primary, for so many callers that the gate has `admitted` before.
 
         It is sent again after a transient failure, so it must be idempotent. With `repeatable=False` it is sent once:
         only a connection that could not be made is tried again. A `write` waits for the primary for longer, and so does
-        what is `patient`: a read on behalf of one.
+        a read `for_write`.
         """
         loop = asyncio.get_running_loop()
-        deadline = self.deadline(write=write or patient)
+        deadline = self.deadline(write=write or for_write)
         pause = self._limits.first_pause
         number = 0
         while True:
@@ -311,7 +311,7 @@ class Database:
     async def _await_primary(self) -> None:
         """Connect to `DB_HOST` again and again, several times at once where that hangs, until there is a primary.
 
-        Whom the server refuses, and others perhaps not, is told so by the next statement.
+        A server that refuses this connection counts as well: statements find out why, or use connections they have.
         """
         pings = set[asyncio.Task[None]]()
         try:

@@ -36,7 +36,7 @@ class Lane:
     answered_at: float = 0.0
     answering_since: float = 0.0
     recovered_at: float = -math.inf
-    """When the last failover ended for it: nobody who waited then is told that the database has too much to do."""
+    """When the last failover ended for it: nobody who waited then is refused as one too many."""
     last_acceptable: float = 0.0
     is_standing: bool = False
 
@@ -46,7 +46,7 @@ class Gate:
 
     A caller waits at most `gate_timeout` while statements succeed, and until its own deadline while none does: then it
     is the database that is down, perhaps only for a failover. Once it is back, the wait starts from zero. While the
-    gate is shut, because the primary is away, nobody is let in. Writes leave some places to reads, which go on while
+    gate is shut, because the primary is down, nobody is let in. Writes leave some places to reads, which go on while
     every commit waits for a standby.
 
     A queue is there for bursts. Where it stands, because more comes than can be done, everybody in it waits for
@@ -60,7 +60,7 @@ class Gate:
         self._reads, self._writes = Lane(kept=0), Lane(kept=min(limits.kept_for_reads, size - 1))
         self._turns: set[Turn] = set()
         self.is_shut = False
-        """Whether the primary is away."""
+        """Whether the primary is down."""
         self._failing_since: float | None = None
         self._shutting: asyncio.Future[None] | None = None
         self.rejections = {"full": 0, "slow": 0, "down": 0}
@@ -76,7 +76,7 @@ class Gate:
         return self._reads.answered_at
 
     def shut(self, now: float) -> None:
-        """Let nobody in: the primary is away."""
+        """Let nobody in: the primary is down."""
         self.is_shut = True
         if self._shutting is not None:
             self._shutting.set_result(None)

@@ -118,7 +118,7 @@ class Limits:
     recovered_after: float = 1.0
     """An outage is over when no statement has failed for so long: in some, only part of the connections is lost."""
 
-    # Reads while the primary is away.
+    # Reads while the primary is down.
     silence: float = 0.3
     """Without an answer to a read for so long, and to any other statement meanwhile, all servers are asked."""
     servers: int = 8

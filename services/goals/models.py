@@ -72,7 +72,7 @@ class Goal(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A goal, and whether it comes from a standby, while the primary is away."""
+    """A goal, and whether it comes from a standby, while the primary is unavailable."""
 
     goal: Goal
     standby: bool

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     db_standby_host: str | None = Field(
         None,
         description="Name of all PostgreSQL servers, the primary's included: reads go on from a standby while the "
-        "primary is away; unset means from the primary alone",
+        "primary is down; unset means from the primary alone",
     )
     db_standby_replies: int | None = Field(
         None,

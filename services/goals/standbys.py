@@ -1,4 +1,4 @@
-"""Reads that go on while the primary is away: all servers are asked, and the newest state among the replies is read.
+"""Reads that go on while the primary is down: all servers are asked, and the newest state among the replies is read.
 
 An acknowledged commit is on its primary and on k of n standbys: of any n - k + 1 servers one has it. No reply is older
 than the read. docs/adr/0035-reads-from-a-standby.md says what this cannot see.
@@ -94,7 +94,7 @@ def choose(replies: Sequence[Reply], needed: int, newest: int) -> Reply:
 
 
 class Standbys:
-    """All servers behind `DB_STANDBY_HOST`: what they know of the newest primary, and reads while it is away."""
+    """All servers behind `DB_STANDBY_HOST`: what they know of the newest primary, and reads while it is unavailable."""
 
     def __init__(self, settings: Settings, limits: Limits, lineage: Lineage) -> None:
         self._settings, self._limits, self._lineage = settings, limits, lineage

@@ -273,7 +273,7 @@ def _total(row: Row[Any]) -> Total:
 
 
 async def find_goal(database: Database, goal_id: int) -> Found:
-    """Give a goal to be shown, while the primary is away from a standby."""
+    """Give a goal to be shown, while the primary is unavailable from a standby."""
     result = await database.read(_GOAL, {"goal_id": _bound(goal_id)})
     if not result.rows:
         raise GoalNotFoundError(f"There is no goal {goal_id}.", standby=result.standby)
@@ -283,7 +283,7 @@ async def find_goal(database: Database, goal_id: int) -> Found:
 async def select_goal(database: Database, goal_id: int) -> Goal:
     """Give a goal that is to be changed: as the primary has it, which is waited for."""
     if goal_id <= BIGGEST_ID:
-        rows = await database.fetch(_GOAL, {"goal_id": goal_id}, patient=True)
+        rows = await database.fetch(_GOAL, {"goal_id": goal_id}, for_write=True)
         if rows:
             return _goal(rows[0])
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
@@ -301,7 +301,7 @@ async def insert_goal(database: Database, values: Mapping[str, object], key: UUI
         raise IdempotencyKeyReusedError("This idempotency key has been used for another goal.")
     if row.id is not None:
         return _goal(row)
-    found = await database.fetch(_GOAL, {"goal_id": row.of_goal}, patient=True)
+    found = await database.fetch(_GOAL, {"goal_id": row.of_goal}, for_write=True)
     if found:
         return _goal(found[0])
     # Confirmed by a standby as the removal itself is: a change of the key that comes after it.
@@ -364,7 +364,7 @@ async def delete_goal(database: Database, goal_id: int, *, seen: int | None = No
             rows, attempts, *_ = await database.run(_DELETE_UNCHANGED, {"goal_id": goal_id, "seen": seen}, write=True)
         if rows:
             return
-        if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id}, patient=True)):
+        if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id}, for_write=True)):
             raise GoalChangedError("The goal has changed since it was read.")
         # A second attempt that finds nothing follows a first one that may have removed it: either way it is gone.
         if attempts > 1:

@@ -47,7 +47,7 @@ def database_instances(inventory: Inventory, one: Manifest) -> Iterator[str]:
 
 @every(of_the_service)
 def standby_reads(inventory: Inventory, one: Container) -> Iterator[str]:
-    """While the primary is away, pages miss acknowledged goals, or standbys that could answer are not asked."""
+    """While the primary is unavailable, pages miss acknowledged goals, or standbys that could answer are not asked."""
     found = (inventory.get("Cluster", one.pod.namespace, each) for each in _databases(one) if one.serves)
     for cluster in filter(None, found):
         if one.variables.get("DB_STANDBY_HOST") not in _services_of_instances(inventory, cluster):
