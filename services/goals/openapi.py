@@ -72,6 +72,11 @@ _ANY_PROBLEMS = (400, 408, 413, 414, 422, 431, 503)  # a body may come with any 
 _BODY_PROBLEMS = (*_ANY_PROBLEMS, 403, 415)
 _UNCHANGED = {"304": {"description": "Not modified: `If-None-Match` still matches."}}
 _ETAG = "Identifies this representation, for `If-None-Match` and `If-Match`."
+_READ = {
+    "ETag": f"{_ETAG} Left out if `Cache-Status` is there.",
+    "Cache-Status": "`goals-standby; hit` (RFC 9211): the primary database is unavailable, and a standby answered. "
+    "The answer has every acknowledged change, and may have one that will be undone.",
+}
 _IF_NONE_MATCH = _header("If-None-Match", "ETags that the client has; the answer is 304 if one of them still matches.")
 _IF_MATCH = _header("If-Match", "Change or remove the goal only if it still has one of these ETags.")
 _GOAL_LINK = {
@@ -106,7 +111,7 @@ def _describe() -> dict[str, Any]:
                     "summary": "Goals, newest first; the `Link` header with rel=next leads to older ones.",
                     "parameters": [*_parameters(ListQuery, "query"), _IF_NONE_MATCH],
                     "responses": {
-                        "200": _answer("A page of goals.", "GoalListOut", ETag=_ETAG, Link="The next page."),
+                        "200": _answer("A page of goals.", "GoalListOut", Link="The next page.", **_READ),
                         **_UNCHANGED,
                         **_problems(*_ANY_PROBLEMS),
                     },
@@ -132,7 +137,7 @@ def _describe() -> dict[str, Any]:
                     "summary": "A goal.",
                     "parameters": [_IF_NONE_MATCH],
                     "responses": {
-                        "200": _answer("The goal.", "GoalOut", ETag=_ETAG),
+                        "200": _answer("The goal.", "GoalOut", **_READ),
                         **_UNCHANGED,
                         **_problems(404, *_ANY_PROBLEMS),
                     },
