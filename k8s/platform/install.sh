@@ -116,16 +116,19 @@ for step in "${steps[@]}"; do
     cloudnative-pg)
       namespace=cnpg-system
       apply "$step"
+      know clusters.postgresql.cnpg.io
       settle "$namespace" deployment/cnpg-controller-manager
       ;;
     nginx-gateway-fabric)
       namespace=nginx-gateway
       apply nginx-gateway-fabric/crds
+      know nginxproxies.gateway.nginx.org snippetsfilters.gateway.nginx.org
       install "$step" --wait --timeout 5m
       ;;
     plugin-barman-cloud)
       namespace=cnpg-system
       apply "$step"
+      know objectstores.barmancloud.cnpg.io
       settle "$namespace" deployment/barman-cloud
       ;;
     kube-prometheus-stack)
@@ -138,6 +141,7 @@ for step in "${steps[@]}"; do
     argocd)
       namespace=argocd
       apply "$step" --force-conflicts
+      know applications.argoproj.io appprojects.argoproj.io
       settle "$namespace" deployment/argocd-redis deployment/argocd-repo-server deployment/argocd-server \
         deployment/argocd-dex-server deployment/argocd-applicationset-controller deployment/argocd-notifications-controller statefulset/argocd-application-controller
       ;;

@@ -70,3 +70,14 @@ def test_the_database_operator_runs_twice_and_leaves_a_lost_node_soon(tmp_path: 
     (operator,) = (one for one in objects if one["kind"] == "Deployment")
     assert operator["spec"]["replicas"] == 2
     assert {one["tolerationSeconds"] for one in operator["spec"]["template"]["spec"]["tolerations"]} == {20}
+
+
+@pytest.mark.parametrize("folder", ["argocd", "cloudnative-pg", "plugin-barman-cloud"])
+def test_the_installation_waits_for_each_workload_of_a_release(tmp_path: Path, folder: str) -> None:
+    script = [str(PLATFORM / "install.sh"), "--dry-run", folder]
+    commands = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    workloads = [one for one in render(folder, tmp_path) if one["kind"] in {"DaemonSet", "Deployment", "StatefulSet"}]
+    assert workloads
+    for one in workloads:
+        assert f"rollout status {one['kind'].lower()}/{one['metadata']['name']} " in commands
+    assert "kubectl wait --for=condition=Established" in commands
