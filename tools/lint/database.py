@@ -38,6 +38,11 @@ def _services_of_instances(inventory: Inventory, cluster: Manifest) -> list[str]
     ]
 
 
+def _replies(cluster: Manifest) -> str:
+    standbys = int(first(cluster, "spec.instances", 1)) - 1
+    return str(standbys - int(first(cluster, "spec.postgresql.synchronous.number", 0)) + 1)
+
+
 @every(of("Cluster"))
 def database_instances(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """While the primary is unavailable, the service does not find the standbys that could answer."""
@@ -52,10 +57,8 @@ def standby_reads(inventory: Inventory, one: Container) -> Iterator[str]:
     for cluster in filter(None, found):
         if one.variables.get("DB_STANDBY_HOST") not in _services_of_instances(inventory, cluster):
             yield "DB_STANDBY_HOST does not name the headless Service of all instances"
-        standbys = int(first(cluster, "spec.instances", 1)) - 1
-        needed = standbys - int(first(cluster, "spec.postgresql.synchronous.number", 0)) + 1
-        if one.variables.get("DB_STANDBY_REPLIES") != str(needed):
-            yield f"DB_STANDBY_REPLIES has to be {needed}: {standbys} standbys less those of each commit, and one"
+        if one.variables.get("DB_STANDBY_REPLIES") != (needed := _replies(cluster)):
+            yield f"DB_STANDBY_REPLIES has to be {needed}: the standbys less those of each commit, and one"
 
 
 @every(of("Cluster"))

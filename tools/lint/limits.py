@@ -96,8 +96,7 @@ def stops(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[str, dict
 @every(stops)
 def shutdown(inventory: Inventory, one: tuple[str, dict[str, float]]) -> Iterator[str]:
     """Requests are cut off at each rollout: the pod is killed before the last of them is answered."""
-    where, limits = one
-    yield from find_unordered(where, {**inventory.limits, **limits})
+    yield from find_unordered(one[0], {**inventory.limits, **one[1]})
 
 
 def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
@@ -110,6 +109,11 @@ def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
     return any(one.pod in chosen for one in inventory.containers if one.is_ours and one.serves)
 
 
+def _fields(policy: Manifest) -> dict[str, float]:
+    paths = re.findall(r"\w+\.\w+", " ".join(ORDER[policy["kind"]]))
+    return {path: seconds(first(policy["spec"], path, GATEWAYS_DEFAULT)) for path in paths}
+
+
 @rule
 def gateway_limits(inventory: Inventory) -> Findings:
     """The gateway uses a connection that is just being closed, or answers 504 in the service's place."""
@@ -118,9 +122,8 @@ def gateway_limits(inventory: Inventory) -> Findings:
         targets = list(references(policy, "reference"))
         ruled |= {link.target for link in targets if policy["kind"] == "UpstreamSettingsPolicy"}
         if any(_leads_to_service(inventory, link) for link in targets):
-            paths = re.findall(r"\w+\.\w+", " ".join(ORDER[policy["kind"]]))
-            limits = {path: seconds(first(policy["spec"], path, GATEWAYS_DEFAULT)) for path in paths}
-            yield from ((policy, problem) for problem in find_unordered(policy["kind"], {**inventory.limits, **limits}))
+            limits = {**inventory.limits, **_fields(policy)}
+            yield from ((policy, problem) for problem in find_unordered(policy["kind"], limits))
     for route, _, link in links("backend")(inventory):
         if link.target not in ruled and _leads_to_service(inventory, link):
             yield route, f"no UpstreamSettingsPolicy keeps idle connections to {link} below the service's keep-alive"
