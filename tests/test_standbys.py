@@ -25,6 +25,8 @@ from tools.polling import until
 
 BRISK = replace(WIDE, silence=LIMITS.silence, watch_interval=0.05, resolve_interval=0.05)
 """Wide, but the primary soon counts as away."""
+BRIEF = replace(BRISK, retry_budget=0.5)
+"""For a read that is answered by nobody."""
 NEWEST = text("SELECT goal_name FROM goals ORDER BY id")
 
 
@@ -220,7 +222,8 @@ async def test_a_record_that_is_cut_off_is_waited_for_once(replicas: Replicas, d
 
 async def test_a_standby_that_has_just_started_does_not_count(replicas: Replicas, settings: Settings) -> None:
     """What it has acknowledged may be in its log, and not replayed yet: only then it asks for more, if it may."""
-    async with watching(replicas.settings(settings), replace(BRISK, retry_budget=0.5)) as database:
+    async with watching(replicas.settings(settings)) as database:
+        database._limits = BRIEF
         await replicas.follow("b", "")
         replicas.stop("a", "immediate")
         replicas.stop("b", "immediate")
@@ -243,8 +246,8 @@ async def test_a_standby_behind_the_primarys_name_is_no_primary(replicas: Replic
 
 
 async def test_too_few_replies_are_no_answer(replicas: Replicas, settings: Settings) -> None:
-    brief = replace(BRISK, retry_budget=0.5)
-    async with watching(replicas.settings(settings), brief) as database:
+    async with watching(replicas.settings(settings)) as database:
+        database._limits = BRIEF
         replicas.stop("a", "immediate")
         replicas.stop("b", "immediate")
         with pytest.raises(DatabaseUnavailableError):
@@ -254,7 +257,8 @@ async def test_too_few_replies_are_no_answer(replicas: Replicas, settings: Setti
 
 async def test_without_a_number_of_replies_no_standby_is_read(replicas: Replicas, settings: Settings) -> None:
     own = replicas.settings(settings).model_copy(update={"db_standby_replies": None})
-    async with watching(own, replace(BRISK, retry_budget=0.5)) as database:
+    async with watching(own) as database:
+        database._limits = BRIEF
         replicas.stop("a", "immediate")
         with pytest.raises(DatabaseUnavailableError):
             await database.read(NEWEST)

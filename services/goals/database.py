@@ -322,13 +322,13 @@ class Database:
                 )
                 errors = [ping.exception() for ping in done]
                 if not all(error is not None and sqlstates.is_loss(error) for error in errors):
-                    break
+                    return self.gate.open(asyncio.get_running_loop().time())
                 if done:
                     await asyncio.sleep(self._limits.ping_pause)
         finally:
             for ping in pings:
                 ping.cancel()
-        self.gate.open(asyncio.get_running_loop().time())
+            await asyncio.gather(*pings, return_exceptions=True)
 
     async def _ping(self) -> None:
         connection = await self._connector.open()
