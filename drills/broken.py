@@ -34,6 +34,7 @@ from goals.settings import Settings, read_settings
 from goals.standbys import Reply, Standbys
 
 MODULE = "drills.broken"
+FEW_WRITES = 48
 
 
 def retry_without_a_key() -> None:
@@ -172,6 +173,11 @@ def read_names_from_a_file() -> None:
     socket.getaddrinfo = find  # type: ignore[assignment]  # as it is called
 
 
+def let_few_writes_wait() -> Limits:
+    """No safety less, but a queue that a few programs fill."""
+    return Limits(write_queue=FEW_WRITES)
+
+
 def stamp_goals_itself() -> None:
     """The time of a goal comes from the replica's clock, which jumps as above, and not from PostgreSQL's."""
     jump_by_an_hour()
@@ -199,6 +205,7 @@ WAYS: dict[str, Callable[[], Limits | None]] = {
         wait_without_time_limits,
         send_nothing_again,
         jump_by_an_hour,
+        let_few_writes_wait,
         accept_a_former_primary,
         read_before_replay,
         read_names_from_a_file,

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import httpx2
 
-from drills.broken import MODULE, answer_before_the_commit
+from drills.broken import FEW_WRITES, MODULE, answer_before_the_commit, let_few_writes_wait
 from drills.cluster import QUORUM
 from drills.drill import LONGEST_READ, Case, Drill, median, observe
 from drills.journal import Attempt, find_stale, longest_gap
@@ -72,7 +72,7 @@ async def run(drill: Drill) -> None:
             _judge(drill, events, attempts)
             drill.draw(events.case, attempts)
         if not drill.short:
-            _judge_crowd(drill.cases[-1], crowding)
+            _judge_crowd(cases[-1], crowding)
             drill.cases[0].check("writes acknowledged in all cases", drill.verdict.acknowledged, ">=", WRITES)
         await _control_early(drill, stage)
         await _control_asynchronous(drill, stage)
@@ -105,12 +105,12 @@ async def _hand_over_again_and_again(drill: Drill, operator: Operator, alone: Re
             continue
         events = Events(drill.begin(name, explanation))
         for turn in range(number):
-            await asyncio.sleep(drill.random.uniform(0.3, 1.5))
+            await asyncio.sleep(_LATE + drill.random.uniform(0, 1))
             if not turn and name == ("lost node" if at_once else "kill"):
                 await _control_alone(drill, alone, lose, events)
             else:
                 events.add(await lose())
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(_LATE)
         drill.end(events.case)
         cases.append(events)
     return cases
@@ -127,12 +127,14 @@ async def _lag_behind(drill: Drill, operator: Operator) -> Events:
 
 
 async def _crowd(drill: Drill, stage: Stage, operator: Operator, attempts: list[Attempt]) -> Events:
-    """More writes than fit into the queues of all replicas, which come again when `Retry-After` says."""
-    rate = 1.5 * len(stage.replicas) * Limits().write_queue / 10
-    explanation = f"kills and switchovers while {rate:.0f} more adds a second come than can wait"
+    """More writers than can wait at a replica, each with one write, which comes again when `Retry-After` says."""
+    programs = 2 * FEW_WRITES
+    explanation = f"kills and switchovers with {programs} programs at a replica where {FEW_WRITES} writes can wait"
     events = Events(drill.begin("crowd", explanation))
+    narrow = await stage.start_replica((MODULE, let_few_writes_wait.__name__))
     for lose in (operator.lose, operator.switch_over, operator.lose, operator.switch_over):
-        crowding = await stage.load(crowd(rate))
+        crowding = await stage.load(crowd(programs), narrow.port)
+        await asyncio.sleep(3)  # they all begin at once, which is an overload of its own
         event = await lose()
         events.add(event)
         await asyncio.sleep(max(event.possible + 10 - time.time(), 0))  # `Retry-After` is a few seconds
@@ -157,12 +159,13 @@ def _judge(drill: Drill, events: Events, attempts: Sequence[Attempt]) -> None:
     if case.name not in {"lost node", "crowd"}:
         case.check("writes refused or failed", sum(a.shows_error for a in writes), "=", 0)
     if case.name not in {"lagging Service", "crowd"}:
-        late = max(
+        answered_after = [
             write.ended - max(write.begun, event.possible)
-            for event, (began, ended) in zip(events.all, spans, strict=True)
+            for event, (_, ended) in zip(events.all, spans, strict=True)
             for write in writes
-            if max(began, event.possible) <= write.ended < ended and not write.is_cut_off
-        )
+            if event.possible <= write.ended < ended and not write.is_cut_off
+        ]
+        late = max(answered_after, default=float("inf"))
         case.check("longest time to a write's answer once a commit was possible, s", late, "<=", _LATE, kind="timing")
     waits = [longest_gap(writes, began, ended) for began, ended in spans]
     by_standby = [_measure_standby(attempts, began, ended) for began, ended in spans]
@@ -191,12 +194,18 @@ def _measure_standby(attempts: Sequence[Attempt], began: float, ended: float) ->
     return answered[-1].ended - answered[0].begun if answered else 0.0
 
 
-def _judge_crowd(case: Case, crowding: Sequence[Attempt]) -> None:
+def _judge_crowd(events: Events, crowding: Sequence[Attempt]) -> None:
+    case = events.case
     tries: dict[str | None, list[Attempt]] = {}
     for attempt in crowding:
         tries.setdefault(attempt.uuid, []).append(attempt)
-    pairs = [(one, after) for of_one in tries.values() for one, after in pairwise(of_one) if one.retry_after]
-    repeats = [after for _, after in pairs if not after.is_cut_off]
+    repeats = [
+        after
+        for of_one in tries.values()
+        for refused, after in pairwise(of_one)
+        if refused.retry_after and any(event.began <= refused.ended < event.possible for event in events.all)
+        if not after.is_cut_off
+    ]
     case.check("refused writes that came again when Retry-After said", len(repeats), ">", 0)
     share = sum(after.is_done for after in repeats) / max(len(repeats), 1)
     case.check("share of them that then succeeded", share, ">=", _SUCCEED)

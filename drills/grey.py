@@ -125,7 +125,6 @@ def _judge(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attempt]) ->
         case.check("errors shown", figures.errors, "=", 0)
         case.check(LONGEST_READ, max((a.seconds for a in reads), default=0.0), "<=", _LONGEST_READ, kind="timing")
     else:
-        case.check("writes refused or failed", sum(a.shows_error and a.is_write for a in in_case), "=", 0)
         case.explanation += f"; {refused} of {len(reads)} pages and lists refused"
     if case.name in _NEWEST_UNKNOWN:
         case.explanation += f", {old} without a write that was acknowledged before"
@@ -200,6 +199,9 @@ async def _freeze_with_a_standby(stage: Stage) -> tuple[str, str, str]:
     await asyncio.sleep(0.3)  # what it has sent arrives
     best = await cluster.find_best(standbys)
     (other,) = set(standbys) - {best}
+    # However busy this machine is, it waits for the frozen one: otherwise it would look for another timeline.
+    await cluster.execute("ALTER SYSTEM SET wal_receiver_timeout = '1min'", name=other)
+    await cluster.fetch("SELECT pg_reload_conf()", name=other)
     return frozen, best, other
 
 
@@ -208,8 +210,14 @@ async def _add_to(replica: Replica, stage: Stage) -> set[str]:
     names = [f"careless {number}" for number in range(5)]
     async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
         url = f"http://127.0.0.1:{replica.port}/api/v1/goals"
-        answers = await asyncio.gather(*(client.post(url, json={"goal_name": name}) for name in names))
-    return {name for name, answer in zip(names, answers, strict=True) if answer.status_code == httpx2.codes.CREATED}
+        adding = (client.post(url, json={"goal_name": name}) for name in names)
+        answers = await asyncio.gather(*adding, return_exceptions=True)
+    created = httpx2.codes.CREATED
+    return {
+        name
+        for name, answer in zip(names, answers, strict=True)
+        if isinstance(answer, httpx2.Response) and answer.status_code == created
+    }
 
 
 async def _lose_host(drill: Drill, stage: Stage, case: Case) -> None:
@@ -334,11 +342,7 @@ async def _skip_rewind(drill: Drill, stage: Stage, case: Case) -> None:
     cluster.thaw(former)
     await cluster.lengthen_log(former)
     await cluster.stop(former)
-    try:
-        await cluster.start_standby(former)
-    except DrillError:
-        case.explanation += "; with the archive, PostgreSQL refuses to start it, so it gets none"
-        await cluster.start_standby(former, archive=False)
+    await cluster.start_standby(former, archive=False)
 
     async def has_asked() -> bool:
         return bool(await cluster.fetch("SELECT pg_last_wal_receive_lsn() IS NOT NULL", name=former))
@@ -352,6 +356,10 @@ async def _skip_rewind(drill: Drill, stage: Stage, case: Case) -> None:
     await cluster.promote([other])
     stage.route_to([cluster.port])
     case.marks.append(Mark(at, "no rewind", time.time()))
+    try:
+        await cluster.start_standby(former)
+    except DrillError:
+        case.explanation += "; once it knows the newer timeline, PostgreSQL refuses to start it"
     await asyncio.gather(cluster.rebuild(former), cluster.rejoin(successor))
     case.healed = time.time()
     await cluster.until_whole()

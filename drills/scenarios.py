@@ -84,21 +84,21 @@ journal = {{ shown = 'body "goal_name": ?"{SHOWN}"', cache = "header Cache-Statu
 """
 
 
-def crowd(rate: float) -> str:
-    """An open loop of programs that add a goal, and come again when `Retry-After` says."""
+def crowd(programs: int) -> str:
+    """A closed loop of programs that add a goal now and then, and come again when `Retry-After` says."""
     return f"""
 description = "programs that come again when Retry-After says"
 objectives = false
 timeout = "{_PATIENT}"
+pause = "8s"
 
 [load]
-executor = "constant-arrival-rate"
-rate = {rate:g}
+executor = "constant-vus"
+vus = {programs}
 duration = "1h"
-max_vus = 10000
 
 [[task]]
-{_ADD_BY_API}
+{_ADD_BY_API.replace("headers = {", 'headers = { Connection = "close",')}
 journal = {{ retry_after = "header Retry-After" }}
 """
 

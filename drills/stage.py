@@ -177,8 +177,8 @@ class Stage:
         await self._exits.aclose()
 
     async def _end(self) -> None:
-        for started in self._started:
-            await started.kill()
+        # All at once: one that cannot be ended does not keep the others alive.
+        await asyncio.gather(*(started.kill() for started in self._started), return_exceptions=True)
 
     async def _open_instances(self, exits: contextlib.AsyncExitStack) -> None:
         """Let each instance be reached by an address of its own, at the port that the primary's Service has."""
