@@ -92,17 +92,17 @@ def _number(_context: MigrationContext, _revision: object, directives: list[Migr
 
 async def _migrate_when_possible(settings: Settings) -> None:
     """Wait for a primary as a write does; what has been done stays done."""
-    deadline = time.monotonic() + min(settings.goals_write_wait_seconds, limits.write_wait)
-    said = False
+    patience = min(settings.goals_write_wait_seconds, limits.write_wait)
+    lost_at = None
     while True:
         try:
             return await _migrate(settings)
         except (OSError, DBAPIError, asyncpg.InterfaceError, asyncpg.PostgresError) as error:
-            if not is_loss(error) or _is_misconfigured(error) or time.monotonic() > deadline:
-                raise
-            if not said:
+            if lost_at is None and is_loss(error) and patience:
                 log.info("Waiting for a primary: %s", explain(error, settings))
-                said = True
+            lost_at = lost_at or time.monotonic()
+            if not is_loss(error) or _is_misconfigured(error) or time.monotonic() >= lost_at + patience:
+                raise
         await asyncio.sleep(_PAUSE)
 
 

@@ -38,7 +38,7 @@ wal_log_hints = on
 wal_receiver_status_interval = 1s
 # As the manifests set them.
 wal_retrieve_retry_interval = 500ms
-max_standby_streaming_delay = 1s
+max_standby_streaming_delay = 300ms
 wal_receiver_timeout = 5s
 wal_sender_timeout = 5s
 log_line_prefix = '%m [%p] '

@@ -214,7 +214,7 @@ async def test_many_writes_may_wait_for_the_primary_and_none_that_waited_is_too_
         visitors.gate.note_answer(loop.time(), write=True)
         visitors.gate.leave(write=True)
     await asyncio.gather(*waiting)
-    assert visitors.gate.retry_after(loop.time()) == 1
+    assert visitors.gate.retry_after(loop.time(), write=True) == 1
 
 
 @simulated
@@ -222,7 +222,7 @@ async def test_writes_wait_while_every_commit_waits_for_a_standby_and_reads_are_
     visitors, loop = Visitors(LIMITS.kept_for_reads + 1), asyncio.get_running_loop()
     await visitors.come("waits for a standby", write=True)
     waiting = [await visitors.come("waits for its turn", write=True)]
-    await visitors.answer(2 * LIMITS.gate_timeout)
+    await visitors.answer(2 * LIMITS.command_timeout)
     waiting += [await visitors.come(str(number), write=True) for number in range(LIMITS.gate_queue)]
     assert not any(write.done() for write in waiting)
     visitors.gate.note_answer(loop.time(), write=True)
@@ -236,9 +236,41 @@ async def test_a_refused_write_is_told_when_failovers_have_mostly_ended() -> Non
     gate, loop = Gate(1, LIMITS), asyncio.get_running_loop()
     gate.shut(loop.time())
     await asyncio.sleep(4.5)
-    assert gate.retry_after(loop.time()) == LIMITS.failover_time - 4
+    assert gate.retry_after(loop.time(), write=True) == LIMITS.failover_time - 4
     await asyncio.sleep(60)  # longer than any that was measured
-    assert gate.retry_after(loop.time()) == LIMITS.failover_time / 2
+    assert gate.retry_after(loop.time(), write=True) == LIMITS.failover_time / 2
+    gate.open(loop.time())
+    assert gate.retry_after(loop.time(), write=False) == 1  # a read is refused for its own reasons
+    gate.shut(loop.time())
+    assert gate.retry_after(loop.time(), write=False) == LIMITS.failover_time  # another failover
+
+
+@simulated
+async def test_who_has_given_up_takes_up_no_room_while_the_gate_is_shut() -> None:
+    visitors, loop = Visitors(), asyncio.get_running_loop()
+    visitors.gate.shut(loop.time())
+    for _ in range(3):
+        gone = await visitors.come("gone", seconds=1)
+        with pytest.raises(DatabaseUnavailableError):
+            await gone
+        left = await visitors.come("left")
+        left.cancel()
+        await asyncio.wait({left})
+    assert not visitors.gate._reads.queue
+
+
+@simulated
+async def test_a_load_of_reads_leaves_places_to_writes() -> None:
+    visitors = Visitors(LIMITS.kept_for_reads + 1)
+    for number in range(2 * (LIMITS.kept_for_reads + 1)):
+        await visitors.come(str(number))
+    await asyncio.sleep(0.01)
+    write = await visitors.come("a write", write=True)
+    await asyncio.sleep(0.01)
+    for _ in range(LIMITS.kept_for_reads + 2):
+        visitors.gate.leave()
+        await visitors.come("another read")
+    await write
 
 
 @simulated

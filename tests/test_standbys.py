@@ -5,6 +5,8 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ BRISK = replace(WIDE, silence=LIMITS.silence, watch_interval=0.05, resolve_inter
 """Wide, but the primary soon counts as away."""
 BRIEF = replace(BRISK, retry_budget=0.5)
 """For a read that is answered by nobody."""
+NOW = datetime.now(UTC)
 NEWEST = text("SELECT goal_name FROM goals ORDER BY id")
 
 
@@ -110,7 +113,7 @@ def server(name: str) -> Server:
 
 
 def reply(name: str, timeline: int, position: int, replayed: int = 0) -> Reply:
-    return Reply(server(name), timeline, position, replayed)
+    return Reply(server(name), NOW, timeline, position, replayed)
 
 
 @pytest.mark.parametrize(
@@ -181,19 +184,50 @@ async def test_every_acknowledged_write_is_in_a_read_from_a_standby(replicas: Re
 
 
 async def test_a_standby_is_read_once_it_has_replayed_what_it_received(replicas: Replicas, database: Database) -> None:
-    await add(database, "replayed")
-    await replicas.until_same("b")
-    await replicas.follow("c", "")
-    await replicas.ask("b", "SELECT pg_wal_replay_pause()")
-    await until(lambda: replicas.ask("b", "SELECT pg_get_wal_replay_pause_state() = 'paused'"))
-    await add(database, "only received")
-    replicas.stop("a", "immediate")
     assert database.standbys is not None
-    read = asyncio.create_task(database.standbys.read(NEWEST, None))
-    await asyncio.wait({read}, timeout=0.1)
-    await replicas.ask("b", "SELECT pg_wal_replay_resume()")
+    database.standbys._limits = replace(BRISK, replay_stall=60, replay_timeout=60)
+    goal = await add(database, "removed")
+    await replicas.until_same("b")
+    async with replicas.session("b") as reader, reader.transaction(isolation="repeatable_read"):
+        await reader.execute("SELECT FROM goals")
+        await replicas.follow("c", "")
+        await store.delete_goal(database, goal.id)
+        await replicas.ask("a", "VACUUM goals")
+        await add(database, "only received")
+        replicas.stop("a", "immediate")
+        read = asyncio.create_task(database.standbys.read(NEWEST, None))
+        await asyncio.wait({read}, timeout=0.5)
+        assert not read.done()
     rows, standby = await read
-    assert ([row.goal_name for row in rows], standby) == (["replayed", "only received"], True)
+    assert ([row.goal_name for row in rows], standby) == (["only received"], True)
+
+
+@pytest.mark.parametrize(
+    "hold",
+    ["SELECT pg_wal_replay_pause()", "ALTER SYSTEM SET recovery_min_apply_delay = '1min'"],
+    ids=["paused", "late"],
+)
+async def test_a_standby_that_is_kept_from_replaying_does_not_count(
+    replicas: Replicas, database: Database, hold: str
+) -> None:
+    await replicas.ask("b", hold)
+    await replicas.ask("b", "SELECT pg_reload_conf()")
+    replicas.stop("a", "immediate")
+    database._limits = BRIEF
+    with pytest.raises(DatabaseUnavailableError):
+        await database.read(NEWEST)
+
+
+async def test_a_server_with_two_addresses_replies_once(replicas: Replicas, database: Database) -> None:
+    other = Path(replicas.sockets["b"]).parent / "other"
+    other.symlink_to(replicas.sockets["b"])
+    replicas.addresses = [str(other), replicas.sockets["b"]]
+    replicas.stop("a", "immediate")
+    replicas.stop("c", "immediate")
+    await until_known(database, 2)
+    database._limits = BRIEF
+    with pytest.raises(DatabaseUnavailableError):
+        await database.read(NEWEST)
 
 
 async def test_a_standby_whose_replay_moves_and_does_not_end_is_not_read(whole: Replicas, watched: Database) -> None:
@@ -202,7 +236,7 @@ async def test_a_standby_whose_replay_moves_and_does_not_end_is_not_read(whole: 
     end = int(await whole.ask("a", "SELECT pg_current_wal_lsn() - '0/0'")) + 10_000
     watched.standbys._limits = replace(BRISK, replay_timeout=0.1)
     with pytest.raises(NoQuorumError, match="not replayed"):
-        await watched.standbys._wait_for_replay(Reply(some, 0, end, 0))
+        await watched.standbys._wait_for_replay(Reply(some, NOW, 0, end, 0))
 
 
 async def test_a_record_that_is_cut_off_is_waited_for_once(replicas: Replicas, database: Database) -> None:
@@ -211,13 +245,13 @@ async def test_a_record_that_is_cut_off_is_waited_for_once(replicas: Replicas, d
     some = database.standbys._servers[replicas.sockets["b"]]
     await replicas.until_same("b")
     replayed = int(await replicas.ask("b", "SELECT pg_last_wal_replay_lsn() - '0/0'"))
-    cut = Reply(some, 0, replayed + 100, replayed)
+    cut = Reply(some, NOW, 0, replayed + 100, replayed)
     await database.standbys._wait_for_replay(cut)
     assert some.stuck == (replayed + 100, replayed)
     replicas.stop("b", "immediate")
     await database.standbys._wait_for_replay(cut)  # asks nobody
     with pytest.raises(NoQuorumError, match="did not answer"):
-        await database.standbys._wait_for_replay(Reply(some, 0, replayed + 200, replayed))
+        await database.standbys._wait_for_replay(Reply(some, NOW, 0, replayed + 200, replayed))
 
 
 async def test_a_standby_that_has_just_started_does_not_count(replicas: Replicas, settings: Settings) -> None:
@@ -363,6 +397,17 @@ async def until_looked_up(replicas: Replicas) -> None:
     await until(are_done)
 
 
+async def test_the_connections_to_each_server_are_open_before_they_are_needed(
+    whole: Replicas, watched: Database
+) -> None:
+    query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'goals_user'"
+
+    async def are_open() -> bool:
+        return bool(await whole.ask("b", query) == BRISK.server_connections)
+
+    await until(are_open)
+
+
 async def test_a_server_that_hangs_is_not_asked_again_and_again(whole: Replicas, watched: Database) -> None:
     assert watched.standbys is not None
     await whole.freeze("b")
@@ -441,6 +486,8 @@ async def test_a_page_from_a_standby_says_so(replicas: Replicas, settings: Setti
             assert answer.headers["cache-status"] == "goals-standby; hit; detail=primary-away"
             assert "etag" not in answer.headers
             assert ("Changes will wait a moment" in answer.text) == (not path.startswith("/api"))
+        empty = await client.post("/add_goal", data={"goal_name": ""})
+        assert (empty.status_code, "cache-status" in empty.headers) == (422, True)
         missing = await client.get("/api/v1/goals/4711")
         assert (missing.status_code, missing.headers["cache-control"]) == (404, "no-store")
         edit = asyncio.create_task(client.post(f"/goals/{goal}", data={"goal_name": "mine", "row_version": "0"}))

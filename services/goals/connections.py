@@ -29,7 +29,8 @@ log = structlog.get_logger(__name__)
 class Timeline(NamedTuple):
     """A primary's place in history: each promotion begins another timeline of the same system.
 
-    A restore or `pg_upgrade` makes another system, whose timelines compare with nothing else.
+    `pg_upgrade`, or a copy that is loaded, makes another system, whose timelines compare with nothing else. A restore
+    keeps the system, and takes a newer timeline where it finds the others in the archive.
     """
 
     system: int
@@ -75,11 +76,15 @@ class Lineage:
                 connection.terminate()
 
 
-# Any role may ask this. A server that does not know the functions is no PostgreSQL with standbys.
+# Any role may ask this.
 _PLACE = """
 SELECT system_identifier, CASE WHEN pg_is_in_recovery() THEN 0
 ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS number FROM pg_control_system()
 """
+
+
+_UNKNOWN = (asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError, asyncpg.FeatureNotSupportedError)
+"""What another product, or a service in the cloud, may say to it."""
 
 
 def connect_arguments(settings: Settings, limits: Limits, address: str | None = None) -> dict[str, Any]:
@@ -289,7 +294,7 @@ class Connector:
     async def _check_place(self, connection: asyncpg.Connection, lineage: Lineage) -> None:
         try:
             # What looks like PostgreSQL and is not may lack these functions, or the right to call them.
-            with contextlib.suppress(asyncpg.PostgresError):
+            with contextlib.suppress(*_UNKNOWN):
                 place = await connection.fetchrow(_PLACE)
                 if not place["number"]:
                     raise FormerPrimaryError(errno.ESTALE, "it is a standby, and not the primary")

@@ -74,7 +74,9 @@ class Database:
         self._settings, self._limits = settings, limits
         self.size = settings.goals_pool_size
         self.engine = make_engine(connect, self.size, limits.gate_timeout)
-        self.standbys = None if settings.db_standby_host is None else Standbys(settings, limits, self._lineage)
+        self.standbys = (
+            None if settings.db_standby_host is None else Standbys(settings, limits, self._lineage, self._record)
+        )
         self._write_wait = max(limits.retry_budget, min(settings.goals_write_wait_seconds, limits.write_wait))
         self._last_deadline = float("inf")
         self._return: asyncio.Task[None] | None = None
@@ -111,26 +113,45 @@ class Database:
         on_primary = asyncio.create_task(self.run(statement, parameters))
         try:
             while not on_primary.done():
-                if not self.gate.is_shut:
-                    answered_at = max(began, self.gate.answered_at)
-                    patience = answered_at + self._limits.silence - loop.time()
-                    if patience > 0:
-                        either: set[asyncio.Future[Any]] = {on_primary, self.gate.shutting()}
-                        await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-                        continue
-                    self._lose_primary(loop.time())
-                try:
-                    rows, standby = await self.standbys.read(statement, parameters)
-                except NoQuorumError as reason:
-                    self._metrics.record_standby_read("refused")
-                    log.debug("no standby can be read", reason=str(reason))
-                    await asyncio.wait({on_primary}, timeout=self._limits.ask_pause)
+                patience = max(began, self.gate.answered_at) + self._limits.silence - loop.time()
+                if patience > 0 and not self.gate.is_shut:
+                    either: set[asyncio.Future[Any]] = {on_primary, self.gate.shutting()}
+                    await asyncio.wait(either, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
                 else:
-                    self._metrics.record_standby_read("standby" if standby else "primary")
-                    return Result(rows, standby=standby)
+                    result = await self._read_elsewhere(self.standbys, statement, parameters, on_primary)
+                    if result is not None:
+                        return result
+                    await asyncio.wait({on_primary}, timeout=self._limits.ask_pause)
             return on_primary.result()
         finally:
             on_primary.cancel()
+
+    async def _read_elsewhere(
+        self,
+        standbys: Standbys,
+        statement: Statement,
+        parameters: Mapping[str, object] | None,
+        on_primary: asyncio.Task[Result],
+    ) -> Result | None:
+        """Give what another server answers, unless the primary does so before; None where none may be read."""
+        elsewhere = asyncio.create_task(standbys.read(statement, parameters))
+        try:
+            await asyncio.wait({on_primary, elsewhere}, return_when=asyncio.FIRST_COMPLETED)
+            if not elsewhere.done():
+                return None
+            rows, standby = elsewhere.result()
+        except NoQuorumError as reason:
+            self._metrics.record_standby_read("refused")
+            log.debug("no standby can be read", reason=str(reason))
+            result = None
+        else:
+            self._metrics.record_standby_read("standby" if standby else "primary")
+            result = Result(rows, standby=standby)
+        finally:
+            elsewhere.cancel()
+        if result is None or result.standby:
+            self._lose_primary(asyncio.get_running_loop().time())
+        return result
 
     async def run(
         self,
@@ -149,20 +170,21 @@ class Database:
         a read `for_write`.
         """
         loop = asyncio.get_running_loop()
-        deadline = self.deadline(write=write or for_write)
+        began, deadline = loop.time(), self.deadline(write=write or for_write)
         pause = self._limits.first_pause
         number = 0
         while True:
             number += 1
             asked = time.perf_counter()
-            deadline = min(deadline, self._last_deadline)
+            # Of what began before the drain, nothing waits for longer than what comes now.
+            deadline = min(deadline, max(self._last_deadline, began + self._limits.retry_budget))
             try:
                 await self.gate.enter(deadline, admitted, write=write)
             except OverloadedError as full:
                 if number == 1:
                     raise
                 # An attempt was sent: that nothing was done would be a guess.
-                raise self._unavailable("The database is not available.") from full
+                raise self._unavailable("The database is not available.", write=write) from full
             attempt = asyncio.create_task(
                 self._attempt(statement, parameters, asked, repeatable=repeatable, write=write)
             )
@@ -171,7 +193,7 @@ class Database:
             await asyncio.wait({attempt}, timeout=deadline - loop.time())
             if not attempt.done():
                 attempt.cancel()
-                raise self._unavailable("The database did not answer in time.")
+                raise self._unavailable("The database did not answer in time.", write=write)
             error = attempt.exception()
             if error is None:
                 self._note_answer(loop.time(), write=write)
@@ -189,7 +211,7 @@ class Database:
                 self._lose_primary(loop.time(), silent=isinstance(error, TimeoutError))
             wait = random.uniform(0, pause)  # noqa: S311  jitter is no secret
             if loop.time() + wait >= deadline:
-                raise self._unavailable("The database is not available.") from error
+                raise self._unavailable("The database is not available.", write=write) from error
             await asyncio.sleep(wait)
             pause = min(pause * 2, self._limits.longest_pause)
 
@@ -204,8 +226,8 @@ class Database:
         self._write_wait = self._limits.retry_budget
         self.gate.hurry(self._last_deadline)
 
-    def _unavailable(self, text: str) -> DatabaseUnavailableError:
-        return DatabaseUnavailableError(text, self.gate.retry_after(asyncio.get_running_loop().time()))
+    def _unavailable(self, text: str, *, write: bool) -> DatabaseUnavailableError:
+        return DatabaseUnavailableError(text, self.gate.retry_after(asyncio.get_running_loop().time(), write=write))
 
     async def _attempt(
         self,
@@ -333,6 +355,11 @@ class Database:
     async def _ping(self) -> None:
         connection = await self._connector.open()
         connection.terminate()
+        if self.standbys is not None:
+            # It may have been frozen for long enough to be succeeded.
+            await self.standbys.look()
+        if not self._lineage.holds(connection):
+            raise FormerPrimaryError("another primary has been promoted meanwhile")
 
     async def fill(self) -> None:
         """Open every connection of the pool: later, in a failover or a password rotation, a new one may not be had."""

@@ -29,6 +29,7 @@ class Lane:
     kept: int
     """Places that are left to the other lane."""
     queue: deque[Turn] = field(default_factory=deque)
+    """Turns that have neither come nor ended."""
     waiting: int = 0
     under_way: int = 0
     busy_since: float = 0.0
@@ -81,7 +82,7 @@ class Gate:
         if self._shutting is not None:
             self._shutting.set_result(None)
             self._shutting = None
-        if self._failing_since is None:
+        if self._failing_since is None or now - self._failing_since > self._limits.failover_time:
             self._failing_since = now
 
     def shutting(self) -> asyncio.Future[None]:
@@ -111,9 +112,9 @@ class Gate:
             lane.answering_since = now
         lane.answered_at = now
 
-    def retry_after(self, now: float) -> int:
-        """In how many seconds a refused write should come again: when a failover has mostly ended, as measured."""
-        if self._failing_since is None:
+    def retry_after(self, now: float, *, write: bool) -> int:
+        """In how many seconds a refused request should come again: when a failover has mostly ended, as measured."""
+        if self._failing_since is None or not (write or self.is_shut):
             return 1
         left = math.ceil(self._failing_since + self._limits.failover_time - now)
         return left if left > 0 else math.ceil(self._limits.failover_time / 2)
@@ -125,7 +126,7 @@ class Gate:
         `OverloadedError`: the wait is not worth it. `DatabaseUnavailableError`: the database is down until `deadline`.
         """
         lane = self._writes if write else self._reads
-        if self._free > lane.kept and not self.is_shut:
+        if self._has_place(lane) and not self.is_shut:
             self._take_place(lane)
             lane.last_acceptable = asyncio.get_running_loop().time()
             return
@@ -139,6 +140,8 @@ class Gate:
             raise
         finally:
             self.forget(turn)
+            if not turn.has_come:
+                lane.queue.remove(turn)
 
     def expect(self, deadline: float, admitted: int = 0, *, write: bool = True) -> Turn:
         """Begin to wait, if the queue has room; `forget` must follow. The turn's future fails as `enter` does."""
@@ -146,7 +149,8 @@ class Gate:
         now = loop.time()
         if not admitted and lane.waiting >= self._room(lane, now):
             self.rejections["full"] += 1
-            raise OverloadedError("Too many requests are waiting for the database.", self.retry_after(now))
+            again = self.retry_after(now, write=write)
+            raise OverloadedError("Too many requests are waiting for the database.", again)
         turn = Turn(loop.create_future(), now, deadline, max(admitted, 1), lane)
         lane.waiting += turn.callers
         turn.timer = loop.call_at(min(now + self._limits.gate_timeout, deadline), self._review, turn)
@@ -182,8 +186,8 @@ class Gate:
         patience = max(turn.came_at, lane.answering_since) + limits.gate_timeout - now
         if now >= turn.deadline:
             self.rejections["down"] += not turn.has_come
-            late = DatabaseUnavailableError("The database did not answer in time.", self.retry_after(now))
-            turn.future.set_exception(late)
+            again = self.retry_after(now, write=lane is self._writes)
+            turn.future.set_exception(DatabaseUnavailableError("The database did not answer in time.", again))
         elif turn.has_come or turn.came_at <= lane.recovered_at:
             turn.timer = loop.call_at(turn.deadline, self._review, turn)
         elif patience <= 0 and is_answering and not self.is_shut:
@@ -204,19 +208,21 @@ class Gate:
 
     def _let_in(self) -> None:
         while self._free and not self.is_shut:
-            lanes = [lane for lane in (self._reads, self._writes) if lane.queue and self._free > lane.kept]
-            if not lanes:
+            firsts = [_first(lane) for lane in (self._reads, self._writes) if self._has_place(lane)]
+            turn = min(filter(None, firsts), key=lambda turn: turn.came_at, default=None)
+            if turn is None:
                 return
-            lane = min(lanes, key=lambda lane: lane.queue[0].came_at)
-            turn = lane.queue.popleft()
-            if turn.future.done():
-                continue
+            lane = turn.lane
+            lane.queue.remove(turn)
             self._take_place(lane)
             self.call(turn)
             turn.future.set_result(None)
             now = asyncio.get_running_loop().time()
             if now - turn.came_at <= self._limits.acceptable_wait:
                 lane.last_acceptable = now
+
+    def _has_place(self, lane: Lane) -> bool:
+        return self._free > 0 and lane.under_way < self._size - lane.kept
 
     def _take_place(self, lane: Lane) -> None:
         self._free -= 1
@@ -225,8 +231,8 @@ class Gate:
         lane.under_way += 1
 
     def _is_stalled(self, lane: Lane, now: float) -> bool:
-        """Whether statements are under way and none has succeeded for long."""
-        return lane.under_way > 0 and now - max(lane.answered_at, lane.busy_since) > self._limits.gate_timeout
+        """Whether statements are under way and none has succeeded for longer than one may take."""
+        return lane.under_way > 0 and now - max(lane.answered_at, lane.busy_since) > self._limits.command_timeout
 
     def _room(self, lane: Lane, now: float) -> int:
         """How many may wait now."""
@@ -235,6 +241,15 @@ class Gate:
         is_failing = self.is_shut or self._is_stalled(lane, now) or now - lane.recovered_at <= limits.gate_timeout
         if lane is self._writes and is_failing:
             return limits.write_queue
-        if is_answering and now - max(lane.last_acceptable, lane.answering_since) > limits.gate_timeout:
+        if (
+            is_answering
+            and not self.is_shut
+            and now - max(lane.last_acceptable, lane.answering_since) > limits.gate_timeout
+        ):
             lane.is_standing = True
         return self._size // 2 if lane.is_standing else limits.gate_queue
+
+
+def _first(lane: Lane) -> Turn | None:
+    """Who has waited longest, and still does."""
+    return next((turn for turn in lane.queue if not turn.future.done()), None)

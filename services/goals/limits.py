@@ -25,7 +25,7 @@ class Limits:
     """For the body to arrive, whatever trickles in."""
     request_deadline: float = 3.3
     """Of a read: more than `retry_budget`."""
-    write_deadline: float = 18.3
+    write_deadline: float = 17.5
     """Of a write, once its body is there: more than `write_wait`."""
     gateway_patience: float = 20.0
     """How long a gateway waits for an answer: longer than any request takes, so that the service says what is wrong."""
@@ -127,12 +127,15 @@ class Limits:
     """To each of these servers, opened in advance."""
     ask_timeout: float = 0.3
     """For the servers' replies to one question."""
+    ask_grace: float = 0.05
+    """For further replies once there are enough."""
     standby_timeout: float = 0.6
     """For a query on the server that was chosen."""
     replay_timeout: float = 1.0
     """For a standby to replay what it has received."""
     replay_stall: float = 0.5
-    """Where replay stands still for so long, the log ends within a record, whose rest will never come."""
+    """Where replay stands still for so long, the log ends within a record, whose rest will never come: longer than a
+    query may hold it up (`max_standby_streaming_delay`)."""
     replay_pause: float = 0.01
     """Between two looks at replay."""
     ask_pause: float = 0.05

@@ -106,7 +106,7 @@ async def post_goal(request: Request[State]) -> Response:
         again = {**typed, "idempotency_key": key} if any(typed.values()) else None
         return answer(request.scope, error, retry_form=again)
     page = _render(None, None, first.page, first.total, typed=typed, message=message, errors=errors)
-    return show(page, status)
+    return show(page, status, STANDBY if first.page.standby else None)
 
 
 async def get_goal(request: Request[State]) -> Response:
@@ -135,7 +135,8 @@ async def post_change(request: Request[State]) -> Response:
         except GoalNotFoundError:
             message = "Somebody has removed this goal. Your text is in the field: add it as a new goal, or leave it."
             first = await request.state["pages"].get((None, None))
-            return show(_render(None, None, first.page, first.total, typed=typed, message=message), 404)
+            page = _render(None, None, first.page, first.total, typed=typed, message=message)
+            return show(page, 404, STANDBY if first.page.standby else None)
     except (DatabaseUnavailableError, OverloadedError) as error:
         return answer(request.scope, error, retry_form={**typed, "row_version": version})
     if other is None:

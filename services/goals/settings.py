@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, HttpUrl, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, HttpUrl, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from goals.errors import ConfigurationError
@@ -93,7 +93,9 @@ class Settings(BaseSettings):
 
     @field_validator("db_host", "db_standby_host")
     @classmethod
-    def _can_be_looked_up(cls, value: str | None) -> str | None:
+    def _can_be_looked_up(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and value.startswith("/") and info.field_name == "db_standby_host":
+            raise ValueError("this is a folder; name the servers, as a headless Service does")
         try:
             if value is not None and not value.startswith("/"):
                 value.encode("idna")  # as the look-up does

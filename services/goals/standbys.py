@@ -6,7 +6,10 @@ than the read. docs/adr/0035-reads-from-a-standby.md says what this cannot see.
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
@@ -25,7 +28,9 @@ Statement = Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
 Outcome = TypeVar("Outcome")
 
 _QUESTION = text("""
-SELECT system_identifier AS system, pg_is_in_recovery() AS is_standby,
+SELECT system_identifier AS system, pg_is_in_recovery() AS is_standby, pg_postmaster_start_time() AS started,
+CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() OR current_setting('recovery_min_apply_delay') <> '0' END
+AS is_held,
 CASE WHEN pg_is_in_recovery() THEN 0
 ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
 CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_insert_lsn() END - '0/0' AS received,
@@ -48,6 +53,8 @@ class Server:
         self.stuck: tuple[int, int] | None = None
         """A position that was received and never replayed, as its record is cut off, and where replay stands."""
         self.has_replied = True
+        self.is_filling = False
+        self._size = limits.server_connections
         connector = Connector(settings, limits, address=address)
         self.engine = make_engine(connector.open, limits.server_connections, limits.ask_timeout)
 
@@ -58,6 +65,18 @@ class Server:
         finally:
             self.unanswered -= 1
 
+    async def fill(self) -> None:
+        """Open all its connections, if they are not: in a failover a new one takes seconds."""
+        self.is_filling = True
+        try:
+            async with AsyncExitStack() as held:
+                for _ in range(self._size):
+                    await held.enter_async_context(self.engine.connect())
+        except Exception as error:  # noqa: BLE001  it is tried again soon
+            log.debug("no connection", address=self.address, error=type(error).__name__)
+        finally:
+            self.is_filling = False
+
     def _execute(self, statement: Statement, parameters: Mapping[str, object] | None) -> Sequence[Row[Any]]:
         with self.engine.sync_engine.connect() as connection:
             return connection.execute(statement, parameters).all()
@@ -67,6 +86,8 @@ class Reply(NamedTuple):
     """What a server said of itself; `position` is the last byte of WAL that it has, in memory or on disk."""
 
     server: Server
+    started: datetime
+    """Tells one server that has two addresses from two servers."""
     timeline: int
     """0 of a standby: an ordinary role cannot find it."""
     position: int
@@ -96,8 +117,14 @@ def choose(replies: Sequence[Reply], needed: int, newest: int) -> Reply:
 class Standbys:
     """All servers behind `DB_STANDBY_HOST`: what they know of the newest primary, and reads while it is unavailable."""
 
-    def __init__(self, settings: Settings, limits: Limits, lineage: Lineage) -> None:
-        self._settings, self._limits, self._lineage = settings, limits, lineage
+    def __init__(
+        self,
+        settings: Settings,
+        limits: Limits,
+        lineage: Lineage,
+        record: Callable[[Statement, str | None, float], object],
+    ) -> None:
+        self._settings, self._limits, self._lineage, self._record = settings, limits, lineage, record
         self._needed = settings.db_standby_replies
         self._servers: dict[str, Server] = {}
         self._shared = SharedReads(self._ask)
@@ -110,11 +137,14 @@ class Standbys:
             watching.create_task(self._watch_name())  # a resolver may hang for long
             while True:
                 await self._shared.get(len(self._servers))
+                for server in self._servers.values():
+                    if not server.is_filling:
+                        self._leave_behind(server.fill())
                 await asyncio.sleep(self._limits.watch_interval)
 
     async def look(self) -> None:
-        """Ask all servers whether another primary has been promoted; enough replies will do."""
-        await self._shared.get(self._needed or 1)
+        """Ask all servers whether another primary has been promoted."""
+        await self._shared.get(len(self._servers))
 
     async def read(
         self, statement: Statement, parameters: Mapping[str, object] | None
@@ -132,11 +162,16 @@ class Standbys:
         if not reply.timeline:
             await self._wait_for_replay(reply)
         # A statement of its own: one that looked at the position itself would have the older snapshot.
+        began = time.perf_counter()
+        failure = None
         try:
-            limit = self._limits.standby_timeout
-            return await self._within(limit, reply.server.run(statement, parameters)), not reply.timeline
+            rows = await self._within(self._limits.standby_timeout, reply.server.run(statement, parameters))
         except Exception as error:  # noqa: BLE001  whatever it is, another server may be well
-            raise NoQuorumError(f"{reply.server.address} did not answer ({sqlstates.error_type(error)})") from None
+            failure = sqlstates.error_type(error)
+            raise NoQuorumError(f"{reply.server.address} did not answer ({failure})") from None
+        finally:
+            self._record(statement, failure, time.perf_counter() - began)
+        return rows, not reply.timeline
 
     async def close(self) -> None:
         for task in self._left_behind:
@@ -155,9 +190,9 @@ class Standbys:
         host, port = self._settings.db_standby_host, self._settings.db_port
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             if self._is_resolved:
-                log.warning("DB_STANDBY_HOST cannot be resolved; known servers are kept", error=error.strerror)
+                log.warning("DB_STANDBY_HOST cannot be resolved; known servers are kept", error=str(error))
             self._is_resolved = False
             return
         self._is_resolved = True
@@ -169,8 +204,12 @@ class Standbys:
             self._servers[address] = Server(address, self._settings, self._limits)
 
     async def _ask(self, enough: int) -> list[Reply]:
-        """Put a question to every server, and give the replies once there are enough, or after `ask_timeout`."""
-        replies: list[Reply] = []
+        """Put a question to every server, and give the replies once there are enough, or after `ask_timeout`.
+
+        Whoever replies a little later than the others is heard as well: it may be the primary. Where one that replied
+        calls itself the primary, all are waited for: another may have been promoted.
+        """
+        replies: dict[datetime, Reply] = {}
         asked = {
             self._leave_behind(self._question(server))
             for server in self._servers.values()
@@ -178,16 +217,18 @@ class Standbys:
         }
         loop = asyncio.get_running_loop()
         until = loop.time() + self._limits.ask_timeout
-        while asked and len(replies) < enough and loop.time() < until:
+        while asked and loop.time() < until:
             done, asked = await asyncio.wait(asked, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-            replies += [reply for task in done if (reply := task.result()) is not None]
-        return replies
+            replies |= {reply.started: reply for task in done if (reply := task.result()) is not None}
+            if len(replies) >= enough and not any(reply.timeline for reply in replies.values()):
+                until = min(until, loop.time() + self._limits.ask_grace)
+        return list(replies.values())
 
     async def _question(self, server: Server) -> Reply | None:
-        server.has_replied = False
         try:
             (row,) = await server.run(_QUESTION)
         except Exception:  # noqa: BLE001  a server that cannot say what it is does not reply
+            server.has_replied = False
             return None
         server.has_replied = True
         newest = self._lineage.newest
@@ -195,11 +236,12 @@ class Standbys:
             return None
         if not row.is_standby:
             self._lineage.learn(Timeline(row.system, row.timeline))
-            return Reply(server, row.timeline, int(row.received), 0)
-        # Until it asks for a stream, it may have acknowledged more than it has read of its own log since its start.
-        if row.received is None or row.replayed is None:
+            return Reply(server, row.started, row.timeline, int(row.received), 0)
+        # Until it asks for a stream, it may have acknowledged more than it has read of its own log since its start. Of
+        # one that may not replay, nobody can say that the rest of its log is cut off.
+        if row.received is None or row.replayed is None or row.is_held:
             return None
-        return Reply(server, 0, int(max(row.received, row.replayed)), int(row.replayed))
+        return Reply(server, row.started, 0, int(max(row.received, row.replayed)), int(row.replayed))
 
     async def _wait_for_replay(self, reply: Reply) -> None:
         """Return when the standby has replayed all that it has received, or cannot: its last record is cut off."""

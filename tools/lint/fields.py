@@ -160,7 +160,7 @@ FIELDS = [
             ("primaryLease.retryPeriodSeconds", 1),
             ("smartShutdownTimeout", 1),
             ("postgresql.parameters.wal_retrieve_retry_interval", 0.5),
-            ("postgresql.parameters.max_standby_streaming_delay", 1),
+            ("postgresql.parameters.max_standby_streaming_delay", 0.3),
         )
     ),
     Row("database-plain", of("Cluster"), "spec.postgresql.pg_hba", having("host all all all reject")),

@@ -17,7 +17,8 @@ ORDER = {
         "gate_timeout < command_timeout < retry_budget",
         "statement_timeout < command_timeout",
         "connect_timeout + command_timeout < retry_budget",
-        "body_deadline < retry_budget < request_deadline < write_wait < write_deadline < gateway_patience",
+        "body_deadline < retry_budget < request_deadline < write_wait < write_deadline",
+        "body_deadline + write_deadline < gateway_patience",
     ],
     "pod": [
         "keep_alive < drain < grace period",
