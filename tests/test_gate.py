@@ -218,6 +218,33 @@ async def test_many_writes_may_wait_for_the_primary_and_none_that_waited_is_too_
 
 
 @simulated
+async def test_no_write_is_refused_while_those_of_a_failover_are_done_and_then_as_always() -> None:
+    visitors, loop = Visitors(LIMITS.kept_for_reads + 1), asyncio.get_running_loop()
+    visitors.gate.shut(loop.time())
+    waited = [await visitors.come(f"in the failover {number}", write=True) for number in range(LIMITS.gate_queue)]
+    visitors.gate.open(loop.time())
+    await visitors.answer(2 * LIMITS.gate_timeout)
+    for _ in range(3):  # the first statements wait for a standby until they are given up
+        visitors.gate.leave(write=True)
+        waited.append(await visitors.come("before the first commit", write=True))
+        await visitors.answer(LIMITS.gate_timeout / 2)
+    visitors.gate.note_answer(loop.time(), write=True)
+    late = [await visitors.come(f"after it {number}", write=True) for number in range(LIMITS.gate_queue)]
+    for _ in waited[3:] + late:
+        await asyncio.sleep(LIMITS.gate_timeout / 10)
+        visitors.gate.note_answer(loop.time(), write=True)
+        visitors.gate.leave(write=True)
+    await asyncio.gather(*waited, *late)
+    await visitors.come("alone", write=True)
+    second = await visitors.come("too late", write=True)
+    for _ in range(12):
+        await asyncio.sleep(LIMITS.gate_timeout / 10)
+        visitors.gate.note_answer(loop.time(), write=True)
+    with pytest.raises(OverloadedError, match="more to do"):
+        await second
+
+
+@simulated
 async def test_writes_wait_while_every_commit_waits_for_a_standby_and_reads_are_answered() -> None:
     visitors, loop = Visitors(LIMITS.kept_for_reads + 1), asyncio.get_running_loop()
     await visitors.come("waits for a standby", write=True)

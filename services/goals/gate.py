@@ -33,11 +33,9 @@ class Lane:
     waiting: int = 0
     under_way: int = 0
     busy_since: float = 0.0
-    """When its first statement began after there had been none."""
+    """When its first statement began after there had been none, or none that was answered."""
     answered_at: float = 0.0
     answering_since: float = 0.0
-    recovered_at: float = -math.inf
-    """When the last failover ended for it: nobody who waited then is refused as one too many."""
     last_acceptable: float = 0.0
     is_standing: bool = False
 
@@ -46,9 +44,9 @@ class Gate:
     """Lets `size` callers in at once, the others in the order they came (a pool of connections is not fair by itself).
 
     A caller waits at most `gate_timeout` while statements succeed, and until its own deadline while none does: then it
-    is the database that is down, perhaps only for a failover. Once it is back, the wait starts from zero. While the
-    gate is shut, because the primary is down, nobody is let in. Writes leave some places to reads, which go on while
-    every commit waits for a standby.
+    is the database that is down, perhaps only for a failover. Once it is back, the wait starts from zero; for writes,
+    once those are done that the failover kept waiting. While the gate is shut, because the primary is down, nobody is
+    let in. Writes leave some places to reads, which go on while every commit waits for a standby.
 
     A queue is there for bursts. Where it stands, because more comes than can be done, everybody in it waits for
     nothing: then only half of `size` may wait, until it has emptied (after Nichols and Jacobson: Controlling Queue
@@ -63,6 +61,8 @@ class Gate:
         self.is_shut = False
         """Whether the primary is down."""
         self._failing_since: float | None = None
+        self._catching_up_until = -math.inf
+        """After a failover: until the writes that waited are done, as long as a failover takes at most."""
         self._shutting: asyncio.Future[None] | None = None
         self.rejections = {"full": 0, "slow": 0, "down": 0}
 
@@ -95,15 +95,14 @@ class Gate:
         """Let in who has waited: the primary answers."""
         self.is_shut = False
         self._note(self._reads, now)
-        self._writes.recovered_at = now
         self._let_in()
 
     def note_answer(self, now: float, *, write: bool = False) -> None:
         """Tell that a statement has succeeded."""
         self._note(self._reads, now)
         if write:
-            if self._is_stalled(self._writes, now):
-                self._writes.recovered_at = now
+            if self._failing_since is not None or self._is_stalled(self._writes, now):
+                self._catching_up_until = now + self._limits.failover_time
             self._note(self._writes, now)
             self._failing_since = None
 
@@ -188,7 +187,7 @@ class Gate:
             self.rejections["down"] += not turn.has_come
             again = self.retry_after(now, write=lane is self._writes)
             turn.future.set_exception(DatabaseUnavailableError("The database did not answer in time.", again))
-        elif turn.has_come or turn.came_at <= lane.recovered_at:
+        elif turn.has_come or self._is_failing(lane, now):
             turn.timer = loop.call_at(turn.deadline, self._review, turn)
         elif patience <= 0 and is_answering and not self.is_shut:
             self.rejections["slow"] += 1
@@ -205,6 +204,8 @@ class Gate:
         self._let_in()
         if not lane.queue:
             lane.is_standing = False
+        if write and not lane.waiting:
+            self._catching_up_until = -math.inf
 
     def _let_in(self) -> None:
         while self._free and not self.is_shut:
@@ -226,7 +227,7 @@ class Gate:
 
     def _take_place(self, lane: Lane) -> None:
         self._free -= 1
-        if not lane.under_way:
+        if not lane.under_way and lane.answered_at >= lane.busy_since:
             lane.busy_since = asyncio.get_running_loop().time()
         lane.under_way += 1
 
@@ -234,12 +235,16 @@ class Gate:
         """Whether statements are under way and none has succeeded for longer than one may take."""
         return lane.under_way > 0 and now - max(lane.answered_at, lane.busy_since) > self._limits.command_timeout
 
+    def _is_failing(self, lane: Lane, now: float) -> bool:
+        """Whether a failover keeps writes waiting: until the first has succeeded, and those before it are done."""
+        is_failing = self.is_shut or self._failing_since is not None or self._is_stalled(lane, now)
+        return lane is self._writes and (is_failing or now < self._catching_up_until)
+
     def _room(self, lane: Lane, now: float) -> int:
         """How many may wait now."""
         limits = self._limits
         is_answering = now - lane.answered_at <= limits.unresponsive_after
-        is_failing = self.is_shut or self._is_stalled(lane, now) or now - lane.recovered_at <= limits.gate_timeout
-        if lane is self._writes and is_failing:
+        if self._is_failing(lane, now):
             return limits.write_queue
         if (
             is_answering
