@@ -1,6 +1,7 @@
 """Load on the service from a pod inside the cluster, with the journal that tells what was acknowledged."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -16,8 +17,9 @@ from tools.polling import wait_until
 NAME = f"{OURS}-load"
 OUT = "/loadtest/out"
 PLAY = """
-for name in dense sparse fresh; do
-  locust --headless --scenario /scenarios/$name.toml --host http://goals:8080 --stop-timeout 10 \\
+for scenario in /scenarios/*.toml; do
+  name=$(basename $scenario .toml)
+  locust --headless --scenario $scenario --host http://goals:8080 --stop-timeout 30 \\
     --journal $OUT/$name.jsonl --out $OUT/$name >$OUT/$name.log 2>&1 &
   players="$players $!"
 done
@@ -27,25 +29,28 @@ touch $OUT/over
 trap - USR1
 exec tail -f /dev/null
 """
-"""Three kinds of clients at once, until USR1 comes; then it stays, so that the journals can be read."""
+"""Several kinds of clients at once, until USR1 comes; then it stays, so that the journals can be read."""
+
+VISITORS = {
+    "dense": visitors(10, pause="60ms"),
+    # Well below the 5 s after which the service closes an idle connection, even where this pod waits its turn.
+    "sparse": visitors(30, pause="1200ms"),
+    "fresh": visitors(5, pause="80ms", close=True),
+}
+"""Who try once: some at once, some whose connection is mostly idle, some with a new one each time."""
 
 
 class Load:
-    """Visitors who try once: some at once, some whose connection is mostly idle, some with a new one each time."""
+    """The clients of some scenarios, by their names."""
 
-    def __init__(self, site: Site, folder: Path) -> None:
+    def __init__(self, site: Site, folder: Path, scenarios: Mapping[str, str] = VISITORS) -> None:
         self._site = site
         self._folder = folder
         self._ended = False
         labels = {"app.kubernetes.io/name": "loadtest"}
-        scenarios = {
-            "dense.toml": visitors(10, pause="60ms"),
-            # Well below the 5 s after which the service closes an idle connection, even where this pod waits its turn.
-            "sparse.toml": visitors(30, pause="1200ms"),
-            "fresh.toml": visitors(5, pause="80ms", close=True),
-        }
+        files = {f"{name}.toml": text for name, text in scenarios.items()}
         metadata = {"name": NAME, "namespace": "goals", "labels": {OURS: "yes"}}
-        config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": scenarios}
+        config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files}
         spec = {
             "volumes": [
                 {"name": "scenarios", "configMap": {"name": NAME}},
