@@ -53,6 +53,7 @@ def folder(tmp_path: Path) -> Callable[[str, str], str]:
         for one in renders()["components/loadtest"]:
             for container in get_path(one, "spec.template.spec.containers[]"):
                 args = [word.replace(old, new) for word in container["args"]]
+                assert args != container["args"], f"{one['kind']}: no word {old} in {container['args']}"
                 change = [{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": args}]
                 patches.append({"target": {"kind": one["kind"]}, "patch": json.dumps(change)})
         component = os.path.relpath(ROOT / "components" / "loadtest", tmp_path)
@@ -66,7 +67,7 @@ def test_it_passes_twice_and_then_the_way_past_the_gateway_is_closed(
     kubectl: Kubectl, site: Site, folder: Callable[[str, str], str], figures: Figures
 ) -> None:
     """By a scenario that also a machine of two cores can serve in time."""
-    smoke = folder("seed", "smoke")
+    smoke = folder("original", "smoke")
     for _ in range(2):
         kubectl(*REPLACE, smoke)
         end, log = verdict(kubectl)
