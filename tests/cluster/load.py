@@ -1,5 +1,6 @@
 """Load on the service from a pod inside the cluster, with the journal that tells what was acknowledged."""
 
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,6 @@ from tests.cluster.visit import renders
 from tools.lint.manifests import Manifest
 from tools.polling import wait_until
 
-NAME = f"{OURS}-load"
 OUT = "/loadtest/out"
 PLAY = """
 for scenario in /scenarios/*.toml; do
@@ -46,14 +46,15 @@ class Load:
     def __init__(self, site: Site, folder: Path, scenarios: Mapping[str, str] = VISITORS) -> None:
         self._site = site
         self._folder = folder
-        self._ended = False
+        # A name of its own: a pod that is gone by the API server's word may still be asked by its name for a while.
+        self._name = f"{OURS}-load-{secrets.token_hex(3)}"
         labels = {"app.kubernetes.io/name": "loadtest"}
         files = {f"{name}.toml": text for name, text in scenarios.items()}
-        metadata = {"name": NAME, "namespace": "goals", "labels": {OURS: "yes"}}
+        metadata = {"name": self._name, "namespace": "goals", "labels": {OURS: "yes"}}
         config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files}
         spec = {
             "volumes": [
-                {"name": "scenarios", "configMap": {"name": NAME}},
+                {"name": "scenarios", "configMap": {"name": self._name}},
                 *({"name": name, "emptyDir": {}} for name in ("out", "tmp")),
             ]
         }
@@ -68,7 +69,7 @@ class Load:
             ],
         }
         policies = [one for one in renders()["components/loadtest"] if one["kind"] == "NetworkPolicy"]
-        self._manifests: list[Manifest] = [*policies, config, restricted(NAME, "goals", labels, spec, container)]
+        self._manifests: list[Manifest] = [*policies, config, restricted(self._name, "goals", labels, spec, container)]
 
     def __enter__(self) -> Self:
         self._site.sql("TRUNCATE goals")
@@ -80,12 +81,12 @@ class Load:
         self._site.kubectl.delete(self._manifests)
 
     def _shell(self, command: str) -> str:
-        return self._site.kubectl("exec", "--namespace", "goals", NAME, "--", "sh", "-c", command)
+        return self._site.kubectl("exec", "--namespace", "goals", self._name, "--", "sh", "-c", command)
 
     def count(self) -> int:
         """How many requests have ended."""
         done = self._site.kubectl.run(
-            "exec", "--namespace", "goals", NAME, "--", "sh", "-c", f"cat {OUT}/*.jsonl | wc -l"
+            "exec", "--namespace", "goals", self._name, "--", "sh", "-c", f"cat {OUT}/*.jsonl | wc -l"
         )
         return int(done.stdout or 0) if done.returncode == 0 else 0
 
