@@ -22,6 +22,9 @@ def build_groups(objectives: Objectives) -> list[dict[str, Any]]:
             "rules": [
                 *_alert_on_symptoms(objectives.links.runbooks),
                 *_alert_on_ids(objectives.links.runbooks),
+                # part k8s
+                _alert_on_backups(objectives.links.runbooks),
+                # end k8s
             ],
         },
     ]
@@ -252,6 +255,23 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
     return rules
 
 
+# part k8s
+def _alert_on_backups(runbooks: str) -> Rule:
+    """Alert where the check of the backups is installed and has not succeeded for a week, or never."""
+    check = '{namespace="goals",cronjob="restore-check"}'
+    since = f"kube_cronjob_status_last_successful_time{check} or kube_cronjob_created{check}"
+    return _alert(
+        "GoalsBackupsUnproven",
+        f"time() - max by (cronjob) ({since}) > 7 * 86400",
+        None,
+        "warning",
+        "The backups have not been restored for {{ $value | humanizeDuration }}",
+        "The check restores them twice a week. Until it succeeds again, nobody knows whether they can be used.",
+        runbooks,
+    )
+
+
+# end k8s
 def _alert(
     name: str,
     expr: str,

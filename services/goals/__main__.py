@@ -1,4 +1,4 @@
-"""The commands of the service: `python -m goals serve`, `migrate`, `widen`, `openapi`; `up` is all of it at once."""
+"""The commands: `python -m goals serve`, `migrate`, `widen`, `openapi`, `check-restore`; `up` is all of it at once."""
 
 import os
 import sys
@@ -37,12 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 1 with one line on standard error that says cause and remedy."""
     parser = argparse.ArgumentParser(prog="python -m goals", description="A goal tracker on PostgreSQL.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for run in (up, serve, migrate, widen, openapi):
+    for run in (up, serve, migrate, widen, openapi, check_restore):
         summary = (run.__doc__ or "").partition("\n")[0]
-        command = commands.add_parser(run.__name__, help=summary, description=summary)
+        command = commands.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary)
         command.set_defaults(run=run)
         if run is migrate:
             command.add_argument("--dry-run", action="store_true", help="only check, and say what would be done")
+        # part k8s
+        if run is check_restore:
+            command.add_argument("folder", type=Path, help="what k8s/components/restore-check mounts")
+        # end k8s
     if sys.stdout is None:  # the shell's `>&-`
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for as long as the program runs
     options = vars(parser.parse_args(arguments))
@@ -124,6 +128,19 @@ def widen() -> None:
 
 
 # end adoption
+# part k8s
+def check_restore(*, folder: Path) -> None:
+    """Restore the backups into a scratch cluster, compare it with the database, and remove it."""
+    from goals import recovery  # noqa: PLC0415  no other command needs it
+
+    signals.leave_in_order()
+    settings = _read_remote_settings()
+    logs.configure(settings.goals_log_format)
+    _ignore_client_variables()
+    recovery.check(folder, settings, Limits())
+
+
+# end k8s
 def openapi() -> None:
     """Print the API's OpenAPI document."""
     sys.stdout.buffer.write(orjson.dumps(DOCUMENT, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

@@ -168,6 +168,25 @@ class Limits:
     keys_pause: float = 60.0
     """Between two looks for old keys."""
 
+    # part k8s
+    # The check of the backups.
+    api_timeout: float = 10.0
+    """For an answer of the API server."""
+    api_patience: float = 60.0
+    """For an API server that does not answer, as while it is upgraded."""
+    restore_patience: float = 3 * 3600.0
+    """For the backups to be restored; the CronJob ends the check an hour later."""
+    removal_patience: float = 600.0
+    """For the scratch cluster to be gone."""
+    restore_connect: float = 60.0
+    restore_pause: float = 2.0
+    """Between two questions."""
+    restore_lag: float = 900.0
+    """What is younger need not be in the archive yet: it gets WAL every five minutes at the latest."""
+    restore_sample: int = 1000
+    """Goals, and keys, that are compared one by one: the newest."""
+    # end k8s
+
     # The start.
     first_schema_pause: float = 0.1
     """Until the schema is looked for again; each further pause is twice as long."""

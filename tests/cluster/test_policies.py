@@ -63,6 +63,11 @@ def trials(pods: list[Pod]) -> Iterator[Trial]:
                 yield Trial(source, target, number, protocol, wanted)
 
 
+def labels(pod: Pod) -> dict[str, str]:
+    """Those that policies ask for: the Service of the database's primary must not lead to a stand-in."""
+    return {key: value for key, value in pod.labels.items() if key != "cnpg.io/instanceRole"}
+
+
 class Stage:
     """A pod for each row and column, in its namespace, with its labels."""
 
@@ -75,7 +80,7 @@ class Stage:
         ports = (80, 443, 2381, 6443, 9100, 10249, 10250, 10257, 10259)
         self.outside = as_root(listener("row-outside", OURS, {}, ports, nodeName=last, hostNetwork=True))
         self.manifests = [
-            listener(prefix + name(title(pod)), pod.namespace, pod.labels, pod.ports.values(), nodeName=next(others))
+            listener(prefix + name(title(pod)), pod.namespace, labels(pod), pod.ports.values(), nodeName=next(others))
             for pod in self.pods
             for prefix in ("", "twin-")  # a pod and another one of its kind
         ]
@@ -114,9 +119,10 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stage(kubectl: Kubectl, site: Site) -> Iterator[Stage]:
-    """All rows and columns, while a load test is allowed to pass the gateway by."""
+    """All rows and columns, with the policies of the load test and of the check of the backups."""
     stage = Stage(kubectl)
-    policies = [one for one in renders()["components/loadtest"] if one["kind"] == "NetworkPolicy"]
+    optional = [*renders()["components/loadtest"], *renders()["components/restore-check"]]
+    policies = [one for one in optional if one["kind"] == "NetworkPolicy"]
     kubectl.apply(policies)
     try:
         stage.start()

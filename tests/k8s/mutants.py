@@ -287,7 +287,7 @@ MUTANTS = (
     Mutant("reachability", f"{POLICIES}/every-namespace/networkpolicy-default-deny.yaml", "[Ingress, Egress]", "[Egress]"),
     Mutant("reachability", f"{POLICIES}/goals/networkpolicy-database-to-api-server.yaml", "podSelector: {matchExpressions: [{key: cnpg.io/cluster, operator: Exists}]}", "podSelector: {}"),
     Mutant("reachability", f"{POLICIES}/goals/networkpolicy-goals-from-gateway.yaml", "    - from:\n        - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: edge}}\n          podSelector: {matchLabels: {gateway.networking.k8s.io/gateway-name: edge}}\n      ports", "    - ports"),
-    Mutant("reachability", "reachability.md", "| goals/goals, goals/migrate | – | – | 5432 |", "| goals/goals, goals/migrate | – | – | – |"),
+    Mutant("reachability", "reachability.md", "| goals/goals, goals/migrate, goals/restore-check | – | – | 5432 |", "| goals/goals, goals/migrate, goals/restore-check | – | – | – |"),
     Mutant("reachability", "overlays/local/kustomization.yaml", "value: {port: 6443, protocol: TCP}", "value: {port: 8443, protocol: TCP}"),
     # Argo CD.
     Mutant("sync-wave", "argocd/goals/kustomization.yaml", "kind: ImageCatalog|ObjectStore|Cluster}", "kind: Cluster}"),

@@ -234,7 +234,7 @@ def senders(table: dict[tuple[str, str], str], target: str, port: str) -> set[st
 
 
 def test_the_database_is_reached_by_those_who_need_it_and_nobody_else(table: dict[tuple[str, str], str]) -> None:
-    owners = {"goals/goals", "goals/migrate", "goals/goals-db", "cnpg-system/CloudNativePG"}
+    owners = {"goals/goals", "goals/migrate", "goals/restore-check", "goals/goals-db", "cnpg-system/CloudNativePG"}
     assert senders(table, "goals/goals-db", "5432") == owners
     assert senders(table, "goals/goals-db", "9187") == {"monitoring/Prometheus"}
 

@@ -31,7 +31,7 @@ PARTS = frozenset({"every-namespace", "api-server"})
 TOGETHER = (
     ("overlays/local", "platform/namespaces"),
     ("overlays/local", "platform/namespaces", "components/loadtest"),
-    ("overlays/aks", "platform/namespaces", "argocd/server"),
+    ("overlays/aks", "overlays/aks/restore-check", "platform/namespaces", "argocd/server"),
     ("overlays/aks-restored", "platform/namespaces", "argocd/server"),
     ("overlays/aks-other-region", "platform/namespaces", "argocd/server"),
     (

@@ -53,8 +53,8 @@ def database_instances(inventory: Inventory, one: Manifest) -> Iterator[str]:
 @every(of_the_service)
 def standby_reads(inventory: Inventory, one: Container) -> Iterator[str]:
     """While the primary is unavailable, pages miss acknowledged goals, or standbys that could answer are not asked."""
-    found = (inventory.get("Cluster", one.pod.namespace, each) for each in _databases(one) if one.serves)
-    for cluster in filter(None, found):
+    asked = _databases(one) if one.serves and one.command == "serve" else []
+    for cluster in filter(None, (inventory.get("Cluster", one.pod.namespace, each) for each in asked)):
         if one.variables.get("DB_STANDBY_HOST") not in _services_of_instances(inventory, cluster):
             yield "DB_STANDBY_HOST does not name the headless Service of all instances"
         if one.variables.get("DB_STANDBY_REPLIES") != (needed := _replies(cluster)):

@@ -50,6 +50,11 @@ class Container(NamedTuple):
         """Tell whether it runs as long as its pod, and not before."""
         return self.spec in self.pod.spec["containers"]
 
+    @property
+    def command(self) -> str:
+        """What our image is asked to do."""
+        return str(next(iter(self.spec.get("args", ())), "serve"))
+
 
 @functools.cache
 def _steps(path: str) -> list[str]:

@@ -22,7 +22,7 @@ OTHER = 1
 
 DENIED = "–"  # noqa: RUF001  a dash as people write it
 NO_POD = "what is no pod"
-AKS = ("argocd/goals", "argocd/server", "platform/namespaces", "components/loadtest")
+AKS = ("argocd/goals", "argocd/server", "platform/namespaces", "components/loadtest", "components/restore-check")
 KIND = ("overlays/local", "platform/namespaces", "components/loadtest")
 NOT_IN_KIND = frozenset({"argocd", "plugin-barman-cloud"})
 Cells = dict[tuple[str, str], str]

@@ -36,8 +36,6 @@ REFERENCES = {
         ("BackendTLSPolicy", "spec.validation.caCertificateRefs[]", "Secret"),
         ("Cluster", "spec.bootstrap.initdb.secret", "Secret"),
         ("Cluster", "spec.superuserSecret", "Secret"),
-        ("Cluster", "spec.externalClusters[].password", "Secret"),
-        ("Cluster", "spec.externalClusters[].sslRootCert", "Secret"),
         ("ClusterIssuer Issuer", "spec.ca", "Secret"),
         (WORKLOADS, "pod.imagePullSecrets[]", "Secret"),
         (WORKLOADS, "pod.containers[].envFrom[].secretRef", "Secret"),
@@ -68,7 +66,7 @@ CONSEQUENCES = {
     "backend": "The gateway answers 500: it has nowhere to send the request",
 }
 
-BUILT_IN = {("ServiceAccount", "default")}
+BUILT_IN = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
 UNKNOWN = frozenset({"ClusterRole", "Group", "User"})
 """What the cluster, its operators or its directory of people bring: nobody can tell here whether it is there."""
 ISSUERS_NAMESPACE = "cert-manager"

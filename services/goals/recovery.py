@@ -1,0 +1,91 @@
+"""Whether the backups can be restored: a scratch cluster is made of them and compared with the database."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import structlog
+
+from goals.connections import connect_arguments, explain, look_for_adopted
+from goals.errors import ConfigurationError
+from goals.limits import Limits
+from goals.scratch import Scratch
+from goals.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+_REVISION = "SELECT version_num FROM alembic_version"
+_COUNT = "SELECT count(*) FROM goals WHERE created_at < $1"
+_NEWEST = "SELECT max(created_at) FROM goals"
+_GOALS = "SELECT id, row_version FROM goals WHERE updated_at < $1 ORDER BY id DESC LIMIT $2"
+_KEYS = "SELECT key FROM goal_keys WHERE created_at < $1 ORDER BY created_at DESC LIMIT $2"
+_GOALS_THERE = "SELECT id, row_version FROM goals WHERE id = ANY ($1::bigint[])"
+_KEYS_THERE = "SELECT key FROM goal_keys WHERE key = ANY ($1::uuid[])"
+
+
+def check(folder: Path, settings: Settings, limits: Limits) -> None:
+    """Restore, compare and remove; a `ConfigurationError` says in one line what is wrong with the backups."""
+    scratch = Scratch(folder, limits)
+    with scratch.running() as host:
+        restored = settings.model_copy(update={"db_host": host})
+        asyncio.run(compare(settings, restored, limits))
+
+
+async def compare(settings: Settings, restored: Settings, limits: Limits) -> None:
+    """Look for what the database holds, and has held for a while, in the cluster that was restored.
+
+    What was written within the last `restore_lag` seconds may not have been archived yet. What was removed since the
+    backup may be there again, so there may be more goals than in the database, and never fewer.
+    """
+    async with _connected(settings, limits) as ours, _connected(restored, limits) as theirs:
+        before = await ours.fetchval("SELECT now()") - timedelta(seconds=limits.restore_lag)
+        try:
+            await _compare(ours, theirs, before, limits)
+        except asyncpg.UndefinedTableError as error:
+            raise ConfigurationError(f"the backups have another schema, or none: {error}") from None
+
+
+async def _compare(ours: asyncpg.Connection, theirs: asyncpg.Connection, before: datetime, limits: Limits) -> None:
+    wanted, found = await ours.fetchval(_REVISION), await theirs.fetchval(_REVISION)
+    if found != wanted:
+        raise ConfigurationError(f"the backups have another schema: revision {found}, the database has {wanted}")
+    wanted, found = await ours.fetchval(_COUNT, before), await theirs.fetchval(_COUNT, before)
+    if found < wanted:
+        newest = await theirs.fetchval(_NEWEST)
+        ends = f"the newest is of {newest:%Y-%m-%d %H:%M} UTC" if newest else "there is none"
+        raise ConfigurationError(f"the backups lack {wanted - found} of {wanted} goals from before {before}: {ends}")
+    goals = set(await ours.fetch(_GOALS, before, limits.restore_sample))
+    lost = goals - set(await theirs.fetch(_GOALS_THERE, [goal_id for goal_id, _ in goals]))
+    if lost:
+        raise ConfigurationError(f"the backups lack {len(lost)} of the {len(goals)} newest goals, or their last change")
+    keys = {key for (key,) in await ours.fetch(_KEYS, before, limits.restore_sample)}
+    if lost_keys := keys - {key for (key,) in await theirs.fetch(_KEYS_THERE, list(keys))}:
+        raise ConfigurationError(f"the backups lack {len(lost_keys)} of the {len(keys)} newest idempotency keys")
+    if not wanted:
+        log.warning("the database has no goal that is old enough: only the schema was compared", before=str(before))
+    log.info("the backups are whole", goals=found, keys=len(keys), before=str(before))
+
+
+@contextlib.asynccontextmanager
+async def _connected(settings: Settings, limits: Limits) -> AsyncIterator[asyncpg.Connection]:
+    """Try to connect for some time: what was just restored may still have to be found by its name."""
+    deadline = time.monotonic() + limits.restore_connect
+    connection = None
+    while connection is None:
+        try:
+            connection = await asyncpg.connect(**connect_arguments(settings, limits))
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            if time.monotonic() > deadline:
+                raise ConfigurationError(explain(error, settings)) from None
+            await asyncio.sleep(limits.restore_pause)
+    try:
+        # part adoption
+        await look_for_adopted(connection)
+        # end adoption
+        yield connection
+    finally:
+        connection.terminate()
