@@ -116,7 +116,7 @@ async def _upgrade_in_place(drill: Drill, stage: Stage, former: Store) -> None:
     new = Store(cluster, "new")
     try:
         await former.back_up()
-        load = await stage.load(writers(short=drill.short, waiting=True))
+        load = await stage.load(writers(short=drill.short, waiting=True, alone=True))
         await _flow(drill)
         case = await _upgrade(drill, stage, new)
         at = time.time()
@@ -252,7 +252,7 @@ async def _restore_across(drill: Drill, stage: Stage, store: Store, marker: Mark
 
 async def _move_to_a_second_cluster(drill: Drill, stage: Stage, new: Cluster) -> None:
     former = stage.cluster
-    load = await stage.load(writers(short=drill.short, waiting=True))
+    load = await stage.load(writers(short=drill.short, waiting=True, alone=True))
     cases = [
         await _copy(drill, stage, new),
         await _call_off(drill, stage, new),
@@ -438,7 +438,7 @@ async def _count_different(one: Cluster, other: Cluster) -> int:
 
 
 async def _control_sequences(drill: Drill, stage: Stage, new: Cluster) -> None:
-    load = await stage.load(writers(short=drill.short, waiting=True))
+    load = await stage.load(writers(short=drill.short, waiting=True, alone=True))
     await asyncio.sleep(1)
     await _prepare_the_way_back(new)
     await _switch(stage, new, sequences=False)
@@ -451,7 +451,7 @@ async def _control_sequences(drill: Drill, stage: Stage, new: Cluster) -> None:
 
 async def _control_writes(drill: Drill, stage: Stage, new: Cluster) -> None:
     former = stage.cluster
-    load = await stage.load(writers(short=drill.short, waiting=True))
+    load = await stage.load(writers(short=drill.short, waiting=True, alone=True))
     await asyncio.sleep(1)
     await _prepare_the_way_back(new)
     await _switch(stage, new, stop=False)

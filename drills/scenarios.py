@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 
 
-def writers(*, short: bool, waiting: bool = False) -> str:
+def writers(*, short: bool, waiting: bool = False, alone: bool = False) -> str:
     """A closed loop of people and programs who add, rename and remove goals, and press again until it is done.
 
     Every goal is "drill UUID" with that UUID as its key, which is how a row is known to be somebody's. In the short
     form they think for a moment, so that several drills fit on a machine. `waiting` ones have more
-    patience than a write waits for the primary, and think for a moment: readers need the machine as well.
+    patience than a write waits for the primary, and unless they are `alone` they think for a moment: readers need the
+    machine as well.
     """
-    thinking = 'pause = "150ms"' if short else 'pause = "100ms"' if waiting else ""
+    thinking = 'pause = "150ms"' if short else 'pause = "100ms"' if waiting and not alone else ""
     return f"""
 description = "writers who press again until it is done"
 objectives = false
