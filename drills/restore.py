@@ -128,7 +128,7 @@ class Store:
             query = "SELECT pg_get_wal_replay_pause_state() = 'paused'"
             return bool(await self._cluster.fetch(query, name=RESTORED, database="postgres"))
 
-        await until(has_stopped, f"the second cluster reaches {marker.name}")
+        await until(has_stopped, f"the second cluster reaches {marker.name}", 600)
 
     async def restore_beyond(self, marker: Marker, archived: Path) -> str:
         """Restore to a marker that what is `archived` does not lead to; gives the log, once it has come to an end."""
