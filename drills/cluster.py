@@ -105,7 +105,6 @@ class Cluster:
         self._synchronous = QUORUM
         self._restore = ""
         self._leader: dict[str, str | None] = dict.fromkeys(NAMES)
-        self._delay = dict.fromkeys(NAMES, 0.0)
 
     def choose_ports(self, names: Sequence[str]) -> None:
         """Give each of these instances a port, which stays theirs while they are down."""
@@ -352,12 +351,6 @@ class Cluster:
         received = {name: await self.fetch(query, name=name, database="postgres") or 0 for name in standbys}
         return max(received, key=lambda name: (received[name], random.random()))  # noqa: S311  no secret
 
-    def delay(self, name: str, seconds: float) -> None:
-        """Let a standby replay each commit only so long after it was made; it confirms it all the same."""
-        self._delay[name] = seconds
-        self._configure(name, self._leader[name])
-        self._signal_main(name, signal.SIGHUP)
-
     def follow(self, names: Iterable[str]) -> None:
         """Let standbys receive from the primary."""
         for name in names:
@@ -399,6 +392,20 @@ class Cluster:
         """Whether it runs, and is not frozen."""
         main = self._find_main(name)
         return main is not None and main.status() != psutil.STATUS_STOPPED
+
+    def hold_replay(self, name: str) -> None:
+        """Let a standby receive and confirm commits, and replay none: the process that does it is stopped."""
+        self._find_replaying(name).send_signal(signal.SIGSTOP)
+
+    def resume_replay(self, name: str) -> None:
+        self._find_replaying(name).send_signal(signal.SIGCONT)
+
+    def _find_replaying(self, name: str) -> psutil.Process:
+        main = self._find_main(name)
+        for process in main.children() if main is not None else []:
+            if f"{name}: startup" in " ".join(process.cmdline()):
+                return process
+        raise DrillError(f"{name} has no process that replays")
 
     @property
     def frozen(self) -> list[str]:
@@ -469,7 +476,6 @@ class Cluster:
             "synchronous_standby_names": self._synchronous,
             "primary_conninfo": source,
             "restore_command": restore,
-            "recovery_min_apply_delay": f"{1000 * self._delay.get(name, 0):.0f}ms",
         }
         text = "".join(f"{setting} = '{value}'\n" for setting, value in settings.items())
         unfinished = self._data(name) / "node.unfinished"

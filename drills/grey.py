@@ -38,8 +38,6 @@ _PATIENCE = {
     # This fault has no end: each connection is found dead by a statement's time limit.
     "half-open": Limits().command_timeout,
 }
-_REPLAY_DELAY = 1.5
-"""Seconds; replay goes on all the time, as commits came all the time."""
 _CUT_OFF = "page of the replica that is cut off"
 _MAY_REFUSE_READS = {"two primaries", "two failovers", "no rewind"}
 """Where who has the newest state can be in doubt: then no page is better than an old one."""
@@ -434,20 +432,22 @@ async def _control_quorum(drill: Drill, stage: Stage) -> None:
         stage.start_replica((MODULE, read_before_replay.__name__)),
         stage.start_replica(DB_STANDBY_REPLIES="1"),
     )
-    case = drill.begin("few replies", "one standby is behind, the other replays late, and is then frozen")
+    case = drill.begin("few replies", "one standby is behind, the other has not replayed all, and is then frozen")
     load = await stage.load(writers(short=True, waiting=True), sound.port, patience=1)
     behind, ahead = cluster.standbys
-    cluster.delay(ahead, _REPLAY_DELAY)
     await cluster.detach([behind])
-    await asyncio.sleep(_REPLAY_DELAY + 1)
+    await asyncio.sleep(1)
+    cluster.hold_replay(ahead)
+    await asyncio.sleep(1)
     lost, lost_at = cluster.primary, time.time()
     stage.route_to([])
     await cluster.kill(lost)
-    early, late = await asyncio.gather(stage.look(eager, _REPLAY_DELAY / 2), stage.look(sound, 2 * _REPLAY_DELAY))
+    early = await stage.look(eager, 0.5)
+    cluster.resume_replay(ahead)
+    late = await stage.look(sound, 1)
     cluster.freeze(ahead)
     of_one, of_few = await asyncio.gather(stage.look(content, 1), stage.look(sound, 1))
     cluster.thaw(ahead)
-    cluster.delay(ahead, 0)
     attempts = await load.stop()
     await cluster.promote()
     stage.route_to([cluster.port])
