@@ -206,7 +206,7 @@ class Standbys:
     async def _ask(self, enough: int) -> list[Reply]:
         """Put a question to every server, and give the replies once there are enough, or after `ask_timeout`.
 
-        Whoever replies a little later than the others is heard as well: it may be the primary. Where one that replied
+        One that replies a little later than the others is heard as well: it may be the primary. Where one that replied
         calls itself the primary, all are waited for: another may have been promoted.
         """
         replies: dict[datetime, Reply] = {}
