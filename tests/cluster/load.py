@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from drills.journal import Attempt, Verdict, read_journal, reconcile
 from drills.scenarios import visitors
@@ -41,9 +41,9 @@ VISITORS = {
 
 
 class Load:
-    """The clients of some scenarios, by their names."""
+    """The clients of some scenarios, by their names; `spec` is of their pod."""
 
-    def __init__(self, site: Site, folder: Path, scenarios: Mapping[str, str] = VISITORS) -> None:
+    def __init__(self, site: Site, folder: Path, scenarios: Mapping[str, str] = VISITORS, **spec: Any) -> None:
         self._site = site
         self._folder = folder
         # A name of its own: a pod that is gone by the API server's word may still be asked by its name for a while.
@@ -52,7 +52,7 @@ class Load:
         files = {f"{name}.toml": text for name, text in scenarios.items()}
         metadata = {"name": self._name, "namespace": "goals", "labels": {OURS: "yes"}}
         config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": files}
-        spec = {
+        spec |= {
             "volumes": [
                 {"name": "scenarios", "configMap": {"name": self._name}},
                 *({"name": name, "emptyDir": {}} for name in ("out", "tmp")),
