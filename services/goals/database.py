@@ -149,7 +149,7 @@ class Database:
             result = Result(rows, standby=standby)
         finally:
             elsewhere.cancel()
-        if result is None or result.standby:
+        if result is not None and result.standby:
             self._lose_primary(asyncio.get_running_loop().time())
         return result
 
