@@ -324,17 +324,19 @@ class Database:
             log.warning("database does not answer", error=kind[0], sqlstate=kind[1])
 
     def _lose_primary(self, now: float, *, silent: bool = False) -> None:
-        """Let no statement go before the primary answers again; unless it was only silent, and others are answered."""
-        if self.gate.is_shut or (silent and now - self.gate.answered_at <= self._limits.silence):
+        """See whether there is a primary; unless it was only silent, and others are answered."""
+        if self._return is not None and not self._return.done():
             return
-        self.gate.shut(now)
-        self._return = asyncio.create_task(self._await_primary())
+        if not silent or now - self.gate.answered_at > self._limits.silence:
+            self._return = asyncio.create_task(self._await_primary())
 
     async def _await_primary(self) -> None:
         """Connect to `DB_HOST` again and again, several times at once where that hangs, until there is a primary.
 
-        A server that refuses this connection counts as well: statements find out why, or use connections they have.
+        If there is one at once, only a connection was lost; else no statement goes meanwhile. A server that refuses
+        this connection counts as well: statements find out why, or use connections they have.
         """
+        loop = asyncio.get_running_loop()
         pings = set[asyncio.Task[None]]()
         try:
             while True:
@@ -344,7 +346,11 @@ class Database:
                 )
                 errors = [ping.exception() for ping in done]
                 if not all(error is not None and sqlstates.is_loss(error) for error in errors):
-                    return self.gate.open(asyncio.get_running_loop().time())
+                    return self.gate.open(loop.time())
+                if not self.gate.is_shut:
+                    self.gate.shut(loop.time())
+                for error in filter(None, errors):
+                    self._note_failure(loop.time(), error)
                 if done:
                     await asyncio.sleep(self._limits.ping_pause)
         finally:

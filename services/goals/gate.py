@@ -60,6 +60,7 @@ class Gate:
         self._turns: set[Turn] = set()
         self.is_shut = False
         """Whether the primary is down."""
+        self._opened_at = -math.inf
         self._failing_since: float | None = None
         self._catching_up_until = -math.inf
         """After a failover: until the writes that waited are done, as long as a failover takes at most."""
@@ -73,8 +74,8 @@ class Gate:
 
     @property
     def answered_at(self) -> float:
-        """When a read, or a write, last succeeded."""
-        return self._reads.answered_at
+        """When the primary last answered: a read, a write, or the one who looked for it."""
+        return max(self._reads.answered_at, self._opened_at)
 
     def shut(self, now: float) -> None:
         """Let nobody in: the primary is down."""
@@ -94,7 +95,7 @@ class Gate:
     def open(self, now: float) -> None:
         """Let in who has waited: the primary answers."""
         self.is_shut = False
-        self._note(self._reads, now)
+        self._opened_at = now
         self._let_in()
 
     def note_answer(self, now: float, *, write: bool = False) -> None:
