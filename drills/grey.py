@@ -223,11 +223,11 @@ async def _lose_host(drill: Drill, stage: Stage, case: Case) -> None:
     lost, lost_at = cluster.primary, time.time()
     for way in (*stage.services, stage.instances[lost]):
         await way.swallow()
+    stage.route_to([])
     cluster.freeze(lost)
     handing_over = asyncio.create_task(_operator(drill, stage).hand_over("kill", lost_at))
     await asyncio.sleep(1)
     for way in stage.services:
-        way.route_to([])
         await way.reappear()
     event = await handing_over
     case.marks.append(Mark(lost_at, "black hole", event.routed))

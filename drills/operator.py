@@ -94,6 +94,7 @@ class Operator:
         stage, began, lost = self._stage, time.time(), self._stage.cluster.primary
         for way in (*stage.services, stage.instances[lost]):
             await way.swallow()
+        stage.route_to([])
         stage.cluster.freeze(lost)
         forgetting = asyncio.create_task(self._forget(began + min(_FORGOTTEN, self._pace["lost node"].promoted[0])))
         event = await self.hand_over("lost node", began)
@@ -105,7 +106,6 @@ class Operator:
 
     async def _forget(self, at: float) -> None:
         await sleep_until(at)
-        self._stage.route_to([])
         for service in self._stage.services:
             await service.reappear()
 
