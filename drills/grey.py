@@ -38,6 +38,7 @@ _PATIENCE = {
     # This fault has no end: each connection is found dead by a statement's time limit.
     "half-open": Limits().command_timeout,
 }
+_BEHIND = 120.0
 _CUT_OFF = "page of the replica that is cut off"
 _MAY_REFUSE_READS = {"two primaries", "two failovers", "no rewind"}
 """Where who has the newest state can be in doubt: then no page is better than an old one."""
@@ -57,10 +58,6 @@ async def run(drill: Drill) -> None:
         "black hole": ("the primary's host falls silent and drops every SYN, a standby promoted", _lose_host),
         "half-open": ("every connection falls silent and stays open, new ones work", _leave_half_open),
         "no standby": ("both standbys are killed: the primary lives and may acknowledge nothing", _lose_standbys),
-        "standby behind": (
-            f"one standby receives nothing for {2 if drill.short else 120} s, then the primary is killed",
-            _fall_behind,
-        ),
         "DNS down": ("no name is found any more, and the primary is killed", _lose_names),
         "lost replies": ("commits happen, their replies are lost with the connection", _drop_replies),
         "held keys": (f"another session holds one key in 32, for {_HELD:g} s each time", _hold_keys),
@@ -68,6 +65,10 @@ async def run(drill: Drill) -> None:
     }
     if not drill.short:
         faults |= {
+            "standby behind": (
+                f"one standby receives nothing for {_BEHIND:g} s, then the primary is killed",
+                _fall_behind,
+            ),
             "two failovers": (
                 "the primary between them resumes, with a longer log than its successor, which a replica cannot reach",
                 partial(_fail_over_twice, looked=looked),
@@ -263,7 +264,7 @@ async def _lose_standbys(drill: Drill, stage: Stage, case: Case) -> None:
 async def _fall_behind(drill: Drill, stage: Stage, case: Case) -> None:
     cluster = stage.cluster
     await cluster.detach(cluster.standbys[:1])
-    await asyncio.sleep(2 if drill.short else 120)
+    await asyncio.sleep(_BEHIND)
     lost, lost_at = cluster.primary, time.time()
     stage.route_to([])
     await cluster.kill(lost)
