@@ -458,6 +458,7 @@ async def test_nobody_waits_at_the_gate_of_a_connection_that_has_ended() -> None
 def test_what_the_kernel_does_not_tell_of_counts_as_sent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         assert server._count_unsent(listening) == 0
+    assert server._count_unsent(listening) == 0  # which is closed
 
 
 @pytest.mark.parametrize("hurries", [False, True])

@@ -281,8 +281,8 @@ class Connection(TCPServer):
 
 
 def _count_unsent(sock: socket.socket) -> int:
-    """Bytes that the kernel holds for the client; 0 where it does not tell."""
-    with contextlib.suppress(OSError):
+    """Bytes that the kernel holds for the client; 0 where it does not tell, or the socket is closed."""
+    with contextlib.suppress(OSError, ValueError):
         return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return 0
 
