@@ -1,5 +1,6 @@
 """What a case may need of a cluster, and whether it is there: asked of the cluster, never assumed."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -17,6 +18,13 @@ OPERATORS = {
 
 
 def _nodes(kubectl: Kubectl) -> str:
+    """A kubelet reports an image some time after it was loaded."""
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: not _lacking(kubectl), "the nodes have the images", 30)
+    return _lacking(kubectl)
+
+
+def _lacking(kubectl: Kubectl) -> str:
     found = [one for one in kubectl.get("nodes") or () if not one["spec"].get("unschedulable")]
     if len(found) < 2:
         return f"{len(found)} nodes take pods; it needs two"
