@@ -136,9 +136,6 @@ class Replicas:
     def _source(self, leader: str) -> str:
         return f"host={self.sockets[leader]} user=postgres"
 
-    async def until_following(self, name: str) -> None:
-        await until(lambda: self.ask(name, "SELECT status = 'streaming' FROM pg_stat_wal_receiver"))
-
     async def until_same(self, name: str) -> None:
         """Wait until it has replayed what the leader has written so far."""
         end = await self.ask(self.leader, "SELECT CAST(pg_current_wal_lsn() AS text)")

@@ -80,6 +80,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("DB_HOST", "a..b"),
         ("DB_HOST", "x" * 64),
         ("DB_HOST", "\udcff"),
+        ("DB_STANDBY_HOST", "/folder"),
         ("GOALS_HOSTS", ","),
         ("GOALS_HOSTS", "localhost,goals.example.com:443"),
         ("GOALS_HOSTS", "https://goals.example.com"),

@@ -310,6 +310,27 @@ async def test_a_write_waits_for_the_next_primary(replicas: Replicas, database: 
     assert not result.standby
 
 
+async def test_a_primary_that_was_succeeded_is_no_return(replicas: Replicas, settings: Settings) -> None:
+    """Its name still leads to it, and nobody has heard of the other one."""
+    limits = replace(BRISK, watch_interval=60.0, resolve_interval=60.0)
+    async with watching(replicas.settings(settings), limits) as database:
+        await replicas.ask("c", "SELECT pg_promote()")
+        with pytest.raises(FormerPrimaryError):
+            await database._ping()
+
+
+async def test_the_primarys_answer_counts_if_it_comes_before_the_others(whole: Replicas, watched: Database) -> None:
+    async with whole.session("a") as blocker:
+        await blocker.execute("SELECT pg_advisory_lock(1)")
+        read = asyncio.create_task(watched.read(text("SELECT pg_advisory_xact_lock_shared(1)")))
+        await whole.freeze("b")  # so that its reply is waited for
+        await asyncio.wait({read}, timeout=2 * LIMITS.silence)
+        await blocker.execute("SELECT pg_advisory_unlock(1)")
+        assert not (await read).standby
+        whole.thaw()
+    assert watched._metrics._standby_reads["primary"] == 0
+
+
 async def test_a_former_primary_is_neither_read_nor_written(replicas: Replicas, database: Database) -> None:
     """It has a standby that confirms what it does, and its name still leads to it."""
     await add(database, "before")
@@ -414,6 +435,8 @@ async def test_a_server_that_hangs_is_not_asked_again_and_again(whole: Replicas,
     frozen = watched.standbys._servers[whole.sockets["b"]]
     await until(lambda: hangs(frozen))
     await asyncio.gather(*(watched.standbys.look() for _ in range(3)))
+    assert frozen.unanswered == BRISK.server_connections
+    watched.standbys._fill()
     assert frozen.unanswered == BRISK.server_connections
     whole.thaw()
 

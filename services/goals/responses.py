@@ -139,6 +139,12 @@ class JSON(Response):
         return content.model_dump_json().encode() if isinstance(content, BaseModel) else orjson.dumps(content)
 
 
+def _headers_of(error: GoalsError) -> dict[str, str]:
+    if isinstance(error, TemporaryError):
+        return {"retry-after": str(error.retry_after)}
+    return dict(STANDBY) if isinstance(error, GoalNotFoundError) and error.standby else {}
+
+
 def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | None = None) -> Response:
     """Answer an error in the caller's language: RFC 9457 under `/api`, a page elsewhere.
 
@@ -154,10 +160,7 @@ def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | No
         case GoalsError():
             status = _STATUSES[type(error)]
             fields = error.fields if isinstance(error, InvalidInputError) else {}
-            if isinstance(error, TemporaryError):
-                headers = {"retry-after": str(error.retry_after)}
-            elif isinstance(error, GoalNotFoundError) and error.standby:
-                headers = dict(STANDBY)
+            headers = _headers_of(error)
         case _:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             detail = "The service failed, and its log says how. What you sent may have been done, or not."

@@ -53,7 +53,6 @@ class Server:
         self.stuck: tuple[int, int] | None = None
         """A position that was received and never replayed, as its record is cut off, and where replay stands."""
         self.has_replied = True
-        self.is_filling = False
         self._size = limits.server_connections
         connector = Connector(settings, limits, address=address)
         self.engine = make_engine(connector.open, limits.server_connections, limits.ask_timeout)
@@ -67,15 +66,12 @@ class Server:
 
     async def fill(self) -> None:
         """Open all its connections, if they are not: in a failover a new one takes seconds."""
-        self.is_filling = True
         try:
             async with AsyncExitStack() as held:
                 for _ in range(self._size):
                     await held.enter_async_context(self.engine.connect())
         except Exception as error:  # noqa: BLE001  it is tried again soon
             log.debug("no connection", address=self.address, error=type(error).__name__)
-        finally:
-            self.is_filling = False
 
     def _execute(self, statement: Statement, parameters: Mapping[str, object] | None) -> Sequence[Row[Any]]:
         with self.engine.sync_engine.connect() as connection:
@@ -137,10 +133,14 @@ class Standbys:
             watching.create_task(self._watch_name())  # a resolver may hang for long
             while True:
                 await self._shared.get(len(self._servers))
-                for server in self._servers.values():
-                    if not server.is_filling:
-                        self._leave_behind(server.fill())
+                self._fill()
                 await asyncio.sleep(self._limits.watch_interval)
+
+    def _fill(self) -> None:
+        """Begin to open what was lost to the servers that answer."""
+        for server in self._servers.values():
+            if server.unanswered < self._limits.server_connections:
+                self._leave_behind(server.fill())
 
     async def look(self) -> None:
         """Ask all servers whether another primary has been promoted."""

@@ -239,6 +239,10 @@ def test_a_step_knows_what_it_needs_and_how_it_is_called() -> None:
     assert (full.label, step(name="named").label, step(path="").label) == ("POST /${a}", "named", "POST /")
 
 
+def test_a_step_notes_parts_of_its_answer_in_the_journal() -> None:
+    assert step(path="/", journal={"cache": "header Cache-Status"}).journal == {"cache": "header Cache-Status"}
+
+
 def test_sources_are_a_header_or_a_pattern_with_one_group() -> None:
     assert parse_source("header ETag").header == "ETag"
     pattern = parse_source(r"body id=(\d+)").pattern
