@@ -29,6 +29,8 @@ _FLOW = 1.0, 4.0
 """Seconds of load between two steps, in the short form and in full."""
 _LOST_REPLIES = 1_000_000
 """More than can be lost meanwhile: every reply to a commit."""
+_LOSS = 0.3
+"""Seconds for which every answer is lost before all instances stop."""
 _SEQUENCES = """
     SELECT format('SELECT setval(%L, %s)', format('%I.%I', schemaname, sequencename), last_value)
     FROM pg_sequences WHERE last_value IS NOT NULL
@@ -145,6 +147,7 @@ async def _upgrade(drill: Drill, stage: Stage, store: Store) -> Case:
     # What is committed now is unknown to its client, who sends it again.
     stage.database.replies_to_drop = _LOST_REPLIES
     began = time.time()
+    await asyncio.sleep(_LOSS)
     await cluster.stop(cluster.primary)
     stage.database.replies_to_drop = 0
     await asyncio.gather(*(cluster.stop(name) for name in cluster.standbys))

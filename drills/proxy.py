@@ -14,6 +14,8 @@ _DONE = re.compile(rb"C\0\0\0.(?:INSERT 0|SELECT) [1-9]\d*\0")
 service's writes are CTEs, whose answer is that of a SELECT."""
 
 
+_OPENING = 2
+"""Statements of a new connection before it is used: where it finds its tables, and whether it leads to the primary."""
 _BACKLOG = 1024
 
 
@@ -69,6 +71,7 @@ class _Link:
         self._port = port
         self._early = bytearray()
         self._connected = False
+        self._done = 0
         self.silent = False
         self.client = _Side(self._from_client, self._forget)
         self.server = _Side(self._from_server, self._forget)
@@ -95,7 +98,9 @@ class _Link:
             self.server.write(data)
 
     def _from_server(self, data: bytes) -> None:
-        if self._proxy.replies_to_drop and _DONE.search(data):
+        done = _DONE.search(data) is not None
+        self._done += done
+        if self._proxy.replies_to_drop and done and self._done > _OPENING:
             self._proxy.replies_to_drop -= 1
             self.abort()
         elif not self.silent:

@@ -59,11 +59,18 @@ def whole(settings: Settings) -> Iterator[Replicas]:
         yield servers
 
 
-@pytest.fixture
-def replicas(settings: Settings) -> Iterator[Replicas]:
-    """For a test that leaves them as they may be."""
+@pytest.fixture(scope="module")
+def saved(settings: Settings) -> Iterator[Replicas]:
     with running(settings) as servers:
+        servers.save()
         yield servers
+
+
+@pytest.fixture
+def replicas(saved: Replicas) -> Replicas:
+    """For a test that leaves them as they may be."""
+    saved.restore()
+    return saved
 
 
 @contextlib.asynccontextmanager
