@@ -5,7 +5,6 @@ import os
 import pwd
 import shutil
 import signal
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -59,27 +58,6 @@ class Replicas:
             with contextlib.suppress(ConfigurationError):
                 self.stop(name, "immediate")  # unless it has been
         self._exits.close()
-
-    def save(self) -> None:
-        """Keep what they have now, for `restore`."""
-        for name in "abc":  # the primary first: its standbys have all of its log then
-            self.stop(name, "fast")
-        for name in "abc":
-            _copy(self._data(name), self._saved(name))
-            self.start(name)
-
-    def restore(self) -> None:
-        """Begin again with what was saved: that takes half as long as to make three servers."""
-        self.thaw()
-        for name in "abc":
-            with contextlib.suppress(ConfigurationError):
-                self.stop(name, "immediate")
-            shutil.rmtree(self._data(name))
-            _copy(self._saved(name), self._data(name))
-        for name in "abc":
-            self.start(name)
-        self.leader, self.addresses = "a", list(self.sockets.values())
-        self.route_to("a")
 
     def _add(self, name: str) -> None:
         data = self._data(name)
@@ -186,11 +164,3 @@ class Replicas:
 
     def _data(self, name: str) -> Path:
         return self._folder / name / "postgres"
-
-    def _saved(self, name: str) -> Path:
-        return self._folder / name / "saved"
-
-
-def _copy(folder: Path, target: Path) -> None:
-    # Unlike shutil, it keeps the owner.
-    subprocess.run(["cp", "-a", folder, target], check=True)  # noqa: S607  every system has it

@@ -59,18 +59,11 @@ def whole(settings: Settings) -> Iterator[Replicas]:
         yield servers
 
 
-@pytest.fixture(scope="module")
-def saved(settings: Settings) -> Iterator[Replicas]:
-    with running(settings) as servers:
-        servers.save()
-        yield servers
-
-
 @pytest.fixture
-def replicas(saved: Replicas) -> Replicas:
+def replicas(settings: Settings) -> Iterator[Replicas]:
     """For a test that leaves them as they may be."""
-    saved.restore()
-    return saved
+    with running(settings) as servers:
+        yield servers
 
 
 @contextlib.asynccontextmanager
