@@ -29,7 +29,7 @@ from tests.observability.queries import (
 )
 from tools.polling import wait_until
 
-# What Prometheus, the gateway and CloudNativePG expose.
+# What Prometheus, the gateway, CloudNativePG and kube-state-metrics expose.
 BY_OTHERS = {
     "up": {"job", "instance"},
     "scrape_samples_scraped": {"job", "instance"},
@@ -38,6 +38,9 @@ BY_OTHERS = {
     # CloudNativePG's, by the default queries in the ConfigMap that its release brings (cnpg-default-monitoring).
     "cnpg_pg_database_xid_age": {"job", "pod", "datname"},
     "cnpg_pg_database_mxid_age": {"job", "pod", "datname"},
+    # kube-state-metrics'.
+    "kube_cronjob_status_last_successful_time": {"job", "namespace", "cronjob"},
+    "kube_cronjob_created": {"job", "namespace", "cronjob"},
 }
 # The convention's name, which promtool takes for a part of a histogram.
 LINT = 'db_client_connection_count non-histogram and non-summary metrics should not have "_count" suffix'
