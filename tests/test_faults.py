@@ -43,7 +43,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 async def stage() -> AsyncIterator[Stage]:
-    """A primary with two standbys, one of which confirms each commit, reached through a proxy."""
+    """A primary and two standbys behind a proxy; a commit waits for either standby."""
     async with Cluster() as cluster, TcpProxy([cluster.port]) as proxy:
         settings = Settings().model_copy(
             update=embedded.SETTINGS | {"db_host": "127.0.0.1", "db_port": proxy.port, "goals_pool_size": 10}
