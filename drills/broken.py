@@ -141,7 +141,7 @@ def jump_by_an_hour() -> None:
 def accept_a_former_primary() -> None:
     """Whatever newer timeline was seen, a server that says it is the primary is read and written."""
     Lineage.admit = lambda self, connection, timeline: None  # type: ignore[method-assign]  # noqa: ARG005  likewise
-    Lineage.learn = lambda self, timeline: False  # type: ignore[method-assign]  # noqa: ARG005  likewise
+    Lineage.learn = lambda self, timeline: None  # type: ignore[method-assign]  # noqa: ARG005  likewise
 
 
 def read_before_replay() -> None:

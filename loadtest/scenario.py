@@ -134,19 +134,17 @@ class Step(Strict):
 
     @field_validator("save")
     @classmethod
-    def _sources(cls, save: dict[str, str]) -> dict[str, str]:
-        for name, text in save.items():
-            if name in BUILT_IN:
-                raise ValueError(f"`{name}` is there in every iteration and cannot be saved; choose another name")
-            parse_source(text)
+    def _names(cls, save: dict[str, str]) -> dict[str, str]:
+        for name in save.keys() & BUILT_IN:
+            raise ValueError(f"`{name}` is there in every iteration and cannot be saved; choose another name")
         return save
 
-    @field_validator("journal")
+    @field_validator("save", "journal")
     @classmethod
-    def _columns(cls, columns: dict[str, str]) -> dict[str, str]:
-        for text in columns.values():
+    def _sources(cls, sources: dict[str, str]) -> dict[str, str]:
+        for text in sources.values():
             parse_source(text)
-        return columns
+        return sources
 
     @model_validator(mode="after")
     def _body(self) -> Self:

@@ -473,11 +473,15 @@ async def test_a_query_that_takes_too_long_there_is_left_behind(watched: Databas
 
 def test_timelines_compare_within_a_system_only() -> None:
     lineage = Lineage()
-    assert not lineage.learn(Timeline(1, 9))  # DB_HOST says which system is ours
+    lineage.learn(Timeline(1, 9))
+    newest = lineage.newest
+    assert newest is None  # DB_HOST says which system is ours
     first, second = Connection(), Connection()
     lineage.admit(first, Timeline(1, 2))
-    assert not lineage.learn(Timeline(2, 3))
-    assert lineage.learn(Timeline(1, 3))
+    lineage.learn(Timeline(2, 3))
+    assert lineage.newest == Timeline(1, 2)
+    lineage.learn(Timeline(1, 3))
+    assert lineage.newest == Timeline(1, 3)
     assert first.is_terminated
     with pytest.raises(FormerPrimaryError):
         lineage.admit(second, Timeline(1, 2))

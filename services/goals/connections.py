@@ -1,4 +1,4 @@
-"""How a connection to PostgreSQL is opened: TLS, the password of the moment, a pause after a refusal, no old one."""
+"""How a connection to PostgreSQL is opened: TLS, the current password, a pause after a refusal, the right primary."""
 
 import asyncio
 import contextlib
@@ -57,14 +57,12 @@ class Lineage:
         self._close_older()
         self._open.add(connection)
 
-    def learn(self, timeline: Timeline) -> bool:
-        """Take note of a server's timeline, and tell whether it is newer: connections to older ones are closed."""
+    def learn(self, timeline: Timeline) -> None:
+        """Take note of a server's timeline; if it is newer, connections to older ones are closed."""
         newest = self.newest
-        if newest is None or timeline.system != newest.system or timeline.number <= newest.number:
-            return False
-        self.newest = timeline
-        self._close_older()
-        return True
+        if newest is not None and timeline.system == newest.system and timeline.number > newest.number:
+            self.newest = timeline
+            self._close_older()
 
     def holds(self, connection: asyncpg.Connection) -> bool:
         """Whether a connection still leads to the newest primary that is known."""
@@ -195,9 +193,9 @@ def explain(error: BaseException, settings: Settings) -> str:
 
 
 def handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Say nothing of an error that was left with a connection nobody waited for any more; it has been reported.
+    """Do not log a lost connection that nobody waits for: its opener has already seen the error.
 
-    asyncpg's handshake for TLS, given up in time, leaves a future whose exception nobody can take.
+    A TLS handshake of asyncpg that is cancelled leaves a future behind, whose exception nobody can retrieve.
     """
     if not (
         isinstance(context.get("future"), asyncio.Future) and isinstance(context.get("exception"), ConnectionError)

@@ -46,7 +46,7 @@ class Result(NamedTuple):
     attempts: int = 1
     span: "SpanContext | None" = None
     standby: bool = False
-    """A standby gave it, while the primary was away."""
+    """A standby gave it, while the primary was down."""
 
 
 class Database:
