@@ -126,6 +126,20 @@ async def test_a_statement_cut_off_is_sent_again(database: Database, administrat
     assert [event["event"] for event in events] == ["database does not answer", "database answers again"]
 
 
+async def test_a_statement_on_a_connection_that_is_being_closed_is_sent_again(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare = asyncpg.Connection.prepare
+
+    async def fail(*_: object, **__: object) -> None:
+        monkeypatch.setattr(asyncpg.Connection, "prepare", prepare)
+        raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")
+
+    monkeypatch.setattr(asyncpg.Connection, "prepare", fail)
+    rows, attempts, *_ = await database.run(ONE)
+    assert (rows[0].one, attempts) == (1, 2)
+
+
 async def test_a_statement_whose_plan_a_migration_has_outdated_is_sent_again(
     database: Database, administrator: asyncpg.Connection
 ) -> None:

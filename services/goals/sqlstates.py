@@ -74,7 +74,10 @@ def is_loss(error: BaseException) -> bool:
 def drop_useless_connections(context: ExceptionContext) -> None:
     """SQLAlchemy's `handle_error`: which connections of the pool are given up after this error."""
     error = context.original_exception
-    if isinstance(error, OSError) or sqlstate(error) in _DISCONNECTS:
+    if isinstance(error.__cause__, asyncpg.InternalClientError):
+        # It was being closed, as those to a former primary are; asyncpg has no other word for it.
+        context.is_disconnect, context.invalidate_pool_on_disconnect = True, False
+    elif isinstance(error, OSError) or sqlstate(error) in _DISCONNECTS:
         # And the others of the pool with it: what is silent, or a standby, is so for all.
         context.is_disconnect = context.invalidate_pool_on_disconnect = True
     else:
