@@ -458,6 +458,20 @@ async def test_a_server_of_another_system_does_not_reply(whole: Replicas, watche
     watched._lineage.newest = newest
 
 
+async def test_a_primary_that_has_written_since_it_replied_is_asked_again(whole: Replicas, watched: Database) -> None:
+    """Else each write between two replies would look like a standby that has what its primary lacks."""
+    standbys = watched.standbys
+    assert standbys is not None
+    addresses = standbys._servers
+    earlier = Reply(addresses[whole.sockets["a"]], NOW, 1, 7, 0)
+    standby = Reply(addresses[whole.sockets["b"]], NOW, 0, 8, 8)
+    later = await standbys._catch_up(earlier, [earlier, standby])
+    assert later.position > standby.position
+    assert await standbys._catch_up(standby, [earlier, standby]) == standby
+    standbys._limits = replace(BRISK, ask_timeout=0)
+    assert await standbys._catch_up(earlier, [earlier, standby]) == earlier
+
+
 async def test_a_query_that_fails_on_the_server_that_was_chosen_is_no_answer(watched: Database) -> None:
     assert watched.standbys is not None
     with pytest.raises(NoQuorumError, match="42P01"):

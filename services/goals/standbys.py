@@ -5,10 +5,10 @@ than the read. docs/adr/0035-reads-from-a-standby.md says what this cannot see.
 """
 
 import asyncio
+import contextlib
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
@@ -67,7 +67,7 @@ class Server:
     async def fill(self) -> None:
         """Open all its connections, if they are not: in a failover a new one takes seconds."""
         try:
-            async with AsyncExitStack() as held:
+            async with contextlib.AsyncExitStack() as held:
                 for _ in range(self._size):
                     await held.enter_async_context(self.engine.connect())
         except Exception as error:  # noqa: BLE001  it is tried again soon
@@ -222,7 +222,14 @@ class Standbys:
             replies |= {reply.started: reply for task in done if (reply := task.result()) is not None}
             if len(replies) >= enough and not any(reply.timeline for reply in replies.values()):
                 until = min(until, loop.time() + self._limits.ask_grace)
-        return list(replies.values())
+        return [await self._catch_up(reply, replies.values()) for reply in replies.values()]
+
+    async def _catch_up(self, reply: Reply, others: Iterable[Reply]) -> Reply:
+        """Ask a primary once more that is behind: what the others have may have been written since it replied."""
+        if reply.timeline and reply.position < max(other.position for other in others):
+            with contextlib.suppress(TimeoutError):
+                return await self._within(self._limits.ask_timeout, self._question(reply.server)) or reply
+        return reply
 
     async def _question(self, server: Server) -> Reply | None:
         try:
