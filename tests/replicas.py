@@ -13,7 +13,6 @@ from typing import Any, Self
 import asyncpg
 
 from goals import embedded
-from goals.errors import ConfigurationError
 from goals.settings import Settings
 from tools.polling import until
 
@@ -37,6 +36,7 @@ class Replicas:
         """What the resolver says of the name of all; without any, it does not answer."""
         self.look_ups = 0
         self.sockets: dict[str, str] = {}
+        self._stopped: set[str] = set()
 
     def __enter__(self) -> Self:
         if os.geteuid() == 0:
@@ -54,9 +54,8 @@ class Replicas:
 
     def __exit__(self, *_: object) -> None:
         self.thaw()
-        for name in self.sockets:
-            with contextlib.suppress(ConfigurationError):
-                self.stop(name, "immediate")  # unless it has been
+        for name in self.sockets.keys() - self._stopped:
+            self.stop(name, "immediate")
         self._exits.close()
 
     def _add(self, name: str) -> None:
@@ -79,6 +78,7 @@ class Replicas:
 
     def start(self, name: str) -> None:
         self.sockets[name] = str(embedded._start(self._programs, self._data(name), _OPTIONS))
+        self._stopped.discard(name)
 
     def _ask_for_standbys(self, name: str) -> None:
         """Let each of its commits wait for a standby, once there are some."""
@@ -89,6 +89,22 @@ class Replicas:
     def stop(self, name: str, mode: str) -> None:
         """Stop it, by `immediate` as if it had crashed."""
         embedded._call(self._data(name), self._programs / "pg_ctl", "-D", ".", "-m", mode, "-w", "stop")
+        self._stopped.add(name)
+
+    async def restore(self) -> None:
+        """Bring back what a test has changed, as long as it has promoted none."""
+        self.thaw()
+        for name in sorted(self._stopped):
+            self.start(name)
+        for name in "bc":
+            await self.ask(name, "ALTER SYSTEM RESET recovery_min_apply_delay")
+            await self.ask(name, "SELECT pg_wal_replay_resume()")
+            await self.follow(name, "a")
+        self.addresses = list(self.sockets.values())
+        self.route_to("a")
+        await self.ask("a", "TRUNCATE goals")
+        for name in "bc":
+            await self.until_same(name)
 
     def settings(self, settings: Settings) -> Settings:
         names = {

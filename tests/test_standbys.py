@@ -53,15 +53,21 @@ def running(settings: Settings) -> Iterator[Replicas]:
 
 
 @pytest.fixture(scope="module")
-def whole(settings: Settings) -> Iterator[Replicas]:
-    """For tests that change nothing about who is the primary."""
+def shared(settings: Settings) -> Iterator[Replicas]:
     with running(settings) as servers:
         yield servers
 
 
 @pytest.fixture
-def replicas(settings: Settings) -> Iterator[Replicas]:
-    """For a test that leaves them as they may be."""
+async def replicas(shared: Replicas) -> AsyncIterator[Replicas]:
+    """For a test that promotes none."""
+    yield shared
+    await shared.restore()
+
+
+@pytest.fixture
+def fresh(settings: Settings) -> Iterator[Replicas]:
+    """For a test that changes who is the primary."""
     with running(settings) as servers:
         yield servers
 
@@ -95,12 +101,6 @@ async def until_known(database: Database, number: int = 3) -> None:
 @pytest.fixture
 async def database(replicas: Replicas, settings: Settings) -> AsyncIterator[Database]:
     async with watching(replicas.settings(settings)) as database:
-        yield database
-
-
-@pytest.fixture
-async def watched(whole: Replicas, settings: Settings) -> AsyncIterator[Database]:
-    async with watching(whole.settings(settings)) as database:
         yield database
 
 
@@ -230,13 +230,15 @@ async def test_a_server_with_two_addresses_replies_once(replicas: Replicas, data
         await database.read(NEWEST)
 
 
-async def test_a_standby_whose_replay_moves_and_does_not_end_is_not_read(whole: Replicas, watched: Database) -> None:
-    assert watched.standbys is not None
-    some = watched.standbys._servers[whole.sockets["b"]]
-    end = int(await whole.ask("a", "SELECT pg_current_wal_lsn() - '0/0'")) + 10_000
-    watched.standbys._limits = replace(BRISK, replay_timeout=0.1)
+async def test_a_standby_whose_replay_moves_and_does_not_end_is_not_read(
+    replicas: Replicas, database: Database
+) -> None:
+    assert database.standbys is not None
+    some = database.standbys._servers[replicas.sockets["b"]]
+    end = int(await replicas.ask("a", "SELECT pg_current_wal_lsn() - '0/0'")) + 10_000
+    database.standbys._limits = replace(BRISK, replay_timeout=0.1)
     with pytest.raises(NoQuorumError, match="not replayed"):
-        await watched.standbys._wait_for_replay(Reply(some, NOW, 0, end, 0))
+        await database.standbys._wait_for_replay(Reply(some, NOW, 0, end, 0))
 
 
 async def test_a_record_that_is_cut_off_is_waited_for_once(replicas: Replicas, database: Database) -> None:
@@ -298,54 +300,56 @@ async def test_without_a_number_of_replies_no_standby_is_read(replicas: Replicas
             await database.read(NEWEST)
 
 
-async def test_a_write_waits_for_the_next_primary(replicas: Replicas, database: Database) -> None:
-    await add(database, "before")
-    replicas.stop("a", "immediate")
-    writes = [asyncio.create_task(add(database, "meanwhile")) for _ in range(2 * database.size)]
-    assert not (await asyncio.wait(writes, timeout=0.1))[0]
-    await replicas.promote("b")
-    await asyncio.gather(*writes)
-    result = await database.read(NEWEST)
-    assert len(result.rows) == 1 + len(writes)
-    assert not result.standby
+async def test_a_write_waits_for_the_next_primary(fresh: Replicas, settings: Settings) -> None:
+    async with watching(fresh.settings(settings)) as database:
+        await add(database, "before")
+        fresh.stop("a", "immediate")
+        writes = [asyncio.create_task(add(database, "meanwhile")) for _ in range(2 * database.size)]
+        assert not (await asyncio.wait(writes, timeout=0.1))[0]
+        await fresh.promote("b")
+        await asyncio.gather(*writes)
+        result = await database.read(NEWEST)
+        assert len(result.rows) == 1 + len(writes)
+        assert not result.standby
 
 
-async def test_a_primary_that_was_succeeded_is_no_return(replicas: Replicas, settings: Settings) -> None:
+async def test_a_primary_that_was_succeeded_is_no_return(fresh: Replicas, settings: Settings) -> None:
     """Its name still leads to it, and nobody has heard of the other one."""
     limits = replace(BRISK, watch_interval=60.0, resolve_interval=60.0)
-    async with watching(replicas.settings(settings), limits) as database:
-        await replicas.ask("c", "SELECT pg_promote()")
+    async with watching(fresh.settings(settings), limits) as database:
+        await fresh.ask("c", "SELECT pg_promote()")
         with pytest.raises(FormerPrimaryError):
             await database._ping()
 
 
-async def test_the_primarys_answer_counts_if_it_comes_before_the_others(whole: Replicas, watched: Database) -> None:
-    async with whole.session("a") as blocker:
+async def test_the_primarys_answer_counts_if_it_comes_before_the_others(replicas: Replicas, database: Database) -> None:
+    async with replicas.session("a") as blocker:
         await blocker.execute("SELECT pg_advisory_lock(1)")
-        read = asyncio.create_task(watched.read(text("SELECT pg_advisory_xact_lock_shared(1)")))
-        await whole.freeze("b")  # so that its reply is waited for
+        read = asyncio.create_task(database.read(text("SELECT pg_advisory_xact_lock_shared(1)")))
+        await replicas.freeze("b")  # so that its reply is waited for
         await asyncio.wait({read}, timeout=2 * LIMITS.silence)
         await blocker.execute("SELECT pg_advisory_unlock(1)")
         assert not (await read).standby
-        whole.thaw()
-    assert watched._metrics._standby_reads["primary"] == 0
+        replicas.thaw()
+    assert database._metrics._standby_reads["primary"] == 0
 
 
-async def test_a_former_primary_is_neither_read_nor_written(replicas: Replicas, database: Database) -> None:
+async def test_a_former_primary_is_neither_read_nor_written(fresh: Replicas, settings: Settings) -> None:
     """It has a standby that confirms what it does, and its name still leads to it."""
-    await add(database, "before")
-    await replicas.ask("c", "SELECT pg_promote()")
-    await until(lambda: knows_timeline(database, 2))
-    for attempt in (add(database, "nowhere"), database.fetch(NEWEST)):
-        waiting = asyncio.create_task(attempt)
-        assert not (await asyncio.wait({waiting}, timeout=0.2))[0]
-        waiting.cancel()
-    rows, standby = (await database.read(NEWEST))[0], (await database.read(NEWEST)).standby
-    assert ([row.goal_name for row in rows], standby) == (["before"], False)
-    await replicas.follow("b", "c")
-    replicas.route_to("c")
-    await add(database, "on the new one")
-    assert await replicas.ask("a", "SELECT count(*) FROM goals") == 1
+    async with watching(fresh.settings(settings)) as database:
+        await add(database, "before")
+        await fresh.ask("c", "SELECT pg_promote()")
+        await until(lambda: knows_timeline(database, 2))
+        for attempt in (add(database, "nowhere"), database.fetch(NEWEST)):
+            waiting = asyncio.create_task(attempt)
+            assert not (await asyncio.wait({waiting}, timeout=0.2))[0]
+            waiting.cancel()
+        rows, standby = (await database.read(NEWEST))[0], (await database.read(NEWEST)).standby
+        assert ([row.goal_name for row in rows], standby) == (["before"], False)
+        await fresh.follow("b", "c")
+        fresh.route_to("c")
+        await add(database, "on the new one")
+        assert await fresh.ask("a", "SELECT count(*) FROM goals") == 1
 
 
 async def knows_timeline(database: Database, number: int) -> bool:
@@ -353,38 +357,38 @@ async def knows_timeline(database: Database, number: int) -> bool:
     return newest is not None and newest.number == number
 
 
-async def test_what_a_former_primary_says_after_a_silence_is_not_believed(
-    replicas: Replicas, settings: Settings
-) -> None:
+async def test_what_a_former_primary_says_after_a_silence_is_not_believed(fresh: Replicas, settings: Settings) -> None:
     """It was frozen while another was promoted, and commits what it was sent before."""
     limits = replace(BRISK, watch_interval=60.0, resolve_interval=60.0)
-    async with watching(replicas.settings(settings), limits) as database:
-        async with replicas.session("a") as blocker:
+    async with watching(fresh.settings(settings), limits) as database:
+        async with fresh.session("a") as blocker:
             await blocker.execute("SET synchronous_commit = local; BEGIN; LOCK goals IN EXCLUSIVE MODE")
             write = asyncio.create_task(add(database, "sent to the former primary"))
             await asyncio.wait({write}, timeout=2 * LIMITS.silence)
-            await replicas.ask("c", "SELECT pg_promote()")
+            await fresh.ask("c", "SELECT pg_promote()")
             await blocker.execute("COMMIT")
-        await until(lambda: replicas.ask("a", "SELECT count(*) FROM goals"))
+        await until(lambda: fresh.ask("a", "SELECT count(*) FROM goals"))
         assert not write.done()
         # The other standby has what the former primary wrote, and cannot follow the new one.
-        await replicas.ask("c", "ALTER SYSTEM RESET synchronous_standby_names")
-        await replicas.ask("c", "SELECT pg_reload_conf()")
-        replicas.route_to("c")
+        await fresh.ask("c", "ALTER SYSTEM RESET synchronous_standby_names")
+        await fresh.ask("c", "SELECT pg_reload_conf()")
+        fresh.route_to("c")
         await write
-        assert await replicas.ask("c", "SELECT count(*) FROM goals") == 1
+        assert await fresh.ask("c", "SELECT count(*) FROM goals") == 1
 
 
 async def test_a_statement_that_may_not_be_repeated_is_unknown_on_a_former_primary(
-    whole: Replicas, watched: Database
+    replicas: Replicas, database: Database
 ) -> None:
-    async with whole.session("a") as blocker:
+    async with replicas.session("a") as blocker:
         await blocker.execute("SELECT pg_advisory_lock(1)")
         waiting = asyncio.create_task(
-            watched.run(text("SELECT pg_advisory_xact_lock_shared(1)"), repeatable=False, write=True)
+            database.run(text("SELECT pg_advisory_xact_lock_shared(1)"), repeatable=False, write=True)
         )
-        await until(lambda: whole.ask("a", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
-        lineage = watched._lineage
+        await until(
+            lambda: replicas.ask("a", "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        )
+        lineage = database._lineage
         assert lineage.newest is not None
         lineage._open.clear()  # as if its end had not been noticed
         lineage.learn(lineage.newest._replace(number=lineage.newest.number + 1))
@@ -419,49 +423,51 @@ async def until_looked_up(replicas: Replicas) -> None:
 
 
 async def test_the_connections_to_each_server_are_open_before_they_are_needed(
-    whole: Replicas, watched: Database
+    replicas: Replicas, database: Database
 ) -> None:
     query = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'goals_user'"
 
     async def are_open() -> bool:
-        return bool(await whole.ask("b", query) == BRISK.server_connections)
+        return bool(await replicas.ask("b", query) == BRISK.server_connections)
 
     await until(are_open)
 
 
-async def test_a_server_that_hangs_is_not_asked_again_and_again(whole: Replicas, watched: Database) -> None:
-    assert watched.standbys is not None
-    hanging = watched.standbys._servers[whole.sockets["b"]]
+async def test_a_server_that_hangs_is_not_asked_again_and_again(replicas: Replicas, database: Database) -> None:
+    assert database.standbys is not None
+    hanging = database.standbys._servers[replicas.sockets["b"]]
     hanging.unanswered += BRISK.server_connections
     for _ in range(3):
-        replies = await watched.standbys._ask(3)
-        assert {reply.server for reply in replies} == set(watched.standbys._servers.values()) - {hanging}
-    left_behind = len(watched.standbys._left_behind)
-    watched.standbys._fill()
-    assert len(watched.standbys._left_behind) == left_behind + 2
+        replies = await database.standbys._ask(3)
+        assert {reply.server for reply in replies} == set(database.standbys._servers.values()) - {hanging}
+    left_behind = len(database.standbys._left_behind)
+    database.standbys._fill()
+    assert len(database.standbys._left_behind) == left_behind + 2
     hanging.unanswered -= BRISK.server_connections
 
 
-async def test_a_server_of_another_system_does_not_reply(whole: Replicas, watched: Database) -> None:
-    assert watched.standbys is not None
-    newest = watched._lineage.newest
+async def test_a_server_of_another_system_does_not_reply(replicas: Replicas, database: Database) -> None:
+    assert database.standbys is not None
+    newest = database._lineage.newest
     assert newest is not None
-    watched._lineage.newest = Timeline(newest.system + 1, 1)
+    database._lineage.newest = Timeline(newest.system + 1, 1)
     with pytest.raises(NoQuorumError, match="0 servers"):
-        await watched.standbys.read(NEWEST, None)
-    watched._lineage.newest = None
+        await database.standbys.read(NEWEST, None)
+    database._lineage.newest = None
     with pytest.raises(NoQuorumError, match="no primary"):
-        await watched.standbys.read(NEWEST, None)
-    watched._lineage.newest = newest
+        await database.standbys.read(NEWEST, None)
+    database._lineage.newest = newest
 
 
-async def test_a_primary_that_has_written_since_it_replied_is_asked_again(whole: Replicas, watched: Database) -> None:
+async def test_a_primary_that_has_written_since_it_replied_is_asked_again(
+    replicas: Replicas, database: Database
+) -> None:
     """Else each write between two replies would look like a standby that has what its primary lacks."""
-    standbys = watched.standbys
+    standbys = database.standbys
     assert standbys is not None
     addresses = standbys._servers
-    earlier = Reply(addresses[whole.sockets["a"]], NOW, 1, 7, 0)
-    standby = Reply(addresses[whole.sockets["b"]], NOW, 0, 8, 8)
+    earlier = Reply(addresses[replicas.sockets["a"]], NOW, 1, 7, 0)
+    standby = Reply(addresses[replicas.sockets["b"]], NOW, 0, 8, 8)
     later = await standbys._catch_up(earlier, [earlier, standby])
     assert later.position > standby.position
     assert await standbys._catch_up(standby, [earlier, standby]) == standby
@@ -469,17 +475,17 @@ async def test_a_primary_that_has_written_since_it_replied_is_asked_again(whole:
     assert await standbys._catch_up(earlier, [earlier, standby]) == earlier
 
 
-async def test_a_query_that_fails_on_the_server_that_was_chosen_is_no_answer(watched: Database) -> None:
-    assert watched.standbys is not None
+async def test_a_query_that_fails_on_the_server_that_was_chosen_is_no_answer(database: Database) -> None:
+    assert database.standbys is not None
     with pytest.raises(NoQuorumError, match="42P01"):
-        await watched.standbys.read(text("SELECT * FROM no_such_table"), None)
+        await database.standbys.read(text("SELECT * FROM no_such_table"), None)
 
 
-async def test_a_query_that_takes_too_long_there_is_left_behind(watched: Database) -> None:
-    assert watched.standbys is not None
-    watched.standbys._limits = replace(BRISK, standby_timeout=0.05)
+async def test_a_query_that_takes_too_long_there_is_left_behind(database: Database) -> None:
+    assert database.standbys is not None
+    database.standbys._limits = replace(BRISK, standby_timeout=0.05)
     with pytest.raises(NoQuorumError, match="TimeoutError"):
-        await watched.standbys.read(text("SELECT pg_sleep(60)"), None)
+        await database.standbys.read(text("SELECT pg_sleep(60)"), None)
 
 
 def test_timelines_compare_within_a_system_only() -> None:
@@ -510,14 +516,14 @@ class Connection:
         self.is_terminated = True
 
 
-async def test_a_page_from_a_standby_says_so(replicas: Replicas, settings: Settings) -> None:
-    async with serving(replicas.settings(settings), BRISK) as service, speaking_to(service.port) as client:
+async def test_a_page_from_a_standby_says_so(fresh: Replicas, settings: Settings) -> None:
+    async with serving(fresh.settings(settings), BRISK) as service, speaking_to(service.port) as client:
         await until_ready(service)
         made = await client.post("/api/v1/goals", json={"goal_name": "a goal"})
         goal = made.json()["id"]
         for path in ("/", f"/goals/{goal}", "/api/v1/goals", f"/api/v1/goals/{goal}"):
             assert "cache-status" not in (await client.get(path)).headers
-        replicas.stop("a", "immediate")
+        fresh.stop("a", "immediate")
         for path in ("/", f"/goals/{goal}", "/api/v1/goals", f"/api/v1/goals/{goal}"):
             answer = await client.get(path, headers={"if-none-match": "*"})
             assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
@@ -530,7 +536,7 @@ async def test_a_page_from_a_standby_says_so(replicas: Replicas, settings: Setti
         assert (missing.status_code, missing.headers["cache-control"]) == (404, "no-store")
         edit = asyncio.create_task(client.post(f"/goals/{goal}", data={"goal_name": "mine", "row_version": "0"}))
         await asyncio.wait({edit}, timeout=0.1)
-        await replicas.promote("b")
+        await fresh.promote("b")
         shown = await edit
         assert shown.status_code == 409
         assert "This goal is now" in shown.text
