@@ -65,7 +65,7 @@ def _alert_on_budgets(objectives: Objectives) -> list[Rule]:
     guard = f"and on() goals:http_requests:rate1h > {objectives.requests.least_per_second:g}"
     rules = []
     for name, objective, promise in (
-        ("availability", objectives.availability.objective, "were answered by a 5xx"),
+        ("availability", objectives.availability.objective, "got a 5xx response"),
         (
             "latency",
             objectives.latency.objective,
@@ -81,9 +81,9 @@ def _alert_on_budgets(objectives: Objectives) -> list[Rule]:
                     "\n".join([f"{ratios[0]} > {limit}", f"and {ratios[1]} > {limit}", guard]),
                     burn.for_,
                     burn.severity,
-                    f"The {name} budget of goals burns {burn.rate:g} times too fast",
-                    f"{{{{ $value | humanizePercentage }}}} of the requests of the last {burn.long} {promise};"
-                    f" {budget_text(objective)} of them may. The last {burn.short} were as bad.",
+                    f"The {name} error budget of goals burns {burn.rate:g} times too fast",
+                    f"{{{{ $value | humanizePercentage }}}} of the requests in the last {burn.long} {promise};"
+                    f" the objective allows {budget_text(objective)}. The last {burn.short} were as bad.",
                     objectives.links.runbooks,
                     {"long": burn.long, "short": burn.short},
                 )
@@ -106,7 +106,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "5m",
                 "critical",
                 "No instance of goals answers Prometheus",
-                "Either all are down, or Prometheus does not find them. Users probably see errors.",
+                "Either all are down, or Prometheus cannot reach them. Users probably see errors.",
             ),
             (
                 "GoalsInstanceDown",
@@ -114,7 +114,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "{{ $labels.instance }} does not answer Prometheus",
-                "The other instances carry its share.",
+                "The other instances take its share of the load.",
             ),
             (
                 "GoalsUnhandledExceptions",
@@ -122,7 +122,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 None,
                 "warning",
                 "{{ $labels.error_type }} crashes requests to {{ $labels.http_route }}",
-                "{{ $value | humanize }} requests in 15 minutes ended in an exception that nothing expected: a defect.",
+                "{{ $value | humanize }} requests in 15 minutes failed with an unexpected exception: a bug.",
             ),
             (
                 "GoalsDatabaseErrors",
@@ -130,7 +130,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "{{ $value | humanizePercentage }} of the SQL statements fail",
-                "Retries hide some of it from users, at the price of slower answers.",
+                "Retries hide some of these errors from users, at the cost of slower responses.",
             ),
             (
                 "GoalsPoolTimeouts",
@@ -146,14 +146,14 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "2m",
                 "critical",
                 "Pages come from a standby: PostgreSQL has no primary",
-                "A failover takes seconds, and this one goes on. Each write waits for 15 seconds, then gets a 503.",
+                "A failover takes seconds; this one has not ended. Each write waits for 15 seconds, then gets a 503.",
             ),
             (
                 "GoalsRequestsRefused",
                 f'sum(increase(goals_gate_rejections_total{{{JOB},reason="full"}}[5m])) > 0',
                 "5m",
                 "critical",
-                "Requests are refused because the queue for PostgreSQL is full",
+                "Requests are rejected because the queue for PostgreSQL is full",
                 "Each of them gets a 503 at once, so that the others are served in time.",
             ),
             (
@@ -161,7 +161,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 f"(sum(rate({DURATION}_count{{{JOB}}}[2m])) or vector(0)) / {at_gateway} < 0.1 and {at_gateway} > 1",
                 "2m",
                 "critical",
-                "The gateway passes on {{ $value | humanizePercentage }} of its requests to goals",
+                "The gateway passes only {{ $value | humanizePercentage }} of its requests on to goals",
                 "It answers the others itself: it considers every instance dead, or a client exceeds its rate limit.",
             ),
             (
@@ -169,7 +169,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 f"sum by (instance) ({used}) / sum by (instance) (db_client_connection_max{{{JOB}}}) > 0.9",
                 "10m",
                 "warning",
-                "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its connections",
+                "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its PostgreSQL connections",
                 "Requests queue for a connection; if this continues, they will be rejected.",
             ),
             (
@@ -177,7 +177,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 f"histogram_quantile(0.99, sum by (instance, le) (rate({delays}[5m]))) > 0.25",
                 "10m",
                 "warning",
-                "The event loop of {{ $labels.instance }} is {{ $value | humanizeDuration }} late",
+                "The event loop of {{ $labels.instance }} lags by {{ $value | humanizeDuration }}",
                 "The process needs more CPU than it gets, or something blocks it: every request waits that long.",
             ),
             (
@@ -193,8 +193,8 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 f"sum by (instance) (increase({turned_away}[5m])) > 0",
                 "5m",
                 "warning",
-                "{{ $labels.instance }} turns clients away: it holds as many connections as it may",
-                "Each of them is closed before a byte is read; the ops port has room of its own.",
+                "{{ $labels.instance }} rejects clients: it has reached its connection limit",
+                "It closes further connections without reading from them; the ops port has a separate limit.",
             ),
             (
                 "GoalsFileDescriptors",
@@ -202,7 +202,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its file descriptors",
-                "At the limit it accepts no more connections.",
+                "At the limit, it accepts no more connections.",
             ),
             (
                 "GoalsCardinality",
@@ -210,7 +210,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "30m",
                 "warning",
                 "{{ $labels.instance }} exposes {{ $value }} samples",
-                "Some label takes unbounded values; Prometheus pays for each of them.",
+                "A label has unbounded values; each value costs Prometheus memory and disk space.",
             ),
         )
     ]
@@ -224,7 +224,7 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
     billion, wakes somebody before it is the only thing left.
     """
     database = 'job="goals/goals-db"'  # its PodMonitor
-    held_up = "Vacuum does not keep up, or something holds it back."
+    held_up = "Vacuum cannot keep up, or something holds it back. When the ids run out,"
     rules = []
     for kind, used, critical, summary, description in (
         (
@@ -232,21 +232,21 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
             f"max(goals_ids_used_ratio{{{JOB}}})",
             0.9,
             "{{ $value | humanizePercentage }} of the ids for goals are used",
-            "When none is left, no goal can be added; everything else goes on.",
+            "When they run out, no goal can be added; everything else keeps working.",
         ),
         (
             "transactions",
             f"max by (datname) (cnpg_pg_database_xid_age{{{database}}}) / 2^31",
             0.7,
             "{{ $labels.datname }} has used {{ $value | humanizePercentage }} of its transaction ids",
-            f"{held_up} At the end every write fails, in all databases.",
+            f"{held_up} every write fails, in all databases.",
         ),
         (
             "multixacts",
             f"max by (datname) (cnpg_pg_database_mxid_age{{{database}}}) / 2^31",
             0.7,
             "{{ $labels.datname }} has used {{ $value | humanizePercentage }} of its multixact ids",
-            f"{held_up} At the end writes that lock a row together with others fail, in all databases.",
+            f"{held_up} writes that need one fail, in all databases.",
         ),
     ):
         for severity, share in (("warning", 0.5), ("critical", critical)):
@@ -265,8 +265,8 @@ def _alert_on_backups(runbooks: str) -> Rule:
         f"time() - max by (cronjob) ({since}) > 7 * 86400",
         None,
         "warning",
-        "The backups have not been restored for {{ $value | humanizeDuration }}",
-        "The check restores them twice a week. Until it succeeds again, nobody knows whether they can be used.",
+        "No backup has been restored and verified for {{ $value | humanizeDuration }}",
+        "A check does this twice a week. Until it succeeds again, the backups may be unusable.",
         runbooks,
     )
 
