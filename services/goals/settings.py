@@ -17,13 +17,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, hide_input_in_errors=True)
 
-    db_host: str | None = Field(None, description="Host of PostgreSQL; unset means the embedded server")
-    db_port: int = Field(5432, ge=1, le=65535, description="Port of PostgreSQL")
-    db_name: str = Field("goals_database", description="Database")
+    db_host: str | None = Field(None, description="PostgreSQL host; unset means the embedded server")
+    db_port: int = Field(5432, ge=1, le=65535, description="PostgreSQL port")
+    db_name: str = Field("goals_database", description="Database name")
     db_username: str = Field("goals_user", description="Role that owns the table `goals`")
     db_password: SecretStr | None = Field(None, description="Password of the role")
     db_password_file: Path | None = Field(
-        None, description="File that holds the password, read again at each new connection; wins over `DB_PASSWORD`"
+        None, description="File that contains the password, read again for each new connection; overrides `DB_PASSWORD`"
     )
     ssl: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
         "prefer", description="TLS to PostgreSQL: a value of libpq's `sslmode`"
@@ -34,13 +34,13 @@ class Settings(BaseSettings):
 
     db_standby_host: str | None = Field(
         None,
-        description="Name of all PostgreSQL servers, the primary's included: reads go on from a standby while the "
-        "primary is down; unset means from the primary alone",
+        description="Host name of all PostgreSQL servers, including the primary: reads come from a standby while the "
+        "primary is down; unset means that only the primary is read",
     )
     db_standby_replies: int | None = Field(
         None,
         ge=1,
-        description="How many servers must reply before a standby is read: n - k + 1, where a commit waits for k of n "
+        description="How many servers must reply before a standby is read: n - k + 1 if a commit waits for k of n "
         "standbys; unset means that no standby is read",
     )
 
@@ -50,15 +50,18 @@ class Settings(BaseSettings):
         9464, ge=0, le=65535, description="Port of probes and metrics; 0 lets the kernel choose"
     )
     goals_max_connections: int | None = Field(
-        None, ge=1, description="Connections to the page and the API; unset means what descriptors and memory allow"
+        None,
+        ge=1,
+        description="Maximum connections to the page and the API; unset means as many as file descriptors and "
+        "memory allow",
     )
     goals_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="Host names the page and the API answer to, separated by commas; unset means any, "
-        "or the loopback names where `GOALS_BIND` is a loopback address",
+        description="Host names that the page and the API accept, separated by commas; unset means any, "
+        "or only loopback names if `GOALS_BIND` is a loopback address",
     )
     goals_drain_seconds: float = Field(
-        6.0, ge=0, le=300, description="How long replies say `Connection: close` between SIGTERM and the stop"
+        6.0, ge=0, le=300, description="How long responses say `Connection: close` between SIGTERM and the stop"
     )
     goals_pool_size: int = Field(10, ge=5, le=10, description="Connections to PostgreSQL, all opened at start")
     goals_key_hours: float = Field(

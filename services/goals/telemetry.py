@@ -174,7 +174,7 @@ class DatabaseMetrics:
         _counter(
             meter,
             "goals.standby.reads",
-            "Reads that looked beyond DB_HOST: answered by a standby, by a primary, or not (refused).",
+            "Reads that queried all servers: answered by a standby, by a primary, or not at all (refused).",
             lambda: [(count, {"outcome": outcome}) for outcome, count in self._standby_reads.items()],
         )
 
@@ -261,7 +261,8 @@ class GroupMetrics:
         self._size = meter.create_histogram(
             "goals.add.group.size",
             unit="{add}",
-            description="Adds in one statement: committed (also alone), undone (each is then tried alone) or failed.",
+            description="Adds per statement: committed (single adds included), undone (each is then tried alone) or "
+            "failed.",
             explicit_bucket_boundaries_advisory=_GROUP_BOUNDS,
         )
         self._wait = _histogram(
@@ -328,7 +329,7 @@ class Telemetry:
         _counter(
             self._meter,
             "goals.read.queries",
-            "Queries that served these reads; concurrent reads of the same kind and key share one.",
+            "Queries that served read requests; concurrent reads of the same kind and key share one.",
             lambda: [(one.queries, {"kind": kind}) for kind, one in reads.items()],
         )
 
