@@ -21,7 +21,7 @@ OTHER = 1
 """Stands for every port that nobody speaks of."""
 
 DENIED = "–"  # noqa: RUF001  a dash as people write it
-NO_POD = "what is no pod"
+NO_POD = "anything that is not a pod"
 AKS = ("argocd/goals", "argocd/server", "platform/namespaces", "components/loadtest", "components/restore-check")
 KIND = ("overlays/local", "platform/namespaces", "components/loadtest")
 NOT_IN_KIND = frozenset({"argocd", "plugin-barman-cloud"})
