@@ -121,6 +121,7 @@ class Site:
     def scale(self, number: int) -> None:
         """Let the autoscaler keep so many pods, and wait until there are as many, ready, and no others."""
         self.let_scale(number, number)
+        self.kubectl("scale", "deployment/goals", "--namespace", "goals", f"--replicas={number}")  # it looks every 15 s
         wait_until(lambda: len(self.pods()) == number == len(self.ready_pods()), f"{number} pods", 180)
 
     def let_scale(self, least: int, most: int) -> None:

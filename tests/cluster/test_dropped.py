@@ -168,6 +168,7 @@ def test_a_killed_pod_fails_only_what_it_held(two: Site, tmp_path: Path, figures
     assert not failed(late)
 
 
+@pytest.mark.full
 def test_control_a_stop_of_0_seconds_fails_requests(two: Site, tmp_path: Path, figures: Figures) -> None:
     deployment = two.rendered("Deployment", "goals")
     deployment["spec"]["template"]["spec"]["containers"][0]["env"] += [{"name": "GOALS_DRAIN_SECONDS", "value": "0"}]

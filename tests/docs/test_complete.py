@@ -133,16 +133,22 @@ def test_every_job_of_the_pipeline_calls_what_ci_runs() -> None:
     assert ".ci/clean-room" in run
     run += clean_room
     texts = [run]
-    for name in ("ci", "nightly"):
+    names = ["ci", "nightly"]
+    # part k8s
+    # part drills
+    names.append("cluster")
+    # end drills
+    # end k8s
+    for name in names:
         workflow = yaml.safe_load((ROOT / f".github/workflows/{name}.yaml").read_text(encoding="utf-8"))
         texts.append("\n".join(step.get("run", "") for job in workflow["jobs"].values() for step in job["steps"]))
-    ours, pipeline, nightly = (
+    ours, pipeline, nightly, *others = (
         {word for words in re.findall(r"\bmake((?: [a-z0-9-]+)+)", text) for word in words.split()} for text in texts
     )
     assert pipeline <= ours
     assert ".ci/clean-room" in texts[2]
     nightly |= {word for word in ours if f"make {word}" in clean_room}
-    assert ours <= pipeline | nightly
+    assert ours <= pipeline.union(nightly, *others)
     # part loadtest
     assert ".ci/smoke" in run
     assert ".ci/smoke" in texts[1]
