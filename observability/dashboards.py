@@ -51,14 +51,14 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
             _stat("Instances", "Instances that answer Prometheus.", "short", 'sum(up{job=~"$job"})'),
             _table(
                 "Versions",
-                "What runs where.",
+                "The version that each instance runs.",
                 f"sum by (service_version, instance) (target_info{{{CHOSEN}}})",
                 width=4,
                 height=4,
             ),
             _series(
                 "Requests by route",
-                "Requests per second and route; a path that matches none has none.",
+                "Requests per second by route; paths that match no route have an empty one.",
                 "reqps",
                 (f"sum by (http_request_method, http_route) ({requests})", "{{http_request_method}} {{http_route}}"),
                 stacked=True,
@@ -78,7 +78,7 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
             ),
             _series(
                 "Errors by type",
-                "5xx per second: by its status where the service answered so on purpose, by class where it crashed.",
+                "5xx responses per second: by status if the request was rejected, by exception class if it crashed.",
                 "reqps",
                 (f"sum by (error_type, http_route) ({errors})", "{{error_type}} {{http_route}}"),
             ),
@@ -91,27 +91,27 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
             ),
             _series(
                 "95th percentile by route",
-                "Which route is slow.",
+                "The 95th percentile of each route.",
                 "s",
                 (_quantile(0.95, buckets, "http_route"), "{{http_route}}"),
             ),
             _heatmap(
                 "Distribution",
-                "How many requests took how long.",
+                "The distribution of durations over time.",
                 f"sum by (le) (increase({DURATION}_bucket{{{CHOSEN}}}[{RATE}]))",
             ),
             # part adoption
             _row("Goals"),
             _series(
                 "Goals added and removed",
-                "Successes of the page's two forms per second.",
+                "Successful submissions of the page's two forms per second.",
                 "reqps",
                 (f"sum(rate(add_goal_requests_total{{{CHOSEN}}}[{RATE}]))", "added"),
                 (f"sum(rate(remove_goal_requests_total{{{CHOSEN}}}[{RATE}]))", "removed"),
             ),
             _series(
                 "Successful requests by path",
-                "The counter that dashboards made for the original Go app expect.",
+                "The counter that the original Go app's dashboards use.",
                 "reqps",
                 (f"sum by (path) (rate(http_requests_total{{{CHOSEN}}}[{RATE}]))", "{{path}}"),
             ),
@@ -140,7 +140,7 @@ def _build_resources() -> dict[str, Any]:
             _row("PostgreSQL"),
             _series(
                 "Connections in use",
-                "Share of the pool that is in use.",
+                "Share of the pool in use.",
                 "percentunit",
                 (f"sum by (instance) ({used}) / sum by (instance) ({limit})", "{{instance}}"),
                 width=third,
@@ -157,14 +157,14 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Queue",
-                "Statements that wait for a connection.",
+                "Statements waiting for a connection.",
                 "short",
                 (f"sum by (instance) (db_client_connection_pending_requests{{{CHOSEN}}})", "{{instance}}"),
                 width=third,
             ),
             _series(
                 "Statements refused",
-                "Per second: queue full (full), wait too long (slow), or no answer from PostgreSQL (down).",
+                "Rejections per second: queue full (full), wait too long (slow), or no answer from PostgreSQL (down).",
                 "ops",
                 (f"sum by (reason) (rate(goals_gate_rejections_total{{{CHOSEN}}}[{RATE}]))", "{{reason}}"),
                 (f"sum(rate(db_client_connection_timeouts_total{{{CHOSEN}}}[{RATE}]))", "timeouts"),
@@ -193,7 +193,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Adds in a commit",
-                "How many adds share a statement and its commit.",
+                "Adds per statement and commit.",
                 "short",
                 (
                     f"sum(rate({size}_sum{{{CHOSEN}}}[{RATE}])) / sum(rate({size}_count{{{CHOSEN}}}[{RATE}]))",
@@ -204,7 +204,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Wait for a commit",
-                "How long the oldest add of a statement waited for its turn.",
+                "How long the oldest add in each statement waited for its turn.",
                 "s",
                 (_quantile(0.95, waits), "95th percentile"),
                 width=third,
@@ -240,7 +240,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Ids in use",
-                "Last id as a share of the highest one; the lines are where GoalsIdsRunningOut warns and pages.",
+                "The last id as a share of the highest possible; GoalsIdsRunningOut warns and pages at the lines.",
                 "percentunit",
                 (f"max(goals_ids_used_ratio{{{CHOSEN}}})", "goals"),
                 width=third,
@@ -250,7 +250,7 @@ def _build_resources() -> dict[str, Any]:
             _row("Process"),
             _series(
                 "CPU",
-                "Cores in use; one process uses one at most.",
+                "Cores in use; a process uses at most one.",
                 "short",
                 (f"rate(process_cpu_seconds_total{{{CHOSEN}}}[{RATE}])", "{{instance}}"),
                 width=third,
@@ -280,14 +280,14 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Garbage collections",
-                "Per second and generation.",
+                "Collections per second and generation.",
                 "ops",
                 (f"sum by (generation) (rate(python_gc_collections_total{{{CHOSEN}}}[{RATE}]))", "{{generation}}"),
                 width=third,
             ),
             _series(
                 "Samples per scrape",
-                "What Prometheus pays for an instance.",
+                "Samples in each scrape of an instance.",
                 "short",
                 (f"scrape_samples_scraped{{{CHOSEN}}}", "{{instance}}"),
                 width=third,
@@ -331,7 +331,7 @@ def _build_slo(objectives: Objectives) -> dict[str, Any]:
             ),
             _series(
                 f"{name.title()} burn rate",
-                "How many times faster than allowed the budget burns; the lines are the rates that page.",
+                "How many times faster than allowed the budget burns; the lines are the rates that page someone.",
                 "short",
                 *(
                     (f"goals:sli_error:ratio_rate{window}{chosen} / on (slo) {budget}", window)
