@@ -68,10 +68,12 @@ def draw(timeline: Timeline, longest_answer: float | None = None) -> list[str]:
         for name, counts in kinds[: 2 + any(timeline.from_standby)]
     ]
     longest = [("longest", list(zip(middles, timeline.longest, strict=True)))]
+    limited = "limit"
     if any(timeline.longest_read):
         longest = [("write", longest[0][1]), ("read", list(zip(middles, timeline.longest_read, strict=True)))]
+        limited = "limit for reads"
     bands = [(mark.at, mark.until, mark.what) for mark in timeline.marks]
-    limits = [(f"limit {longest_answer:g} s", longest_answer)] if longest_answer else []
+    limits = [(f"{limited} {longest_answer:g} s", longest_answer)] if longest_answer else []
     draw_time = partial(draw_lines, across="seconds", right=timeline.seconds, bands=bands)
     return [
         draw_time(f"{timeline.title}: requests/s", rates),
