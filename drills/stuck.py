@@ -267,6 +267,8 @@ async def _others(stage: Stage, *, leave: bool = True) -> AsyncIterator[int]:
     """Hold every connection there is, those of the service too unless they are left to it; yield how many."""
     cluster = stage.cluster
     taken: list[asyncpg.Connection] = []
+    # One for all questions: the server keeps only three for superusers, and one that was closed lingers.
+    superuser = await cluster.connect()
     try:
         while True:
             try:
@@ -277,12 +279,12 @@ async def _others(stage: Stage, *, leave: bool = True) -> AsyncIterator[int]:
                 )
             except asyncpg.TooManyConnectionsError:
                 # The service replaces what is terminated: the first to come has it.
-                if leave or not await cluster.fetch(_ALIVE):
+                if leave or not await superuser.fetchval(_ALIVE):
                     break
-                await cluster.fetch(_TERMINATE)
+                await superuser.fetchval(_TERMINATE)
         yield len(taken)
     finally:
-        for connection in taken:
+        for connection in [superuser, *taken]:
             connection.terminate()
 
 
