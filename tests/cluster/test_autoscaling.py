@@ -106,6 +106,7 @@ def test_a_rollout_at_the_most_pods_fits_the_quota(site: Site, figures: Figures)
     assert not refused
 
 
+@pytest.mark.full
 def test_control_a_quota_that_is_too_small_shows(site: Site) -> None:
     quota = site.rendered("ResourceQuota", "goals")
     quota["spec"]["hard"]["pods"] = "3"

@@ -70,6 +70,7 @@ def test_an_alert_fires_while_the_database_is_away_and_resolves(
     figures(fired_after=f"{fired:.0f} s", resolved_after=f"{resolved:.0f} s", time_passed=f"{FASTER} times as fast")
 
 
+@pytest.mark.full
 def test_control_without_its_policy_prometheus_sees_no_pod(site: Site, prometheus: Prometheus) -> None:
     policy = next(
         one for one in rendered("NetworkPolicy") if identity(one) == "NetworkPolicy goals/goals-from-prometheus"
