@@ -203,7 +203,8 @@ embedded.ignore_client_variables = Finalized
 sys.argv = ["goals", "up"]
 runpy.run_module("goals", run_name="__main__", alter_sys=True)
 """
-    with started(sys.executable, "-c", program, folder=folder) as process:
+    long = {"GOALS_WRITE_WAIT_SECONDS": "15"}
+    with started(sys.executable, "-c", program, folder=folder, variables=long) as process:
         assert process.wait() in {0, 128 + signal.SIGTERM}
     assert not is_running(folder)
 

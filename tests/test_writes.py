@@ -257,7 +257,7 @@ async def test_the_deadline_of_an_add_ends_its_wait_for_the_group(
     settings: Settings, database: Database, administrator: asyncpg.Connection
 ) -> None:
     """The group goes on, and so does one whose add is tried alone afterwards."""
-    impatient = Database(settings, replace(ONE_AT_A_TIME, retry_budget=0.5, write_wait=0.5))
+    impatient = Database(settings, replace(ONE_AT_A_TIME, retry_budget=2.0, write_wait=2.0))
     writes = write(impatient, impatient._limits)
     held = new_key()
     async with holding(settings, held):
