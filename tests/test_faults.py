@@ -124,14 +124,13 @@ class Run:
             there = stored.get(add.key, [])
             is_mine = [name for _, name in there] == [add.name]
             again = Add(add.key, add.name)
-            if add.goal is None and is_mine:
-                await self._send(adding, again)  # nobody knows what became of it, but its key does
+            is_repeated = is_mine and (add.goal is None or add in self.adds[-WRITERS:])
+            if is_repeated:
+                await self._send(adding, again)  # its key knows what became of it, even if nobody else does
             faults = {
                 "stored twice": len(there) > 1,
                 "acknowledged and lost": add.goal is not None and there != [(add.goal.id, add.name)],
-                "not found by its key": add.goal is None
-                and is_mine
-                and (again.goal is None or again.goal.id != there[0][0]),
+                "not found by its key": is_repeated and (again.goal is None or again.goal.id != there[0][0]),
                 "refused for a goal that is not there": isinstance(add.refusal, IdempotencyKeyReusedError)
                 and not there,
             }
