@@ -203,9 +203,10 @@ embedded.ignore_client_variables = Finalized
 sys.argv = ["goals", "up"]
 runpy.run_module("goals", run_name="__main__", alter_sys=True)
 """
-    long = {"GOALS_WRITE_WAIT_SECONDS": "15"}
-    with started(sys.executable, "-c", program, folder=folder, variables=long) as process:
-        assert process.wait() in {0, 128 + signal.SIGTERM}
+    waiting = {"GOALS_WRITE_WAIT_SECONDS": "15"}  # the migration goes on until there is a loop to stop
+    with started(sys.executable, "-c", program, folder=folder, variables=waiting) as process:
+        assert process.stderr is not None
+        assert process.wait() in {0, 128 + signal.SIGTERM}, process.stderr.read()
     assert not is_running(folder)
 
 
