@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes everything on Azure that overlays/aks stands on, and writes what Azure decided into overlays/aks/site/site.yaml.
-# Run again, it makes what is missing and leaves the rest alone.
+# Creates everything on Azure that overlays/aks depends on, and writes Azure's values into overlays/aks/site/site.yaml.
+# If you run it again, it creates only what is missing and leaves the rest unchanged.
 set -euo pipefail
 k8s=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=k8s/aks/settings.sh
@@ -12,15 +12,18 @@ usage() {
   cat <<HELP
 usage: k8s/aks/create.sh [--dry-run]
 
-  --dry-run  print the commands instead; needs neither az nor a subscription
+  --dry-run  print the commands without running them; needs neither az nor a subscription
 
-Variables (and what they are now):
+Variables and their current values:
   NAME=$NAME  LOCATION=$LOCATION  RESOURCE_GROUP=$RESOURCE_GROUP  CLUSTER=$CLUSTER
   KUBERNETES_VERSION=$KUBERNETES_VERSION  NODE_SIZE=$NODE_SIZE  DATABASE_NODE_SIZE=$DATABASE_NODE_SIZE
-  REGISTRY, VAULT, STORAGE: names that must be free in all of Azure; made from NAME and the subscription when unset
-  ALERT_URL: the webhook that alerts are sent to; can be set in the vault later
-  AUTHORIZED_RANGES=$AUTHORIZED_RANGES: the addresses that may reach the API server, as 203.0.113.0/24,198.51.100.7/32; empty: any
-  MAINTENANCE_DAY=$MAINTENANCE_DAY  MAINTENANCE_START=$MAINTENANCE_START: the weekly four hours (UTC) for upgrades of Kubernetes and of the nodes
+  REGISTRY, VAULT, STORAGE: names that must be unique across Azure; by default, they are derived from
+    NAME, RESOURCE_GROUP and the subscription
+  ALERT_URL: the webhook that receives the alerts; you can also set it in the vault later
+  AUTHORIZED_RANGES=$AUTHORIZED_RANGES: the addresses that may reach the API server, such as
+    203.0.113.0/24,198.51.100.7/32; if empty, any address may
+  MAINTENANCE_DAY=$MAINTENANCE_DAY  MAINTENANCE_START=$MAINTENANCE_START: the weekly four-hour window (UTC)
+    for upgrades of Kubernetes and the nodes
 HELP
 }
 
@@ -42,14 +45,14 @@ run() {
   [ -n "$dry_run" ] || "$@" >/dev/null
 }
 
-# A new role takes minutes until the vault knows of it: what it forbids is tried again for three.
+# A new role assignment takes minutes to reach the vault, so a forbidden request is retried for three minutes.
 TRIES=18
 wait_for_role() {
-  echo "# not allowed yet, as the role is new (try $1 of $TRIES); again in $PAUSE seconds" >&2
+  echo "# not allowed yet, because the role is new (attempt $1 of $TRIES); retrying in $PAUSE seconds" >&2
   sleep "$PAUSE"
 }
 
-# patiently COMMAND…
+# patiently COMMAND…: runs the command, and retries it while access is forbidden
 patiently() {
   local try said
   for ((try = 1; try <= TRIES; try++)); do
@@ -60,14 +63,14 @@ patiently() {
   return 1
 }
 
-# ask WHAT COMMAND…: what Azure says, or <WHAT> in a dry run
+# ask WHAT COMMAND…: prints the command's output, or <WHAT> in a dry run
 ask() {
   local what=$1
   shift
   if [ -n "$dry_run" ]; then echo "<$what>"; else "$@" --output tsv; fi
 }
 
-# missing COMMAND…: true where the thing is not there; that it cannot be seen is no answer, and ends the script
+# missing COMMAND…: true if the object does not exist; any other error ends the script
 missing() {
   [ -z "$dry_run" ] || return 0
   local try said code
@@ -75,7 +78,7 @@ missing() {
     code=0
     said=$("$@" --output none 2>&1) || code=$?
     [ "$code" -ne 0 ] || return 1
-    [ "$code" -ne 3 ] || return 0 # az's code for what does not exist
+    [ "$code" -ne 3 ] || return 0 # az's exit code for an object that does not exist
     case $said in
       *NotFound* | *"not found"* | *"could not be found"* | *"does not exist"*) return 0 ;;
       *Forbidden*) wait_for_role "$try" ;;
@@ -88,33 +91,33 @@ missing() {
 
 if [ -z "$dry_run" ]; then
   command -v az >/dev/null || { echo "error: az is not installed: https://learn.microsoft.com/cli/azure/install-azure-cli" >&2; exit 1; }
-  command -v openssl >/dev/null || { echo "error: openssl is not installed; it makes the passwords" >&2; exit 1; }
-  az account show --output none 2>/dev/null || { echo "error: not logged in: run az login, and az account set --subscription …" >&2; exit 1; }
-  [ -f "$SITE" ] || { echo "error: $SITE is not there" >&2; exit 1; }
+  command -v openssl >/dev/null || { echo "error: openssl is not installed; the script needs it to generate passwords" >&2; exit 1; }
+  az account show --output none 2>/dev/null || { echo "error: not logged in: run az login, then az account set --subscription …" >&2; exit 1; }
+  [ -f "$SITE" ] || { echo "error: $SITE does not exist" >&2; exit 1; }
 fi
 subscription=$(ask subscription az account show --query id)
 tenant=$(ask tenant az account show --query tenantId)
-# The same names at each run, and others in another subscription.
+# The names are the same in every run, and different in every subscription.
 if [ -n "$dry_run" ]; then suffix=00000000; else suffix=$(printf '%s%s' "$subscription" "$RESOURCE_GROUP" | { sha256sum 2>/dev/null || shasum -a 256; } | cut -c1-8); fi
 REGISTRY=${REGISTRY:-${NAME//-/}$suffix}
 VAULT=${VAULT:-$NAME-$suffix}
 STORAGE=${STORAGE:-${NAME//-/}$suffix}
 scope=/subscriptions/$subscription/resourceGroups/$RESOURCE_GROUP
 
-say "The resource group; delete.sh deletes it as a whole, so one that is not ours is not used"
+say "The resource group. delete.sh deletes all of it, so a group that this script did not create is never used."
 if missing az group show --name "$RESOURCE_GROUP"; then
   run az group create --name "$RESOURCE_GROUP" --location "$LOCATION" --tags "$TAG=$TAG_VALUE"
 elif [ "$(az group show --name "$RESOURCE_GROUP" --query "tags.\"$TAG\"" --output tsv)" != "$TAG_VALUE" ]; then
-  echo "error: the resource group $RESOURCE_GROUP exists and was not made by this script: set RESOURCE_GROUP to another name" >&2
+  echo "error: the resource group $RESOURCE_GROUP exists and was not made by this script; set RESOURCE_GROUP to another name" >&2
   exit 1
 fi
 
-say "The registry for the two images, without its administrator's password"
+say "The registry for the two images, without an admin password"
 if missing az acr show --resource-group "$RESOURCE_GROUP" --name "$REGISTRY"; then
   run az acr create --resource-group "$RESOURCE_GROUP" --name "$REGISTRY" --location "$LOCATION" --sku Standard --admin-enabled false
 fi
 
-say "One identity for each purpose: the cluster, the backups, the secrets"
+say "Three managed identities: for the cluster, the backups and the secrets"
 for identity in cluster backup secrets; do
   if missing az identity show --resource-group "$RESOURCE_GROUP" --name "$NAME-$identity"; then
     run az identity create --resource-group "$RESOURCE_GROUP" --name "$NAME-$identity" --location "$LOCATION"
@@ -136,7 +139,7 @@ allow_me() {
   run az role assignment create --assignee-object-id "$me" --assignee-principal-type User --role "$1" --scope "$2"
 }
 
-say "The Key Vault: passwords for what CloudNativePG does not make, and the key that encrypts the cluster's Secrets at rest"
+say "The Key Vault, for the passwords that CloudNativePG does not create and the key that encrypts the cluster's Secrets at rest"
 if missing az keyvault show --resource-group "$RESOURCE_GROUP" --name "$VAULT"; then
   run az keyvault create --resource-group "$RESOURCE_GROUP" --name "$VAULT" --location "$LOCATION" --enable-rbac-authorization true --enable-purge-protection true --retention-days 90
 fi
@@ -148,7 +151,8 @@ if missing az keyvault key show --vault-name "$VAULT" --name etcd; then
 fi
 key=$(ask key az keyvault key show --vault-name "$VAULT" --name etcd --query key.kid)
 
-# keep SECRET COMMAND: what the command prints becomes the secret; it stands in no argument, in no file and on no screen
+# keep SECRET COMMAND: stores the command's output as a secret if there is none yet; the value never appears in an
+# argument, a file or the script's output
 keep() {
   if missing az keyvault secret show --vault-name "$VAULT" --name "$1"; then
     echo "+ $2 | az keyvault secret set --vault-name $VAULT --name $1 --file /dev/stdin"
@@ -163,14 +167,14 @@ alert_url() { echo "${ALERT_URL:-https://alerts.invalid/}"; }
 keep grafana-admin-password new_password
 keep argocd-admin-password new_password
 keep alert-receiver-url alert_url
-# Only these three: what else is in the vault, the cluster cannot read.
+# Only these three. The cluster cannot read any other secret in the vault.
 for secret in grafana-admin-password argocd-admin-password alert-receiver-url; do
   allow secrets "Key Vault Secrets User" "$vault/secrets/$secret"
 done
 
 authorized=()
 [ -z "$AUTHORIZED_RANGES" ] || authorized=(--api-server-authorized-ip-ranges "$AUTHORIZED_RANGES")
-say "The cluster: three zones, Cilium's network policies, workload identity, no local accounts"
+say "The cluster, with three zones, Cilium's network policies and workload identity, and without local accounts"
 if missing az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER"; then
   run az aks create --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --location "$LOCATION" \
     --kubernetes-version "$KUBERNETES_VERSION" --tier standard --zones 1 2 3 \
@@ -184,7 +188,7 @@ if missing az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER"; the
 fi
 allow_me "Azure Kubernetes Service RBAC Cluster Admin" "$scope/providers/Microsoft.ContainerService/managedClusters/$CLUSTER"
 
-say "Upgrades only in the weekly window"
+say "The weekly window for upgrades"
 for window in aksManagedAutoUpgradeSchedule aksManagedNodeOSUpgradeSchedule; do
   if missing az aks maintenanceconfiguration show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name "$window"; then
     run az aks maintenanceconfiguration add --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name "$window" \
@@ -192,14 +196,14 @@ for window in aksManagedAutoUpgradeSchedule aksManagedNodeOSUpgradeSchedule; do
   fi
 done
 
-say "Nodes for PostgreSQL alone, one in each zone. An upgrade first adds one more to each, as a disk stays in its zone; a node that cannot be drained in 30 minutes stays cordoned"
+say "Nodes for PostgreSQL only, one in each zone. An upgrade first adds a node in each zone, because a disk cannot leave its zone. A node that cannot be drained within 30 minutes stays cordoned."
 if missing az aks nodepool show --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name postgres; then
   run az aks nodepool add --resource-group "$RESOURCE_GROUP" --cluster-name "$CLUSTER" --name postgres --zones 1 2 3 --node-count 3 \
     --node-vm-size "$DATABASE_NODE_SIZE" --labels workload=postgres --node-taints workload=postgres:NoSchedule \
     --max-surge 3 --drain-timeout 30 --undrainable-node-behavior Cordon
 fi
 
-say "The backups' storage, in three zones and copied to the paired region, where it can be read; no shared keys, and what is deleted stays for two weeks"
+say "The storage for the backups, in three zones, with a readable copy in the paired region. Shared keys are disabled, and deleted blobs are kept for two weeks."
 if missing az storage account show --resource-group "$RESOURCE_GROUP" --name "$STORAGE"; then
   run az storage account create --resource-group "$RESOURCE_GROUP" --name "$STORAGE" --location "$LOCATION" --kind StorageV2 --sku Standard_RAGZRS \
     --allow-blob-public-access false --allow-shared-key-access false --min-tls-version TLS1_2
@@ -209,11 +213,11 @@ run az storage account blob-service-properties update --resource-group "$RESOURC
 if missing az storage container-rm show --resource-group "$RESOURCE_GROUP" --storage-account "$STORAGE" --name goals-db; then
   run az storage container-rm create --resource-group "$RESOURCE_GROUP" --storage-account "$STORAGE" --name goals-db
 fi
-# You can read the copy while the region is down, when no role can be given any more.
+# You need this role to read the copy during an outage of the region, when no role can be assigned.
 allow_me "Storage Blob Data Reader" "$scope/providers/Microsoft.Storage/storageAccounts/$STORAGE"
 allow backup "Storage Blob Data Contributor" "$scope/providers/Microsoft.Storage/storageAccounts/$STORAGE/blobServices/default/containers/goals-db"
 
-say "Which ServiceAccount may be which identity"
+say "The ServiceAccounts that may use the identities"
 issuer=$(ask issuer az aks show --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --query oidcIssuerProfile.issuerUrl)
 # trust IDENTITY NAMESPACE SERVICEACCOUNT
 trust() {
@@ -228,12 +232,12 @@ trust backup goals goals-db-next
 trust secrets monitoring key-vault
 trust secrets argocd key-vault
 
-say "What Azure decided, into ${SITE#"$PWD"/}"
+say "Azure's values, written to ${SITE#"$PWD"/}"
 # write KEY VALUE
 write() {
   echo "$1: $2"
   if [ -z "$dry_run" ]; then
-    grep -q "^  $1: " "$SITE" || { echo "error: $SITE has no $1" >&2; exit 1; }
+    grep -q "^  $1: " "$SITE" || { echo "error: $SITE has no key $1" >&2; exit 1; }
     sed "s|^  $1: .*|  $1: $2|" "$SITE" >"$SITE.new"
     mv "$SITE.new" "$SITE"
   fi
@@ -250,5 +254,5 @@ say "kubectl"
 run az aks get-credentials --resource-group "$RESOURCE_GROUP" --name "$CLUSTER" --overwrite-existing
 cat <<NEXT
 
-Next: build the images into $REGISTRY.azurecr.io, fill in the rest of site.yaml, and go on in k8s/README.md, "On Azure".
+Next: build the images in $REGISTRY.azurecr.io and fill in the rest of site.yaml, as described in k8s/README.md, "On Azure".
 NEXT

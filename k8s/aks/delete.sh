@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes what create.sh made: the resource group with everything in it, backups included.
+# Deletes the resource group that create.sh created, with everything in it, including the backups.
 set -euo pipefail
 # shellcheck source=k8s/aks/settings.sh
 . "$(dirname "$0")/settings.sh"
@@ -8,10 +8,10 @@ usage() {
   cat <<HELP
 usage: k8s/aks/delete.sh [--dry-run] [--yes]
 
-  --dry-run  print the commands instead; needs neither az nor a subscription
-  --yes      do not ask
+  --dry-run  print the commands without running them; needs neither az nor a subscription
+  --yes      do not ask for confirmation
 
-Deletes the resource group RESOURCE_GROUP=$RESOURCE_GROUP, if create.sh made it.
+Deletes the resource group RESOURCE_GROUP=$RESOURCE_GROUP, if create.sh created it.
 HELP
 }
 
@@ -43,9 +43,9 @@ if [ "$(az group show --name "$RESOURCE_GROUP" --query "tags.\"$TAG\"" --output 
 fi
 if [ -z "$yes" ]; then
   az resource list --resource-group "$RESOURCE_GROUP" --query "[].{name: name, type: type}" --output table
-  read -r -p "Delete all of this, the database and its backups included? Type $RESOURCE_GROUP: " answer
+  read -r -p "Delete all of this, including the database and its backups? To confirm, type $RESOURCE_GROUP: " answer
   [ "$answer" = "$RESOURCE_GROUP" ] || { echo "nothing was deleted"; exit 1; }
 fi
 echo "+ ${delete[*]}"
 "${delete[@]}"
-echo "The Key Vault cannot be purged for 90 days (purge protection) and keeps its name until then; records in your DNS are yours to remove."
+echo "The Key Vault cannot be purged for 90 days (purge protection), so its name stays reserved until then. Remove your DNS records yourself."

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Brings the whole site to kind on this machine: cluster, images, operators, overlay. Again is harmless: what is there stays.
+# Sets up the whole site in kind on this machine: cluster, images, operators and overlay. You can safely run it again:
+# it keeps an existing cluster.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -7,9 +8,9 @@ usage() {
   cat <<'HELP'
 usage: k8s/kind/create.sh [--dry-run]
 
-  --dry-run  print the commands instead
+  --dry-run  print the commands without running them
 
-  SITE=no    everything but the site itself: what `make cluster-test` begins with
+  SITE=no    set up everything except the site itself, for `make cluster-test`
 HELP
 }
 
@@ -30,28 +31,29 @@ for tool in docker kind kubectl helm; do
   [ -n "$dry_run" ] || command -v "$tool" >/dev/null || { echo "error: $tool is not installed" >&2; exit 1; }
 done
 
-# step NAME LOOK…: says what begins, and keeps the command that shows why it hangs.
+# step NAME LOOK…: announces the step, and remembers the command that shows why it hangs.
 number=0
 step() {
   number=$((number + 1))
-  echo "# $number. $1 (when it hangs: ${*:2})"
+  echo "# $number. $1 (if it hangs, run: ${*:2})"
   look=${*:2}
 }
-own=$(mktemp) # its kubeconfig: what follows speaks to this cluster, whatever kubectl is set to
+# The cluster's kubeconfig: all later commands use this cluster, regardless of kubectl's current context.
+own=$(mktemp)
 trap 'hint $?' EXIT
 hint() {
   rm -f "$own"
-  [ "$1" = 0 ] || { echo "error: step $number did not finish; what was done stays. Look at:"; echo "  ${look:-}"; } >&2
+  [ "$1" = 0 ] || { echo "error: step $number did not finish. Everything done so far stays in place. To find the cause, run:"; echo "  ${look:-}"; } >&2
 }
 
 step 'cluster' docker ps
 if [ -z "$dry_run" ] && kind get clusters 2>/dev/null | grep -qx goals; then
   kind export kubeconfig --name goals --kubeconfig "$own"
   kubectl --kubeconfig "$own" get nodes --selector goals/cluster=local --output name | grep -q . || {
-    echo "error: kind's cluster goals was not made from k8s/overlays/local/kind.yaml: it is left alone" >&2
+    echo "error: kind's cluster goals was not created from k8s/overlays/local/kind.yaml, so it is left alone" >&2
     exit 1
   }
-  echo 'the cluster goals is there'
+  echo 'the cluster goals already exists'
 else
   run kind create cluster --config k8s/overlays/local/kind.yaml
   run kind export kubeconfig --name goals --kubeconfig "$own"
@@ -81,8 +83,8 @@ run kubectl --namespace edge wait --for=condition=Programmed gateway/edge --time
 run kubectl --namespace edge rollout status deployment/edge-nginx --timeout=5m
 
 cat <<'ADDRESSES'
-the page      https://goals.localhost/ (a warning until your browser trusts the cluster's CA)
+the page      https://goals.localhost/ (with a warning until your browser trusts the cluster's CA)
 the CA        kubectl --context kind-goals --namespace cert-manager get secret private-ca --output jsonpath='{.data.tls\.crt}' | base64 -d
 Grafana       kubectl --context kind-goals --namespace monitoring port-forward service/kube-prometheus-stack-grafana 3000:80
-its end       make cluster-down
+to delete it  make cluster-down
 ADDRESSES

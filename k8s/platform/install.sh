@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the pinned operators into the current cluster, in the order they need each other; again is harmless.
+# Installs the pinned operators into the current cluster, in the order of their dependencies. Running it again is safe.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -7,13 +7,13 @@ usage() {
   cat <<'HELP'
 usage: k8s/platform/install.sh [--dry-run] local | aks | gitops | STEP…
 
-  local    what overlays/local needs: all but backups and Argo CD
+  local    everything except backups and Argo CD, for overlays/local
   aks      everything
-  gitops   Argo CD alone; it installs the rest (k8s/argocd)
+  gitops   only Argo CD, which installs the rest (k8s/argocd)
   STEP…    one or more of: namespaces gateway-api prometheus-operator-crds cert-manager cloudnative-pg external-secrets
            nginx-gateway-fabric plugin-barman-cloud kube-prometheus-stack argocd
 
-  --dry-run  print the commands instead
+  --dry-run  print the commands without running them
 HELP
 }
 
@@ -48,12 +48,12 @@ for tool in kubectl helm; do
   [ -n "$dry_run" ] || command -v "$tool" >/dev/null || { echo "error: $tool is not installed" >&2; exit 1; }
 done
 
-# apply FOLDER [OPTION…]: server-side, as the CRDs are too large for a plain apply
+# apply FOLDER [OPTION…]: applies server-side, because the CRDs are too large for a client-side apply
 apply() {
   run kubectl apply --server-side --kustomize "$@"
 }
 
-# install RELEASE [OPTION…]
+# install RELEASE [OPTION…]: installs or upgrades a Helm release from charts.txt
 install() {
   local release=$1 name namespace chart version
   shift
@@ -65,34 +65,34 @@ install() {
       --values "$release/values.yaml" "$@"
     return
   done < <(grep -v '^#' charts.txt)
-  echo "error: charts.txt does not name $release" >&2
+  echo "error: charts.txt has no release $release" >&2
   exit 1
 }
 
-# settle NAMESPACE WORKLOAD…: waits until each runs in its newest form
+# settle NAMESPACE WORKLOAD…: waits until the rollout of each workload is complete
 settle() {
   local namespace=$1 workload
   shift
   for workload in "$@"; do
-    # What an operator makes is not there at once.
+    # An operator needs some time to create its objects.
     run kubectl --namespace "$namespace" wait --for=create "$workload" --timeout=120s
     run kubectl --namespace "$namespace" rollout status "$workload" --timeout=300s
   done
 }
 
-# know CRD…: waits until the API server serves their kinds
+# know CRD…: waits until the API server serves the kinds of these CRDs
 know() {
   run kubectl wait --for=condition=Established --timeout=60s "${@/#/crd/}"
 }
 
-# NAMESPACE of the step, for the line that says where to look.
+# The namespace of the current step, for the hint below.
 namespace=
 trap 'hint $? >&2' EXIT
 hint() {
   [ "$1" != 0 ] && [ -n "${step:-}" ] || return 0
-  echo "error: step $step did not finish; the steps before it are done. Look at:"
+  echo "error: step $step did not finish; all earlier steps are complete. To find the cause, run:"
   echo "  kubectl --namespace ${namespace:-default} get pods,events"
-  echo "then run this script again: what is done stays."
+  echo "Then run this script again. It keeps everything that is already installed."
 }
 
 number=0
@@ -134,7 +134,7 @@ for step in "${steps[@]}"; do
     kube-prometheus-stack)
       namespace=monitoring
       install "$step"
-      # Grafana is not waited for: it starts once an overlay has made its password.
+      # The script does not wait for Grafana, which starts only after an overlay has created its password.
       settle "$namespace" deployment/kube-prometheus-stack-operator deployment/kube-prometheus-stack-kube-state-metrics
       settle "$namespace" statefulset/prometheus-kube-prometheus-stack-prometheus statefulset/alertmanager-kube-prometheus-stack-alertmanager
       ;;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make platform-sums`: fetches every file and chart that install.sh and Argo CD would, and compares its sum with sums.txt.
-# A sum that is not there yet is added: look at it, commit it, and from then on another byte is an error.
+# `make platform-sums` fetches every file and chart that install.sh and Argo CD fetch, and compares its checksum with
+# sums.txt. It adds missing checksums. Review and commit them; from then on, any changed byte is an error.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -21,9 +21,9 @@ compare() {
     echo "$sum  $1" >>sums.txt
     echo "recorded  $1"
   elif [ "$known" = "$sum" ]; then
-    echo "the same  $1"
+    echo "unchanged $1"
   else
-    echo "error: $1 has the sum $sum, sums.txt says $known" >&2
+    echo "error: $1 has the checksum $sum, but sums.txt has $known" >&2
     failed=1
   fi
 }
