@@ -96,7 +96,10 @@ def test_a_request_of_a_pod_fits_its_work(site: Site, tmp_path: Path, figures: F
 def test_a_rollout_at_the_most_pods_fits_the_quota(site: Site, figures: Figures) -> None:
     most = first(site.rendered("HorizontalPodAutoscaler", "goals"), "spec.maxReplicas")
     site.kubectl("delete", "events", "--namespace", "goals", "--all")
-    site.scale(most)
+    site.let_scale(most, most)
+    # A quota counts pods whether they are ready or not.
+    site.kubectl("scale", "deployment/goals", "--namespace", "goals", f"--replicas={most}")
+    wait_until(lambda: len(site.pods()) == most, f"{most} pods", 60)
     site.kubectl("rollout", "restart", "deployment/goals", "--namespace", "goals")
     wait_until(lambda: len(site.pods()) > most, "the rollout has one pod more", 60)
     site.scale(2)

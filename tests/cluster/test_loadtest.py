@@ -19,6 +19,7 @@ pytestmark = pytest.mark.needs("nodes")
 
 REPLACE = ("replace", "--force", "--cascade=foreground", "-k")
 """As k8s/README.md says."""
+GOALS = "http://goals:8080"
 
 Figures = Callable[..., None]
 
@@ -46,14 +47,14 @@ def verdict(kubectl: Kubectl) -> tuple[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[[str], str]:
-    """The component with a scenario that also a machine of two cores can serve in time, at a port of the service."""
+    """The component with a scenario that also a machine of two cores can serve in time, against a URL."""
 
-    def write(port: str) -> str:
+    def write(url: str) -> str:
         patches = []
         for one in renders()["components/loadtest"]:
             for container in get_path(one, "spec.template.spec.containers[]"):
-                args = [word.replace("original", "smoke").replace(":8080", f":{port}") for word in container["args"]]
-                assert {"smoke", f"http://goals:{port}"} <= set(args), f"{one['kind']}: {args}"
+                args = [word.replace("original", "smoke").replace(GOALS, url) for word in container["args"]]
+                assert {"smoke", url} <= set(args), f"{one['kind']}: {args}"
                 change = [{"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": args}]
                 patches.append({"target": {"kind": one["kind"]}, "patch": json.dumps(change)})
         component = os.path.relpath(ROOT / "components" / "loadtest", tmp_path)
@@ -66,7 +67,7 @@ def folder(tmp_path: Path) -> Callable[[str], str]:
 def test_it_passes_and_then_the_way_past_the_gateway_is_closed(
     kubectl: Kubectl, site: Site, folder: Callable[[str], str], figures: Figures, *, full: bool
 ) -> None:
-    smoke = folder("8080")
+    smoke = folder(GOALS)
     runs = 2 if full else 1
     for _ in range(runs):
         kubectl(*REPLACE, smoke)
@@ -86,5 +87,5 @@ def test_it_passes_and_then_the_way_past_the_gateway_is_closed(
 
 @pytest.mark.full
 def test_control_a_run_that_reaches_nobody_fails(kubectl: Kubectl, site: Site, folder: Callable[[str], str]) -> None:
-    kubectl(*REPLACE, folder("8081"))
+    kubectl(*REPLACE, folder("http://127.0.0.1:8081"))
     assert verdict(kubectl)[0] == "Failed"
