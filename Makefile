@@ -1,15 +1,15 @@
-# The command list. CI calls the same targets; `make` alone prints them.
+# All commands; CI calls the same targets. `make` alone lists them.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
-# What a command is given in addition; a variable of that name in the shell is somebody else's, as are HOST and USERS below.
+# Additional arguments of a command. A shell variable of this name, or of HOST and USERS below, may have another meaning.
 ARGS =
 VENV := .venv
 BIN := $(VENV)/bin
-# uv builds the environments: the one on PATH, else one that pip puts into the project.
+# uv builds the environments: the uv on PATH, or else one that pip installs into the project.
 UV := $(shell command -v uv || echo .cache/uv/bin/uv)
 export UV_PYTHON_DOWNLOADS := never
 export UV_LINK_MODE := copy
@@ -23,19 +23,19 @@ DIR =
 WITHOUT =
 WITH =
 .PHONY: new new-test
-new: $(VENV)/.lint  ## your own service in a new folder: NAME=orders NOUN=order [PLURAL=…] [DIR=../orders] [WITHOUT="k8s azure argocd loadtest drills compose"] [WITH=adoption]
+new: $(VENV)/.lint  ## create your own service in a new folder: NAME=orders NOUN=order [PLURAL=…] [DIR=../orders] [WITHOUT="k8s azure argocd loadtest drills compose"] [WITH=adoption]
 	@$(BIN)/python -m tools.new --name "$(NAME)" --noun "$(NOUN)" --plural "$(PLURAL)" --dir "$(DIR)" --without "$(WITHOUT)" --with "$(WITH)"
 
-new-test: $(VENV)/.lint  ## make three services of other names and sizes, and run their own checks and tests (ARGS="-k small" for one of them)
+new-test: $(VENV)/.lint  ## create three services with other names and parts, and run their checks and tests (ARGS="-k small" for one of them)
 	$(BIN)/python -m pytest tests/new --timeout 1200 $(ARGS)
 
 # end new
 ##@ Run
 .PHONY: up dev migrate
-up: $(VENV)/.local  ## the page on 127.0.0.1:8080, ops port 9464, PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
+up: $(VENV)/.local  ## serve the page on 127.0.0.1:8080 and the ops port 9464, with PostgreSQL 18 from a wheel (or your server: DB_HOST=…)
 	@exec $(BIN)/python -m goals up
 
-dev: $(VENV)/.local  ## the same, restarted whenever code or a template changes
+dev: $(VENV)/.local  ## like `up`, but restart whenever code or a template changes
 	@exec $(BIN)/python -m tools.dev
 
 migrate: $(VENV)/.local  ## upgrade the database schema (of the embedded server if DB_HOST is unset); ARGS=--dry-run only checks
@@ -62,8 +62,8 @@ fix: $(VENV)/.lint  ## fix what ruff can fix, and format
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-WORKERS ?= 3  # some tests wait, so that two cores have work for three
-test: $(VENV)/.dev  ## service, load test and tools on a real PostgreSQL 18, with branch coverage; CONTRIBUTING.md has the other suites
+WORKERS ?= 3  # some tests wait, so two cores can serve three workers
+test: $(VENV)/.dev  ## test service, load test and tools on a real PostgreSQL 18, with branch coverage; CONTRIBUTING.md lists the other suites
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -88,20 +88,20 @@ LOCK = $(LOCK_GROUP) pyproject.toml
 .PHONY: bench flood growth groups
 ROUNDS ?= 7
 SECONDS ?= 2
-bench: $(VENV)/.dev .cache/bench/.goals  ## speed beside bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json and out/bench.html
+bench: $(VENV)/.dev .cache/bench/.goals  ## measure speed relative to bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json and out/bench.html
 	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
 
-growth: $(VENV)/.dev .cache/bench/.goals  ## the same requests with a million goals and with ten million (5 minutes); writes out/growth.json
+growth: $(VENV)/.dev .cache/bench/.goals  ## compare the same requests with a million goals and with ten million (5 minutes); writes out/growth.json
 	@$(BIN)/python -m bench.growth --python .cache/bench/bin/python $(ARGS)
 
-groups: $(VENV)/.dev  ## adds with 1, 2, 4, 10 statements under way at once, and with one for each add (2 minutes; needs wrk)
+groups: $(VENV)/.dev  ## measure adds with 1, 2, 4 and 10 concurrent statements, and with one for each add (2 minutes; needs wrk)
 	@$(BIN)/python -m bench.groups
 
-flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousands of hostile ones do not read, only connect, or send junk (8 minutes)
+flood: $(VENV)/.dev .cache/bench/.goals  ## measure what honest clients see while thousands of hostile ones do not read, only connect, or send junk (7 minutes)
 	@echo "flooding the service, half a minute for each kind of client"
 	@$(BIN)/python -m bench.flood --python .cache/bench/bin/python $(ARGS)
 
-# What the image carries and nothing else: a tool's libraries would count in the service's start and memory.
+# Only what the image contains: a tool's libraries would affect the service's start and memory.
 .cache/bench/.goals: requirements/goals.txt $(UV)
 	@echo "installing $< into .cache/bench"
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .cache/bench
@@ -112,16 +112,16 @@ flood: $(VENV)/.dev .cache/bench/.goals  ## what honest clients see while thousa
 
 ##@ Browser
 .PHONY: e2e screenshots
-e2e: $(VENV)/.dev  ## the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
+e2e: $(VENV)/.dev  ## test the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
-screenshots: $(VENV)/.dev  ## take the pictures in docs/img/ again, also of the reports in out/ (install fonts-noto-core first, for a desktop's look)
-	@echo "taking the page's pictures into docs/img"
+screenshots: $(VENV)/.dev  ## retake the screenshots in docs/img/, also of the reports in out/ (install fonts-noto-core first, to look like a desktop)
+	@echo "taking screenshots into docs/img"
 	@$(BIN)/python -m tests.e2e.screenshots
 
 ##@ Observe
 .PHONY: observability slo
-observability: $(VENV)/.dev observability/node_modules/.made  ## every rule, panel, metric and alert against promtool, Prometheus, Grafana's types and the service
+observability: $(VENV)/.dev observability/node_modules/.made  ## test every rule, panel, metric and alert with promtool, Prometheus, Grafana's types and the service
 	@for tool in promtool prometheus; do command -v $$tool >/dev/null || { echo "error: there is no $$tool on the PATH: install it first (Debian and Ubuntu: apt-get install prometheus)" >&2; exit 1; }; done
 	$(BIN)/python -m pytest tests/observability $(ARGS)
 	@cat out/observability.json
@@ -146,14 +146,14 @@ WHAT = $(if $(USERS),--locustfile $(USERS),--scenario $(SCENARIO))
 load: $(VENV)/.loadtest  ## run SCENARIO (original, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
 	$(BIN)/locust --headless $(WHAT) --host $(HOST) $(ARGS)
 
-load-ui: $(VENV)/.loadtest  ## the web UI on 127.0.0.1:8089: choose, start, watch, read the verdict
+load-ui: $(VENV)/.loadtest  ## serve the web UI on 127.0.0.1:8089: choose, start, watch, read the verdict
 	@$(BIN)/locust $(WHAT) --host $(HOST) $(ARGS)
 
 load-test: export SOAK := $(or $(SOAK),20)
-load-test: $(VENV)/.dev  ## the load test itself against a scripted server: protocol, verdicts, stall, processes, soak (3 minutes; SOAK=60 is the full soak)
+load-test: $(VENV)/.dev  ## test the load test itself against a scripted server: protocol, verdicts, stall, processes, soak (3 minutes; SOAK=60 is the full soak)
 	$(BIN)/python -m pytest tests/loadtest/live $(ARGS)
 
-parity: $(VENV)/.parity  ## k6 and Locust taking turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
+parity: $(VENV)/.parity  ## compare k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	$(BIN)/python -m bench.parity.compare $(ARGS)
 # end loadtest
 
@@ -161,13 +161,13 @@ parity: $(VENV)/.parity  ## k6 and Locust taking turns on the same targets (need
 ##@ Drills
 .PHONY: drill drills drills-short
 DRILL ?= failover
-drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration, widen, rotation, stuck, restore, major): faults injected under load; reports in out/drills/ (1 to 20 minutes)
+drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration, widen, rotation, stuck, restore, major), which injects faults under load; reports in out/drills/ (1 to 20 minutes)
 	@$(BIN)/python -m drills $(DRILL) $(ARGS)
 
-drills: $(VENV)/.dev  ## all of them, in full (under 45 minutes)
+drills: $(VENV)/.dev  ## run all drills in full (under 45 minutes)
 	@$(BIN)/python -m drills $(ARGS)
 
-drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the same moments every time (8 minutes)
+drills-short: $(VENV)/.dev  ## run a short form of all drills, with faults at the same moments every time (7 minutes)
 	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
 # end drills
 
@@ -177,29 +177,29 @@ drills-short: $(VENV)/.dev  ## all of them in a short form, with faults at the s
 k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
 k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
-	@command -v shellcheck >/dev/null || { echo "error: shellcheck reads the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
+	@command -v shellcheck >/dev/null || { echo "error: shellcheck checks the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
 	@[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || { echo "error: nginx serves both gateways' configurations; install it (Debian and Ubuntu: apt-get install nginx-light)" >&2; exit 1; }
 	$(BIN)/python -m tools.lint
 	$(BIN)/python -m pytest -q -rs tests/k8s
 
-k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule should catch, and see each one caught
+k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule should catch, and check that it does
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	$(BIN)/python -m tests.k8s.mutants
 
-cluster-up:  ## the whole site in kind on this machine, step by step (needs Docker, kind, kubectl, helm); SITE=no stops before the site
+cluster-up:  ## create the whole site in kind on this machine, step by step (needs Docker, kind, kubectl, helm); SITE=no stops before the site
 	@SITE=$(SITE) k8s/kind/create.sh $(ARGS)
 
-cluster-down:  ## delete the cluster that cluster-up made, and no other
+cluster-down:  ## delete the cluster that cluster-up created, and no other
 	@k8s/kind/delete.sh
 
 # part drills
 .PHONY: cluster-images cluster-test
 cluster-test: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
-cluster-images: image  ## what a cluster test runs: the images, and a database with TLS that stands in for CloudNativePG's
+cluster-images: image  ## build what a cluster test runs: the images, and a database with TLS that stands in for CloudNativePG's
 	docker build --quiet --tag goals-standin:$(TAG) tests/cluster/standin
 
-cluster-test: $(VENV)/.dev  ## the site on the cluster that CLUSTER_CONTEXT names (kind-goals; for another, also CONFIRM_CONTEXT); SHORT=1, NEED=all
-	@command -v kubectl >/dev/null || { echo "error: kubectl speaks to the cluster; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
+cluster-test: $(VENV)/.dev  ## test the site on the cluster that CLUSTER_CONTEXT names (kind-goals; for another, also CONFIRM_CONTEXT); SHORT=1, NEED=all
+	@command -v kubectl >/dev/null || { echo "error: kubectl connects to the cluster; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/cluster --quiet --capture no --timeout 1500 $(ARGS)
 # end drills
 
@@ -215,7 +215,7 @@ platform-sums:  ## fetch what the platform installs, record each checksum the fi
 TAG ?= dev
 IMAGES := goals goals-loadtest goals-setup
 export TAG
-# What the images say of themselves, their date among it.
+# Metadata of the images, including their date.
 image compose-up compose-test: export VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' services/goals/__init__.py)
 image compose-up compose-test: export REVISION = $(shell git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 image compose-up compose-test: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
@@ -232,22 +232,22 @@ image:  ## build the images (needs Docker)
 
 # part compose
 .PHONY: compose-up compose-down compose-restart compose-test sbom
-compose-up: image  ## everything on this machine: https://localhost:8443, Prometheus 9090, Alertmanager 9093, Grafana 3000
+compose-up: image  ## start everything on this machine: https://localhost:8443, Prometheus 9090, Alertmanager 9093, Grafana 3000
 	docker compose up --detach --wait $(ARGS)
 
-compose-down:  ## stop and remove it, and nothing else; the data stays (ARGS=--volumes removes it too)
+compose-down:  ## stop and remove these containers and nothing else; the data stays (ARGS=--volumes removes it too)
 	$(NEED_DOCKER)
 	docker compose --profile '*' down --remove-orphans $(ARGS)
 
-compose-restart:  ## restart the replicas one after another: no request fails
+compose-restart:  ## restart the replicas one after another, without failing a request
 	$(NEED_DOCKER)
 	for replica in $$(docker compose ps --quiet goals); do \
 	  docker restart "$$replica" && docker compose up --detach --wait --no-deps --no-recreate goals || exit 1; done
 
-compose-test: $(VENV)/.dev image  ## the images and compose.yaml, run in a project of their own: 5 minutes
+compose-test: $(VENV)/.dev image  ## test the images and compose.yaml in a separate Compose project (5 minutes)
 	$(BIN)/python -m pytest tests/compose $(ARGS)
 
-sbom: image  ## what is installed in each image, as CycloneDX, into out/sbom/
+sbom: image  ## list what is installed in each image, as CycloneDX, in out/sbom/
 	for image in $(IMAGES); do \
 	  docker buildx build --quiet --file compose/sbom/Dockerfile --build-arg IMAGE=$$image:$(TAG) --output out/sbom/$$image . || exit 1; done
 	@ls out/sbom/*/sbom.json
@@ -255,7 +255,7 @@ sbom: image  ## what is installed in each image, as CycloneDX, into out/sbom/
 
 ##@ Clean
 .PHONY: clean clean-data
-clean:  ## leave the clone as it was (.data/ stays: it holds your goals)
+clean:  ## remove everything that `make` has generated (.data/ stays: it contains your goals)
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache alembic/.mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
 	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -269,35 +269,35 @@ try:
     fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
     shutil.rmtree(".data")
 except BlockingIOError:
-    sys.exit("error: something uses the embedded server's data: stop `make up` and the tests first")
+    sys.exit("error: the embedded server's data is in use: stop `make up` and the tests first")
 except OSError as error:
-    sys.exit(f"error: cannot remove {error.filename} ({error.strerror}): run this as the account that made it")
+    sys.exit(f"error: cannot remove {error.filename} ({error.strerror}): run this as the account that created it")
 endef
 export REMOVE_DATA
 
 ##@ Deliver
 .PHONY: docs-test audit wheels versions licences actions-pin release-notes help
-docs-test: $(VENV)/.dev  ## check the documents against the code and each program's own help; run the runnable blocks
+docs-test: $(VENV)/.dev  ## check the documents against the code and each program's help; run the runnable blocks
 	$(BIN)/python -m pytest tests/test_docs.py tests/docs $(ARGS)
 
-audit: $(VENV)/.dev  ## known vulnerabilities of the locked packages, from osv.dev; says so if it cannot be reached
+audit: $(VENV)/.dev  ## report known vulnerabilities of the locked packages, from osv.dev; warn if it cannot be reached
 	@$(BIN)/python -m tools.audit $(ARGS)
 
 wheels: $(VENV)/.dev  ## check that up, test and load install wheels only, on Linux, Apple Silicon and every supported Python
 	@echo "asking the package index for the wheels of each lock, platform and Python"
 	@$(BIN)/python -m tools.wheels $(UV)
 
-versions: $(VENV)/.dev  ## every pinned chart, release, image and action with its age; red if support has ended or a vulnerability affects us
+versions: $(VENV)/.dev  ## list every pinned chart, release, image and action with its age; fail if support has ended or a vulnerability affects us
 	@$(BIN)/python -m tools.versions $(ARGS)
 
-licences: $(VENV)/.dev  ## the licence of each package in the images; fails if one was not considered
+licences: $(VENV)/.dev  ## list the licence of each package in the images; fail if one has not been considered
 	@$(BIN)/python -m tools.licences
 
-actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions name now
+actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions currently name
 	@echo "asking GitHub for the commits of the workflows' actions"
 	@$(BIN)/python -m tools.pins
 
-release-notes:  ## what the newest version's release will say, from the changelog (or VERSION=1.2.3)
+release-notes:  ## print the notes of the newest version's release, from the changelog (or VERSION=1.2.3)
 	@$(PYTHON) -m tools.release notes $(VERSION)
 
 # part k8s
@@ -312,14 +312,14 @@ help:
 NEED_PYTHON = @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
   echo "error: $(PYTHON) is not Python 3.11 or newer: install one and name it, as in \`make up PYTHON=python3.13\`" >&2; exit 1; }
 
-# The environments: `.local` runs the product, `.dev` adds the tools; a changed lock installs again.
+# The environments: `.local` runs the product, `.dev` adds the tools; a changed lock file reinstalls them.
 .cache/uv/bin/uv: requirements/uv.txt
 	$(NEED_PYTHON)
 	@$(PYTHON) -m pip --version >/dev/null 2>&1 || { echo "error: $(PYTHON) has no pip, which installs uv: install it first (Debian and Ubuntu: apt-get install python3-pip)" >&2; exit 1; }
 	@echo "installing uv into .cache/uv"
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --require-hashes --upgrade --target .cache/uv -r $< && touch $@
 
-# The project itself, editable: uv has its build backend in it, so nothing is fetched.
+# The project itself, editable: uv contains the build backend, so nothing is downloaded.
 INSTALL_GOALS = $(UV) pip install --quiet --offline --no-deps --editable .
 
 $(VENV)/.local: requirements/local.txt pyproject.toml $(UV)
@@ -328,8 +328,8 @@ $(VENV)/.local: requirements/local.txt pyproject.toml $(UV)
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" $(VENV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes --compile-bytecode -r $<
 	@$(INSTALL_GOALS) --python $(BIN)/python
-# Root's PostgreSQL runs as another account, which must be able to read it whatever the umask is, or was when uv filled
-# its cache.
+# As root, PostgreSQL runs as another account, which must be able to read the environment whatever the umask is, or was
+# when uv filled its cache.
 	@chmod -R go+rX $(VENV)
 	@touch $@
 
@@ -338,7 +338,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.local $(UV)
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<
 	@touch $@
 
-# Programs that only `make check` runs: one that is missing for a machine does not stop the tests there.
+# Programs that only `make check` runs: if one is not available for a platform, the tests still run there.
 $(VENV)/.lint: requirements/lint.txt $(VENV)/.dev
 	@echo "installing $< into $(VENV)"
 	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r $<

@@ -48,7 +48,7 @@ def run() -> None:
         # `python -m goals` hands its settings over; the `alembic` command reads them here.
         settings: Settings = context.config.attributes.get("settings") or read_settings()
         if names := embedded.ignore_client_variables():
-            log.warning("%s ignored: DB_… and SSL say where PostgreSQL is", ", ".join(names))
+            log.warning("%s ignored: DB_… and SSL configure the connection to PostgreSQL", ", ".join(names))
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
     try:
@@ -107,7 +107,7 @@ async def _migrate_when_possible(settings: Settings) -> None:
 
 
 def _is_misconfigured(error: BaseException) -> bool:
-    # A bare ConnectionError is asyncpg's for a server without TLS.
+    # asyncpg raises a bare ConnectionError if the server has no TLS.
     return isinstance(error, (PermissionError, ssl.SSLError)) or type(error) is ConnectionError
 
 
@@ -118,7 +118,7 @@ async def _migrate(settings: Settings) -> None:
             server_settings={
                 "application_name": "goals-migrate",
                 "lock_timeout": str(int(limits.lock_timeout * 1000)),
-                # Whatever the role was given: an index takes as long as it takes, and the guard is idle meanwhile.
+                # Override the role's limits: building an index may take long, and the guard is idle meanwhile.
                 "statement_timeout": "0",
                 "idle_session_timeout": "0",
             },
@@ -141,14 +141,14 @@ async def _migrate(settings: Settings) -> None:
 
 async def _take_turn(guard: AsyncConnection) -> None:
     if await guard.scalar(text("SHOW lock_timeout")) != f"{limits.lock_timeout * 1000:.0f}ms":
-        raise CommandError("a pooler drops startup parameters such as lock_timeout: let DB_HOST name PostgreSQL itself")
-    # Asked again and again, not waited for: a statement that waits holds a snapshot, and the winner's CREATE INDEX
-    # CONCURRENTLY would wait for that snapshot to go: a deadlock.
+        raise CommandError("a pooler drops startup parameters such as lock_timeout: set DB_HOST to PostgreSQL itself")
+    # Polled, because a statement that waits for the lock holds a snapshot, and a CREATE INDEX CONCURRENTLY of the
+    # migration that holds the lock would wait for that snapshot: a deadlock.
     deadline = time.monotonic() + limits.turn_patience
     said = False
     while not await guard.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": _ADVISORY_LOCK}):
         if time.monotonic() > deadline:
-            raise CommandError("another migration has been running for long: see pg_stat_activity, goals-migrate")
+            raise CommandError("another migration is still running: look for goals-migrate in pg_stat_activity")
         if not said:
             log.info("Waiting for another migration to end")
             said = True
@@ -165,7 +165,7 @@ async def _run_until_unlocked(connection: AsyncConnection) -> None:
             if sqlstate(error) != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
                 raise
             log.info("The table is locked by a long transaction; trying again")
-            # Long enough for those who waited behind us to be served first.
+            # Long enough for the statements that queued behind this one to run first.
             await asyncio.sleep(random.uniform(limits.lock_timeout, 5 * limits.lock_timeout))  # noqa: S311  jitter is no secret
         else:
             return
@@ -185,7 +185,7 @@ def _run_migrations(connection: Connection) -> None:
 
 
 def _look(connection: Connection) -> bool:
-    """Look at the database before anything is altered, and tell whether to go on: not where it was only asked for."""
+    """Check the database before anything changes, and return whether to migrate: not in a dry run."""
     # part adoption
     adoption.check_versions(connection)
     # end adoption

@@ -1,1 +1,1 @@
-"""Measurements: the service's own speed, and the load test beside k6."""
+"""Measurements of the service's speed, and of the load test compared with k6."""

@@ -1,4 +1,4 @@
-"""How fast the service is beside Hypercorn alone, what a request costs, how soon it is there, and what it holds."""
+"""Measures speed relative to bare Hypercorn, the CPU time of a request, the time to start, and the memory."""
 
 import argparse
 import compileall
@@ -23,17 +23,17 @@ from goals.errors import ConfigurationError
 
 OUT = Path("out/bench.json")
 STARTS = 5
-"""How many times the service is started to see how soon it answers."""
+"""How many times the service is started to measure the time to its first response."""
 MEMORY_CHECKPOINTS = (10_000, 100_000)
-"""After how many requests its memory is looked at."""
+"""The numbers of requests after which its memory is measured."""
 MOST_RUNS = 100
-"""How many runs it may take to come there."""
+"""The maximum of runs to get there."""
 TRIES = 3
-"""How often a run is begun before there is no figure: a busy machine breaks one now and then."""
+"""How often a run is tried before giving up: on a busy machine, one fails now and then."""
 
 
 class Target(NamedTuple):
-    """What is asked of which server."""
+    """A request and the server that it goes to."""
 
     name: str
     server: Server
@@ -42,12 +42,12 @@ class Target(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table and write the figures; 1 where something cannot be measured."""
+    """Measure, print the table and write the figures; return 1 if something cannot be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=_positive, default=7, help="paired rounds (7)")
     parser.add_argument("--seconds", type=_positive, default=2, help="seconds of each run of wrk (2)")
     parser.add_argument(
-        "--python", type=Path, default=Path(sys.executable), help="interpreter of the servers (the one that runs this)"
+        "--python", type=Path, default=Path(sys.executable), help="Python of the servers (default: this interpreter)"
     )
     chosen = parser.parse_args(arguments)
     try:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130  # what a shell says of a program that Ctrl-C has ended
+        return 130  # a shell's exit code after Ctrl-C
     print(f"{report.draw(figures)}\n\nreport: {OUT.with_suffix('.html')}")
     return 0
 
@@ -72,11 +72,11 @@ def _positive(text: str) -> int:
 
 
 def measure(servers: Servers, rounds: int, seconds: int) -> Figures:
-    """Measure everything; a `MeasurementError` where something cannot be measured."""
+    """Measure everything; raise a `MeasurementError` if something cannot be measured."""
     program = wrk.find()
     machine = _machine()
     if machine.load > machine.processors / 2:
-        _say(f"the machine is busy (load {machine.load:.1f}): rates will say little, ratios something")
+        _say(f"the machine is busy (load {machine.load:.1f}): rates will mean little, ratios a little more")
     compileall.compile_dir(Path(goals.__file__).parent, quiet=1)
     with contextlib.ExitStack() as running:
         _say("starting PostgreSQL and filling its databases")
@@ -84,14 +84,14 @@ def measure(servers: Servers, rounds: int, seconds: int) -> Figures:
         _say(f"starting the service {STARTS} times")
         starts = list(_start_times(servers, socket))
         bare = Target(report.HYPERCORN, running.enter_context(servers.bare("hypercorn")), "/")
-        room = running.enter_context(servers.bare("server"))
+        ours = running.enter_context(servers.bare("server"))
         reads = [
             (size, running.enter_context(servers.service(socket, databases.name(size)))) for size in databases.SIZES
         ]
         writes = running.enter_context(servers.service(socket, databases.WRITES))
         _, smallest = reads[0]
         targets = [
-            Target(report.SERVER, room, "/"),
+            Target(report.SERVER, ours, "/"),
             Target(report.HEALTH, smallest, "/health"),
             *(Target(report.page_of(size), server, "/") for size, server in reads),
             *(Target(report.list_of(size), server, "/api/v1/goals") for size, server in reads),
@@ -100,7 +100,7 @@ def measure(servers: Servers, rounds: int, seconds: int) -> Figures:
         page = targets[2]
         _say("warming up")
         for target in {target.server: target for target in (bare, *targets)}.values():
-            _run(program, target, 1)  # the first answers of a process are not like the others
+            _run(program, target, 1)  # the first responses of a process are slower
         early, late = MEMORY_CHECKPOINTS
         requests = _ask_until(program, page, 0, early)
         memory = [Memory(requests=requests, rss=smallest.rss())]
@@ -145,7 +145,7 @@ def _run(program: str, target: Target, seconds: int) -> Run:
         try:
             return _run_once(program, target, seconds)
         except MeasurementError as error:
-            _say(f"again: {error}")
+            _say(f"retrying: {error}")
     return _run_once(program, target, seconds)
 
 
@@ -172,6 +172,6 @@ def _say(progress: str) -> None:
 
 
 if __name__ == "__main__":
-    # Leave by the same way as on an error: the servers are stopped and their data removed.
+    # Exit as after an error, so that the servers are stopped and their data removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     sys.exit(main())

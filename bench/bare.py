@@ -1,6 +1,6 @@
-"""The yardsticks: an application that does nothing, served by Hypercorn as it is released, or by our server.
+"""The baselines: an application that does nothing, served by Hypercorn as released, or by our server.
 
-Both have the service's configuration of Hypercorn: `python -m bench.bare hypercorn|server PORT`.
+Both use the service's configuration of Hypercorn: `python -m bench.bare hypercorn|server PORT`.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ async def serve(name: str, port: int) -> None:
         await serve_by_hypercorn(answer, config)  # type: ignore[arg-type]  # Starlette's ASGI types are looser
     else:
         public = server.Listener("public", listener, answer, capacity.most_connections(None, limits))
-        room = server.Server([public], limits, lambda: None, 0)
-        signals.call(room.stop)
-        await room.serve()
+        http = server.Server([public], limits, lambda: None, 0)
+        signals.call(http.stop)
+        await http.serve()
 
 
 if __name__ == "__main__":
-    # The service does so too; here it is about what this file's imports have left.
+    # As the service does; here for the objects that this file's imports created.
     gc.collect()
     gc.freeze()
     asyncio.run(serve(sys.argv[1], int(sys.argv[2])))

@@ -1,4 +1,4 @@
-"""Databases of four sizes, and an empty one to write to, side by side in an embedded server with its usual settings."""
+"""Databases of four sizes, and an empty one to write to, in one embedded server with its usual settings."""
 
 import asyncio
 import contextlib
@@ -16,9 +16,9 @@ from goals.settings import Settings
 SIZES = (10, 1_000, 100_000, 1_000_000)
 WRITES = "goals_writes"
 LONG = "goals_long"
-"""A page of it is as large as one can be."""
+"""Its page is as large as possible."""
 
-# Ten goals a day, the last one today, as if people had written them; more than a million begin no earlier.
+# Ten goals a day, the last one today, as if people had written them; more than a million are spread over the same time.
 _FILL = """
 INSERT INTO goals (goal_name, created_at)
 SELECT 'Read book number ' || number || ' of my list', now() - ($1 - number) * least(1, 1e6 / $1) * interval '2.4 hours'
@@ -27,7 +27,7 @@ FROM generate_series(1, $1) AS number
 
 
 def name(size: int) -> str:
-    """The name of the database with `size` goals."""
+    """Return the name of the database with `size` goals."""
     return f"goals_{size}"
 
 
@@ -52,6 +52,6 @@ async def _fill(socket: str, sizes: Sequence[int]) -> None:
     for size in sizes:
         owner = await asyncpg.connect(host=socket, user="goals_user", database=name(size))
         await owner.execute(_FILL, size)
-        # What autovacuum does within a minute.
+        # As autovacuum does within a minute.
         await owner.execute("VACUUM (ANALYZE) goals")
         await owner.close()

@@ -1,4 +1,4 @@
-"""What the service is like for others while clients do not read, only connect, or send junk: `make flood`."""
+"""Measures how the service treats honest clients while others do not read, only connect, or send junk: `make flood`."""
 
 import argparse
 import asyncio
@@ -27,11 +27,11 @@ LIVEZ = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 LAST = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 PIPELINED = 60
 JUNK_RATE = 500_000
-"""Bytes a second."""
+"""Bytes per second."""
 LONGEST = Limits().body_deadline + Limits().request_deadline + Limits().transport_grace + 1
-"""Seconds until the connection of a client that does not read is gone."""
+"""Seconds until the connection of a client that does not read is closed."""
 VALID = "requests for nothing"
-"""Each costs an answer, as honest ones do: it is reported without a limit, and the gateway's rate limit bounds it."""
+"""Each needs a response, like honest requests: no limit applies here, but the gateway's rate limit bounds them."""
 JUNK = {
     "bad heads": b"GET / HTTP/1.1\r\nX : " + b"a" * 1000 + b"\r\n\r\n",
     "half requests": b"POST /add_goal HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2000\r\n\r\n" + b"a" * 1000,
@@ -50,9 +50,9 @@ class Finding(NamedTuple):
 
 
 class Client:
-    """A client of a flood: it sends its request, never reads the answer, and reconnects if asked to.
+    """A client of a flood: it sends its request and never reads the response.
 
-    With `ends` it ends its half of the connection, as if it had nothing more to ask.
+    With `ends`, it closes its half of the connection, as if it had no more requests.
     """
 
     def __init__(self, port: int, sent: bytes, *, ends: bool) -> None:
@@ -88,7 +88,7 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def flood(port: int, number: int, sent: bytes, *, again: bool, ends: bool = False) -> AsyncIterator[None]:
-    """That many clients, which come again each second where `again` says so and they were cut."""
+    """Run `number` clients; with `again`, those that were cut off reconnect every second."""
     clients = [Client(port, sent, ends=ends) for _ in range(number)]
 
     async def press() -> None:
@@ -113,7 +113,7 @@ async def flood(port: int, number: int, sent: bytes, *, again: bool, ends: bool 
 
 
 async def ask(port: int, request: bytes) -> tuple[int, float]:
-    """The status and the seconds it took; 0 where the connection was closed at once, -1 where nothing came."""
+    """Return the status and the seconds; 0 if the connection was closed without a response, -1 if nothing arrived."""
     started = time.monotonic()
     try:
         async with asyncio.timeout(10):
@@ -129,7 +129,7 @@ async def ask(port: int, request: bytes) -> tuple[int, float]:
 
 
 async def watch(port: int, request: bytes, seconds: float, every: float) -> list[tuple[int, float]]:
-    """Ask at a steady pace, whatever the answers take."""
+    """Send requests at a steady pace, however long the responses take."""
     asking = []
     for _ in range(int(seconds / every)):
         asking.append(asyncio.create_task(ask(port, request)))
@@ -142,7 +142,7 @@ def connections(process: psutil.Process, port: int) -> int:
 
 
 async def stay_silent(service: "Service", clients: int, seconds: float) -> list[Finding]:
-    """Three floods of clients that never read, each until its clients have been cut and left."""
+    """Run three floods of clients that never read, each until all its clients have been cut off."""
     peaks, ends, gone = [], [], []
     for _ in range(3):
         started = time.monotonic()
@@ -168,7 +168,7 @@ async def stay_silent(service: "Service", clients: int, seconds: float) -> list[
 
 
 async def take_descriptors(service: "Service", name: str, seconds: float, sent: bytes, *, ends: bool) -> list[Finding]:
-    """2,000 clients, more than there are descriptors, which come again when they are cut."""
+    """Run 2,000 clients, more than there are descriptors, which reconnect when they are cut off."""
     service.server.forget_output()
     async with flood(service.port, 2000, sent, again=True, ends=ends):
         probes, honest = await asyncio.gather(
@@ -195,7 +195,7 @@ async def take_descriptors(service: "Service", name: str, seconds: float, sent: 
 
 
 async def send_junk(port: int, kind: str, *, fresh: bool) -> None:
-    """Junk at a steady rate until cancelled, on one connection while it lasts, or on new ones; each ends in a reset."""
+    """Send junk at a steady rate until cancelled, on one connection while it lasts, or on new ones, which it resets."""
     junk = JUNK[kind]
     writer: asyncio.StreamWriter | None = None
     started, sent = time.monotonic(), 0
@@ -216,7 +216,7 @@ def throw(port: int, kind: str, fresh: bool) -> None:  # noqa: FBT001  a process
 
 
 async def be_honest(port: int, seconds: float) -> float:
-    """The p99 of eight clients on connections of their own, one request after another."""
+    """Return the p99 of eight clients that each send one request after another on their own connection."""
     times: list[float] = []
 
     async def one() -> None:
@@ -228,7 +228,7 @@ async def be_honest(port: int, seconds: float) -> float:
                 head = await reader.readuntil(b"\r\n\r\n")
                 found = re.search(rb"content-length: (\d+)", head)
                 if found is None:
-                    raise MeasurementError(f"an honest client was answered {head[9:12].decode()}")
+                    raise MeasurementError(f"an honest client got status {head[9:12].decode()}")
                 await reader.readexactly(int(found[1]))
                 times.append(time.monotonic() - started)
 
@@ -237,14 +237,14 @@ async def be_honest(port: int, seconds: float) -> float:
 
 
 async def throw_junk(service: "Service", rounds: int, seconds: float) -> list[Finding]:
-    """Pairs of the same honest load, without and with junk."""
+    """Measure pairs of the same honest load, without and with junk."""
     findings = []
     for fresh in (False, True):
         for kind in JUNK:
             ratios = []
             for _ in range(rounds):
                 calm = await be_honest(service.port, seconds)
-                # In a process of its own, as others would send it: here it would hold up those who measure.
+                # In a separate process: in this one, it would slow down the clients that measure.
                 throwing = multiprocessing.get_context("spawn").Process(
                     target=throw, args=(service.port, kind, fresh), daemon=True
                 )
@@ -263,7 +263,7 @@ async def throw_junk(service: "Service", rounds: int, seconds: float) -> list[Fi
 
 
 class Service(NamedTuple):
-    """A running service, its ports, and its process as the kernel sees it."""
+    """A running service, its ports, and its process."""
 
     server: Server
     port: int
@@ -280,7 +280,7 @@ def running(servers: Servers, folder: Path, descriptors: int | None = None) -> I
     with servers.service(folder, databases.LONG, descriptors=descriptors) as server:
         ports = re.search(r'"port":(\d+),"ops_port":(\d+)', server.read_output())
         if ports is None:
-            raise MeasurementError("the service did not say where it listens")
+            raise MeasurementError("the service did not log its ports")
         yield Service(server, int(ports[1]), int(ports[2]), psutil.Process(server.process.pid))
 
 
@@ -307,7 +307,7 @@ def main() -> int:
 
 
 def measure(servers: Servers, seconds: float, rounds: int) -> Iterator[Finding]:
-    """All of it, each kind of flood on a service of its own."""
+    """Run everything, each kind of flood against its own service."""
     with databases.run(()) as folder:
         with running(servers, folder) as service:
             yield from asyncio.run(stay_silent(service, 1000, seconds))

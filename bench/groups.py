@@ -1,6 +1,6 @@
-"""What it costs to let several statements with adds be under way at once: `make groups`.
+"""Measures the cost of several concurrent statements with adds: `make groups`.
 
-`python -m bench.groups serve NUMBER` serves like `python -m goals serve`, with so many: no setting of the product can.
+`python -m bench.groups serve NUMBER` serves like `python -m goals serve`, with that many, which no setting allows.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from goals.settings import read_settings
 from loadtest.pages import write_markdown
 
 NUMBERS = (1, 2, 4, 10, 1000)
-"""With the last one each add has a statement of its own."""
+"""With the last one, each add has its own statement."""
 ROUNDS = 5
 SECONDS = 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print, for each number, the median rate and cost of adds; 1 where they cannot be measured."""
+    """Print the median rate and cost of adds for each number; return 1 if they cannot be measured."""
     if arguments:
         _, number = arguments
         settings = read_settings()
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130  # what a shell says of a program that Ctrl-C has ended
+        return 130  # a shell's exit code after Ctrl-C
     print("\n".join(write_markdown(["statements at once", "adds/s, of bare Hypercorn", "µs of CPU", "p99, ms"], rows)))
     return 0
 
 
 def measure(servers: Servers) -> list[list[str]]:
-    """Rows of the table: every number in turn, in each round beside the bare server."""
+    """Return the rows of the table; each round measures every number in turn, compared with the bare server."""
     program = wrk.find()
     with ExitStack() as running:
         socket = running.enter_context(databases.run(()))

@@ -1,4 +1,4 @@
-"""What ten times as many goals cost: the same requests with a million and with ten million, in turns: `make growth`."""
+"""Compares the same requests with a million and with ten million goals, in turns: `make growth`."""
 
 import argparse
 import http.client
@@ -21,9 +21,9 @@ from loadtest.pages import write_markdown
 
 SIZES = (1_000_000, 10_000_000)
 LIMIT = 1.15
-"""Of the time that the same takes with the smaller table."""
+"""Maximum ratio to the time with the smaller table."""
 REQUESTS = 40
-"""Of each kind, in each round."""
+"""Requests of each kind in each round."""
 OUT = Path("out/growth.json")
 
 
@@ -57,7 +57,7 @@ class Client:
         answer = self._connection.getresponse()
         content = answer.read()
         if answer.status not in {200, 201, 204}:
-            raise MeasurementError(f"{method} {path} was answered by {answer.status}")
+            raise MeasurementError(f"{method} {path} got status {answer.status}")
         return content
 
 
@@ -68,11 +68,11 @@ KINDS: dict[str, Callable[[Client], None]] = {
     "add": Client.add,
     "removal": Client.remove,
 }
-"""In this order: a removal takes what an add has made."""
+"""In this order, because a removal removes the goal of an add."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the table and write the figures; 1 where one is beyond the limit or cannot be measured."""
+    """Measure, print the table and write the figures; return 1 if one exceeds the limit or cannot be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench.growth", description=__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="paired rounds (15)")
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="interpreter of the service")
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return 130  # what a shell says of a program that Ctrl-C has ended
+        return 130  # a shell's exit code after Ctrl-C
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(measured, indent=1), encoding="utf-8")
     rows, worst = [], 0.0
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(servers: Servers, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of a request with the smaller and with the larger table, each the median of a round, by kind."""
+    """Return the seconds of a request with the smaller and the larger table, as medians of a round, by kind."""
     measured: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     with ExitStack() as running:
         _say(f"filling tables of {' and '.join(f'{size:,}' for size in SIZES)} goals")
@@ -112,7 +112,7 @@ def measure(servers: Servers, rounds: int) -> dict[str, list[tuple[float, float]
             _say(f"round {number} of {rounds}" if number else "warming up")
             for kind, ask in KINDS.items():
                 taken: list[list[float]] = [[] for _ in clients]
-                # One after the other, so that whatever else the machine does meets both alike.
+                # Alternating, so that other work on the machine affects both equally.
                 for _, (client, seconds) in itertools.product(range(REQUESTS), zip(clients, taken, strict=True)):
                     began = time.perf_counter()
                     ask(client)

@@ -1,4 +1,4 @@
-"""The figures of a benchmark: their file, their table, and what they are meant to be."""
+"""The figures of a benchmark: their file, their tables, and their limits."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -18,17 +18,17 @@ _HEADS = ["request", "requests/s", "of bare", "CPU µs each", "times bare", "p50
 
 
 def page_of(size: int) -> str:
-    """Name the page of a table with `size` goals."""
+    """Return the name of the request for the page of a table with `size` goals."""
     return f"GET / of {size:,}"
 
 
 def list_of(size: int) -> str:
-    """Name the API's list of a table with `size` goals."""
+    """Return the name of the request for the API's list of a table with `size` goals."""
     return f"GET /api/v1/goals of {size:,}"
 
 
 class Run(BaseModel):
-    """One run of wrk against one server; everything in seconds."""
+    """One run of wrk against one server; all times in seconds."""
 
     requests: int
     seconds: float
@@ -38,24 +38,24 @@ class Run(BaseModel):
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
+        """Requests per second."""
         return self.requests / self.seconds
 
     @property
     def cost(self) -> float:
-        """Seconds of the server's processor time for one request."""
+        """Seconds of the server's CPU time per request."""
         return self.cpu_seconds / self.requests
 
 
 class Pair(BaseModel):
-    """Bare Hypercorn and the service, one right after the other."""
+    """A run of bare Hypercorn, and a run of the service right after it."""
 
     bare: Run
     service: Run
 
 
 class Comparison(BaseModel):
-    """What was asked of the service, and all its rounds."""
+    """A request and all its rounds."""
 
     name: str
     pairs: list[Pair]
@@ -65,14 +65,14 @@ class Comparison(BaseModel):
 
 
 class Memory(BaseModel):
-    """Bytes held by the service after a number of requests."""
+    """Bytes of memory that the service uses after a number of requests."""
 
     requests: int
     rss: int
 
 
 class Machine(BaseModel):
-    """What it was measured on."""
+    """The machine and the versions of the measurement."""
 
     processors: int
     load: float
@@ -83,7 +83,7 @@ class Machine(BaseModel):
 
 
 class Figures(BaseModel):
-    """Everything one benchmark has found."""
+    """All results of a benchmark."""
 
     machine: Machine
     rounds: int
@@ -102,7 +102,7 @@ def save(figures: Figures, file: Path) -> None:
 
 
 def draw(figures: Figures) -> str:
-    """Draw the tables in Markdown: medians, in brackets the least and the most of all rounds."""
+    """Return the tables in Markdown: medians, with the minimum and maximum of all rounds in brackets."""
     promises = [[one.what, one.limit, one.measured, "yes" if one.holds else "**no**"] for one in _promises(figures)]
     rates = write_markdown(_HEADS, list(_rows(figures)))
     return "\n".join(
@@ -111,7 +111,7 @@ def draw(figures: Figures) -> str:
 
 
 def write_html(figures: Figures) -> str:
-    """The same as one page that needs no other file."""
+    """Return the same as one self-contained page."""
     promises = list(_promises(figures))
     missed = [f"{one.what}: {one.measured}, must be {one.limit}" for one in promises if not one.holds]
     page = figures.of(page_of(10))
@@ -142,10 +142,11 @@ def _conditions(figures: Figures) -> str:
     machine = figures.machine
     return (
         f"{machine.system}, {machine.processors} processors for client, service and database, "
-        f"load before {machine.load:.1f}; "
+        f"load average {machine.load:.1f} before the run; "
         f"Python {machine.python}, Hypercorn {machine.hypercorn}, PostgreSQL {machine.postgresql}; "
         f"{figures.connections} connections, {figures.rounds} rounds of {figures.seconds} s. "
-        "Medians, in brackets least and most; each run is compared with one of bare Hypercorn right before it."
+        "The figures are medians, with the minimum and maximum in brackets. "
+        "Each run is compared with a run of bare Hypercorn immediately before it."
     )
 
 
@@ -173,7 +174,7 @@ def _row(name: str, runs: list[Run], of_bare: str, times_bare: str) -> list[str]
 
 
 class Promise(NamedTuple):
-    """A figure of all rounds, and the limit that its median must keep."""
+    """A figure of all rounds, and the limit for its median."""
 
     what: str
     comparison: str

@@ -1,4 +1,4 @@
-"""The processes under load, started as a user starts them, and what the kernel says of them."""
+"""The processes under load, started as a user starts them, and their CPU time and memory."""
 
 import contextlib
 import http.client
@@ -32,7 +32,7 @@ class Server:
 
     @classmethod
     def start(cls, command: list[str], port: int, variables: Mapping[str, str], output: IO[bytes]) -> Self:
-        """Start `command` and return once `GET /` is answered by 200."""
+        """Start `command` and return once `GET /` returns 200."""
         started = time.monotonic()
         environment = {**os.environ, **variables}
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
@@ -41,22 +41,22 @@ class Server:
                 process.kill()
                 process.wait()
                 output.seek(0)
-                lines = output.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+                lines = output.read().decode(errors="replace").strip().splitlines() or ["no output"]
                 raise MeasurementError(f"{' '.join(command[1:])} did not start: {lines[-1]}")
             time.sleep(0.002)
         return cls(process, port, output, time.monotonic() - started)
 
     def cpu(self) -> float:
-        """Seconds of processor time used so far, in user and kernel mode."""
+        """Return the seconds of CPU time used so far, in user and kernel mode."""
         times = self._kernel.cpu_times()
         return float(times.user + times.system)
 
     def rss(self) -> int:
-        """Bytes of memory held now."""
+        """Return the current resident memory in bytes."""
         return int(self._kernel.memory_info().rss)
 
     def forget_output(self) -> None:
-        """Empty the file that the log went to, so that a long run does not fill the disk."""
+        """Empty the log file, so that a long run does not fill the disk."""
         self._output.truncate(0)
 
     def read_output(self) -> str:
@@ -73,13 +73,13 @@ class Server:
 
 
 class Servers(NamedTuple):
-    """Starts servers by the interpreter `python`, whose environment is a product's and not a developer's."""
+    """Starts servers with the interpreter `python`, whose environment has no development packages."""
 
     python: Path
 
     @contextlib.contextmanager
     def bare(self, name: str) -> Iterator[Server]:
-        """An application that only answers, served by `hypercorn` as it is released or by our `server`."""
+        """Run an application that does nothing, served by `hypercorn` as released or by our `server`."""
         with (
             reserved(1) as (port,),
             _running([str(self.python), "-m", "bench.bare", name, str(port)], port, {}) as server,
@@ -95,7 +95,7 @@ class Servers(NamedTuple):
         module: Sequence[str] = ("goals", "serve"),
         descriptors: int | None = None,
     ) -> Iterator[Server]:
-        """The service on `database`, with a hard limit of `descriptors`; it runs once its page is answered."""
+        """Run the service on `database`, with a hard limit of `descriptors`; yield once it serves its page."""
         with reserved(1) as (port,):
             variables = {
                 "DB_HOST": str(socket_folder),
@@ -119,7 +119,7 @@ class Servers(NamedTuple):
 
 @contextlib.contextmanager
 def _running(command: list[str], port: int, variables: Mapping[str, str]) -> Iterator[Server]:
-    # A file, as a container's log is in the end; appended to, so that it may be emptied at any time.
+    # A file, like a container's log; opened for appending, so that it can be emptied at any time.
     with tempfile.NamedTemporaryFile("a+b", prefix="goals-bench-") as output:
         server = Server.start(command, port, variables, output)
         try:

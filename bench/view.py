@@ -1,4 +1,4 @@
-"""What the view costs the original Go app, which reads an adopted table through it: `python -m bench.view`."""
+"""Measures the cost of the view through which the original Go app reads an adopted table: `python -m bench.view`."""
 
 import asyncio
 import statistics
@@ -16,13 +16,13 @@ from goals.settings import Settings
 
 ROUNDS = 15
 READS = 200
-"""Of each kind, in each round."""
+"""Reads of each kind in each round."""
 _TABLE = "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name VARCHAR(255) NOT NULL)"
 _FILL = "INSERT INTO goals (goal_name) SELECT 'Read book number ' || number FROM generate_series(1, 1000) AS number"
 
 
 async def measure(socket: Path) -> list[float]:
-    """How many times as long the app's read of 1,000 goals takes through the view, in each round."""
+    """Return, for each round, how many times as long the app's read of 1,000 goals takes through the view."""
     settings = Settings().model_copy(update=embedded.SETTINGS | {"db_host": str(socket)})
     connection = await asyncpg.connect(host=str(socket), user="goals_user", database="goals_database")
     for statement in (_TABLE, _FILL, "CREATE TABLE former AS SELECT * FROM goals"):

@@ -1,4 +1,4 @@
-"""One call of wrk, the client whose own cost per request is the smallest."""
+"""Runs wrk, the client with the smallest cost per request."""
 
 import json
 import shutil
@@ -12,11 +12,11 @@ _SCRIPT = Path(__file__).with_name("wrk.lua")
 
 
 class MeasurementError(Exception):
-    """There is no figure; the text says on one line why, and what to do."""
+    """A figure could not be measured; the text gives the reason and the remedy in one line."""
 
 
 class Run(NamedTuple):
-    """What the client saw; latencies in seconds."""
+    """The client's measurements; latencies in seconds."""
 
     requests: int
     seconds: float
@@ -38,8 +38,8 @@ def find() -> str:
 
 
 def run(program: str, url: str, seconds: int, *, post: bool = False) -> Run:
-    """Ask `url` over and over; a status of 400 or more, or a broken connection, is a `MeasurementError`."""
-    # The head of a random UUID, to which the script adds a number: no key is sent twice.
+    """Request `url` repeatedly; a status of 400 or more, or a broken connection, raises a `MeasurementError`."""
+    # The start of a random UUID, to which the script adds a number, so that no key is sent twice.
     arguments = ["--", "post", str(uuid.uuid4())[:24]] if post else []
     command = [program, "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(_SCRIPT), url, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds + 30)
@@ -48,6 +48,6 @@ def run(program: str, url: str, seconds: int, *, post: bool = False) -> Run:
     seen = json.loads(done.stdout.splitlines()[-1])
     if seen["refused"] or seen["broken"] or not seen["requests"]:
         raise MeasurementError(
-            f"{url}: of {seen['requests']} requests {seen['refused']} were refused and {seen['broken']} broke"
+            f"{url}: of {seen['requests']} requests, {seen['refused']} were refused and {seen['broken']} broke off"
         )
     return Run(seen["requests"], seen["microseconds"] / 1e6, seen["p50"] / 1e6, seen["p99"] / 1e6)

@@ -1,6 +1,6 @@
-"""Drills: the service is broken on purpose under load, and what its users notice is measured."""
+"""Drills: faults are injected into the service under load, and their effects on users are measured."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-"""Of the project."""
+"""The project's root folder."""

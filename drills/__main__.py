@@ -22,30 +22,28 @@ PASSED, FAILED, NOT_RUN, ENDED_EARLY = 0, 1, 2, 130
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m drills", description=(__doc__ or "").partition(":")[0])
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"drills to run: {', '.join(DRILLS)}; all if none is named"
-    )
-    parser.add_argument("--short", action="store_true", help="the short form")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"drills to run: {', '.join(DRILLS)} (default: all)")
+    parser.add_argument("--short", action="store_true", help="run the short form")
     parser.add_argument("--seed", type=int, help="random seed for the moments of faults; random by default")
     parser.add_argument(
         "--promotion",
         choices=get_args(Promotion),
         default="cnpg",
-        help="in failover and grey, how long a change of the primary takes: as CloudNativePG did, or no time",
+        help="how fast the primary changes in failover and grey: as with CloudNativePG, or at once",
     )
-    parser.add_argument("--out", type=Path, default=Path("out/drills"), help="folder of the reports")
+    parser.add_argument("--out", type=Path, default=Path("out/drills"), help="folder for the reports")
     parser.add_argument(
         "--again",
         action="store_true",
-        help="run a drill a second time if it failed only timing checks, waited too long, or had a "
-        "control that showed nothing; never after a safety check failed. Both attempts leave a report",
+        help="repeat a drill once if only timing checks failed, a wait was too long, or a control showed "
+        "no damage, but never after a failed safety check; both attempts leave a report",
     )
     options = parser.parse_args()
     unknown = [name for name in options.names if name not in DRILLS]
     if unknown:
-        parser.error(f"there is no drill `{unknown[0]}`; there are {', '.join(DRILLS)}")
-    # A drill that is ended early, by Ctrl-C, a time limit or a closed terminal, leaves the machine as it was. Shells
-    # start what is in their background without SIGINT, and nohup without SIGHUP.
+        parser.error(f"there is no drill `{unknown[0]}`; the drills are {', '.join(DRILLS)}")
+    # A drill that is ended early, by Ctrl-C, a time limit or a closed terminal, cleans up. Shells start background
+    # processes with SIGINT ignored, and nohup with SIGHUP ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in _ENDS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -53,13 +51,13 @@ def main() -> int:
     try:
         return _run_all(options)
     except KeyboardInterrupt:
-        sys.stderr.write("error: ended early, so nothing is known; what the drills had started is ended\n")
+        sys.stderr.write("error: ended early, without a result; all processes of the drills have been ended\n")
         return ENDED_EARLY
 
 
 def _end_early(_number: int, _frame: object) -> None:
     for number in _ENDS:
-        signal.signal(number, signal.SIG_IGN)  # a second one would disturb what ends the processes
+        signal.signal(number, signal.SIG_IGN)  # a second signal would disturb the cleanup
     signal.raise_signal(signal.SIGINT)
 
 
@@ -68,12 +66,12 @@ def _run_all(options: argparse.Namespace) -> int:
     drills = [
         Drill(name, short=options.short, seed=seed, promotion=options.promotion) for name in options.names or DRILLS
     ]
-    # One after the other: where two shared two cores, requests were given up for want of a processor.
+    # One after the other: when two drills shared two cores, requests failed for lack of CPU.
     results = {drill: asyncio.run(_run(drill, options.out)) for drill in drills}
     if options.again:
         failed = [drill for drill, result in results.items() if result == FAILED or drill.is_late]
         for first in (drill for drill in failed if drill.may_be_tried_again):
-            sys.stdout.write(f"{first.name}: a second attempt, as a busy machine may explain the first\n")
+            sys.stdout.write(f"{first.name}: a second attempt, because a busy machine may explain the first\n")
             report.keep_files(first, options.out)
             second = Drill(first.name, short=first.short, seed=seed, promotion=first.promotion)
             second.first_attempt = first
@@ -90,14 +88,14 @@ def _run_all(options: argparse.Namespace) -> int:
 
 async def _run(drill: Drill, folder: Path) -> int:
     drill.started = time.time()
-    report.remove_files(drill, folder)  # an earlier run's must not stand for this one's
+    report.remove_files(drill, folder)  # an earlier run's reports must not be mistaken for this one's
     about = (sys.modules[DRILLS[drill.name].__module__].__doc__ or "").partition("\n")[0]
     sys.stdout.write(f"{drill.name}: {about} Starting PostgreSQL and the service (seed {drill.seed}) …\n")
     sys.stdout.flush()
     try:
         await DRILLS[drill.name](drill)
     except (DrillError, TimeoutError, httpx2.TimeoutException) as error:
-        why = str(error) or "an answer did not come in time"
+        why = str(error) or "a response did not arrive in time"
         sys.stderr.write(f"error: the drill `{drill.name}` could not be run: {why}\n")
         drill.is_late = not isinstance(error, DrillError)
         drill.broken_off = why

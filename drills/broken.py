@@ -1,7 +1,7 @@
-"""The service with one safety taken out, so that a drill can show it would see the damage.
+"""The service with one safeguard removed, to show that a drill detects the damage.
 
-`python -m drills.broken NAME...` serves like `python -m goals serve`. No setting of the product can do this: it gets
-other limits, or a function of it is replaced, here, before it serves.
+`python -m drills.broken NAME...` serves like `python -m goals serve`. No setting of the product can do this: this
+module changes its limits or replaces one of its functions before it serves.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ FEW_WRITES = 48
 
 
 def retry_without_a_key() -> None:
-    """Statements are sent again after a failure, but nothing tells a second one from another goal of that name."""
+    """Statements are retried after a failure, but nothing distinguishes a retry from another goal of that name."""
 
     async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
         (row,) = await database.fetch(insert(goals).values(**values).returning(*store._COLUMNS))
@@ -49,12 +49,12 @@ def retry_without_a_key() -> None:
 
 
 async def refuse_groups(database: Database, new: Iterable[NewGoal], stall: float) -> NoReturn:
-    """For what changes a single add: each goes alone."""
+    """Refuse groups where a single add is changed, so that each add goes alone."""
     raise LockedError("There are no groups here.")
 
 
 def answer_before_the_commit() -> None:
-    """The adds of a group are answered when their statement is sent."""
+    """The adds of a group are acknowledged when their statement is sent."""
     insert_goals = store.insert_goals
     sent = set()
 
@@ -69,7 +69,7 @@ def answer_before_the_commit() -> None:
 
 
 def let_a_group_fail_together() -> None:
-    """Where one add of a group has to wait or is refused, all of them are given up."""
+    """If one add of a group has to wait or is refused, all of them fail."""
     writes.UNDONE = ()  # type: ignore[assignment]  # that is the damage
 
 
@@ -79,33 +79,33 @@ def stop_without_a_drain() -> None:
 
 
 def wait_without_a_gate() -> Limits:
-    """Everybody may wait for the database, as long as it takes: a pool's queue without a bound."""
+    """Any number of callers may wait for the database, for any time: an unbounded queue."""
     return Limits(gate_queue=1_000_000, gate_timeout=60.0, retry_budget=60.0, request_deadline=60.0)
 
 
 def read_the_password_once() -> None:
-    """Whatever the mounted file says later, the password is the one of the start."""
+    """The password is read at start; later changes of the mounted file are ignored."""
     Settings.password = functools.cache(Settings.password)  # type: ignore[method-assign]  # that is the damage
 
 
 def read_the_authority_once() -> None:
-    """Whatever the mounted file says later, the authority is the one of the start."""
+    """The CA is read at start; later changes of the mounted file are ignored."""
     connections._tls = functools.cache(connections._tls)
 
 
 def forget_the_former_password() -> None:
-    """Only what the file says now is tried."""
+    """Only the password that is in the file now is tried."""
     connections.Connector.accepted = property(lambda _: None, lambda _, _password: None)  # type: ignore[assignment]  # likewise
 
 
 def wait_without_time_limits() -> Limits:
-    """A statement may take as long as it takes, and so may its request."""
-    # PostgreSQL's word for no limit is 0.
+    """Statements and requests may take any time."""
+    # 0 means no limit in PostgreSQL.
     return Limits(statement_timeout=0.0, command_timeout=60.0, retry_budget=60.0, request_deadline=60.0)
 
 
 def send_nothing_again() -> None:
-    """A statement that was cut off is reported as an error at once."""
+    """A statement that was interrupted is reported as an error at once."""
     sqlstates.is_transient = lambda error: False  # noqa: ARG005  its type includes the name
     translate = sqlstates.translate
 
@@ -117,7 +117,7 @@ def send_nothing_again() -> None:
 
 
 def jump_by_an_hour() -> None:
-    """No safety less, but a worse machine: at SIGUSR1 Python's clocks go an hour ahead, and at the next one back."""
+    """No safeguard is removed, but the machine is worse: SIGUSR1 moves Python's clocks an hour ahead, then back."""
     clock, clock_ns, make_uuid = time.time, time.time_ns, uuid_utils.uuid7
     ahead = 0
 
@@ -139,13 +139,13 @@ def jump_by_an_hour() -> None:
 
 
 def accept_a_former_primary() -> None:
-    """Whatever newer timeline was seen, a server that says it is the primary is read and written."""
+    """A server that says it is the primary is read and written, even if a newer timeline was seen."""
     Lineage.admit = lambda self, connection, timeline: None  # type: ignore[method-assign]  # noqa: ARG005  likewise
     Lineage.learn = lambda self, timeline: None  # type: ignore[method-assign]  # noqa: ARG005  likewise
 
 
 def read_before_replay() -> None:
-    """The standby that has received most is read at once, although it has not replayed it."""
+    """The standby that has received most is read at once, although it has not replayed everything yet."""
 
     async def wait_for_nothing(self: Standbys, reply: Reply) -> None: ...
 
@@ -153,7 +153,7 @@ def read_before_replay() -> None:
 
 
 def read_names_from_a_file() -> None:
-    """No safety less, but another resolver: names are in the file DRILL_NAMES, and none is found where it is gone."""
+    """No safeguard is removed, but names are resolved from the file DRILL_NAMES; without the file, none is found."""
     resolve = socket.getaddrinfo
     file = Path(os.environ["DRILL_NAMES"])
 
@@ -174,12 +174,12 @@ def read_names_from_a_file() -> None:
 
 
 def let_few_writes_wait() -> Limits:
-    """No safety less, but a queue that a few programs fill."""
+    """No safeguard is removed, but a few programs fill the queue."""
     return Limits(write_queue=FEW_WRITES)
 
 
 def stamp_goals_itself() -> None:
-    """The time of a goal comes from the replica's clock, which jumps as above, and not from PostgreSQL's."""
+    """The time of a goal comes from the replica's clock, which jumps as above, instead of PostgreSQL's."""
     jump_by_an_hour()
     insert_goal = store.insert_goal
 

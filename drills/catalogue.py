@@ -1,4 +1,4 @@
-"""All drills there are: a new one is a module and one line here."""
+"""All drills; a new one needs a module and one line here."""
 
 from collections.abc import Callable, Coroutine
 
@@ -17,4 +17,4 @@ DRILLS: dict[str, Callable[[Drill], Coroutine[None, None, None]]] = {
     "restore": restore.run,
     "major": major.run,
 }
-"""In the order in which they run and are reported."""
+"""All drills, in the order in which they run and are reported."""

@@ -1,4 +1,4 @@
-"""Three PostgreSQL instances with quorum synchronous replication, and what may happen to them."""
+"""Three PostgreSQL instances with quorum synchronous replication, and the faults that can be injected."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from tools.ports import reserved
 
 NAMES = ("pg1", "pg2", "pg3")
 QUORUM = "ANY 1 (pg1,pg2,pg3)"
-"""Each commit waits for one standby, whichever is first: what CloudNativePG makes of `method: any, number: 1`."""
+"""Each commit waits for any one standby, as CloudNativePG configures it for `method: any, number: 1`."""
 
 _CONFIGURATION = """
 listen_addresses = '127.0.0.1'
@@ -32,7 +32,7 @@ max_connections = 100
 shared_buffers = 32MB
 jit = off
 wal_level = logical  # as CloudNativePG sets it
-# pg_rewind and standbys that were away find here what they missed; replication slots would have to move along.
+# Enough WAL for pg_rewind and for standbys that were down; replication slots would have to follow the primary.
 wal_keep_size = 512MB
 wal_log_hints = on
 wal_receiver_status_interval = 1s
@@ -44,12 +44,12 @@ wal_sender_timeout = 5s
 log_line_prefix = '%m [%p] '
 include 'node.conf'
 """
-# What is local is pg_upgrade's: it opens a socket of its own.
+# The local entry is for pg_upgrade, which opens its own socket.
 _ACCESS = "local all all trust\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
 
 
 class DrillError(Exception):
-    """A drill could not be run as planned; nothing is known about what it was to show."""
+    """A drill could not be run as planned, so it has no result."""
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -67,7 +67,7 @@ async def _until_dead(killed: Sequence[psutil.Process], what: str) -> None:
 
 
 def find_programs(major: str) -> Path:
-    """The folder of the programs of this major version; the wheel's folder of the older one has no number."""
+    """Return the folder of this major version's programs; the wheel's folder of the older version has no number."""
     newest = embedded.find_programs()
     programs = newest if major == embedded.VERSION else newest.parent.with_name("pginstall") / "bin"
     version = subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, text=True).stdout
@@ -77,18 +77,18 @@ def find_programs(major: str) -> Path:
 
 
 class Cluster:
-    """A primary and two standbys on 127.0.0.1, all three able to change places. An asynchronous context manager.
+    """A primary and two standbys on 127.0.0.1, which can change roles. An asynchronous context manager.
 
-    As with CloudNativePG, a promotion first waits until no standby receives any more, then takes the one that has
-    received most: with a quorum of one, it alone may hold the last commit that was acknowledged. With an `archive`, as
-    there, one that is promoted learns which timelines are taken.
+    As with CloudNativePG, a promotion first waits until no standby receives WAL any more, then takes the one that has
+    received most: with a quorum of one, only that one may have the last acknowledged commit. With an `archive`, also
+    as in CloudNativePG, a promoted instance knows which timelines are taken.
 
-    With `disk`, the first primary has its data on a disk of so many megabytes and its log on another, as CloudNativePG
-    does with `walStorage`. Where none can be mounted, `no_disk` says why, and its data are beside the others'.
+    With `disk`, the first primary has its data on a disk of that many megabytes, and its WAL on another, as with
+    CloudNativePG's `walStorage`. If no disk can be mounted, `no_disk` gives the reason, and the data is in the folder.
     """
 
     def __init__(self, *, disk: int | None = None, major: str = embedded.VERSION, archive: bool = False) -> None:
-        # Not a test framework's folder: PostgreSQL refuses to run as root, so another account has to reach it.
+        # Not a test framework's folder: PostgreSQL refuses to run as root, so another account must have access.
         self.folder = Path(tempfile.mkdtemp(prefix="goals-drill-"))
         self._archive = self.folder / "archive" if archive else None
         self._reserved = contextlib.ExitStack()
@@ -107,7 +107,7 @@ class Cluster:
         self._leader: dict[str, str | None] = dict.fromkeys(NAMES)
 
     def choose_ports(self, names: Sequence[str]) -> None:
-        """Give each of these instances a port, which stays theirs while they are down."""
+        """Reserve a port for each of these instances, which stays reserved while they are down."""
         self.ports |= zip(names, self._reserved.enter_context(reserved(len(names))), strict=True)
 
     @property
@@ -141,7 +141,7 @@ class Cluster:
             await _until_dead(killed, "the cluster")
         finally:
             if self._mounted:
-                # Lazy: one that does not die has a file open.
+                # Lazy: a process that does not die still has a file open.
                 await _call("umount", "--lazy", self._data(NAMES[0]))
             shutil.rmtree(self.folder, ignore_errors=True)
             self._reserved.close()
@@ -153,7 +153,7 @@ class Cluster:
             await self._mount(first)
         log = ("-X", self.folder / f"{self.primary}-wal") if self._mounted else ()
         await self._init(first, *log)
-        self._synchronous = ""  # nothing would be written before there are standbys
+        self._synchronous = ""  # without standbys, nothing could be written
         self._configure(self.primary, leader=None)
         await self.start(self.primary)
         await self.execute("CREATE ROLE goals_user LOGIN", database="postgres")
@@ -165,26 +165,26 @@ class Cluster:
         await self.until_whole()
 
     async def _init(self, data: Path, *options: str | Path) -> None:
-        """Make the data of an instance; it still needs what `_configure` writes."""
+        """Create the data of an instance; it still needs the configuration from `_configure`."""
         locale = ["--no-locale", "--encoding=UTF8"]
-        if self._major == embedded.VERSION:  # the older one has no such provider
+        if self._major == embedded.VERSION:  # the older version has no such provider
             locale += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         given = ("-U", "postgres", "--auth=trust", "--no-sync", "--data-checksums", *options, *locale)
         await self._run("initdb", "-D", data, *given)
         with (data / "postgresql.conf").open("a", encoding="ascii") as file:
             file.write(_CONFIGURATION)
             if self._archive is not None:
-                # A former primary may bring a segment that is there: it is left as it is.
+                # A former primary may archive a segment that is already there: keep the existing one.
                 store = f'cp "%p" "{self._archive}/%f.part" && mv "{self._archive}/%f.part" "{self._archive}/%f"'
                 file.write(f"archive_mode = on\narchive_command = 'test -e \"{self._archive}/%f\" || ({store})'\n")
         (data / "pg_hba.conf").write_text(_ACCESS, encoding="ascii")
 
     async def _mount(self, data: Path) -> None:
-        """Put a disk of its own where the first primary's data will be, if possible."""
+        """Mount a separate disk for the first primary's data, if possible."""
         if os.geteuid() != 0:
             self.no_disk = "only root may mount a small disk"
             return
-        os.mkdir(data, mode=0o700)  # noqa: PTH102  ruff takes the method for a slow one in a coroutine
+        os.mkdir(data, mode=0o700)  # noqa: PTH102  ruff considers the method slow in a coroutine
         try:
             await _call("mount", "-t", "tmpfs", "-o", f"size={self._disk}m,mode=0700", "tmpfs", data)
         except (DrillError, OSError) as error:
@@ -200,12 +200,12 @@ class Cluster:
         await self._run("pg_basebackup", *source, "-D", data, "-X", "stream", "-c", "fast", "--no-sync")
         await self.start_standby(name)
 
-    # Questions.
+    # Queries.
 
     async def fetch(
         self, query: str, *arguments: object, name: str | None = None, database: str = "goals_database"
     ) -> Any:
-        """One value, asked of the primary or of the instance of this name, by its superuser."""
+        """Return one value from the primary, or from the instance of this name, as the superuser."""
         connection = await self.connect(name, database)
         try:
             return await connection.fetchval(query, *arguments)
@@ -247,13 +247,13 @@ class Cluster:
             await until(has_replayed, f"{name} replays what {self.primary} has written")
 
     def read_log(self) -> str:
-        """All that the primary has logged."""
+        """Return the primary's log."""
         return (self.folder / f"{self.primary}.log").read_text(encoding="utf-8", errors="replace")
 
-    # What an operator does.
+    # Operations.
 
     async def ask_for_passwords(self) -> None:
-        """Let the primary ask the service for a password at each new connection, as CloudNativePG's does."""
+        """Make the primary require a password from the service for each new connection, as with CloudNativePG."""
         rules = self._data(self.primary) / "pg_hba.conf"
         rules.write_text(f"host all goals_user 127.0.0.1/32 scram-sha-256\n{_ACCESS}", encoding="ascii")
         await self.fetch("SELECT pg_reload_conf()", database="postgres")
@@ -263,8 +263,8 @@ class Cluster:
         await self._run("pg_ctl", "-D", data, "-l", self.folder / f"{name}.log", "-w", "-t", "60", "start")
 
     async def start_slowly(self, name: str) -> None:
-        """Start what crashed, and let it replay its log until `finish_start`: it tells who comes that it starts up."""
-        # PostgreSQL asks for the first piece of its log by this command, and waits for its answer: there is none.
+        """Start a crashed instance, which replays WAL until `finish_start` and rejects clients ("starting up")."""
+        # PostgreSQL requests the first WAL segment with this command, and waits until the command ends.
         go = self._data(name).with_suffix(".go")
         go.unlink(missing_ok=True)
         self._restore = f"until [ -e {go} ]; do sleep 0.02; done; false"
@@ -274,7 +274,7 @@ class Cluster:
         await self._run("pg_ctl", "-D", self._data(name), "-l", self.folder / f"{name}.log", "-W", "start")
 
     async def finish_start(self, name: str) -> None:
-        """Return once it accepts connections."""
+        """Let the slow start finish; return once the instance accepts connections."""
         self._data(name).with_suffix(".go").touch()
 
         async def accepts() -> bool:
@@ -287,9 +287,9 @@ class Cluster:
         self._configure(name, leader=None)
 
     async def start_standby(self, name: str, *, follow: bool = True, archive: bool = True) -> None:
-        """Start it as a standby, which receives nothing yet unless it is to `follow` the primary.
+        """Start an instance as a standby, which receives WAL only if it should `follow` the primary.
 
-        Without the `archive`, it does not know at its start which timelines there are.
+        Without the `archive`, it does not know the existing timelines when it starts.
         """
         self._configure(name, leader=self.primary if follow else None, archive=archive)
         signal_file = self._data(name) / "standby.signal"
@@ -298,9 +298,9 @@ class Cluster:
         await self.start(name)
 
     async def stop(self, name: str, *, grace: float = 0) -> None:
-        """Shut it down in order (mode fast): it sends all it has written to its standbys first.
+        """Shut an instance down cleanly (mode fast): it sends all its WAL to its standbys first.
 
-        For `grace` seconds before that, it only refuses new connections (mode smart).
+        For `grace` seconds before that, it refuses new connections (mode smart).
         """
         if grace:
             self._signal_main(name, signal.SIGTERM)
@@ -308,7 +308,7 @@ class Cluster:
         await self._run("pg_ctl", "-D", self._data(name), "-m", "fast", "-w", "stop")
 
     async def replicate(self, synchronous: str) -> None:
-        """Set `synchronous_standby_names` on all three: a standby without it would be asynchronous once promoted."""
+        """Set `synchronous_standby_names` on all three: otherwise a standby would be asynchronous once promoted."""
         self._synchronous = synchronous
         for name in NAMES:
             self._configure(name, self._leader[name])
@@ -317,10 +317,10 @@ class Cluster:
         async def is_heeded() -> bool:
             return bool(await self.fetch("SHOW synchronous_standby_names", database="postgres") == synchronous)
 
-        await until(is_heeded, "the primary heeds synchronous_standby_names")
+        await until(is_heeded, "the primary applies synchronous_standby_names")
 
     async def detach(self, names: Iterable[str]) -> None:
-        """Make standbys stop receiving, and wait until they have."""
+        """Make standbys stop receiving WAL, and wait until they have."""
         for name in names:
             self._configure(name, leader=None)
             self._signal_main(name, signal.SIGHUP)
@@ -332,9 +332,9 @@ class Cluster:
             await until(receives_nothing, f"{name} stops receiving")
 
     async def promote(self, candidates: Iterable[str] | None = None, *, follow: bool = True) -> str:
-        """Promote the candidate (any standby, if none is named) that has received most.
+        """Promote the candidate that has received most (default: of all standbys).
 
-        The other candidates follow it at once, or do not know it before `follow` is called.
+        The other candidates follow it at once, or only after a call of `follow`.
         """
         standbys = list(candidates or self.standbys)
         await self.detach(standbys)
@@ -346,7 +346,7 @@ class Cluster:
         return best
 
     async def find_best(self, standbys: Iterable[str]) -> str:
-        """The one that has received most; of equals any, so that each instance has its turn."""
+        """Return the standby that has received most; a random one of equals, so that each instance has a turn."""
         query = "SELECT pg_last_wal_receive_lsn() - '0/0'"
         received = {name: await self.fetch(query, name=name, database="postgres") or 0 for name in standbys}
         return max(received, key=lambda name: (received[name], random.random()))  # noqa: S311  no secret
@@ -358,43 +358,43 @@ class Cluster:
             self._signal_main(name, signal.SIGHUP)
 
     async def rebuild(self, name: str) -> None:
-        """Replace an instance, whatever it holds and does, by a new standby."""
+        """Replace an instance, whatever its state, with a new standby."""
         await self.kill(name)
         shutil.rmtree(self._data(name))
         await self._clone(name)
 
     async def rejoin(self, name: str, *, rewind: bool = True) -> None:
-        """Bring a dead instance back as a standby; `rewind` unless it was shut down in order."""
+        """Bring a dead instance back as a standby; `rewind` unless it was shut down cleanly."""
         data = self._data(name)
         if rewind:
             source = f"host=127.0.0.1 port={self.port} user=postgres dbname=postgres"
-            # What was killed is first recovered by pg_rewind itself, and must find no leader to follow.
+            # pg_rewind first recovers an instance that was killed, which must not follow a leader then.
             self._configure(name, leader=None)
             (data / "postmaster.pid").unlink(missing_ok=True)
             await self._run("pg_rewind", "-D", data, "--source-server", source, "--no-sync")
         await self.start_standby(name)
 
-    # What befalls it.
+    # Faults.
 
     async def kill(self, name: str) -> None:
-        """End the instance and all its children by SIGKILL, as when a pod is lost."""
+        """End the instance and all its children with SIGKILL, as when a pod is lost."""
         await _until_dead(self._signal(name, signal.SIGKILL), name)
         (self._data(name) / "postmaster.pid").unlink(missing_ok=True)
 
     def freeze(self, name: str) -> None:
-        """Stop the instance and all its children by SIGSTOP: its connections stay open and say nothing."""
+        """Stop the instance and all its children with SIGSTOP: its connections stay open and silent."""
         self._signal(name, signal.SIGSTOP)
 
     def thaw(self, name: str) -> None:
         self._signal(name, signal.SIGCONT)
 
     def is_up(self, name: str) -> bool:
-        """Whether it runs, and is not frozen."""
+        """Whether the instance runs and is not frozen."""
         main = self._find_main(name)
         return main is not None and main.status() != psutil.STATUS_STOPPED
 
     def hold_replay(self, name: str) -> None:
-        """Let a standby receive and confirm commits, and replay none: the process that does it is stopped."""
+        """Stop a standby's replay: it still receives and confirms commits."""
         self._find_replaying(name).send_signal(signal.SIGSTOP)
 
     def resume_replay(self, name: str) -> None:
@@ -413,13 +413,13 @@ class Cluster:
         return [name for name, main in mains.items() if main is not None and main.status() == psutil.STATUS_STOPPED]
 
     async def lengthen_log(self, name: str) -> None:
-        """Let a former primary's log grow past its successor's, by nothing that anybody wrote."""
+        """Make a former primary's WAL longer than its successor's, without any client's write."""
         for _ in range(3):
             await self.fetch("SELECT pg_logical_emit_message(false, 'drill', '')", name=name, database="postgres")
             await self.fetch("SELECT pg_switch_wal()::text", name=name, database="postgres")
 
     def fill_disk(self) -> None:
-        """Use up the disk that the first primary's data are on."""
+        """Fill the disk of the first primary's data."""
         with self._filler.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(bytes(1 << 16))
@@ -439,7 +439,7 @@ class Cluster:
         if main is None:
             return []
         with contextlib.suppress(psutil.NoSuchProcess):
-            # The first one first: it would start new children.
+            # The main process first: it would start new children.
             processes = [main, *main.children(recursive=True)]
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -488,7 +488,7 @@ class Cluster:
             shutil.chown(path, embedded.ACCOUNT, pwd.getpwnam(embedded.ACCOUNT).pw_gid)
 
     async def _run(self, program: str, *arguments: str | Path, cwd: str | Path = "/") -> None:
-        """Run one of PostgreSQL's programs, which refuse to run as root."""
+        """Run one of PostgreSQL's programs, as another account if this is root: they refuse to run as root."""
         account: dict[str, Any] = {}
         if os.geteuid() == 0:
             entry = pwd.getpwnam(embedded.ACCOUNT)
@@ -497,9 +497,9 @@ class Cluster:
 
 
 async def read_to_the_end(process: asyncio.subprocess.Process) -> bytes:
-    """Give what the program has written to its standard error; it has ended when this has, even by a cancellation.
+    """Return what the program wrote to standard error once it has ended, even if this is cancelled.
 
-    What ends the drill then finds what the program has started, as a server that is just coming up.
+    So the cleanup of the drill also finds processes that the program started, such as a server that is starting up.
     """
     end = asyncio.ensure_future(process.communicate())
     try:

@@ -1,4 +1,4 @@
-"""A drill as it goes on: its cases and controls, what was expected of each, and what was seen."""
+"""The state of a drill: its cases and controls, what each must show, and what was measured."""
 
 import operator
 import os
@@ -15,7 +15,7 @@ from drills.journal import Attempt, Verdict, longest_gap
 from drills.timeline import Mark, Timeline
 
 LONGEST_ANSWER = 3.5
-"""Seconds: the request deadline of the service, and what it takes to notice it on two busy cores."""
+"""Seconds: the service's request deadline, and the time to notice it on two busy cores."""
 LONGEST_READ = "longest read, s"
 
 _REFUSED = 503
@@ -30,13 +30,13 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 
 Promotion = Literal["cnpg", "at-once"]
-"""`cnpg` takes as long over a change of the primary as CloudNativePG did on a cluster."""
+"""With `cnpg`, a change of the primary takes as long as CloudNativePG took on a cluster."""
 Kind = Literal["safety", "timing"]
-"""Safety holds on every machine, however busy; timing is a speed, which a machine that others share may explain."""
+"""A safety check must pass on every machine, however busy; a timing check may fail on a machine that others share."""
 
 
 class Check(NamedTuple):
-    """A figure, and its limit."""
+    """A measured value and its limit."""
 
     what: str
     measured: float
@@ -50,7 +50,7 @@ class Check(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What clients were shown in a span of time."""
+    """What clients saw in a time span."""
 
     requests: int
     acknowledged: int
@@ -60,7 +60,7 @@ class Figures(NamedTuple):
 
 
 def observe(attempts: Sequence[Attempt], began: float, ended: float) -> Figures:
-    """What clients were shown by the attempts that ended between two times."""
+    """Summarize the attempts that ended between two times, as clients saw them."""
     seen = [a for a in attempts if began <= a.ended < ended and not a.is_cut_off]
     return Figures(
         requests=len(seen),
@@ -72,7 +72,7 @@ def observe(attempts: Sequence[Attempt], began: float, ended: float) -> Figures:
 
 
 def percentile(values: Iterable[float], share: float) -> float:
-    """The value below which this share of the values lies; 0 for none."""
+    """Return the value below which this share of the values lies; 0 without values."""
     ordered = sorted(values)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
@@ -82,13 +82,13 @@ def median(values: Sequence[float]) -> float:
 
 
 SHORT_PATIENCE = 2.0
-"""Short drills run on machines that others share: their limits in seconds are twice as wide, their counts are not.
-Times are judged by the full drills."""
+"""Factor for the limits in seconds of short drills, which run on shared machines; limits of counts stay the same.
+The full drills judge times."""
 
 
 @dataclass
 class Case:
-    """A part of a drill: one kind of fault, from its first moment until the system is whole again."""
+    """A part of a drill: one kind of fault, from its start until the system has recovered."""
 
     name: str
     explanation: str
@@ -98,11 +98,11 @@ class Case:
     checks: list[Check] = field(default_factory=list)
     figures: Figures | None = None
     healed: float | None = None
-    """When the system was whole again, where that is not the end of the last mark."""
+    """When the system had recovered, if not at the end of the last mark."""
     patience: float = 1.0
-    """How many times wider an upper limit in seconds is than it is named."""
+    """Factor for upper limits in seconds."""
     not_run: str = ""
-    """Why it could not be run here, where something that it needs is missing."""
+    """Why it could not be run here, if something that it needs is missing."""
 
     def check(self, what: str, measured: float, comparison: str, limit: float, *, kind: Kind = "safety") -> None:
         if what.endswith(", s") and kind == "timing":
@@ -115,7 +115,7 @@ class Case:
 
 
 class Control(NamedTuple):
-    """The same drill with one safety taken away: unless the damage shows, the drill could not have seen it."""
+    """The same drill with one safeguard removed: unless it shows damage, the drill cannot detect that damage."""
 
     name: str
     explanation: str
@@ -129,10 +129,10 @@ class Control(NamedTuple):
 
 
 class Drill:
-    """What a drill is given, and what it leaves behind.
+    """The options of a drill and its results.
 
-    `short` asks for the form that takes seconds, `promotion` for how the operator hands the primary over. The moments
-    of faults come from `random`, whose seed is recorded.
+    `short` selects the form that takes seconds, `promotion` the pace at which the operator changes the primary. The
+    times of faults come from `random`, whose seed is recorded.
     """
 
     def __init__(self, name: str, *, short: bool, seed: int, promotion: Promotion = "cnpg") -> None:
@@ -151,26 +151,24 @@ class Drill:
         self.requests = 0
         self.failed = 0
         self.first_attempt: Drill | None = None
-        """The attempt that failed before this one."""
+        """The failed attempt before this one."""
         self.broken_off = ""
-        """Why it did not come to its end."""
+        """Why it did not finish."""
         self.is_late = False
-        """It did not come to its end because a wait was too long."""
+        """Whether it did not finish because a wait was too long."""
 
     def say(self, text: str) -> None:
-        """A line of progress."""
+        """Write a line of progress."""
         sys.stderr.write(f"{self.name} {time.time() - self.started:6.1f} s  {text}\n")
         sys.stderr.flush()
 
     @property
     def warning(self) -> str:
-        """What makes the figures doubtful, or nothing: others who had the cores when the drill began."""
+        """A warning if the machine was already busy when the drill started, or ""."""
         cores = os.cpu_count() or 1
         if self.load_before <= cores / 2:
             return ""
-        return (
-            f"the machine was busy before (load {self.load_before:.1f} on {cores} cores), so times may be the machine's"
-        )
+        return f"the machine was busy before (load {self.load_before:.1f} on {cores} cores), which may affect the times"
 
     def begin(self, name: str, explanation: str) -> Case:
         self.say(f"{name}: {explanation}")
@@ -179,7 +177,7 @@ class Drill:
         return case
 
     def leave_out(self, name: str, explanation: str, why: str) -> None:
-        """Note a case that cannot be run on this machine: it counts as not run, and never as passed."""
+        """Record a case that cannot be run on this machine: it counts as not run, never as passed."""
         self.say(f"{name}: not run: {why}")
         now = time.time()
         self.cases.append(Case(name, explanation, began=now, ended=now, not_run=why))
@@ -193,7 +191,7 @@ class Drill:
         self.say(f"control {name}: {measured:g} {damage}" + ("" if control.shown else ": NO DAMAGE SHOWN"))
 
     def account(self, verdict: Verdict, attempts: Sequence[Attempt]) -> None:
-        """Add a run's verdict to the drill's, as cases share a run."""
+        """Add the verdict of a run to that of the drill."""
         for name, value in vars(verdict).items():
             setattr(self.verdict, name, getattr(self.verdict, name) + value)
         self.requests += sum(not attempt.is_cut_off for attempt in attempts)
@@ -207,7 +205,7 @@ class Drill:
 
     @property
     def whole(self) -> list[Check]:
-        """What must be true of every response that the drill's clients got."""
+        """The checks over all responses that the drill's clients got."""
         verdict = self.verdict
         return [
             Check("acknowledged writes", verdict.acknowledged, ">", 0),
@@ -219,17 +217,17 @@ class Drill:
 
     @property
     def held(self) -> list[Case]:
-        """The cases that were not left out."""
+        """The cases that were run."""
         return [case for case in self.cases if not case.not_run]
 
     @property
     def not_run(self) -> int:
-        """How many cases were left out."""
+        """How many cases were not run."""
         return len(self.cases) - len(self.held)
 
     @property
     def outcome(self) -> str:
-        """`passed`, `FAILED`, or `NOT RUN` where every case was left out; whatever else was left out is counted."""
+        """`passed`, `FAILED`, or `NOT RUN` if no case was run, with the number of cases that were not run."""
         if self.not_run and not self.held:
             return "NOT RUN"
         left_out = f", {self.not_run} of {len(self.cases)} cases NOT RUN" if self.not_run else ""
@@ -237,9 +235,9 @@ class Drill:
 
     @property
     def may_be_tried_again(self) -> bool:
-        """Whether it failed by a timing check, a wait that was too long or a silent control, and by nothing else.
+        """Whether only timing checks, a wait that was too long, or controls without damage made it fail.
 
-        No safety check is ever tried again. A case without a check counts as failed unless the drill broke off in it.
+        A failed safety check is never retried. A case without checks counts as failed unless the drill broke off in it.
         """
         if not (self.is_late or all(case.checks for case in self.held)):
             return False

@@ -1,4 +1,4 @@
-"""The primary is lost or handed over, again and again, at the operator's pace, while people read and write."""
+"""The primary is lost or switched over repeatedly, at the operator's pace, while clients read and write."""
 
 import asyncio
 import time
@@ -21,18 +21,18 @@ from tools.polling import until
 KILLS, DELETIONS, SWITCHOVERS, LOST_NODES = 20, 5, 10, 2
 WRITES = 50_000
 _READS = 20.0
-"""A second."""
+"""Per second."""
 _LONGEST_READ = 1.5
 _LATE = 1.0
-"""Seconds until a write is answered once a synchronous commit is possible."""
+"""Seconds until a write is answered after a synchronous commit becomes possible."""
 _LAG = 12.0
 """Seconds until the second node's Service follows a switchover."""
 _SUCCEED = 0.9
-"""Of the writes that come again when `Retry-After` says."""
+"""Share of the writes that succeed when repeated after `Retry-After`."""
 
 
 class Events:
-    """A case and what was done in it."""
+    """A case and its events."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -75,19 +75,19 @@ async def run(drill: Drill) -> None:
             _judge_crowd(cases[-1], crowding)
             drill.cases[0].check("writes acknowledged in all cases", drill.verdict.acknowledged, ">=", WRITES)
         await _control_early(drill, stage)
-        if not drill.short:  # what they take away is PostgreSQL's, and stays as it is
+        if not drill.short:  # they test PostgreSQL's own safeguards, which rarely change
             await _control_asynchronous(drill, stage)
             await _control_stale(drill, stage)
 
 
 async def _hand_over_again_and_again(drill: Drill, operator: Operator, alone: Replica) -> list[Events]:
-    """Each way of losing the primary, so many times. The first outage that is long enough is the control's."""
+    """Lose the primary in each way, several times. The first outage that is long enough also serves the control."""
     at_once = drill.promotion == "at-once"
     ways: dict[str, tuple[str, Callable[[], Awaitable[Event]], int, int]] = {
         "kill": ("SIGKILL to the primary and all its children", operator.lose, KILLS, 1 + at_once),
-        "deletion": ("the primary's pod deleted, which shuts it down in order", operator.delete, DELETIONS, 0),
+        "deletion": ("the primary's pod deleted, which shuts it down cleanly", operator.delete, DELETIONS, 0),
         "switchover": (
-            "another primary asked for: the former one is shut down in order, and a standby afterwards",
+            "a switchover requested: the former primary is shut down cleanly and becomes a standby",
             operator.switch_over,
             SWITCHOVERS,
             1,
@@ -128,14 +128,14 @@ async def _lag_behind(drill: Drill, operator: Operator) -> Events:
 
 
 async def _crowd(drill: Drill, stage: Stage, operator: Operator, attempts: list[Attempt]) -> Events:
-    """More writers than can wait at a replica, each with one write, which comes again when `Retry-After` says."""
+    """Run more writers than can wait at a replica; each repeats its write after the time in `Retry-After`."""
     programs = 2 * FEW_WRITES
     explanation = f"kills and switchovers with {programs} programs at a replica where {FEW_WRITES} writes can wait"
     events = Events(drill.begin("crowd", explanation))
     narrow = await stage.start_replica((MODULE, let_few_writes_wait.__name__))
     for lose in (operator.lose, operator.switch_over, operator.lose, operator.switch_over):
         crowding = await stage.load(crowd(programs), narrow.port)
-        await asyncio.sleep(3)  # they all begin at once, which is an overload of its own
+        await asyncio.sleep(3)  # they all start at once, which itself is an overload
         event = await lose()
         events.add(event)
         await asyncio.sleep(max(event.possible + 10 - time.time(), 0))  # `Retry-After` is a few seconds
@@ -145,7 +145,7 @@ async def _crowd(drill: Drill, stage: Stage, operator: Operator, attempts: list[
 
 
 async def _write_enough(writing: Load) -> None:
-    """Go on until as many writes have been acknowledged as promised, a few more, as some attempts were refused."""
+    """Wait until slightly more than the promised number of attempts have ended, because some were refused."""
 
     async def are_enough() -> bool:
         return writing.count() >= 1.05 * WRITES
@@ -190,7 +190,7 @@ def _judge_reads(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attemp
 
 
 def _measure_standby(attempts: Sequence[Attempt], began: float, ended: float) -> float:
-    """For how many seconds reads were answered by a standby."""
+    """Return for how many seconds a standby answered reads."""
     answered = [a for a in attempts if a.is_from_standby and began <= a.ended < ended]
     return answered[-1].ended - answered[0].begun if answered else 0.0
 
@@ -207,13 +207,13 @@ def _judge_crowd(events: Events, crowding: Sequence[Attempt]) -> None:
         if refused.retry_after and any(event.began <= refused.ended < event.possible for event in events.all)
         if not after.is_cut_off
     ]
-    case.check("refused writes that came again when Retry-After said", len(repeats), ">", 0)
+    case.check("refused writes that were repeated after Retry-After", len(repeats), ">", 0)
     share = sum(after.is_done for after in repeats) / max(len(repeats), 1)
     case.check("share of them that then succeeded", share, ">=", _SUCCEED)
 
 
 async def _control_alone(drill: Drill, alone: Replica, lose: Callable[[], Awaitable[Event]], events: Events) -> None:
-    """Watch the page of a replica that knows no standby, during one event."""
+    """Watch the page of a replica without standbys during one event."""
     statuses: list[int] = []
     asking = asyncio.create_task(_watch_page(alone, statuses))
     events.add(await lose())
@@ -221,7 +221,7 @@ async def _control_alone(drill: Drill, alone: Replica, lose: Callable[[], Awaita
     await asyncio.wait({asking})
     drill.control(
         "no standby reads",
-        "a replica that knows the primary alone, beside the others",
+        "one replica that only reads from the primary",
         "pages refused",
         sum(status != httpx2.codes.OK for status in statuses),
     )
@@ -238,7 +238,7 @@ async def _control_asynchronous(drill: Drill, stage: Stage) -> None:
     cluster = stage.cluster
     former = cluster.primary
     await cluster.replicate("")
-    # Over loopback even an asynchronous standby is hardly ever behind; over a network it is.
+    # Over loopback, even an asynchronous standby is hardly ever behind; over a network, it is.
     lost = await _count_lost(drill, stage, behind=cluster.standbys, promoted=cluster.standbys)
     explanation = "commits wait for no standby, both are half a second behind, and the primary is killed"
     drill.control("asynchronous replication", explanation, "acknowledged writes lost", lost)
@@ -264,19 +264,19 @@ async def _control_early(drill: Drill, stage: Stage) -> None:
     await asyncio.sleep(0.5)
     lost = cluster.primary
     await cluster.kill(lost)
-    await asyncio.sleep(1.2 * tried)  # until then, what was answered is still tried
+    await asyncio.sleep(1.2 * tried)  # until then, adds that were acknowledged are still retried
     await cluster.promote()
     stage.route_to([cluster.port])
     await cluster.rejoin(lost)
     await cluster.until_whole()
     verdict = await stage.reconcile(await load.stop())
-    explanation = "a group of adds is answered when it is sent, and there is no primary for longer than it is tried"
+    explanation = "a group of adds is acknowledged when it is sent, and the primary is down longer than its retries"
     drill.control("answers before the commit", explanation, "acknowledged writes lost", verdict.lost)
     await stage.serve(2)
 
 
 async def _count_lost(drill: Drill, stage: Stage, behind: list[str], promoted: list[str]) -> int:
-    """Let some standbys fall behind under load, then kill the primary and promote the best of others."""
+    """Let some standbys fall behind under load, then kill the primary and promote the best of `promoted`."""
     cluster = stage.cluster
     await stage.clear()
     load = await stage.load(writers(short=drill.short))

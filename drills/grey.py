@@ -1,4 +1,4 @@
-"""Nothing is dead, and nothing works: the failures that no closed connection tells of."""
+"""Grey failures: nothing is dead, but nothing works, and no closed connection reveals it."""
 
 import asyncio
 import time
@@ -25,42 +25,42 @@ from goals.limits import Limits
 from tools.polling import until
 
 _READS = 20.0
-"""A second."""
+"""Per second."""
 _LONGEST_READ = 1.5
 _LONGEST_WRITE = Limits().write_wait + 0.5
-"""A write waits for the primary; the rest is what it takes to notice that on two busy cores."""
+"""A write waits for the primary; the rest is the time to notice its end on two busy cores."""
 _FLOW = 1.0
 _HELD = 0.6
-"""Seconds that a key is held: much longer than a group waits for it, less than a statement may take."""
+"""Seconds that a key is locked: much longer than a group waits for it, less than a statement may take."""
 _PATIENCE = {
-    # The kernel repeats a SYN that was dropped at the last moment only after a second.
+    # The kernel repeats a SYN that was dropped only after a second.
     "black hole": Limits().connect_timeout,
-    # This fault has no end: each connection is found dead by a statement's time limit.
+    # This fault has no end: a statement's time limit detects each dead connection.
     "half-open": Limits().command_timeout,
 }
 _BEHIND = 120.0
 _CUT_OFF = "page of the replica that is cut off"
 _MAY_REFUSE_READS = {"two primaries", "two failovers", "no rewind"}
-"""Where who has the newest state can be in doubt: then no page is better than an old one."""
+"""Cases in which it may be unclear who has the newest state: then no page is better than an old one."""
 _NEWEST_UNKNOWN = {"no rewind"}
-"""Where an old page cannot be distinguished from the newest: what is shown is counted."""
+"""Cases in which an old page cannot be distinguished from the newest: old pages are only counted."""
 
 
 async def run(drill: Drill) -> None:
     looked: list[Attempt] = []
     faults: dict[str, tuple[str, Callable[[Drill, Stage, Case], Awaitable[None]]]] = {
         "frozen primary": ("SIGSTOP to the primary and all its children, a standby promoted", _freeze),
-        "zombie primary": ("the frozen one resumes, and for a while the service is routed to it", _thaw),
+        "zombie primary": ("the frozen primary resumes, and for a while the service is routed to it", _thaw),
         "two primaries": (
             "a frozen primary resumes after another was promoted, and keeps a standby that can confirm its commits",
             _split,
         ),
         "black hole": ("the primary's host falls silent and drops every SYN, a standby promoted", _lose_host),
         "half-open": ("every connection falls silent and stays open, new ones work", _leave_half_open),
-        "no standby": ("both standbys are killed: the primary lives and may acknowledge nothing", _lose_standbys),
-        "DNS down": ("no name is found any more, and the primary is killed", _lose_names),
-        "lost replies": ("commits happen, their replies are lost with the connection", _drop_replies),
-        "held keys": (f"another session holds one key in 32, for {_HELD:g} s each time", _hold_keys),
+        "no standby": ("both standbys are killed: the primary runs but may acknowledge nothing", _lose_standbys),
+        "DNS down": ("no name resolves any more, and the primary is killed", _lose_names),
+        "lost replies": ("commits succeed, but their replies are lost with the connection", _drop_replies),
+        "held keys": (f"another session locks one key in 32, for {_HELD:g} s each time", _hold_keys),
         "read-only": ("the address leads to a standby for a while (SQLSTATE 25006)", _lead_to_standby),
     }
     if not drill.short:
@@ -86,7 +86,7 @@ async def run(drill: Drill) -> None:
         for name, (explanation, inject) in faults.items():
             case = drill.begin(name, explanation)
             await inject(drill, stage, case)
-            # Long enough for every answer that was under way.
+            # Long enough for all pending responses.
             await asyncio.sleep(0.6 if drill.short else 2.0)
             drill.end(case)
         attempts = [*await writing.stop(), *await reading.stop(), *looked]
@@ -103,7 +103,7 @@ async def run(drill: Drill) -> None:
 
 
 def _operator(drill: Drill, stage: Stage) -> Operator:
-    """One with the drill's pace; the short form has no time for it, and leaves it to `failover`."""
+    """Return an operator with the drill's pace; the short form promotes at once, and leaves the pace to `failover`."""
     return Operator(drill, stage, "at-once" if drill.short else None)
 
 
@@ -139,13 +139,13 @@ def _judge(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attempt]) ->
     if case.name in {"zombie primary", "two primaries", "no standby"}:
         tried = [a for a in attempts if a.begun < mark.until and a.ended > mark.at and a.is_write]
         case.check("writes that nobody could confirm", len(tried), ">", 0)
-        # An answer that was on its way when the fault began is none of them.
+        # Not counting responses that were already on their way when the fault began.
         kept = [a for a in tried if a.is_done and a.ended < mark.until and max(a.begun, a.ended - 1) > mark.at]
         case.check("of them acknowledged", len(kept), "=", 0)
 
 
 async def _freeze(drill: Drill, stage: Stage, case: Case) -> None:
-    """Leaves the former primary frozen: it is the next case's zombie."""
+    """Freeze the primary, and leave it frozen: it is the next case's zombie."""
     frozen_at = time.time()
     stage.cluster.freeze(stage.cluster.primary)
     event = await _operator(drill, stage).hand_over("kill", frozen_at)
@@ -184,28 +184,28 @@ async def _split(drill: Drill, stage: Stage, case: Case) -> None:
     await cluster.until_whole()
     drill.control(
         "accept a former primary",
-        "the zombie keeps a standby, and a replica believes that it is the primary",
+        "the zombie keeps a standby, and one replica accepts it as the primary",
         "acknowledged writes lost",
         len(lost - set(await stage.read_names())),
     )
 
 
 async def _freeze_with_a_standby(stage: Stage) -> tuple[str, str, str]:
-    """Freeze the primary, and give its name, that of the best standby, and that of the other one."""
+    """Freeze the primary; return its name, that of the best standby, and that of the other one."""
     cluster = stage.cluster
     frozen, standbys = cluster.primary, cluster.standbys
     cluster.freeze(frozen)
     await asyncio.sleep(0.3)  # what it has sent arrives
     best = await cluster.find_best(standbys)
     (other,) = set(standbys) - {best}
-    # However busy this machine is, it waits for the frozen one: otherwise it would look for another timeline.
+    # So that it waits for the frozen primary even on a busy machine: otherwise it would look for another timeline.
     await cluster.execute("ALTER SYSTEM SET wal_receiver_timeout = '1min'", name=other)
     await cluster.fetch("SELECT pg_reload_conf()", name=other)
     return frozen, best, other
 
 
 async def _add_to(replica: Replica, stage: Stage) -> set[str]:
-    """Add goals by one replica, and give the names of those that were acknowledged."""
+    """Add goals through one replica; return the names of the acknowledged ones."""
     names = [f"careless {number}" for number in range(5)]
     async with httpx2.AsyncClient(trust_env=False, timeout=5) as client:
         url = f"http://127.0.0.1:{replica.port}/api/v1/goals"
@@ -241,7 +241,7 @@ async def _lose_host(drill: Drill, stage: Stage, case: Case) -> None:
 async def _leave_half_open(drill: Drill, stage: Stage, case: Case) -> None:
     at = time.time()
     stage.database.silence()
-    # There is nothing to be ended: each connection has to be found dead by its user.
+    # This fault has no end: each user must find out that its connection is dead.
     case.marks.append(Mark(at, "half-open", at))
     await asyncio.sleep(2)
 
@@ -253,7 +253,7 @@ async def _lose_standbys(drill: Drill, stage: Stage, case: Case) -> None:
         await cluster.kill(name)
     lost_at = time.time()
     await asyncio.sleep(3.5 if drill.short else 8.0)
-    back_at = time.time()  # what is acknowledged later may have been confirmed
+    back_at = time.time()  # later acknowledgements may be confirmed
     await asyncio.gather(*(cluster.start_standby(name) for name in lost))
     await cluster.until_streaming(1)
     case.healed = time.time()
@@ -292,7 +292,7 @@ async def _lose_names(drill: Drill, stage: Stage, case: Case) -> None:
 
 
 async def _fail_over_twice(drill: Drill, stage: Stage, case: Case, looked: list[Attempt]) -> None:
-    """Leave a replica alone with the primary of the middle timeline and a standby of its successor."""
+    """Leave a replica that only reaches the primary of the middle timeline and a standby of its successor."""
     cluster = stage.cluster
     at = time.time()
     first = cluster.primary
@@ -333,7 +333,7 @@ async def _succeed(stage: Stage, successor: str) -> None:
 
 
 async def _skip_rewind(drill: Drill, stage: Stage, case: Case) -> None:
-    """Let a former primary with a longer log be the standby that has received most, by its own word."""
+    """Let a former primary with longer WAL report that it is the standby that has received most."""
     cluster = stage.cluster
     at = time.time()
     former, successor, other = cluster.primary, *cluster.standbys
@@ -386,7 +386,7 @@ BEGIN
 END $$;
 CREATE TRIGGER drill_hold BEFORE INSERT ON goal_keys FOR EACH ROW EXECUTE FUNCTION drill_hold();
 """
-"""Whose key it is can be known only when it comes, so it waits for a lock that another session has in its stead."""
+"""Keys are not known in advance, so their inserts wait for an advisory lock that another session holds instead."""
 _RELEASE = "DROP TRIGGER drill_hold ON goal_keys; DROP FUNCTION drill_hold()"
 
 
@@ -413,18 +413,18 @@ async def _lead_to_standby(drill: Drill, stage: Stage, case: Case) -> None:
 
 
 async def _lead_astray(stage: Stage, case: Case, name: str, what: str) -> None:
-    """Lead the service to an instance that is not the primary, for a second and a half."""
+    """Route the service to an instance that is not the primary, for a second and a half."""
     stage.database.route_to([stage.cluster.ports[name]])
     stage.database.sever()
     at = time.time()
     await asyncio.sleep(1.5)
     case.marks.append(Mark(at, what, time.time()))
     stage.database.route_to([stage.cluster.port])
-    # Its connections stay, as those of a moved Service do: each user must leave its own.
+    # Its connections stay open, as with a Service that has moved: each user must close its own.
 
 
 async def _control_quorum(drill: Drill, stage: Stage) -> None:
-    """One standby is behind, the other has everything and has not replayed it yet; then that one is frozen, too."""
+    """One standby is behind, and the other has received everything but not replayed it yet; then it is frozen too."""
     cluster = stage.cluster
     await stage.clear()
     await stage.serve(0)
@@ -461,13 +461,13 @@ async def _control_quorum(drill: Drill, stage: Stage) -> None:
     case.check("pages shown although too few servers replied", sum(a.is_done for a in of_few), "=", 0)
     drill.control(
         "no wait for replay",
-        "the standby that has received most is read before it has replayed that",
+        "the standby that has received most is read before it has replayed everything",
         "pages without an acknowledged write",
         len(find_stale([*attempts, *early], ids)),
     )
     drill.control(
         "one reply fewer",
-        "a standby is read when it alone replies",
+        "a standby is read although it is the only one that replies",
         "pages without an acknowledged write",
         len(find_stale([*attempts, *of_one], ids)),
     )
@@ -485,7 +485,7 @@ async def _control_key(drill: Drill, stage: Stage) -> None:
     verdict = await stage.reconcile(await load.stop(), standbys=False)
     drill.control(
         "retry without a key",
-        "replies to commits are lost and statements sent again",
+        "replies to commits are lost, and statements are retried",
         "writes duplicated",
         verdict.duplicated,
     )
@@ -500,7 +500,7 @@ async def _control_group(drill: Drill, stage: Stage) -> None:
     attempts = await load.stop()
     drill.control(
         "groups that fail together",
-        "another session holds one key in 32, and an add that has to wait takes its group with it",
+        "another session locks one key in 32, and an add that has to wait fails its whole group",
         "errors shown",
         sum(attempt.shows_error for attempt in attempts),
     )

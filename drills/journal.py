@@ -1,4 +1,4 @@
-"""What the clients were answered, compared with what is stored: the harness's journal is the oracle of every drill."""
+"""Compares the load test's journal of responses with the stored goals; it is the oracle of every drill."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ADD, RENAME, REMOVE = "add", "rename", "remove"
-"""What the name of a step begins with that writes: adds "drill UUID", gives it another name, removes it."""
+"""First words of the names of writing steps: add "drill UUID", rename it, remove it."""
 
 _NAME = re.compile(r"drill ([0-9a-f-]{36})( renamed)?")
 _GOAL_ID = re.compile(r"(?:/goals/|goal_id=)(\d+)")
@@ -21,7 +21,7 @@ _REFUSED = range(400, 500)
 
 
 class Attempt(NamedTuple):
-    """A request and its answer: `status` 0 for none. Times are Unix seconds."""
+    """A request and its response; `status` is 0 if there was none. Times are Unix seconds."""
 
     ended: float
     seconds: float
@@ -30,11 +30,11 @@ class Attempt(NamedTuple):
     status: int
     error: str | None
     goal_id: int | None = None
-    """Of the goal that it renames or removes."""
+    """Id of the goal that it renames or removes."""
     shown: tuple[str, ...] | None = None
-    """What a page or a list showed: of each goal the end of its UUID, and whether it is renamed."""
+    """What a page or a list showed: for each goal the end of its UUID, and whether it is renamed."""
     cache: str | None = None
-    """The header `Cache-Status`, which says that the answer is a standby's."""
+    """The header `Cache-Status`, which marks a standby's response."""
     retry_after: int | None = None
 
     @property
@@ -59,7 +59,7 @@ class Attempt(NamedTuple):
 
     @property
     def is_cut_off(self) -> bool:
-        """Ended by the end of the load: nobody waits for its answer."""
+        """Whether the end of the load ended it: nobody waits for its response."""
         return self.error == "interrupted"
 
     @property
@@ -68,7 +68,7 @@ class Attempt(NamedTuple):
 
 
 def read_journal(path: Path) -> list[Attempt]:
-    """The attempts, in the order in which they ended."""
+    """Return the attempts in the order in which they ended."""
     with path.open("rb") as file:
         lines = [json.loads(line) for line in file]
     return sorted(map(_read_attempt, lines), key=lambda attempt: attempt.ended)
@@ -79,7 +79,7 @@ def _read_attempt(line: Mapping[str, Any]) -> Attempt:
     found = _GOAL_ID.search(f"{line['path']} {line['sent']}")
     return Attempt(
         ended=line["time"],
-        # By the clock at both ends, to know which writes had been acknowledged before.
+        # From the wall clock at both ends, to know which writes had been acknowledged before.
         seconds=line["time"] - line["begun"],
         step=line["step"],
         uuid=line["uuid"],
@@ -94,10 +94,10 @@ def _read_attempt(line: Mapping[str, Any]) -> Attempt:
 
 @dataclass
 class Verdict:
-    """How many writes were acknowledged, and what has become of them; all but the first ought to be 0.
+    """How many writes were acknowledged, and what became of them; all numbers but the first must be 0.
 
-    Lost: acknowledged, and not in the table. Duplicated: there more than once. Phantom: there although nobody asked for
-    it, or although everybody who did was refused.
+    Lost: acknowledged, but not in the table. Duplicated: in the table more than once. Phantom: in the table although
+    no client requested it, or although all requests for it were refused.
     """
 
     acknowledged: int = 0
@@ -107,7 +107,7 @@ class Verdict:
 
 
 def reconcile(attempts: Iterable[Attempt], names: Iterable[str]) -> Verdict:
-    """Hold the attempts against the names of all goals there are."""
+    """Compare the attempts with the names of all stored goals."""
     wanted: defaultdict[str, dict[str, list[Attempt]]] = defaultdict(lambda: {ADD: [], RENAME: [], REMOVE: []})
     for attempt in attempts:
         if attempt.is_write and attempt.uuid is not None:
@@ -126,24 +126,24 @@ def reconcile(attempts: Iterable[Attempt], names: Iterable[str]) -> Verdict:
 
 
 def cut(attempts: Iterable[Attempt], asked: float, answered: float) -> list[Attempt]:
-    """What was answered at a moment between two times: what began later is left out, what ended later is open.
+    """Return the attempts as of a moment between two times: later ones are left out, unfinished ones have no response.
 
-    Compared with what a restore to that moment has brought back, an acknowledged write that is missing is lost, and one
-    that came later is a phantom.
+    When these are compared with a restore to that moment, a missing acknowledged write is lost, and a later write is
+    a phantom.
     """
     begun = [attempt for attempt in attempts if attempt.begun < answered]
     return [a if a.ended < asked else a._replace(status=0, error="under way") for a in begun]
 
 
 def _judge(verdict: Verdict, steps: dict[str, list[Attempt]], stored: Counter[bool]) -> None:
-    """Add one goal: `stored` counts its rows, those renamed and those not."""
+    """Judge one goal: `stored` counts its rows, by whether they are renamed."""
     done = {step: any(attempt.is_done for attempt in attempts) for step, attempts in steps.items()}
     rows = stored.total()
     verdict.acknowledged += sum(done.values())
     verdict.duplicated += max(rows - 1, 0)
     if done[REMOVE]:
         verdict.lost += rows > 0
-    elif not steps[REMOVE]:  # a removal whose outcome is not known allows both
+    elif not steps[REMOVE]:  # a removal with an unknown outcome allows both
         verdict.lost += done[ADD] and rows == 0
         verdict.lost += done[RENAME] and rows > 0 and not stored[True]
     verdict.phantom += stored[True] > 0 and not steps[RENAME]
@@ -151,7 +151,7 @@ def _judge(verdict: Verdict, steps: dict[str, list[Attempt]], stored: Counter[bo
 
 
 def longest_gap(attempts: Sequence[Attempt], began: float, ended: float) -> float:
-    """The longest time from one acknowledged write to the next, the borders of the span counted as writes."""
+    """Return the longest time between acknowledged writes; the ends of the span count as writes."""
     times = [began, *(a.ended for a in attempts if a.is_write and a.is_done and began < a.ended < ended), ended]
     return max(after - before for before, after in pairwise(times))
 
@@ -159,11 +159,11 @@ def longest_gap(attempts: Sequence[Attempt], began: float, ended: float) -> floa
 PAGE = 50
 """Goals on a page, and in a list."""
 TAIL = 12
-"""Characters of a UUID that tell goals apart, so that the journal stays small."""
+"""Characters of a UUID that identify a goal, so that the journal stays small."""
 
 
 class _Goal:
-    """When what was asked for of a goal, and acknowledged; never is infinite."""
+    """When each change of a goal was requested and acknowledged; infinite if never."""
 
     def __init__(self, steps: Mapping[str, Sequence[Attempt]]) -> None:
         self.added, self.renamed, self.removed = (
@@ -175,10 +175,10 @@ class _Goal:
 
 
 def find_stale(attempts: Iterable[Attempt], ids: Mapping[str, int]) -> list[Attempt]:
-    """Give the pages and lists that lack a write which was acknowledged to anyone before they were requested.
+    """Return the pages and lists that lack a write that was acknowledged before they were requested.
 
-    Each shows the goals of the highest ids. `ids` are those of the goals there are, by UUID; a client that removed one
-    knew its id.
+    Each page shows the goals with the highest ids. `ids` are the ids of the stored goals by UUID; a removed goal's id
+    is in the journal of its removal.
     """
     steps: defaultdict[str, dict[str, list[Attempt]]] = defaultdict(lambda: {ADD: [], RENAME: [], REMOVE: []})
     reads, known = [], {uuid[-TAIL:]: number for uuid, number in ids.items()}
@@ -210,5 +210,5 @@ def find_stale(attempts: Iterable[Attempt], ids: Mapping[str, int]) -> list[Atte
 
 
 def _is_former(goal: _Goal, shown: str, read: Attempt) -> bool:
-    """Whether a goal that is shown was gone, or had its other name, when it was requested."""
+    """Whether a shown goal had already been removed, or renamed, before the page was requested."""
     return goal.removed < read.begun or (goal.renamed < read.begun and len(shown) == TAIL)

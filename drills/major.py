@@ -1,4 +1,4 @@
-"""PostgreSQL's next major version: reached in place, and by logical replication to a second cluster, under load."""
+"""PostgreSQL is upgraded to its next major version under load: in place, and by replication to a second cluster."""
 
 import asyncio
 import shutil
@@ -22,15 +22,15 @@ from tools.polling import until
 
 FORMER = "16"
 WRITES = 20_000
-"""Acknowledged in each way, at least."""
+"""Minimum of acknowledged writes for each method."""
 DOWNTIME = 2.0
-"""Seconds that a switch to a second cluster may keep writers waiting: less than a statement is tried again."""
+"""Seconds that a switch to a second cluster may delay writers: less than the time that statements are retried."""
 _FLOW = 1.0, 4.0
 """Seconds of load between two steps, in the short form and in full."""
 _LOST_REPLIES = 1_000_000
-"""More than can be lost meanwhile: every reply to a commit."""
+"""More than any number of commits: every reply is lost."""
 _LOSS = 0.3
-"""Seconds for which every answer is lost before all instances stop."""
+"""Seconds for which every reply is lost before all instances stop."""
 _SEQUENCES = """
     SELECT format('SELECT setval(%L, %s)', format('%I.%I', schemaname, sequencename), last_value)
     FROM pg_sequences WHERE last_value IS NOT NULL
@@ -38,7 +38,7 @@ _SEQUENCES = """
 
 
 class Ids(NamedTuple):
-    """Where ids and keys were at a moment: the ids and repeats that come later are counted from here."""
+    """The state of ids and keys at a moment, from which later ids and repeats are counted."""
 
     at: float
     last: int
@@ -60,7 +60,7 @@ async def run(drill: Drill) -> None:
 
 
 async def _leave_the_first_timeline(stage: Stage) -> None:
-    """Let the former cluster have had a switchover: both ways lead to a first timeline again, of another cluster."""
+    """Perform a switchover in the former cluster: both methods lead to the first timeline of another cluster."""
     cluster = stage.cluster
     first = cluster.primary
     await cluster.stop(first)
@@ -81,7 +81,7 @@ async def _flow(drill: Drill) -> None:
 
 
 async def _until_enough(drill: Drill, load: Load) -> None:
-    """Wait until the writes that the full form promises must have been acknowledged."""
+    """Wait until the number of writes that the full form promises must have been acknowledged."""
     if not drill.short:
 
         async def are_enough() -> bool:
@@ -100,14 +100,14 @@ async def _read_ids(cluster: Cluster) -> Ids:
 
 
 async def _check_ids(case: Case, cluster: Cluster, before: Ids) -> None:
-    """Whether what came after a switch has ids of its own, and whether keys from before it were known after it."""
+    """Check that goals added after a switch have new ids, and that keys from before it are still known."""
     since = "CAST(to_timestamp($1) AS timestamptz)"
     new = f"SELECT count(*) FROM goals WHERE created_at > {since} AND id"  # noqa: S608  constants
     case.check("goals added afterwards", await cluster.fetch(f"{new} > $2", before.at, before.last), ">", 0)
     case.check("of them with an id from before", await cluster.fetch(f"{new} <= $2", before.at, before.last), "=", 0)
     repeats = f"SELECT coalesce(sum(repeats), 0)::bigint FROM goal_keys WHERE created_at <= {since}"  # noqa: S608  constants
     known = await cluster.fetch(repeats, before.at) - before.repeats
-    case.check("adds committed before it and sent again after it", known, ">", 0)
+    case.check("adds committed before it and repeated after it", known, ">", 0)
 
 
 # In place.
@@ -140,11 +140,11 @@ async def _upgrade_in_place(drill: Drill, stage: Stage, former: Store) -> None:
 
 
 async def _upgrade(drill: Drill, stage: Stage, store: Store) -> Case:
-    """Let nothing run, upgrade the first instance's files, start it, and clone the standbys."""
+    """Stop everything, upgrade the first instance's files, start it, and clone the standbys."""
     cluster = stage.cluster
     case = drill.begin("in place", f"all down, pg_upgrade --link from {FORMER} to {embedded.VERSION}, standbys cloned")
     await _flow(drill)
-    # What is committed now is unknown to its client, who sends it again.
+    # Clients do not learn of commits from now on, and repeat their requests.
     stage.database.replies_to_drop = _LOST_REPLIES
     began = time.time()
     await asyncio.sleep(_LOSS)
@@ -177,14 +177,14 @@ async def _upgrade(drill: Drill, stage: Stage, store: Store) -> Case:
     )
     major = int(await cluster.fetch("SHOW server_version_num")) // 10_000
     case.check("major version now", major, "=", int(embedded.VERSION))
-    case.check("rows that the planner knew of before any ANALYZE", planned, ">", 0)
+    case.check("rows in the planner's statistics before any ANALYZE", planned, ">", 0)
     await _flow(drill)
     await _check_ids(case, cluster, before)
     return case
 
 
 async def _upgrade_files(cluster: Cluster, store: Store) -> None:
-    """Put the data of the new version in the place of the primary's, which shares their files and cannot run again."""
+    """Replace the primary's data with the new version's; they share files, so the former data cannot be used again."""
     place = cluster._data(cluster.primary)
     former, new = (place.with_name(f"{place.name}-{version}") for version in ("former", "new"))
     programs, cluster._programs = cluster._programs, find_programs(embedded.VERSION)
@@ -194,7 +194,7 @@ async def _upgrade_files(cluster: Cluster, store: Store) -> None:
     cluster._give(new / "node.conf")
     both = ("-b", programs, "-B", cluster._programs, "-d", place, "-D", new)
     await cluster._run("pg_upgrade", *both, "-U", "postgres", "--link", "--no-sync", "-s", new, cwd=new)
-    # Another folder for the log: its names begin where the former one's ended, on the same timeline.
+    # Another archive folder: WAL file names continue where the former ones ended, on the same timeline.
     _write_settings(new / "postgresql.auto.conf", store.open())
     place.rename(former)
     new.rename(place)
@@ -221,7 +221,7 @@ def _count_ended(stage: Stage) -> int:
 def _check_number(drill: Drill, case: Case, attempts: Sequence[Attempt]) -> None:
     if not drill.short:
         written = sum(attempt.is_write and attempt.is_done for attempt in attempts)
-        case.check("writes acknowledged in this way", written, ">=", WRITES)
+        case.check("writes acknowledged with this method", written, ">=", WRITES)
 
 
 async def _restore_afterwards(
@@ -237,8 +237,8 @@ async def _restore_afterwards(
 
 
 async def _restore_across(drill: Drill, stage: Stage, store: Store, marker: Marker) -> None:
-    """The former version's backup and archive cannot lead there: it is another database, by its own identifier."""
-    case = drill.begin("backup from before it", "cannot be restored to a moment after it: no cluster may come of it")
+    """Check that the former version's backup cannot be restored across the upgrade: that is another database system."""
+    case = drill.begin("backup from before it", "cannot be restored to a moment after it: no cluster may result")
     cluster = stage.cluster
     programs, cluster._programs = cluster._programs, find_programs(FORMER)
     try:
@@ -246,8 +246,8 @@ async def _restore_across(drill: Drill, stage: Stage, store: Store, marker: Mark
     finally:
         cluster._programs = programs
     drill.end(case)
-    case.check("clusters that took writes all the same", cluster._find_main(RESTORED) is not None, "=", 0)
-    case.check("its log says why", log.count(ENDED_EARLY), ">", 0)
+    case.check("clusters that accepted writes anyway", cluster._find_main(RESTORED) is not None, "=", 0)
+    case.check("log lines that give the reason", log.count(ENDED_EARLY), ">", 0)
 
 
 # To a second cluster.
@@ -259,7 +259,7 @@ async def _move_to_a_second_cluster(drill: Drill, stage: Stage, new: Cluster) ->
     cases = [
         await _copy(drill, stage, new),
         await _call_off(drill, stage, new),
-        await _move(drill, stage, new, "switched", f"the name leads to PostgreSQL {embedded.VERSION}"),
+        await _move(drill, stage, new, "switched", f"the name points to PostgreSQL {embedded.VERSION}"),
     ]
     await _until_enough(drill, load)
     cases.append(await _move(drill, stage, former, "switched back", f"and back to PostgreSQL {FORMER}"))
@@ -267,7 +267,7 @@ async def _move_to_a_second_cluster(drill: Drill, stage: Stage, new: Cluster) ->
     drill.account(await stage.reconcile(attempts), attempts)
     for case in cases:
         case.figures = observe(attempts, case.began, case.ended)
-        # A 503 in time loses nothing, and comes where the machine has too little for two clusters and their load.
+        # A 503 in time loses nothing; it happens if the machine is too slow for two clusters and their load.
         case.check("errors shown", case.figures.errors, "=", 0, kind="timing")
         if case.marks:
             case.check("longest pause between writes, s", case.figures.write_gap_s, "<", DOWNTIME, kind="timing")
@@ -280,13 +280,13 @@ async def _move_to_a_second_cluster(drill: Drill, stage: Stage, new: Cluster) ->
     last.check("tables that differ in the other cluster", await _count_different(former, new), "=", 0)
     await _control_sequences(drill, stage, new)
     await _control_writes(drill, stage, former)
-    # It leaves a slot behind otherwise, which keeps the first one's log.
+    # Otherwise it leaves a slot behind, which retains the first cluster's WAL.
     await new.execute("DROP SUBSCRIPTION upgrade")
 
 
 async def _copy(drill: Drill, stage: Stage, new: Cluster) -> Case:
-    """Fill the second cluster from the first one, while people write."""
-    case = drill.begin("copy", f"PostgreSQL {embedded.VERSION} gets the schema, the rows, and then each change")
+    """Fill the second cluster from the first one, while clients write."""
+    case = drill.begin("copy", f"PostgreSQL {embedded.VERSION} receives the schema, the rows, and then each change")
     former = stage.cluster
     await _flow(drill)
     began = time.time()
@@ -316,9 +316,9 @@ async def _copy_schema(former: Cluster, new: Cluster) -> None:
 
 
 async def _follow(cluster: Cluster, source: Cluster, *, copy: bool) -> None:
-    """Let a cluster follow another one, with a copy of its rows, or from where the slot is that was made before.
+    """Subscribe a cluster to another one, with a copy of its rows, or from the position of a slot created before.
 
-    What that one has from its own subscription does not come back.
+    Changes that the other one received through its own subscription do not come back.
     """
     address = f"host=127.0.0.1 port={source.port} user=postgres dbname=goals_database"
     options = f"copy_data = {str(copy).lower()}, create_slot = {str(copy).lower()}, origin = none"
@@ -326,7 +326,7 @@ async def _follow(cluster: Cluster, source: Cluster, *, copy: bool) -> None:
 
 
 async def _until_applied(source: Cluster, follower: Cluster) -> None:
-    """Wait for a row of our own: commits are applied in their order, so all that came before it are there as well."""
+    """Wait for a marker row: commits are applied in order, so all earlier ones have arrived too."""
     marker = uuid4()
     connection = await source.connect()
     try:
@@ -341,7 +341,7 @@ async def _until_applied(source: Cluster, follower: Cluster) -> None:
 
 
 async def _stop_writes(cluster: Cluster) -> None:
-    """Let the service only read from here on: it asks again for what is refused until a primary takes it (25006)."""
+    """Make the service read-only: it retries refused writes (25006) until a primary accepts them."""
     await cluster.execute("ALTER ROLE goals_user SET default_transaction_read_only = on")
     now = await cluster.fetch("SELECT clock_timestamp()")
 
@@ -352,7 +352,7 @@ async def _stop_writes(cluster: Cluster) -> None:
 
 
 async def _terminate(cluster: Cluster, before: datetime) -> int:
-    """Terminate the service's sessions that began before a moment; how many there were."""
+    """Terminate the service's sessions that started before a moment, and return their number."""
     query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'client backend'"
     return int(await cluster.fetch(f"{query} AND usename = 'goals_user' AND backend_start <= $1", before))
 
@@ -362,7 +362,7 @@ async def _allow_writes(cluster: Cluster) -> None:
 
 
 async def _call_off(drill: Drill, stage: Stage, new: Cluster) -> Case:
-    """The way back before the switch: writes go on where they were."""
+    """Call off the switch: writes continue on the former cluster."""
     case = drill.begin("called off", "writes are stopped for the switch, which is then not made")
     await _flow(drill)
     at = time.time()
@@ -379,7 +379,7 @@ async def _move(drill: Drill, stage: Stage, new: Cluster, name: str, explanation
     case = drill.begin(name, explanation)
     await _flow(drill)
     await _prepare_the_way_back(new)
-    # What is committed now is unknown to its client, who sends it again.
+    # Clients do not learn of commits from now on, and repeat their requests.
     stage.database.replies_to_drop = _LOST_REPLIES
     at = time.time()
     before = await _switch(stage, new)
@@ -393,12 +393,12 @@ async def _move(drill: Drill, stage: Stage, new: Cluster, name: str, explanation
 
 
 async def _prepare_the_way_back(new: Cluster) -> None:
-    """Keep from here on what is written there by others than the former cluster, which will follow."""
+    """Create a slot in the new cluster, so that the former one can follow it later."""
     await new.fetch("SELECT pg_create_logical_replication_slot('upgrade', 'pgoutput')::text")
 
 
 async def _switch(stage: Stage, new: Cluster, *, stop: bool = True, sequences: bool = True) -> Ids:
-    """Lead the service's name to the other cluster once it has everything, and let the former one follow."""
+    """Point the service's name to the other cluster once it has everything, and let the former one follow."""
     former = stage.cluster
     if stop:
         await _stop_writes(former)
@@ -418,7 +418,7 @@ async def _switch(stage: Stage, new: Cluster, *, stop: bool = True, sequences: b
 
 
 async def _carry_sequences(former: Cluster, new: Cluster) -> None:
-    """Logical replication leaves them where they are, and each id from there would be one that is taken."""
+    """Copy the sequences, which logical replication does not: otherwise each new id would already be taken."""
     connection = await former.connect()
     try:
         statements = await connection.fetch(_SEQUENCES)
@@ -429,7 +429,7 @@ async def _carry_sequences(former: Cluster, new: Cluster) -> None:
 
 
 async def _count_different(one: Cluster, other: Cluster) -> int:
-    """How many tables have other rows in the two, a row's version and its times included."""
+    """Return how many tables differ between the two, including row versions and times."""
     digests = [
         [
             await cluster.fetch(f"SELECT md5(string_agg(md5(t::text), '' ORDER BY t::text)) FROM {table} AS t")  # noqa: S608  constants
@@ -447,9 +447,9 @@ async def _control_sequences(drill: Drill, stage: Stage, new: Cluster) -> None:
     await _switch(stage, new, sequences=False)
     await asyncio.sleep(1)
     attempts = await load.stop()
-    explanation = "the sequences stay where they were in the second cluster"
+    explanation = "the sequences are not copied to the second cluster"
     failed = sum(attempt.status == HTTPStatus.INTERNAL_SERVER_ERROR for attempt in attempts)
-    drill.control("switch without sequences", explanation, "adds refused, as their ids are taken", failed)
+    drill.control("switch without sequences", explanation, "adds refused because their ids are taken", failed)
 
 
 async def _control_writes(drill: Drill, stage: Stage, new: Cluster) -> None:
@@ -462,5 +462,5 @@ async def _control_writes(drill: Drill, stage: Stage, new: Cluster) -> None:
     await _terminate(former, datetime.now(UTC))
     await asyncio.sleep(0.5)
     verdict = await stage.reconcile(await load.stop(), standbys=False)
-    explanation = "the name leads to the second cluster, and open connections write to the first one for a second more"
+    explanation = "the name points to the second cluster, but open connections write to the first for another second"
     drill.control("switch without a stop", explanation, "acknowledged writes lost", verdict.lost)

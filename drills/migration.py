@@ -1,4 +1,4 @@
-"""The schema changes while people write: each revision under load, with the version before it still at work."""
+"""The schema changes while clients write: each revision under load, while the previous version still runs."""
 
 import asyncio
 import re
@@ -26,9 +26,9 @@ REQUESTS = 20_000
 ROWS = 1_000_000
 MIGRATORS = 5
 LOCK_TIMEOUT = Limits().lock_timeout
-"""What every revision promises."""
+"""The lock timeout of every revision."""
 _NOTICE = 0.05
-"""Seconds it may take PostgreSQL to end a wait that is over, and to serve those who waited behind it."""
+"""Seconds that PostgreSQL may take to end a wait after its timeout, and to serve the statements behind it."""
 LONGEST_WAIT = LOCK_TIMEOUT + _NOTICE
 _GAVE_UP = "The table is locked by a long transaction; trying again"
 _DID = "Running upgrade"
@@ -39,15 +39,15 @@ _WAITED = re.compile(
 _BLOCKED = re.compile(r"\] goals-migrate LOG: +process \d+ still waiting for \w+ on relation ")
 _OLD_TRANSACTIONS = re.compile(r"\] goals-migrate LOG: +process \d+ still waiting for \w+ on virtual transaction ")
 _LONG_TRANSACTION = "BEGIN; LOCK TABLE goals IN ROW EXCLUSIVE MODE"
-"""What somebody holds who has written and not committed: whatever keeps writers out has to wait for it."""
+"""The lock of an uncommitted write: everything that blocks writers has to wait for it."""
 
 _REVISION_NOW = "SELECT version_num FROM alembic_version"
 _LOGGING = {
     "log_lock_waits": "on",
-    "deadlock_timeout": "20ms",  # the server tells how long a lock was waited for only beyond that
+    "deadlock_timeout": "20ms",  # the server only logs lock waits that are longer
     "log_line_prefix": "%m [%p] %a ",
 }
-_REVISION = '''"""A column and an index, as most revisions bring."""
+_REVISION = '''"""A column and an index, like most revisions."""
 
 from alembic import op
 from tools.polling import until
@@ -67,7 +67,7 @@ def upgrade() -> None:
 
 
 class Version(NamedTuple):
-    """A version of the service: how it is called, where it lies, and what is run of it."""
+    """A version of the service: its name, its folder, and the module to run."""
 
     name: str
     root: Path
@@ -75,17 +75,17 @@ class Version(NamedTuple):
     has_api: bool = True
 
     def run(self, *module: str) -> tuple[str, ...]:
-        """What is to be run for a module to be the version's own, and not this tree's."""
+        """Return the command that runs a module of this version, and not of this tree."""
         return ("tools.checkout", str(self.root), *module)
 
     @property
     def revision(self) -> str:
-        """Of the schema: the one it needs, and tells of by `/version`."""
+        """The revision of the schema that it needs, which `/version` reports."""
         return list_revisions(self.root)[-1]
 
 
 class Hop(NamedTuple):
-    """From one version that was served to the next, over the revisions between them."""
+    """The change from one served version to the next, over the revisions between them."""
 
     former: Version
     revisions: list[str]
@@ -121,7 +121,7 @@ async def log_waits(stage: Stage) -> None:
 
 
 async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
-    """Find the versions of each hop, leave out those git does not have, and put the table where the first begins."""
+    """Find the versions of each hop, leave out those that git lacks, and set the table up for the first one."""
     history = History(ROOT)
     hops = []
     try:
@@ -136,18 +136,18 @@ async def _plan(drill: Drill, stage: Stage) -> list[Hop]:
             await _begin_at(stage, hops[0].former)
     except HistoryError as error:
         for revision in list_revisions(ROOT):
-            drill.leave_out(f"revision {revision}", "the version before it at work, under load", str(error))
+            drill.leave_out(f"revision {revision}", "under load, with the previous version running", str(error))
     await stage.fill(20_000 if drill.short else ROWS)
     try:
         history.check(whole=False)
         hops.append(make_next(history, stage.folder))
     except HistoryError as error:
-        drill.leave_out(NEXT, "a revision that is still to come", str(error))
+        drill.leave_out(NEXT, "a future revision", str(error))
     return hops
 
 
 async def _begin_at(stage: Stage, version: Version) -> None:
-    """Put the schema where a former version has it."""
+    """Migrate an empty schema to the revision of a former version."""
     await stage.cluster.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public AUTHORIZATION goals_user")
     migrators = Migrators(stage, version, version.revision, number=1)
     await migrators.start()
@@ -158,7 +158,7 @@ async def _begin_at(stage: Stage, version: Version) -> None:
 
 
 def _find_hops(history: History, folder: Path) -> list[Hop]:
-    """All hops to this tree's schema from the first version that git has."""
+    """Return all hops from the first version in git to this tree's schema."""
     revisions = list_revisions(ROOT)
     hops: list[Hop] = []
     served: list[Version] = []
@@ -184,11 +184,11 @@ def _unpack(history: History, commit: str, folder: Path) -> Version:
 
 
 def make_next(history: History, folder: Path) -> Hop:
-    """A revision that is still to come, of the usual kind: today's version, from its commit, must bear it."""
+    """Create a future revision of the usual kind, which today's version, from its commit, must tolerate."""
     head = TREE.revision
     commit = history.find_last(head, None)
     if commit is None:
-        raise HistoryError(f"revision {head} is not committed yet, so no commit has what runs with it")
+        raise HistoryError(f"revision {head} is not committed yet, so no commit has the version that runs with it")
     new = Version("its successor", folder / "next")
     revision = add_revision(ROOT, new.root, f"{LOCK_TIMEOUT * 1000:.0f}ms")
     return Hop(_unpack(history, commit, folder), [revision], new)
@@ -211,18 +211,18 @@ def add_revision(tree: Path, root: Path, timeout: str) -> str:
     return revision
 
 
-# What happens.
+# The hops.
 
 
 async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
-    """Migrate under the former version's load, revision by revision, then let the new version work beside it."""
+    """Migrate under the former version's load, revision by revision, then run the new version beside it."""
     await stage.serve(1 if drill.short else 2, hop.former.run(*hop.former.module))
     replicas = dict.fromkeys(stage.replicas, hop.former)
     load = await stage.load(_scenario(drill, hop.former))
     loads, cases = [load], []
-    # In the short form as pods do it: to the last one at once.
+    # In the short form directly to the last one, as pods do.
     for revision in hop.revisions[-1:] if drill.short else hop.revisions:
-        what = f"{MIGRATORS} migrators race, a long transaction holds the table, {hop.former.name} is at work"
+        what = f"{MIGRATORS} migrators race while a long transaction locks the table and {hop.former.name} runs"
         case = drill.begin(f"revision {revision}" if revision in list_revisions(ROOT) else NEXT, what)
         cases.append(case)
         logged = len(stage.cluster.read_log())
@@ -235,7 +235,7 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
             if hop.former.has_api:
                 await _roll_back(drill, stage, case, hop.former)
         else:
-            case.explanation += " and goes on: no version was ever served at it"
+            case.explanation += ", and keeps running: no version was ever served at this revision"
             await asyncio.sleep(1)
         drill.end(case)
         _check_waits(case, stage.cluster.read_log()[logged:], has_met=has_met)
@@ -275,7 +275,7 @@ async def _work_beside(drill: Drill, stage: Stage, case: Case, new: Version, rep
 
 
 async def _roll_back(drill: Drill, stage: Stage, case: Case, former: Version) -> None:
-    """Start the former version once more, as a rollback or a pod that moves does; its own migration comes first."""
+    """Start the former version again, as a rollback or a rescheduled pod does; its own migration runs first."""
     revision = await stage.cluster.fetch(_REVISION_NOW)
     migrators = Migrators(stage, former, former.revision, number=1)
     try:
@@ -296,7 +296,7 @@ async def _roll_back(drill: Drill, stage: Stage, case: Case, former: Version) ->
 
 
 async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, revision: str) -> bool:
-    """Race for the revision while a transaction that has written stays open; give whether it had to be waited for."""
+    """Race for the revision while a transaction with a write stays open; return whether the migrators had to wait."""
     logged = len(stage.cluster.read_log())
     connection = await stage.cluster.connect()
     await connection.execute(_LONG_TRANSACTION)
@@ -304,7 +304,7 @@ async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, rev
     migrators = Migrators(stage, version, revision)
 
     async def have_met_it() -> bool:
-        """Whether the table was given up, or the revision needs no lock that this transaction stands against."""
+        """Whether a migrator gave up the lock, or the revision needs no lock that conflicts with the transaction."""
         log = stage.cluster.read_log()[logged:]
         return migrators.count(_GAVE_UP) > 0 or migrators.have_ended or bool(_OLD_TRANSACTIONS.search(log))
 
@@ -326,18 +326,18 @@ async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, rev
     has_met = bool(_BLOCKED.search(stage.cluster.read_log()[logged:])) or migrators.count(_GAVE_UP) > 0
     if has_met:
         case.check("times the migrator gave up and tried again", migrators.count(_GAVE_UP), ">", 0)
-    case.check("migrators that did the work", migrators.count_that(_DID), "=", 1)
+    case.check("migrators that ran the revision", migrators.count_that(_DID), "=", 1)
     case.check("migrators that failed", sum(code != 0 for code in codes), "=", 0)
     case.check("time to migrate once the table is free, s", done - released, "<", 60, kind="timing")
     return has_met
 
 
 class Migrators:
-    """Several processes that bring the schema to the same revision at the same time."""
+    """Several processes that migrate the schema to the same revision at the same time."""
 
     def __init__(self, stage: Stage, version: Version, revision: str, number: int = MIGRATORS) -> None:
         self._variables = stage._variables
-        # As pods do it; only a revision that is not the newest one needs alembic's own command.
+        # As pods do it; only an older revision than the newest needs alembic's own command.
         is_newest = revision == version.revision
         self._command = version.run(*(("goals", "migrate") if is_newest else ("alembic", "upgrade", revision)))
         self._logs = [stage.folder / f"migrator-{revision}-{place}.log" for place in range(number)]
@@ -360,7 +360,7 @@ class Migrators:
         return all(process.returncode is not None for process in self._processes)
 
     async def finish(self) -> list[int]:
-        """Wait for all of them, and give their exit codes."""
+        """Wait for all of them, and return their exit codes."""
         try:
             async with asyncio.timeout(120):
                 return [await process.wait() for process in self._processes]
@@ -376,7 +376,7 @@ class Migrators:
         return self._read().count(line)
 
     def count_that(self, line: str) -> int:
-        """How many of them have said so."""
+        """Return how many of them have logged this line."""
         return sum(line in log.read_text(encoding="utf-8") for log in self._logs)
 
     def _read(self) -> str:
@@ -384,20 +384,20 @@ class Migrators:
 
 
 def read_waits(log: str) -> list[float]:
-    """How long statements of the service have waited for a lock, in seconds, by PostgreSQL's log."""
+    """Return how many seconds statements of the service waited for locks, from PostgreSQL's log."""
     return [float(milliseconds) / 1000 for milliseconds in _WAITED.findall(log)]
 
 
 def _check_waits(case: Case, log: str, *, has_met: bool) -> None:
-    """Hold what PostgreSQL says of the service's waits for locks against what the migrations promise.
+    """Compare the service's waits for locks in PostgreSQL's log with the limit of the migrations.
 
-    Where the migrator `has_met` the long transaction, somebody has waited behind it, and the log must say so.
+    If the migrator `has_met` the long transaction, a statement has waited behind it, and the log must show that.
     """
     waits = read_waits(log)
     if has_met:
         case.check("statements that had to wait for a lock", len(waits), ">", 0)
     else:
-        case.explanation += "; it takes no lock that anybody waits for"
+        case.explanation += "; it takes no lock that others wait for"
     case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", LONGEST_WAIT, kind="timing")
 
 
@@ -424,7 +424,7 @@ async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
         connection.terminate()
         migrators.kill()
     attempts = await load.stop()
-    explanation = "a revision without lock_timeout waits behind a long transaction, and everybody behind it"
+    explanation = "a revision without lock_timeout waits behind a long transaction, and all others wait behind it"
     drill.control("no lock_timeout", explanation, "requests refused or failed", sum(a.shows_error for a in attempts))
     longest = max(read_waits(stage.cluster.read_log()[logged:]), default=0.0)
     drill.control("no lock_timeout, by PostgreSQL's log", "the same", "s for the longest wait", longest, LONGEST_WAIT)

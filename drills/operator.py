@@ -1,4 +1,4 @@
-"""What the operator does when the primary is lost or handed over, and how long it takes over it."""
+"""Simulates the operator when the primary is lost or switched over, at its measured pace."""
 
 import asyncio
 import time
@@ -11,9 +11,9 @@ from drills.stage import Stage
 
 
 class Times(NamedTuple):
-    """Seconds after an event, each from a range: a standby takes writes, and the primary's Service leads to it.
+    """Ranges of seconds after an event until a standby accepts writes, and until the primary's Service routes to it.
 
-    `grace` is how long a shutdown waits for connections before it ends them.
+    `grace` is how long a shutdown waits for connections to end.
     """
 
     promoted: tuple[float, float]
@@ -37,15 +37,15 @@ PACES: dict[Promotion, dict[str, Times]] = {
     },
 }
 _FORGOTTEN = 40.0
-"""Seconds after which Kubernetes no longer sends anybody to a node that has fallen silent."""
+"""Seconds after which Kubernetes stops routing to a silent node."""
 _PROMOTING = 0.2
 """Seconds that a promotion itself takes."""
 _COMMIT = "SELECT pg_logical_emit_message(true, 'drill', '')"
-"""Writes, and so waits for a standby, but leaves nothing in a table."""
+"""A write that waits for a standby but changes no table."""
 
 
 class Event(NamedTuple):
-    """One change of the primary, as Unix seconds: until `possible`, no synchronous commit was behind `DB_HOST`."""
+    """One change of the primary, in Unix seconds; from `possible` on, `DB_HOST` accepted synchronous commits."""
 
     what: str
     began: float
@@ -55,16 +55,16 @@ class Event(NamedTuple):
 
 
 class Operator:
-    """Plays CloudNativePG at its own pace, or one that promotes at once."""
+    """Acts as CloudNativePG, at its own pace, or as an operator that promotes at once."""
 
     def __init__(self, drill: Drill, stage: Stage, promotion: Promotion | None = None) -> None:
-        """Take the drill's pace, or that of another `promotion`."""
+        """Use the drill's pace, or that of another `promotion`."""
         self._drill = drill
         self._stage = stage
         self._pace = PACES[promotion or drill.promotion]
 
     async def lose(self) -> Event:
-        """Lose the primary's pod by SIGKILL, and bring it back as a standby."""
+        """Kill the primary's pod with SIGKILL, and bring it back as a standby."""
         stage, began, lost = self._stage, time.time(), self._stage.cluster.primary
         stage.route_to([])
         await stage.cluster.kill(lost)
@@ -73,7 +73,7 @@ class Operator:
         return await self._settle(event)
 
     async def delete(self) -> Event:
-        """Delete the primary's pod in order; it comes back as a standby."""
+        """Delete the primary's pod, which shuts it down cleanly; it comes back as a standby."""
         stage, began, old = self._stage, time.time(), self._stage.cluster.primary
         stage.route_to([])
         await stage.cluster.stop(old, grace=self._pace["deletion"].grace)
@@ -82,7 +82,7 @@ class Operator:
         return await self._settle(event)
 
     async def switch_over(self, *, lag: float | None = None) -> Event:
-        """Let another instance be the primary. Until the Service follows, it leads to the former one, now a standby."""
+        """Switch over to another instance. Until the Service follows, it routes to the former one, now a standby."""
         stage, began, old = self._stage, time.time(), self._stage.cluster.primary
         await stage.cluster.stop(old, grace=self._pace["switchover"].grace)
         candidates = stage.cluster.standbys
@@ -90,7 +90,7 @@ class Operator:
         return await self._settle(await self.hand_over("switchover", began, candidates, lag=lag))
 
     async def lose_node(self) -> Event:
-        """Lose the primary's node: all that was on it falls silent, and Kubernetes takes its time to notice."""
+        """Lose the primary's node: everything on it falls silent, and Kubernetes takes a while to notice."""
         stage, began, lost = self._stage, time.time(), self._stage.cluster.primary
         for way in (*stage.services, stage.instances[lost]):
             await way.swallow()
@@ -112,9 +112,9 @@ class Operator:
     async def hand_over(
         self, what: str, began: float, candidates: list[str] | None = None, *, lag: float | None = None
     ) -> Event:
-        """Promote a standby and lead the Service to it, each in its time; standbys follow the Service.
+        """Promote a standby and route the Service to it, each at its time; standbys follow the Service.
 
-        With `lag`, the Service as the second node sees it leads there only after so many seconds.
+        With `lag`, the Service as seen from the second node follows only after that many seconds.
         """
         stage, cluster, times = self._stage, self._stage.cluster, self._pace[what]
         await sleep_until(began + self._drill.random.uniform(*times.promoted) - _PROMOTING)
@@ -129,7 +129,7 @@ class Operator:
         possible = await probe
         self._drill.say(
             f"{what}: {promoted} promoted after {promoted_at - began:.1f} s, "
-            f"the Service leads to it after {routed_at - began:.1f} s, commits after {possible - began:.1f} s"
+            f"the Service routes to it after {routed_at - began:.1f} s, commits after {possible - began:.1f} s"
         )
         if lag is not None:
             await sleep_until(began + lag)
@@ -141,7 +141,7 @@ class Operator:
         return event
 
     async def _until_possible(self) -> float:
-        """When a synchronous commit was done behind `DB_HOST`."""
+        """Wait for a synchronous commit at `DB_HOST`, and return its time."""
         while True:
             try:
                 await self._commit()

@@ -1,4 +1,4 @@
-"""More comes than can be done; the database gets slow; some clients never finish what they say."""
+"""More requests arrive than can be served; the database gets slow; some clients never finish their requests."""
 
 import asyncio
 import time
@@ -15,19 +15,19 @@ from drills.stage import Load, Replica, Stage
 from drills.timeline import Mark
 
 TIMES = 6
-"""How many times the capacity comes."""
+"""The overload as a multiple of the capacity."""
 _STATEMENT = 0.2
-"""Seconds that an INSERT holds its connection, on average: so it is the database that sets the capacity, and two cores
-can make six times as much load as it takes."""
+"""Average seconds that an INSERT uses its connection, so that the database is the bottleneck and two cores can generate
+six times as much load as it can take."""
 _SLOW = 3
-"""How many times slower the slow database is."""
+"""Factor by which the slow database is slower."""
 _POOL = 10
 _RECOVERY = 1.0
 _LIVEZ = 0.05
 _REJECTION = 0.01
 _SLOWDOWN = 2.0
 _SETTLE = 2.0
-"""Seconds until a queue that only delays has been noticed and cut."""
+"""Seconds until the service has noticed a standing queue and shortened it."""
 
 PACE = """
 CREATE TABLE drill_pace (seconds float NOT NULL);
@@ -42,7 +42,7 @@ CREATE TRIGGER drill_work BEFORE INSERT ON goals FOR EACH ROW EXECUTE FUNCTION d
 
 
 class Knee(NamedTuple):
-    """The highest rate that was tried without a rejection, and the 99th percentile of the answers' times at it."""
+    """The highest tested rate without a rejection, and the 99th percentile of the response times at it."""
 
     rate: float
     p99: float
@@ -61,12 +61,12 @@ async def run(drill: Drill) -> None:
 
 
 async def set_pace(stage: Stage, seconds: float) -> None:
-    """Let an INSERT hold its connection for so long, on average."""
+    """Set how many seconds an INSERT uses its connection, on average."""
     await stage.cluster.fetch("UPDATE drill_pace SET seconds = $1", seconds)
 
 
 class Prober:
-    """Asks `/livez` twenty times a second, and remembers how long each answer took."""
+    """Requests `/livez` twenty times a second, and records how long each response took."""
 
     def __init__(self, replica: Replica) -> None:
         self._url = f"http://127.0.0.1:{replica.ops_port}/livez"
@@ -87,12 +87,12 @@ class Prober:
 
 
 async def _take(drill: Drill, stage: Stage, load: Load, prober: Prober | None = None) -> list[Attempt]:
-    """Wait for the load's end, compare what its clients were answered with the table, and clear the table."""
+    """Wait for the load's end, compare the responses that its clients got with the table, and clear the table."""
     code = await load.wait()
     if prober is not None:
         await prober.stop()  # before this process is busy with the journal
     if code:
-        drill.say("the load generator found itself short of a core: these times may be its own")
+        drill.say("the load generator was short of CPU time, which may affect these times")
     attempts = await load.finish()
     drill.account(await stage.reconcile(attempts, standbys=False), attempts)
     await stage.clear()
@@ -100,7 +100,7 @@ async def _take(drill: Drill, stage: Stage, load: Load, prober: Prober | None = 
 
 
 async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
-    """Halve the span between a rate that was borne and one that was not."""
+    """Bisect between a rate without rejections and a rate with rejections."""
     case = drill.begin("capacity", "the highest rate without a rejection, by bisection")
     ideal = _POOL / _STATEMENT
     low, high = 0.0, 1.4 * ideal
@@ -119,7 +119,7 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
             low, knee = rate, Knee(rate, p99)
             case.figures = observe(attempts, attempts[0].ended, attempts[-1].ended)
     if not knee.rate:
-        raise TimeoutError(f"no rate down to {high:.0f} a second was borne without a rejection: is the machine busy?")
+        raise TimeoutError(f"even {high:.0f} requests a second were not all accepted: is the machine busy?")
     drill.end(case)
     case.check("capacity, requests a second", knee.rate, ">", 0)
     case.check("p99 at capacity, s", knee.p99, ">", 0)
@@ -150,7 +150,7 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
     )
     case.check("rejected in the peak", len(rejected), ">", 0)
     case.check("median time to a rejection, s", median(rejected), "<", _REJECTION, kind="timing")
-    case.check("answered otherwise", len(inside) - len(accepted) - len(rejected), "=", 0)
+    case.check("other responses", len(inside) - len(accepted) - len(rejected), "=", 0)
     case.check(
         "time to recover, s", _time_to_recover(attempts, started + before + peak, knee), "<", _RECOVERY, kind="timing"
     )
@@ -181,9 +181,9 @@ async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
 
 
 def _time_to_recover(attempts: Sequence[Attempt], until: float, knee: Knee) -> float:
-    """Seconds from the trouble's end until the last request was sent that was refused or too slow."""
+    """Return the seconds from the fault's end until the last request was sent that was refused or too slow."""
     slow = _SLOWDOWN * knee.p99
-    # Those that still waited when the load ended count as well, if they had waited for so long.
+    # Requests that still waited when the load ended count too, if they had waited for that long.
     return max(
         (a.begun - until for a in attempts if a.begun > until and (a.shows_error or a.seconds > slow)), default=0.0
     )
@@ -219,7 +219,7 @@ async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
 
 
 class End(NamedTuple):
-    """How a slow client was got rid of: the status of the answer, 0 for none, and after how many seconds."""
+    """How the service ended a slow client: the status of the response, 0 for none, and after how many seconds."""
 
     kind: str
     status: int

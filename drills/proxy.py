@@ -1,4 +1,4 @@
-"""An address that leads somewhere else, as a Kubernetes Service does, and what can be done to its connections."""
+"""A TCP proxy that routes connections like a Kubernetes Service, and injects faults into them."""
 
 import asyncio
 import contextlib
@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Self
 
 _DONE = re.compile(rb"C\0\0\0.(?:INSERT 0|SELECT) [1-9]\d*\0")
-"""PostgreSQL's answer once a statement that gives rows has been committed (CommandComplete of its protocol); the
-service's writes are CTEs, whose answer is that of a SELECT."""
+"""PostgreSQL's CommandComplete message after a committed statement that returns rows; the service's writes are CTEs,
+which are answered like a SELECT."""
 
 
 _OPENING = 2
-"""Statements of a new connection before it is used: where it finds its tables, and whether it leads to the primary."""
+"""Statements of a new connection before its use: set the search path, and check that it leads to the primary."""
 _BACKLOG = 1024
 
 
@@ -56,7 +56,7 @@ class _Side(asyncio.Protocol):
 
     def close(self) -> None:
         if self.transport is not None:
-            self.transport.close()  # once what was written is out
+            self.transport.close()  # after all written data is sent
 
     def abort(self) -> None:
         if self.transport is not None:
@@ -64,7 +64,7 @@ class _Side(asyncio.Protocol):
 
 
 class _Link:
-    """A client's connection and the one made for it."""
+    """A client's connection and the connection to the server behind it."""
 
     def __init__(self, proxy: "TcpProxy", port: int | None) -> None:
         self._proxy = proxy
@@ -115,17 +115,17 @@ class _Link:
 
 
 class TcpProxy:
-    """A port of a loopback address that leads to one of `ports` for each new connection, in turn; those made stay.
+    """A port on a loopback address that routes each new connection to one of `ports` in turn; existing ones stay.
 
-    With no port to lead to, a connection is reset at once. An asynchronous context manager. Several may have the same
-    `port`, each on an address of its own, as the pods behind one name have; 0 lets the kernel choose.
+    Without ports, a connection is reset at once. An asynchronous context manager. Several proxies may have the same
+    `port` on different addresses, like the pods behind one name; 0 lets the kernel choose.
     """
 
     def __init__(self, ports: Iterable[int] = (), *, address: str = "127.0.0.1", port: int = 0) -> None:
         self.address = address
         self.port = port
         self.replies_to_drop = 0
-        """So many answers to statements that are done, reads among them, are lost, each with its connection."""
+        """How many replies to finished statements, including reads, to lose, each with its connection."""
         self.route_to(ports)
         self.links: set[_Link] = set()
         self._connecting: set[asyncio.Task[None]] = set()
@@ -157,16 +157,16 @@ class TcpProxy:
             link.abort()
 
     def silence(self) -> None:
-        """Leave every connection open, and carry nothing over it any more: half-open, as after a host was lost."""
+        """Leave every connection open, but forward nothing any more: half-open, as after a host was lost."""
         for link in self.links:
             link.silent = True
 
     async def swallow(self) -> None:
-        """Be a host that is gone: connections fall silent, and new ones get no answer to their SYN."""
+        """Act like a host that is gone: connections fall silent, and new ones get no answer to their SYN."""
         self.silence()
         self._accepting.cancel()
         await asyncio.wait({self._accepting})
-        # Linux: a listener whose queue is full drops what comes (its Documentation/networking/ip-sysctl.rst).
+        # Linux: a listener with a full queue drops connections (Documentation/networking/ip-sysctl.rst).
         self._socket.listen(0)
         for _ in range(2):
             filler = socket.socket()
@@ -176,7 +176,7 @@ class TcpProxy:
             self._fillers.append(filler)
 
     async def reappear(self) -> None:
-        """Accept connections again; those that fell silent stay so."""
+        """Accept connections again; silent ones stay silent."""
         for filler in self._fillers:
             filler.close()
         self._fillers.clear()

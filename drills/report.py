@@ -1,4 +1,4 @@
-"""What a drill leaves behind: a summary in the terminal, JSON, and one HTML page with its timelines as pictures."""
+"""The reports of a drill: a summary for the terminal, JSON, and one HTML page with its timelines as charts."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from loadtest.pages import Kind, write_banner, write_charts, write_figures, writ
 
 
 def summarize(drill: Drill) -> dict[str, Any]:
-    """The whole drill as plain data."""
+    """Return the whole drill as plain data."""
     figures = [case.figures for case in drill.cases if case.figures is not None]
     return {
         "drill": drill.name,
@@ -59,7 +59,7 @@ def _dump(check: Check) -> dict[str, Any]:
 
 
 def write_text(drill: Drill) -> str:
-    """The summary for a terminal."""
+    """Return the summary for a terminal."""
     lines = ["", f"{drill.name}: {drill.outcome} in {drill.seconds:.0f} s (seed {drill.seed})"]
     lines += [f"  warning: {drill.warning}"] if drill.warning else []
     for case in drill.cases:
@@ -76,7 +76,7 @@ def write_text(drill: Drill) -> str:
 
 
 def write_total(drills: Sequence[Drill]) -> str:
-    """One line that counts the drills, and names what was not run: none of that has passed."""
+    """Return the counts of all drills, and the cases that were not run, which do not count as passed."""
     passed = sum(drill.passed for drill in drills)
     not_run = sum(not drill.held for drill in drills)
     left_out = [
@@ -100,7 +100,7 @@ def _tell(check: Check) -> str:
 
 
 def write_html(drill: Drill) -> str:
-    """One page that needs no other file."""
+    """Return the report as one self-contained page."""
     about = (
         f"{datetime.fromtimestamp(drill.started, UTC):%Y-%m-%d %H:%M} UTC, {drill.seconds:.0f} seconds, "
         f"seed {drill.seed}{', short form' if drill.short else ''}"
@@ -140,7 +140,7 @@ def write_html(drill: Drill) -> str:
 
 
 def _give_reasons(drill: Drill) -> Iterator[str]:
-    """Why a drill has not passed, and what it left out."""
+    """Yield why a drill has not passed, and which cases were not run."""
     if drill.broken_off:
         yield f"broken off: {drill.broken_off}"
     for name, checks in (("altogether", drill.whole), *((case.name, case.checks) for case in drill.held)):
@@ -172,7 +172,7 @@ def _timelines(drill: Drill, case: Case) -> list[Timeline]:
 
 
 def _limit(case: Case) -> float | None:
-    """What the longest answer of a case, or its longest read, is judged by, if it is."""
+    """Return the limit of a case's longest response or longest read, if there is one."""
     return next((check.limit for check in case.checks if check.what in {"longest answer, s", LONGEST_READ}), None)
 
 
@@ -194,15 +194,16 @@ def _show_limit(check: Check) -> str:
 
 
 def write_tables(reports: Sequence[dict[str, Any]]) -> str:
-    """All drills of a run as tables in Markdown, from their summaries."""
+    """Return all drills of a run as Markdown tables, from their summaries."""
     acknowledged = sum(report["acknowledged"] for report in reports)
     broken = {name: sum(report[name] for report in reports) for name in ("lost", "duplicated", "phantom", "failed")}
     machine = reports[0]["machine"]
     conditions = (
-        f"{reports[0]['started'][:10]}, {machine['cores']} cores for everything, Python {machine['python']}: "
-        f"{sum(report['requests'] for report in reports):,} requests, {acknowledged:,} acknowledged writes, "
-        f"{broken['lost']} lost, {broken['duplicated']} duplicated; {broken['phantom']} writes that no client sent; "
-        f"{broken['failed']} requests failed with anything but `503`."
+        f"The drills ran on {reports[0]['started'][:10]}, with Python {machine['python']} and {machine['cores']} cores "
+        f"for all processes. The clients sent {sum(report['requests'] for report in reports):,} requests. Of "
+        f"{acknowledged:,} acknowledged writes, {broken['lost']} were lost and {broken['duplicated']} were duplicated. "
+        f"The table contained {broken['phantom']} rows that no client had written. {broken['failed']} requests failed "
+        "in any way other than with a `503`."
     )
     cases = [[report["drill"], *_write_cells(case)] for report in reports for case in report["cases"]]
     controls = [
@@ -236,14 +237,14 @@ def _write_cells(case: dict[str, Any]) -> list[str]:
     if case.get("not_run"):
         return [what, f"not run: {case['not_run']}", "", "", "", ""]
     if "requests" not in case:
-        return [what, "", "", "", "", ""]  # there were no requests meanwhile
+        return [what, "", "", "", "", ""]  # there were no requests in this case
     reads = [f"{check['measured']:.2f}" for check in case["checks"] if check["what"] == LONGEST_READ]
     figures = [f"{case['longest_answer_s']:.2f}", *(reads or [""]), f"{case['write_gap_s']:.2f}"]
     return [what, f"{case['requests']:,}", f"{case['errors']:,}", *figures]
 
 
 def remove_files(drill: Drill, folder: Path) -> None:
-    """Remove what an earlier run left, but not the report of this one's first attempt."""
+    """Remove an earlier run's reports, but not the report of this run's first attempt."""
     for kind in ("json", "html"):
         (folder / f"{drill.name}.{kind}").unlink(missing_ok=True)
         if drill.first_attempt is None:
@@ -251,7 +252,7 @@ def remove_files(drill: Drill, folder: Path) -> None:
 
 
 def keep_files(drill: Drill, folder: Path) -> None:
-    """Keep the report of a first attempt beside that of the second."""
+    """Keep the report of a first attempt next to that of the second."""
     for kind in ("json", "html"):
         (folder / f"{drill.name}.{kind}").rename(folder / f"{drill.name}-first.{kind}")
 

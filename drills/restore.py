@@ -1,4 +1,4 @@
-"""Everything is deleted by mistake: the way back to a moment before, into a second cluster, from backup and archive."""
+"""Everything is deleted by mistake, and restored as of a moment before, from backup and archive to a second cluster."""
 
 import asyncio
 import contextlib
@@ -22,15 +22,15 @@ from drills.timeline import Mark
 from tools.polling import until
 
 RESTORED = "restored"
-"""The one instance of the second cluster; a real one would then clone its standbys, as any new cluster does."""
+"""The single instance of the second cluster; a real cluster would then clone its standbys, as usual."""
 _LIMIT = 60.0
-"""Seconds until the second cluster takes writes; what it takes on a real site depends on its data and its store."""
+"""Seconds until the second cluster accepts writes; on a real site, this depends on the data and the object store."""
 _GROWN, _SHORT_GROWN = 1000, 50
-"""Megabytes that the data grow by; how long a restore takes of more is calculated from these."""
+"""Megabytes by which the data grows; the restore times of larger sizes are calculated from this."""
 _SIZES = (10, 100, 1000)
 """Gigabytes."""
 _SEGMENT = 16
-"""Megabytes of a segment of WAL."""
+"""Megabytes of a WAL segment."""
 _GROW = """
 INSERT INTO goals (goal_name)
 SELECT 'earlier ' || n || ' ' || repeat(md5(n::text), 30) FROM generate_series($1::bigint + 1, $1 + $2) AS n
@@ -42,9 +42,9 @@ ENDED_EARLY = "recovery ended before configured recovery target was reached"
 
 
 class Marker(NamedTuple):
-    """A moment to go back to: no write that was acknowledged before `asked` may be missing, and none is from later.
+    """A moment to restore to: no write acknowledged before `asked` may be missing, and no later one present.
 
-    `target` is PostgreSQL's setting that names it; `end` is its position in the WAL, where that is known.
+    `target` is PostgreSQL's setting for it; `end` is its position in the WAL, if known.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Marker(NamedTuple):
 
 
 class Store:
-    """A folder in the place of an object store: one base backup, and every segment of WAL since."""
+    """A folder instead of an object store: one base backup, and all WAL segments since."""
 
     def __init__(self, cluster: Cluster, name: str = "store") -> None:
         self._cluster = cluster
@@ -63,16 +63,16 @@ class Store:
         self.wal = cluster.folder / f"{name}-wal"
 
     def open(self) -> dict[str, str]:
-        """Make the folder; gives the settings of a primary that archives its WAL here."""
+        """Create the folder, and return the settings of a primary that archives its WAL here."""
         self.wal.mkdir()
         self._cluster._give(self.wal)
-        # Never over a file that is there, and never half a one under its name.
+        # Never overwrites a file, and never leaves a partial file under the final name.
         file = f"{self.wal}/%f"
         command = f'test ! -e "{file}" && cp "%p" "{file}.part" && mv "{file}.part" "{file}"'
         return {"archive_mode": "on", "archive_command": command}
 
     async def archive(self) -> None:
-        """Make the primary archive its WAL here, which takes a restart."""
+        """Make the primary archive its WAL here, which needs a restart."""
         cluster = self._cluster
         for setting, value in self.open().items():
             await cluster.execute(f"ALTER SYSTEM SET {setting} = '{value}'", database="postgres")
@@ -81,13 +81,13 @@ class Store:
         await cluster.until_whole()
 
     async def back_up(self) -> None:
-        """Take the base backup, with the WAL that it needs to be whole."""
+        """Take the base backup, with the WAL that it needs to be consistent."""
         source = ("-h", "127.0.0.1", "-p", str(self._cluster.port), "-U", "postgres")
         options = ("-X", "stream", "-c", "fast", "--no-sync")
         await self._cluster._run("pg_basebackup", *source, "-D", self.base, *options)
 
     async def until_archived(self) -> None:
-        """Wait until all that has been written so far is in the archive."""
+        """Wait until all WAL written so far is in the archive."""
         cluster = self._cluster
         last: str = await cluster.fetch("SELECT pg_walfile_name(pg_switch_wal())", database="postgres")
 
@@ -100,7 +100,7 @@ class Store:
         return int(await self._cluster.fetch("SELECT failed_count FROM pg_stat_archiver", database="postgres"))
 
     async def restore(self, *settings: str, archived: Path | None = None) -> None:
-        """Start a second cluster from the base backup; it replays what is `archived`, or nothing."""
+        """Start a second cluster from the base backup; it replays the WAL in `archived`, if given."""
         cluster = self._cluster
         await cluster.kill(RESTORED)
         data = cluster._data(RESTORED)
@@ -108,7 +108,7 @@ class Store:
         await asyncio.to_thread(shutil.copytree, self.base, data)
         cluster.choose_ports([RESTORED])
         cluster._configure(RESTORED, leader=None)
-        # Its own writes wait for nobody, and must not go into the archive that it came from.
+        # Its own writes wait for no standby, and must not go to the archive that it came from.
         lines = ["synchronous_standby_names = ''", "archive_mode = off", *settings]
         if archived is not None:
             lines.append(f'restore_command = \'cp "{archived}/%f" "%p"\'')
@@ -121,7 +121,7 @@ class Store:
         await cluster.start(RESTORED)
 
     async def restore_to(self, marker: Marker) -> None:
-        """Replay the archive up to the marker, and stop there without taking writes yet."""
+        """Replay the archive up to the marker, and stop there without accepting writes yet."""
         await self.restore(marker.target, "recovery_target_action = 'pause'", archived=self.wal)
 
         async def has_stopped() -> bool:
@@ -131,9 +131,9 @@ class Store:
         await until(has_stopped, f"the second cluster reaches {marker.name}", 600)
 
     async def restore_beyond(self, marker: Marker, archived: Path) -> str:
-        """Restore to a marker that what is `archived` does not lead to; gives the log, once it has come to an end."""
+        """Restore to a marker that the WAL in `archived` does not reach; return the log once recovery has ended."""
         cluster = self._cluster
-        with contextlib.suppress(DrillError):  # it may have ended before pg_ctl saw it up
+        with contextlib.suppress(DrillError):  # it may end before pg_ctl finds it running
             await self.restore(marker.target, "recovery_target_action = 'promote'", archived=archived)
 
         async def has_ended() -> bool:
@@ -143,7 +143,7 @@ class Store:
                 return not await cluster.fetch("SELECT pg_is_in_recovery()", name=RESTORED)
             return False
 
-        await until(has_ended, "the second cluster finds that its archive ends")
+        await until(has_ended, "the second cluster reaches the end of its archive")
         return _read_log(cluster)
 
     async def accept_writes(self) -> None:
@@ -152,7 +152,7 @@ class Store:
         async def accepts_writes() -> bool:
             return not await self._cluster.fetch("SELECT pg_is_in_recovery()", name=RESTORED)
 
-        await until(accepts_writes, "the second cluster takes writes")
+        await until(accepts_writes, "the second cluster accepts writes")
 
 
 async def run(drill: Drill) -> None:
@@ -177,7 +177,7 @@ async def run(drill: Drill) -> None:
 
 
 async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt], list[Marker], list[Marker]]:
-    """Load, a base backup during it, and markers; gives the clients' attempts, and the markers of both kinds."""
+    """Run the load, take a base backup and set markers; return the clients' attempts and the markers of both kinds."""
     case = drill.begin(
         "backup", "a base backup under load, with WAL archived continuously and moments marked to restore to"
     )
@@ -189,7 +189,7 @@ async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt
     for number in range(1 if drill.short else 3):
         await asyncio.sleep(drill.random.uniform(0.3, 0.8 if drill.short else 6))
         points.append(await _mark_point(stage, f"point {number + 1}"))
-        # Somewhere in a later segment, as after minutes on a quiet site.
+        # In a later segment, as after minutes on a quiet site.
         await stage.cluster.fetch("SELECT pg_switch_wal()::text", database="postgres")
         await asyncio.sleep(drill.random.uniform(0.3, 0.8 if drill.short else 6))
         times.append(mark_time(f"moment {number + 1}"))
@@ -219,7 +219,7 @@ def mark_time(name: str) -> Marker:
 async def _restore(
     drill: Drill, stage: Stage, store: Store, attempts: Sequence[Attempt], markers: Sequence[Marker], name: str
 ) -> None:
-    """Restore to each of the markers; the last of them is left running, and takes writes."""
+    """Restore to each of the markers; the last restored cluster keeps running and accepts writes."""
     case = drill.begin(name, "a second cluster from the backup and the archive, compared with the journal")
     longest, fetched, megabytes = 0.0, 0, 0.0
     for marker in markers:
@@ -233,22 +233,22 @@ async def _restore(
         await judge(case, stage, attempts, marker)
         drill.say(f"{marker.name}: restored in {seconds:.1f} s")
     drill.end(case)
-    case.check("time from nothing to a cluster that takes writes, s", longest, "<", _LIMIT, kind="timing")
+    case.check("time until the new cluster accepts writes, s", longest, "<", _LIMIT, kind="timing")
     case.explanation += f": {longest:.1f} s at most, for {megabytes:.0f} MB and {fetched} segments of WAL fetched"
 
 
 def _read_log(cluster: Cluster) -> str:
-    """All that the second cluster has logged since it was begun."""
+    """Return the second cluster's log since its start."""
     return (cluster.folder / f"{RESTORED}.log").read_text(encoding="utf-8", errors="replace")
 
 
 def _count_fetched(cluster: Cluster) -> int:
-    """How many archived segments it has fetched: it may read one ahead, and ask for one again."""
+    """Return how many archived segments it has fetched; it may read one ahead, and request one twice."""
     return len(set(_FETCHED.findall(_read_log(cluster))))
 
 
 async def _check_end(case: Case, stage: Stage, marker: Marker) -> None:
-    """Hold where the replay has stopped against the marker."""
+    """Compare the position at which the replay has stopped with the marker."""
     if marker.end is not None:
         query = "SELECT pg_last_wal_replay_lsn() - CAST(CAST($1 AS text) AS pg_lsn)"
         beyond = await stage.cluster.fetch(query, marker.end, name=RESTORED, database="postgres")
@@ -259,7 +259,7 @@ async def _check_end(case: Case, stage: Stage, marker: Marker) -> None:
         case.check(f"{marker.name}: changes replayed that are younger", last > marker.asked, "=", 0)
         left_out = _LEFT_OUT.search(_read_log(stage.cluster))
         if left_out is None:
-            raise DrillError(f"PostgreSQL does not tell which change it stopped at, for {marker.name}")
+            raise DrillError(f"PostgreSQL does not log at which change it stopped, for {marker.name}")
         first = datetime.fromisoformat(left_out[1]).timestamp()
         case.check(f"{marker.name}: changes left out that are older", first <= marker.asked, "=", 0)
 
@@ -277,7 +277,7 @@ async def judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: M
 
 
 async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> None:
-    """Lead the service to the second cluster, where people go on."""
+    """Route the service to the second cluster, where users continue."""
     case = drill.begin("moved over", "the service switches to the restored cluster, and users continue there")
     stage.database.route_to([stage.cluster.ports[RESTORED]])
     stage.database.sever()
@@ -296,8 +296,8 @@ async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> No
 
 
 async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, marker: Marker) -> None:
-    """Take away the segment that holds `point`, which lies before `marker`, and restore to `marker`."""
-    case = drill.begin("gap", "a segment before the moment is missing from the archive: no cluster may come of it")
+    """Remove the segment that contains `point`, which is before `marker`, and restore to `marker`."""
+    case = drill.begin("gap", "a segment before the moment is missing from the archive: no cluster may result")
     cluster = stage.cluster
     broken = cluster.folder / "wal-with-a-gap"
     await asyncio.to_thread(shutil.copytree, store.wal, broken)
@@ -308,10 +308,10 @@ async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, ma
     missing.unlink()
     log = await store.restore_beyond(marker, broken)
     drill.end(case)
-    case.check("clusters that took writes all the same", cluster._find_main(RESTORED) is not None, "=", 0)
+    case.check("clusters that accepted writes anyway", cluster._find_main(RESTORED) is not None, "=", 0)
     case.check("segments fetched before the gap", _count_fetched(cluster), ">", 0)
-    case.check("times it requested the missing segment and got none", log.count(str(missing)), ">", 0)
-    case.check("its log says why", log.count(ENDED_EARLY), ">", 0)
+    case.check("failed requests for the missing segment", log.count(str(missing)), ">", 0)
+    case.check("log lines that give the reason", log.count(ENDED_EARLY), ">", 0)
 
 
 async def _control(drill: Drill, stage: Stage, store: Store, attempts: Sequence[Attempt], marker: Marker) -> None:
@@ -322,11 +322,11 @@ async def _control(drill: Drill, stage: Stage, store: Store, attempts: Sequence[
 
 
 async def _grow(drill: Drill, stage: Stage, store: Store) -> None:
-    """How long a restore takes of more data: their copy, and the replay of what was written since."""
+    """Measure how long a restore of more data takes: copying it, and replaying the WAL since the backup."""
     cluster, megabytes = stage.cluster, _SHORT_GROWN if drill.short else _GROWN
-    explanation = f"{megabytes:,} MB more, restored from a backup from before they came, and from one with them"
+    explanation = f"{megabytes:,} MB of new data, restored from a backup taken before it, and from one with it"
     explanation += " (the full form: 1 GB)" if drill.short else ""
-    needed = 10 * megabytes * 1_000_000  # three instances, their logs, the archive, the backup, and what comes of it
+    needed = 10 * megabytes * 1_000_000  # three instances, their WAL, the archive, the backup, and the restored cluster
     if shutil.disk_usage(cluster.folder).free < needed:
         drill.leave_out("growth", explanation, f"it needs {needed / 1e9:g} GB in {cluster.folder.parent}")
         return
@@ -345,14 +345,14 @@ async def _grow(drill: Drill, stage: Stage, store: Store) -> None:
     case.check("megabytes restored", copied, ">=", megabytes)
     case.explanation += f"; {copied:,.0f} MB copied and started in {seconds:.1f} s"
     if drill.short:
-        case.explanation += ", which is too little to calculate more from"
+        case.explanation += ", which is too little to extrapolate from"
     else:
         rest = (f"{size:,} GB in {_write_time(seconds * 1000 * size / copied)}" for size in _SIZES)
         case.explanation += f", so at this rate {', '.join(rest)}"
 
 
 async def _time_restore(case: Case, stage: Stage, store: Store, name: str) -> tuple[float, float]:
-    """Restore to a point that is marked now; gives the seconds until it takes writes, and the megabytes there are."""
+    """Restore to a point that is marked now; return the seconds until it accepts writes, and its megabytes."""
     point = await _mark_point(stage, name)
     await store.until_archived()
     at = time.time()

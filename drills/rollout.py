@@ -1,4 +1,4 @@
-"""Every replica is replaced, and some are taken away, while three kinds of clients use them."""
+"""Every replica is replaced, and some are removed, while three kinds of clients use them."""
 
 import asyncio
 import time
@@ -16,9 +16,9 @@ from goals.settings import Settings
 
 REQUESTS = 20_000
 _PROPAGATION = 0.5
-"""Seconds for which new connections are still routed to a replica that is stopping: kube-proxy learns of it late."""
+"""Seconds for which new connections are still routed to a stopping replica, because kube-proxy is updated late."""
 _STOP = Settings.model_fields["goals_drain_seconds"].default + Limits().request_deadline + 2.0
-"""Seconds within which a replica must be gone: its drain, its last requests, and the stop."""
+"""Seconds within which a replica must end: its drain, its last requests, and the shutdown."""
 
 _HALF = (
     b"POST /add_goal HTTP/1.1\r\nHost: localhost\r\n"
@@ -52,7 +52,7 @@ async def _load(drill: Drill, stage: Stage) -> Sequence[Load]:
 
 
 async def _terminate(stage: Stage, case: Case, leaving: Sequence[Replica]) -> None:
-    """Tell replicas to stop; a moment later nobody new is led to them. Wait until they are gone."""
+    """Stop replicas; a moment later, new connections are no longer routed to them. Wait until they have ended."""
     at = time.time()
     for replica in leaving:
         replica.terminate()
@@ -62,12 +62,12 @@ async def _terminate(stage: Stage, case: Case, leaving: Sequence[Replica]) -> No
     codes = await asyncio.gather(*(replica.wait() for replica in leaving))
     case.marks.append(Mark(at, "SIGTERM", time.time()))
     if any(codes):
-        raise DrillError(f"a replica that had to stop ended with {codes}")
+        raise DrillError(f"a replica that was stopped ended with exit code {codes}")
 
 
 async def _restart(drill: Drill, stage: Stage, loads: Sequence[Load]) -> Case:
     case = drill.begin(
-        "rolling restart", "each replica replaced by a new one, which is ready before the old one drains"
+        "rolling restart", "each replica is replaced by a new one, which is ready before the old one drains"
     )
     rounds = 0
     while rounds < (1 if drill.short else 3) or (not drill.short and sum(map(Load.count, loads)) < 0.9 * REQUESTS):
@@ -79,7 +79,7 @@ async def _restart(drill: Drill, stage: Stage, loads: Sequence[Load]) -> Case:
             leaving.append(asyncio.create_task(_terminate(stage, case, [old])))
             await asyncio.sleep(1)
         await asyncio.gather(*leaving)
-        drill.say(f"round {rounds}: every replica is a new one, after {sum(map(Load.count, loads)):,} requests")
+        drill.say(f"round {rounds}: every replica has been replaced, after {sum(map(Load.count, loads)):,} requests")
     drill.end(case)
     _check_stop(case)
     return case
@@ -102,8 +102,8 @@ async def _scale_in(drill: Drill, stage: Stage) -> Case:
     drill.end(case)
     for _, writer in clients:
         writer.close()
-    case.check("answer to the half-sent request that was completed", completed, "=", 303)
-    case.check("answer to the one that never was", cut, "=", 408)
+    case.check("status for the half-sent request that was completed", completed, "=", 303)
+    case.check("status for the one that was not", cut, "=", 408)
     _check_stop(case)
     await stage.cluster.execute("DELETE FROM goals WHERE goal_name = 'half-sent'")
     return case

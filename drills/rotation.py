@@ -1,4 +1,4 @@
-"""The password, the certificate and the authority of the database are replaced under load, in either order."""
+"""The database's password, certificate and CA are replaced under load, in either order."""
 
 import asyncio
 import contextlib
@@ -21,21 +21,21 @@ from tools import tls
 from tools.polling import until
 
 _HOST = "localhost"
-"""What the certificates are for: the service verifies the name as well."""
+"""The host name in the certificates, which the service verifies too."""
 _LAG, _SHORT_LAG = 60.0, 2.0
-"""Seconds between the two halves of a rotation; a kubelet takes up to a minute to bring a changed Secret into a pod."""
+"""Seconds between the two halves of a rotation; a kubelet takes up to a minute to update a Secret in a pod."""
 _LOSSES = 4
-"""How many times connections are lost in such a time."""
+"""How many times connections are lost during that time."""
 _FEW = 2
-"""How many of the twenty are lost at once where they cannot be replaced: after all losses, each replica has some."""
+"""How many of the twenty are lost each time if they cannot be replaced: each replica keeps some until the end."""
 _CONNECT = 2.0
-"""Seconds within which a replica reconnects: its pauses grow to half a second while it cannot."""
+"""Seconds within which a replica reconnects; its pauses between attempts grow to half a second."""
 _BUDGET = 3.0
-"""Seconds after which a request that cannot be served is answered."""
+"""Seconds after which a request that cannot be served gets its response."""
 
 
 class Keys:
-    """What the service has mounted, and what the entrance of the database shows to a client that connects."""
+    """The files that the service has mounted, and the TLS context that the database's entrance uses."""
 
     def __init__(self, folder: Path) -> None:
         self.password_file = folder / "password"
@@ -49,19 +49,19 @@ class Keys:
         _swap(self.ca_file, b"".join(authority.cert_pem.bytes() for authority in authorities))
 
     def certify(self) -> None:
-        """Show a new certificate of the authority from the next connection on."""
+        """Use a new certificate of the CA from the next connection on."""
         self.authority.issue_cert(_HOST).configure_cert(self.context)
 
 
 def _swap(file: Path, content: bytes) -> None:
-    """Replace a file at once, as the kubelet does."""
+    """Replace a file atomically, as the kubelet does."""
     unfinished = file.with_suffix(".unfinished")
     unfinished.write_bytes(content)
     unfinished.rename(file)
 
 
 class Play(NamedTuple):
-    """What the cases work with."""
+    """The context of the cases."""
 
     drill: Drill
     stage: Stage
@@ -78,7 +78,7 @@ class Play(NamedTuple):
         await self.stage.cluster.execute(f"ALTER ROLE goals_user PASSWORD '{password}'")
 
     async def lose(self, most: int = 1000) -> None:
-        """Terminate so many of the service's connections."""
+        """Terminate up to `most` of the service's connections."""
         await self.stage.cluster.fetch(
             "SELECT count(pg_terminate_backend(pid)) FROM (SELECT pid FROM pg_stat_activity "
             "WHERE application_name = 'goals' ORDER BY random() LIMIT $1) AS lost",
@@ -86,7 +86,7 @@ class Play(NamedTuple):
         )
 
     async def lose_again_and_again(self, began: float, seconds: float, most: int = 1000) -> None:
-        """Lose connections several times until so many seconds after `began`."""
+        """Lose connections several times until `seconds` after `began`."""
         for number in range(_LOSSES):
             share = (number + self.drill.random.uniform(0.1, 0.6)) / _LOSSES
             await asyncio.sleep(max(began + share * seconds - time.time(), 0))
@@ -94,7 +94,7 @@ class Play(NamedTuple):
         await asyncio.sleep(max(began + seconds - time.time(), 0))
 
     async def count_connections(self, since: float) -> int:
-        """How many of the service's connections were made since then."""
+        """Return how many of the service's connections were made since then."""
         query = (
             "SELECT count(*) FROM pg_stat_activity "
             "WHERE application_name = 'goals' AND backend_start > CAST(to_timestamp($1) AS timestamptz)"
@@ -102,15 +102,15 @@ class Play(NamedTuple):
         return int(await self.stage.cluster.fetch(query, since))
 
     def count_refusals(self) -> int:
-        """How many times PostgreSQL has refused a password so far."""
+        """Return how many times PostgreSQL has refused a password so far."""
         return self.stage.cluster.read_log().count('password authentication failed for user "goals_user"')
 
     def count_former(self) -> int:
-        """How many replicas have logged that they use the former password."""
+        """Return how many replicas have logged that they use the former password."""
         return sum("accepts the former one" in replica.log.read_text() for replica in self.stage.replicas)
 
     async def read_serial(self) -> str:
-        """The serial number of the certificate that a client is shown now."""
+        """Return the serial number of the certificate that a client gets now."""
         trusting = ssl.create_default_context(cafile=self.keys.ca_file)
         connection = await asyncpg.connect(
             host=_HOST, port=self.stage.database.port, user="postgres", database="postgres", ssl=trusting
@@ -121,7 +121,7 @@ class Play(NamedTuple):
             connection.terminate()
 
     def count_distrust(self) -> int:
-        """How many replicas have logged that they do not trust PostgreSQL's certificate."""
+        """Return how many replicas have logged that they do not trust PostgreSQL's certificate."""
         return sum("SSLCertVerificationError" in replica.log.read_text() for replica in self.stage.replicas)
 
 
@@ -143,7 +143,7 @@ async def run(drill: Drill) -> None:
             try:
                 await _play(play)
             finally:
-                # The entrance waits for those who are inside.
+                # The entrance waits for its open connections.
                 stage.database.route_to([])
                 stage.database.sever()
 
@@ -164,11 +164,11 @@ async def _play(play: Play) -> None:
         ),
         "certificate": ("a new one from the same CA, and every connection lost", _renew_certificate),
         "authority": (
-            "trusted beside the former, then used, then trusted alone; every connection lost",
+            "the new CA is trusted beside the former, then used, then the only one; every connection lost",
             _change_authority,
         ),
         "authority, unannounced": (
-            "used a while before the file has it; two in five connections lost meanwhile, later all",
+            "the new CA is used before the file has it; two in five connections lost meanwhile, later all",
             _use_authority_first,
         ),
     }
@@ -193,14 +193,14 @@ def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt]) -> None:
 
 
 async def _lose_all(play: Play, case: Case, what: str) -> None:
-    """All connections are lost at once: only those count from here on that were made with what holds now."""
+    """Lose all connections at once, so that the new ones must use the current credentials."""
     at = time.time()
     await play.lose()
 
     async def are_made() -> bool:
         return await play.count_connections(at) > 0
 
-    with contextlib.suppress(TimeoutError):  # the check tells of it
+    with contextlib.suppress(TimeoutError):  # the check reports it
         await until(are_made, f"connections are made with {what}", _CONNECT * case.patience)
     case.check(f"connections made with {what}", await play.count_connections(at), ">", 0)
     await asyncio.sleep(0.3 if play.drill.short else 2)
@@ -262,9 +262,9 @@ async def _use_authority_first(play: Play, case: Case) -> None:
 
 
 async def _control(play: Play) -> None:
-    """All at once: the file and the authority change, which two cannot bear, then PostgreSQL, which one cannot.
+    """Run all three controls at once: the file and the CA change, which two of them fail, then PostgreSQL, the third.
 
-    What is counted of each is what failed in that half of the time in which its safety was missed.
+    Each counts the failures in the half of the time in which its safeguard was missing.
     """
     drill, stage, keys = play
     await stage.clear()

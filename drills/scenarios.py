@@ -1,15 +1,14 @@
-"""What the load of the drills does, as scenarios of the harness in `loadtest/`."""
+"""The load of the drills, as scenarios for `loadtest/`."""
 
 from collections.abc import Sequence
 
 
 def writers(*, short: bool, waiting: bool = False, alone: bool = False) -> str:
-    """A closed loop of people and programs who add, rename and remove goals, and press again until it is done.
+    """A closed loop of people and programs that add, rename and remove goals, and retry until they succeed.
 
-    Every goal is "drill UUID" with that UUID as its key, which is how a row is known to be somebody's. In the short
-    form they think for a moment, so that several drills fit on a machine. `waiting` ones have more
-    patience than a write waits for the primary, and unless they are `alone` they think for a moment: readers need the
-    machine as well.
+    Every goal is "drill UUID" with that UUID as its key, which identifies its client. In the short form, there is
+    a short think time, so that several drills fit on a machine. `waiting` clients wait longer than a write waits for
+    the primary, and unless they are `alone`, they have a short think time, because readers need the machine too.
     """
     thinking = 'pause = "150ms"' if short else 'pause = "100ms"' if waiting and not alone else ""
     return f"""
@@ -55,9 +54,9 @@ SHOWN = "drill [0-9a-f-]{24}([0-9a-f]{12}(?: renamed)?)"
 
 
 def readers(rate: float) -> str:
-    """An open loop that reads the page and the list, and journals what they show.
+    """An open loop that reads the page and the list, and records in the journal what they show.
 
-    Each read has a connection of its own: one that was idle may be closed by the server just when it is used again.
+    Each read uses a new connection: the server may close an idle one just when it is used again.
     """
     return f"""
 description = "readers who note what they see"
@@ -86,7 +85,7 @@ journal = {{ shown = 'body "goal_name": ?"{SHOWN}"', cache = "header Cache-Statu
 
 
 def crowd(programs: int) -> str:
-    """A closed loop of programs that add a goal now and then, and come again when `Retry-After` says."""
+    """A closed loop of programs that add a goal now and then, and retry after the time in `Retry-After`."""
     return f"""
 description = "programs that come again when Retry-After says"
 objectives = false
@@ -125,7 +124,7 @@ save = { goal_id = 'body "id": ?(\\d+)' }
 
 
 def visitors(users: int, *, pause: str | None = None, close: bool = False) -> str:
-    """A closed loop that reads the page and adds goals; who meets an error does not try again.
+    """A closed loop that reads the page and adds goals, without retries after an error.
 
     `pause` is the think time, `close` opens a connection for every request.
     """
@@ -161,7 +160,7 @@ form = {{ goal_name = "drill ${{uuid}}", idempotency_key = "${{uuid}}" }}
 
 
 def arrivals(stages: Sequence[tuple[float, float]]) -> str:
-    """Programs that add a goal and do not wait for one another: for so many seconds, so many a second, and so on."""
+    """Programs that add goals independently of one another, in stages of (seconds, requests per second)."""
     steps = ", ".join(
         f'{{ duration = "1ms", target = {rate:g} }}, {{ duration = "{seconds * 1000:.0f}ms", target = {rate:g} }}'
         for seconds, rate in stages

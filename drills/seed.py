@@ -1,9 +1,9 @@
-"""The service with the statements of the original Go app, which is what the first revision finds at work.
+"""The service with the statements of the original Go app, which runs when the first revision is applied.
 
-`python -m drills.seed` serves like `python -m goals serve`. The app's own program is written in Go, and would make Go a
-condition of the drill; what meets the schema are its statements, on connections that keep no plans, as its driver's: no
-key, no date, no write sent twice, and each row read by position. A row of another width is an error here, where the app
-shows a page without it. Its page shows the first fifty goals: the app's reads the whole table.
+`python -m drills.seed` serves like `python -m goals serve`. The real app would make Go a requirement of the drill, but
+only its statements matter to the schema: without keys, dates and retries, with rows read by position, on connections
+that keep no plans, like those of its driver. A row of another width is an error here; the app shows a page without it.
+The page shows the first fifty goals; the app's reads the whole table.
 """
 
 import runpy
@@ -21,10 +21,10 @@ from goals.models import COLUMN_TYPES, SCHEMA_REVISION, Goal, Page, Total
 
 MODULE = "drills.seed"
 TABLE = "CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name VARCHAR(255) NOT NULL)"
-"""One of the two forms in which the app's documents make its table."""
+"""One of the two forms of the table in the app's documents."""
 
 _ALL = text("SELECT * FROM goals LIMIT 50")
-# The app asks for nothing back, so that no column's other type outdates what was prepared; our driver asks for rows.
+# The app requests no rows back, so a changed column type does not invalidate its statements; our driver needs a row.
 _INSERT = text("INSERT INTO goals (goal_name) VALUES (:name) RETURNING 1 AS done")
 _DELETE = text("DELETE FROM goals WHERE id = :goal_id RETURNING 1 AS done")
 
@@ -36,18 +36,18 @@ async def select_page_and_total(
     after: int | None,
     limit: int,
 ) -> tuple[Page, Total]:
-    # May be sent again: our driver keeps plans, which a change of the column's type outdates; the app's keeps none.
+    # May be retried: our driver keeps plans, which a changed column type invalidates; the app's driver keeps none.
     rows = [tuple(row) for row in await database.fetch(_ALL)]
     return Page([Goal(goal_id, name, None, 1) for goal_id, name in rows], more=False), Total(None, exact=False)
 
 
 async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
     await database.run(_INSERT, {"name": values["goal_name"]}, repeatable=False)
-    return Goal(0, str(values["goal_name"]), None, 1)  # the form leads back to the page, which reads it
+    return Goal(0, str(values["goal_name"]), None, 1)  # the form redirects to the page, which reads it
 
 
 async def insert_goals(database: Database, new: object, stall: float) -> NoReturn:
-    """Let each go alone, as in the app."""
+    """Refuse groups: the app adds goals one at a time."""
     raise LockedError("The app adds one goal at a time.")
 
 
@@ -61,24 +61,24 @@ async def delete_old_keys(database: Database, kept: object, limit: int) -> int:
 
 
 async def select_revision(database: Database) -> str:
-    """Say that all is well: the app asks for no revision."""
+    """Report the current revision: the app checks none."""
     await database.fetch(text("SELECT 1"))
     return SCHEMA_REVISION
 
 
 async def select_column_types(database: Database) -> dict[str, dict[str, str]]:
-    """Say so of the columns as well."""
+    """Report the expected column types: the app checks none."""
     await database.fetch(text("SELECT 1"))
     return COLUMN_TYPES
 
 
 async def select_counts_changes(database: Database) -> bool:
-    """Say so of the trigger, too."""
+    """Report that the trigger is enabled: the app does not check it."""
     return True
 
 
 async def look_for_adopted(connection: object) -> None:
-    """Look where the app looks, whatever has become of the table."""
+    """Do nothing: the app uses the default search path."""
 
 
 if __name__ == "__main__":

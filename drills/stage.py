@@ -1,4 +1,4 @@
-"""What a drill takes place on: the cluster, replicas of the service, and load from the harness, all real processes."""
+"""The environment of a drill: the cluster, replicas of the service, and load from `loadtest/`, all real processes."""
 
 import asyncio
 import contextlib
@@ -27,13 +27,13 @@ from tools.polling import until
 
 _LISTENING = re.compile(r'"port":(\d+),"ops_port":(\d+),"event":"listening"')
 PRIMARY, SECOND, INSTANCES = "goals-db-rw.drill", "goals-db-rw.second.drill", "goals-db-instances.drill"
-"""Names of the primary's Service, of the same as another node sees it, and of all instances."""
+"""Names of the primary's Service, of the same Service as seen from another node, and of all instances."""
 _CUT_OFF = 1
-"""The harness's exit code for a run that somebody ended before its time, as `Load.stop` does."""
+"""The load test's exit code for a run that was ended early, as by `Load.stop`."""
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """The environment of this process without what would lead the service elsewhere."""
+    """Return this process's environment without variables that would configure the service."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("DB_", "GOALS_", "SSL"))} | variables
 
 
@@ -49,7 +49,7 @@ class Replica:
     async def until_ready(self) -> None:
         async def is_listening() -> bool:
             if self.process.returncode is not None:
-                raise DrillError(f"the service ended at its start: {self.log.read_text()[-500:]}")
+                raise DrillError(f"the service ended during its start: {self.log.read_text()[-500:]}")
             found = _LISTENING.search(self.log.read_text())
             if found:
                 self.port, self.ops_port = int(found[1]), int(found[2])
@@ -64,7 +64,7 @@ class Replica:
             await until(is_ready, "the service is ready")
 
     async def read_schema(self) -> str:
-        """The revision of the schema that it says it needs."""
+        """Return the schema revision that it reports as needed."""
         async with httpx2.AsyncClient(trust_env=False) as client:
             answer = await client.get(f"http://127.0.0.1:{self.ops_port}/version")
         return str(answer.json()["schema"])
@@ -73,18 +73,18 @@ class Replica:
         self.process.terminate()
 
     async def kill(self) -> None:
-        """End it by SIGKILL, unless it has ended."""
+        """End it with SIGKILL, unless it has ended."""
         if self.process.returncode is None:
             self.process.kill()
         await self.wait()
 
     async def wait(self) -> int:
-        """Wait for its end, and give the exit code."""
+        """Wait for its end, and return the exit code."""
         return await self.process.wait()
 
 
 class Load:
-    """A run of the load harness with a journal. `stop` ends it."""
+    """A run of the load test with a journal. `stop` ends it."""
 
     def __init__(self, process: asyncio.subprocess.Process, journal: Path, log: Path) -> None:
         self._process = process
@@ -94,64 +94,64 @@ class Load:
     async def until_on(self) -> None:
         async def is_on() -> bool:
             if self._process.returncode is not None:
-                raise DrillError(f"the load ended at its start: {self._log.read_text()[-1000:]}")
+                raise DrillError(f"the load test ended during its start: {self._log.read_text()[-1000:]}")
             return self._journal.exists() and self._journal.stat().st_size > 0
 
-        await until(is_on, "the load comes")
+        await until(is_on, "the load starts")
 
     async def stop(self) -> list[Attempt]:
-        """End it after the iterations that are under way, and read what was journalled."""
+        """End it after the current iterations, and read the journal."""
         if self._process.returncode is None:
             self._process.terminate()
         return await self.finish()
 
     async def wait(self) -> int:
-        """Wait for its own end, and give the harness's exit code."""
+        """Wait until it ends by itself, and return its exit code."""
         return await self._process.wait()
 
     async def finish(self) -> list[Attempt]:
-        """Wait for its own end, and read what was journalled."""
+        """Wait until it ends by itself, and read the journal."""
         code = await self.wait()
         if code not in {0, _CUT_OFF}:
-            raise DrillError(f"the load harness ended with {code}: {self._log.read_text()[-1000:]}")
+            raise DrillError(f"the load test ended with exit code {code}: {self._log.read_text()[-1000:]}")
         return read_journal(self._journal)
 
     def count(self) -> int:
-        """How many attempts have ended so far."""
+        """Return how many attempts have ended so far."""
         with self._journal.open("rb") as file:
             return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
 
     async def kill(self) -> None:
-        """End it by SIGKILL, unless it has ended."""
+        """End it with SIGKILL, unless it has ended."""
         if self._process.returncode is None:
             self._process.kill()
         await self.wait()
 
 
 class Stage:
-    """A cluster behind a proxy that leads to its primary, and replicas of the service behind another.
+    """A cluster behind a proxy that routes to its primary, and replicas of the service behind another proxy.
 
-    With `standbys`, replicas also read from standbys: a name leads to all three instances, each behind a proxy of its
-    own, and names are found in a file. An asynchronous context manager; leaving it ends every process that it has
-    started.
+    With `standbys`, replicas also read from standbys: a name resolves to all three instances, each behind its own
+    proxy, and names are resolved from a file. An asynchronous context manager; leaving it ends every process that it
+    has started.
     """
 
     def __init__(self, *, disk: int | None = None, major: str = embedded.VERSION, standbys: bool = False) -> None:
         self.cluster = Cluster(disk=disk, major=major, archive=standbys)
         self.database = TcpProxy()
-        """Plays the Service of the primary: `goals-db-rw`."""
+        """Acts as the Service of the primary: `goals-db-rw`."""
         self.balancer = TcpProxy()
-        """Plays the Service of the replicas."""
+        """Acts as the Service of the replicas."""
         self.reads_standbys = standbys
         self.instances: dict[str, TcpProxy] = {}
-        """Play the network before each instance."""
+        """Act as the network in front of each instance."""
         self.second = TcpProxy(address="127.0.0.5")
-        """Plays the primary's Service as another node sees it, where that differs."""
+        """Acts as the primary's Service as seen from another node, where that differs."""
         self.replicas: list[Replica] = []
         self.variables: dict[str, str] = {}
-        """What replicas find in their environment, instead of what leads them to the database by itself."""
+        """Environment variables of replicas, which override the defaults."""
         self.earlier = 0
-        """How many goals were there before anybody came."""
+        """How many goals existed before the load."""
         self._started: list[Replica | Load] = []
         self._numbers = itertools.count(1)
         self._exits = contextlib.AsyncExitStack()
@@ -177,11 +177,11 @@ class Stage:
         await self._exits.aclose()
 
     async def _end(self) -> None:
-        # All at once: one that cannot be ended does not keep the others alive.
+        # All at once, so that one that cannot be ended does not keep the others alive.
         await asyncio.gather(*(started.kill() for started in self._started), return_exceptions=True)
 
     async def _open_instances(self, exits: contextlib.AsyncExitStack) -> None:
-        """Let each instance be reached by an address of its own, at the port that the primary's Service has."""
+        """Give each instance its own address, with the port of the primary's Service."""
         port = self.database.port
         for number, name in enumerate(NAMES, 2):
             self.instances[name] = TcpProxy([self.cluster.ports[name]], address=f"127.0.0.{number}", port=port)
@@ -199,18 +199,18 @@ class Stage:
 
     @property
     def services(self) -> list[TcpProxy]:
-        """The primary's Service, as each node sees it."""
+        """The primary's Service, as seen from each node."""
         return [self.database, self.second] if self.reads_standbys else [self.database]
 
     def route_to(self, ports: Sequence[int], *, second: bool = True) -> None:
-        """Lead new connections to the primary's Service there, as seen from the `second` node or not yet."""
+        """Route new connections to the primary's Service to these ports, on the `second` node too unless it lags."""
         for service in self.services[: 1 + second]:
             service.route_to(ports)
 
     def write_names(self, *, without: str | None = None) -> Path:
-        """Let the resolver know all names, as it does unless they are taken away.
+        """Write all names to the resolver's file.
 
-        `without` an instance, write a file of its own for a resolver that does not know it.
+        With `without`, write a separate file that lacks this instance.
         """
         found = {
             PRIMARY: [self.database.address],
@@ -222,7 +222,7 @@ class Stage:
         return file
 
     def take_names(self) -> None:
-        """Let no name be found any more."""
+        """Make all names unresolvable."""
         self._names.unlink()
 
     @property
@@ -255,9 +255,9 @@ class Stage:
             raise DrillError(f"the migration failed: {errors.decode()[-500:]}")
 
     async def start_replica(self, module: Sequence[str] = ("goals", "serve"), **variables: str) -> Replica:
-        """Start a process of the service, or of one that `broken` made from it, and wait until it is ready.
+        """Start a process of the service, or of a variant from `broken`, and wait until it is ready.
 
-        `variables` are more of its environment; one that is empty is left out.
+        `variables` are added to its environment; empty ones are removed from it.
         """
         if self.reads_standbys:
             ways = module[1:] if module[0] == MODULE else ()
@@ -274,7 +274,7 @@ class Stage:
         return replica
 
     async def serve(self, number: int, module: Sequence[str] = ("goals", "serve"), **variables: str) -> None:
-        """Replace all replicas by so many new ones, without any care."""
+        """Kill all replicas and start `number` new ones."""
         for replica in self.replicas:
             await replica.kill()
         starting = (self.start_replica(module, **variables) for _ in range(number))
@@ -282,15 +282,15 @@ class Stage:
         self.balance()
 
     def balance(self) -> None:
-        """Lead new connections to all replicas."""
+        """Route new connections to all replicas."""
         self.balancer.route_to([replica.port for replica in self.replicas])
 
     # The load.
 
     async def load(self, scenario: str, port: int | None = None, *, patience: int = 5) -> Load:
-        """Begin a run of the harness with a scenario (TOML) against the balancer, or a port; wait until it is on.
+        """Start a load test with a scenario (TOML) against the balancer or a port; wait until requests arrive.
 
-        `patience` is how many seconds after its end its users may still take over what they are doing.
+        `patience` is how many seconds its users may take to finish their iterations after the end.
         """
         name = f"load-{next(self._numbers)}"
         file = self.folder / f"{name}.toml"
@@ -319,7 +319,7 @@ class Stage:
         return load
 
     async def look(self, replica: Replica, seconds: float, step: str = "page") -> list[Attempt]:
-        """Read the page of one replica again and again, and give what it showed."""
+        """Read the page of one replica repeatedly, and return the attempts with what they showed."""
         attempts = []
         end = time.time() + seconds
         async with httpx2.AsyncClient(trust_env=False, timeout=10) as client:
@@ -332,9 +332,9 @@ class Stage:
         return attempts
 
     async def reconcile(self, attempts: Sequence[Attempt], *, standbys: bool = True) -> Verdict:
-        """Hold what was acknowledged against what is stored.
+        """Compare the acknowledged writes with the stored goals.
 
-        With `standbys`, all three instances must hold the same; a `DrillError` says that they do not.
+        With `standbys`, all three instances must have the same goals; otherwise, a `DrillError` is raised.
         """
         if standbys:
             await self._until_same()
@@ -342,7 +342,7 @@ class Stage:
         if standbys:
             for name in self.cluster.standbys:
                 if await self.read_names(name) != names:
-                    raise DrillError(f"{name} does not hold what {self.cluster.primary} does")
+                    raise DrillError(f"{name} does not have the same goals as {self.cluster.primary}")
         return reconcile(attempts, names)
 
     async def _until_same(self) -> None:
@@ -350,22 +350,22 @@ class Stage:
             await self.cluster.until_whole()
             await self.cluster.until_same()
         except TimeoutError as error:
-            # A standby that has diverged can never follow: what it holds is not known, and no busy machine explains it.
+            # A diverged standby can never follow, so its data is unknown; a busy machine does not explain that.
             raise DrillError(str(error)) from error
 
     async def fill(self, number: int) -> None:
-        """Put so many goals into the table that nobody of the load knows."""
+        """Add `number` goals that do not belong to the load."""
         insert = "INSERT INTO goals (goal_name) SELECT 'earlier ' || n FROM generate_series($1 + 1, $1 + $2) AS n"
         await self.cluster.fetch(insert, self.earlier, number)
         self.earlier += number
 
     async def count_missing(self, instance: str | None = None) -> int:
-        """How many of the earlier goals are no longer there."""
+        """Return how many of the earlier goals are missing."""
         found = "SELECT count(*) FROM goals WHERE goal_name LIKE 'earlier %'"
         return self.earlier - int(await self.cluster.fetch(found, name=instance))
 
     async def read_ids(self) -> dict[str, int]:
-        """Give the ids of all goals that the load has made, by their UUID."""
+        """Return the ids of all goals that the load has added, by their UUID."""
         connection = await self.cluster.connect()
         try:
             rows = await connection.fetch("SELECT id, goal_name FROM goals WHERE goal_name LIKE 'drill %'")
@@ -374,11 +374,11 @@ class Stage:
         return {row[1].split()[1]: row[0] for row in rows}
 
     async def clear(self) -> None:
-        """Forget all goals: the next run has a journal of its own."""
+        """Remove all goals: the next run has a new journal."""
         await self.cluster.execute("TRUNCATE goals")
 
     async def read_names(self, instance: str | None = None) -> list[str]:
-        """Give the names of all goals but the earlier ones."""
+        """Return the names of all goals except the earlier ones."""
         query = "SELECT goal_name FROM goals WHERE goal_name NOT LIKE 'earlier %' ORDER BY id"
         connection = await self.cluster.connect(instance)
         try:

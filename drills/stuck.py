@@ -1,4 +1,4 @@
-"""PostgreSQL is there and cannot: what it then says to the service, and what the service says to its users."""
+"""PostgreSQL runs but cannot work: which errors the service gets from it, and which errors users see."""
 
 import asyncio
 import contextlib
@@ -33,13 +33,13 @@ from tools.polling import until
 
 _RECOVERY = 1.0
 _BRIEF, _OUTAGE = 0.7, 1.7
-"""Seconds for which everybody waits, and nobody is shown an error: behind a lock, and without a connection."""
+"""Seconds for which requests wait without an error: behind a lock, and without a connection."""
 _DISK = 128
-"""Megabytes of the primary's disk: its data, without its log, are a third of it."""
+"""Megabytes of the primary's disk: its data without WAL uses a third of it."""
 _SLOW = 4.0
-"""Seconds that an INSERT takes in a slow database, half as much at least: more than any statement may."""
+"""Average seconds that an INSERT takes in a slow database; even half of it is more than a statement may take."""
 _LONGEST_WRITE = Limits().write_wait + 0.5
-"""Where there is no primary."""
+"""Seconds while there is no primary."""
 _HOUR = 3600
 
 _ALIVE = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'goals'"
@@ -48,15 +48,15 @@ _STRAY = "SELECT count(*) FROM goals WHERE created_at IS NULL OR abs(extract(epo
 
 
 class Probe:
-    """Adds goals by the API, again and again, and looks closer at the answers than the load does.
+    """Adds goals through the API repeatedly, and checks more of the responses than the load does.
 
-    An asynchronous context manager; the goals are named as the load names its own.
+    An asynchronous context manager; the goals have names like those of the load.
     """
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self.attempts: list[Attempt] = []
-        """Compared with the table afterwards, as those of the load are."""
+        """Compared with the table afterwards, like those of the load."""
         self.with_retry_after = 0
         self.unready = 0
 
@@ -88,7 +88,7 @@ class Probe:
         url = f"http://127.0.0.1:{self._stage.balancer.port}/api/v1/goals"
         uuid = str(uuid4())
         began = time.time()
-        status, error = 0, "interrupted"  # as the harness tells of what the end has cut off
+        status, error = 0, "interrupted"  # as the load test records an attempt that was cut off
         try:
             answer = await client.post(url, json={"goal_name": f"drill {uuid}"}, headers={"Idempotency-Key": uuid})
         except httpx2.TransportError as failure:
@@ -102,9 +102,9 @@ class Probe:
 
 
 class Fault(NamedTuple):
-    """What befalls the database, for about how many seconds, and what the service tells of it.
+    """A fault of the database, its approximate duration in seconds, and its expected effects.
 
-    `sqlstate` is what its log names, if anything; `errors` is whether its users are shown any.
+    `sqlstate` is the code in the service's log, if any; `errors` is whether users see errors.
     """
 
     explanation: str
@@ -115,10 +115,10 @@ class Fault(NamedTuple):
 
 
 async def run(drill: Drill) -> None:
-    lock = "somebody holds an ACCESS EXCLUSIVE lock on the table"
-    clients = "others hold every connection that PostgreSQL has (53300)"
-    start = "killed, then replaying its log (57P03)"
-    # A second in the queue and one at the lock: after two, a statement that met it has had its error.
+    lock = "another session holds an ACCESS EXCLUSIVE lock on the table"
+    clients = "others use all of PostgreSQL's connections (53300)"
+    start = "killed, then replaying its WAL (57P03)"
+    # A second in the queue and one at the lock: after two, a statement that waits for the lock has failed.
     long = 2.5 if drill.short else 8.0
     faults = {
         "terminated": Fault(
@@ -127,7 +127,7 @@ async def run(drill: Drill) -> None:
         "brief lock": Fault(f"{lock}, for {_BRIEF:g} s", _lock, _BRIEF, None, "never"),
         "lock": Fault(f"{lock} (57014)", _lock, long, "57014", "always"),
         "no other connection": Fault(
-            "others hold every connection but those of the service",
+            "others use all connections except those of the service",
             _take_the_rest,
             long,
             None,
@@ -151,7 +151,7 @@ async def run(drill: Drill) -> None:
             "never",
         ),
     }
-    if drill.short:  # which has no time for an outage that is longer than the budget of the retries
+    if drill.short:  # no time for outages that are longer than the retry budget
         del faults["no connection"], faults["start"]
     async with Stage(disk=_DISK) as stage:
         await stage.cluster.execute(PACE)
@@ -169,12 +169,12 @@ async def run(drill: Drill) -> None:
             before = _count_logged(stage, fault)
             async with Probe(stage) as probe:
                 await fault.inject(drill, stage, case, fault.seconds)
-                # Until it should be over, as the next one would prolong it for those that still wait; in full, also for
-                # the answer to those that came then, so that an error would be seen.
+                # Until the service should have recovered, so that the next fault does not prolong this one; in the full
+                # form also until the last response, so that an error is seen.
                 await asyncio.sleep(_RECOVERY + (0 if drill.short else LONGEST_ANSWER))
             drill.end(case)
             probed += probe.attempts
-            # Writes wait for a primary that starts, and what asks for its return logs nothing.
+            # Writes wait for a starting primary, and the checks for its return log nothing.
             if fault.sqlstate is not None and fault.inject is not _start_slowly:
                 case.check(
                     f"log lines of the service that name {fault.sqlstate}", _count_logged(stage, fault) - before, ">", 0
@@ -193,7 +193,7 @@ async def run(drill: Drill) -> None:
         for case in drill.cases:
             if not case.not_run:
                 _judge(drill, case, attempts, faults[case.name])
-        drill.cases[-1].check("goals that have another hour than PostgreSQL's", stray, "=", 0)
+        drill.cases[-1].check("goals with another hour than PostgreSQL's", stray, "=", 0)
         await _control(drill, stage)
 
 
@@ -207,7 +207,7 @@ def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt], fault: Fault) 
     flow = min((a.ended for a in attempts if a.is_write and a.is_done and a.ended > end), default=float("inf"))
     errors = [a.begun for a in attempts if a.shows_error and case.began <= a.ended < case.ended]
     case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY, kind="timing")
-    if not drill.short:  # whose cases end before a late answer would come
+    if not drill.short:  # short cases end before a late response would arrive
         case.check(
             "time from its end to the last request that was shown an error, s",
             max([end, *errors]) - end,
@@ -264,10 +264,10 @@ async def _take_connections(drill: Drill, stage: Stage, case: Case, seconds: flo
 
 @contextlib.asynccontextmanager
 async def _others(stage: Stage, *, leave: bool = True) -> AsyncIterator[int]:
-    """Hold every connection there is, those of the service too unless they are left to it; yield how many."""
+    """Use all available connections, and without `leave` also those of the service; yield the number."""
     cluster = stage.cluster
     taken: list[asyncpg.Connection] = []
-    # One for all questions: the server keeps only three for superusers, and one that was closed lingers.
+    # One connection for all queries: the server reserves only three for superusers, and a closed one lingers.
     superuser = await cluster.connect()
     try:
         while True:
@@ -278,7 +278,7 @@ async def _others(stage: Stage, *, leave: bool = True) -> AsyncIterator[int]:
                     )
                 )
             except asyncpg.TooManyConnectionsError:
-                # The service replaces what is terminated: the first to come has it.
+                # The service replaces terminated connections; the first to connect gets the place.
                 if leave or not await superuser.fetchval(_ALIVE):
                     break
                 await superuser.fetchval(_TERMINATE)
@@ -300,7 +300,7 @@ async def _start_slowly(drill: Drill, stage: Stage, case: Case, seconds: float) 
                 await cluster.fetch("SELECT 1")
             except asyncpg.CannotConnectNowError:
                 return True
-            raise DrillError("it has started at once")
+            raise DrillError("the primary has started at once")
         return False
 
     await until(starts_up, "the primary starts up")
@@ -316,7 +316,7 @@ async def _slow_down(drill: Drill, stage: Stage, case: Case, seconds: float) -> 
     await asyncio.sleep(seconds)
     await set_pace(stage, 0)
     case.marks.append(Mark(at, "slow", time.time()))
-    await asyncio.sleep(Limits().statement_timeout)  # so long may those that have begun still be slow
+    await asyncio.sleep(Limits().statement_timeout)  # statements that have started may still be slow
 
 
 async def _fill_disk(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
@@ -350,7 +350,7 @@ def _count_ahead(replica: Replica, now: float) -> int:
 
 
 async def _control(drill: Drill, stage: Stage) -> None:
-    """All at the same time, each with a replica of its own."""
+    """Run all controls at the same time, each with its own replica."""
     await stage.clear()
     ways = (send_nothing_again, wait_without_time_limits, stamp_goals_itself)
     await stage.serve(0)

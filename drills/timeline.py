@@ -1,4 +1,4 @@
-"""The pictures of a stretch of time: what was answered and refused, how long it took, and what was done meanwhile."""
+"""Timelines: the rates of responses and errors, the longest responses, and the faults injected meanwhile."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +13,7 @@ _SHORTEST_BIN = 0.1
 
 
 class Mark(NamedTuple):
-    """Something that was done at a time, and until when it lasted (Unix seconds; in a timeline, since its begin)."""
+    """An event and its start and end (in Unix seconds; within a timeline, in seconds since its start)."""
 
     at: float
     what: str
@@ -21,7 +21,7 @@ class Mark(NamedTuple):
 
 
 class Timeline(NamedTuple):
-    """Attempts counted by the time at which they ended, in bins of `width` seconds; plain data, for the report."""
+    """Attempts counted by their end, in bins of `width` seconds; plain data for the report."""
 
     title: str
     seconds: float
@@ -35,9 +35,9 @@ class Timeline(NamedTuple):
 
     @classmethod
     def make(cls, title: str, attempts: Sequence[Attempt], marks: Sequence[Mark], began: float, ended: float) -> Self:
-        """Count the attempts that ended between two times; those that were refused or not answered apart.
+        """Count the attempts that ended between two times; failed ones are counted separately.
 
-        Where the journal tells what reads showed, their longest answers are apart, too.
+        If the journal contains what reads showed, their longest responses are separate too.
         """
         seconds = ended - began
         width = max(seconds / _BINS, _SHORTEST_BIN)
@@ -60,7 +60,7 @@ class Timeline(NamedTuple):
 
 
 def draw(timeline: Timeline, longest_answer: float | None = None) -> list[str]:
-    """Two pictures: the rates of answers, and how long the slowest took beside its limit, each beside what was done."""
+    """Draw two charts: the rates of responses, and the longest response with its limit, both with the events."""
     middles = [(place + 0.5) * timeline.width for place in range(len(timeline.answered))]
     kinds = [("answered", timeline.answered), ("rejected", timeline.refused), ("by a standby", timeline.from_standby)]
     rates = [

@@ -1,4 +1,4 @@
-"""An adopted table's ids become bigint: while the original Go app, this version and its successor are at work."""
+"""An adopted table's ids become bigint while the original Go app, this version and its successor are running."""
 
 import asyncio
 import signal
@@ -31,7 +31,7 @@ from tools.polling import until
 
 WRITES = 20_000
 _SHORT_ROWS = 100_000
-_CONTROL_ROWS = 3 * ROWS  # so that a fast machine takes its time, too
+_CONTROL_ROWS = 3 * ROWS  # so that it takes long enough on a fast machine too
 _LAST_INTEGER = 2**31 - 1
 _START_AFRESH = f"""
     DROP SCHEMA IF EXISTS goals_adopted, public CASCADE;
@@ -76,7 +76,7 @@ async def run(drill: Drill) -> None:
 
 
 async def _adopt(stage: Stage, rows: int) -> None:
-    """Put the original Go app's table in the place of ours, start the app, and migrate under it."""
+    """Replace our table with the original Go app's, start the app, and migrate while it runs."""
     await stage.cluster.execute(_START_AFRESH)
     stage.earlier = 0
     await stage.fill(rows)
@@ -95,7 +95,7 @@ async def _serve(drill: Drill, stage: Stage, version: Version) -> Load:
 async def _widen(drill: Drill, stage: Stage, loads: list[Load]) -> list[Attempt]:
     """Stop the first run halfway and resume it; then push the ids past the largest 32-bit integer."""
     case = drill.begin(
-        "widen", f"{ORIGINAL.name}, this version and its successor are at work; ended half-way, then resumed"
+        "widen", f"{ORIGINAL.name}, this version and its successor are running; ended half-way, then resumed"
     )
     logged = len(stage.cluster.read_log())
     began = time.time()
@@ -104,7 +104,7 @@ async def _widen(drill: Drill, stage: Stage, loads: list[Load]) -> list[Attempt]
 
     async def is_halfway() -> bool:
         if process.returncode is not None:
-            raise DrillError(f"`goals widen` ended by itself: {_read(stage)[-500:]}")
+            raise DrillError(f"`goals widen` ended on its own: {_read(stage)[-500:]}")
         query = "SELECT count(*) FROM pg_attribute WHERE attrelid = $1::regclass AND attname = 'id_bigint'"
         return bool(
             await stage.cluster.fetch(query, _TABLE)
@@ -130,19 +130,19 @@ async def _widen(drill: Drill, stage: Stage, loads: list[Load]) -> list[Attempt]
     case.marks += [Mark(began, "widen", stopped), Mark(resumed, "resumed", done)]
     drill.say(f"widened {stage.earlier:,} goals in {done - resumed + stopped - began:.1f} s")
     case.check("exit code of the run that was ended", ended, "=", 128 + signal.SIGTERM)
-    case.check("exit code of the run that went on", code, "=", 0)
-    case.check("it is bigint", await stage.cluster.fetch(_TYPE, _TABLE) == "bigint", "=", 1)
+    case.check("exit code of the run that resumed", code, "=", 0)
+    case.check("ids are bigint", await stage.cluster.fetch(_TYPE, _TABLE) == "bigint", "=", 1)
     await stage.cluster.execute(f"SELECT setval('goals_adopted.goals_id_seq', {_LAST_INTEGER})")
     await asyncio.sleep(1 if drill.short else 10)
     beyond = await stage.cluster.fetch(f"SELECT count(*) FROM {_TABLE} WHERE id > $1", _LAST_INTEGER)  # noqa: S608  a constant
-    case.check("goals with an id beyond an integer", beyond, ">", 0)
+    case.check("goals with an id beyond 32 bits", beyond, ">", 0)
     drill.end(case)
     waits = read_waits(stage.cluster.read_log()[logged:])
     case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", LONGEST_WAIT, kind="timing")
     by_app, *by_us = await asyncio.gather(*(load.stop() for load in loads))
     attempts = sorted(chain(by_app, *by_us), key=lambda attempt: attempt.ended)
     case.figures = observe(attempts, case.began, case.ended)
-    # A 503 in time is allowed, and comes where the machine has too little for three services and their load.
+    # A 503 in time is allowed; it happens if the machine is too slow for three services and their load.
     case.check("errors shown", case.figures.errors, "=", 0, kind="timing")
     wrong = sum(attempt.shows_error for attempt in by_app)
     case.check("errors that the original Go app showed", wrong, "=", 0, kind="timing")
@@ -186,7 +186,7 @@ async def _control(drill: Drill, stage: Stage) -> None:
     await until(has_waited, "somebody waits for the table")
     attempts = await load.stop()
     longest = max(read_waits(stage.cluster.read_log()[logged:]))
-    explanation = "ALTER COLUMN … TYPE BIGINT rewrites the table, and everybody waits for it"
+    explanation = "ALTER COLUMN … TYPE BIGINT rewrites the table, and all clients wait for it"
     drill.control("ALTER TYPE, by PostgreSQL's log", explanation, "s for the longest wait", longest, LONGEST_WAIT)
     slow = sum(attempt.shows_error or attempt.seconds > LONGEST_WAIT for attempt in attempts)
     drill.control("ALTER TYPE", "the same", "requests refused or late", slow)

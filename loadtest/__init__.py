@@ -1,1 +1,1 @@
-"""The load test: Locust, with scenarios as data, a client of its own, and verdicts."""
+"""The load test: Locust with scenarios as data, its own HTTP client, and pass/fail verdicts."""

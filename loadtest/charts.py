@@ -1,4 +1,4 @@
-"""Pictures of numbers as plain SVG in the page's colours, so that a report is one file without scripts."""
+"""Charts as plain SVG in the page's colours, so that a report is one file without scripts."""
 
 import re
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ WIDTH, HEIGHT = 860, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 44, 40
 _MOST_STEPS = 5
 _DECADES_WITH_ROOM = 2
-"""A logarithmic axis shorter than this has room for more than the powers of ten."""
+"""A logarithmic axis of fewer decades has room for more ticks than the powers of ten."""
 _COLOURS = ("var(--first)", "var(--second)", "var(--third)", "var(--fourth)")
 _DASHES = ("none", "7 3", "2 3", "9 3 2 3")
-"""Beside the colours, for those who cannot see them."""
+"""Line patterns in addition to the colours, for people who cannot distinguish the colours."""
 _LABEL_WIDTH = 86
 _STEPS = (1, 2, 5, 10)
 _FAR = 3
-"""A limit this many times above what was measured would flatten the lines: it is written, not drawn."""
+"""A limit more than this many times the highest value would flatten the lines: it is written, not drawn."""
 
 STYLE = """
 :root {
@@ -39,7 +39,7 @@ svg line.mark { stroke: var(--title); stroke-dasharray: 4 3 } svg line.limit { s
 svg text.mark { fill: var(--title) } svg text.limit { fill: var(--bad); font-weight: 600 }
 svg text.mark, svg text.limit { paint-order: stroke; stroke: var(--paper); stroke-width: 4px }
 """
-"""The colours by what they are for, so that dark mode changes them in one place; the shapes name the variables."""
+"""Colour variables by purpose, so that dark mode changes them in one place; the shapes use the variables."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -53,11 +53,11 @@ def draw_lines(
     bands: Sequence[tuple[float, float, str]] = (),
     limits: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """Lines over a linear x axis that starts at 0; each line has a name. `across` says what x is.
+    """Draw named lines over a linear x axis that starts at 0; `across` is the label of the axis.
 
-    The axis ends at `right`, or where the lines do if that is farther: pictures of one run share theirs. `bands` are
-    stretches of x with what happened there; it is written above those that have room for it. `limits` are values that
-    y is judged by, each with a name.
+    The axis ends at `right`, or at the end of the lines if that is farther, so that the charts of a run share an axis.
+    `bands` are ranges of x, each with a label, which is written above the band if there is room. `limits` are named
+    limits for y.
     """
     right = max([right, *(x for _, points in lines for x, _ in points)]) or 1
     highest = max((y for _, points in lines for _, y in points), default=0)
@@ -106,7 +106,7 @@ def draw_histogram(
     marks: Sequence[tuple[str, float]] = (),
     limits: Sequence[tuple[str, float]] = (),
 ) -> str:
-    """Counts of `(from, to, count)` buckets over a logarithmic x axis; lines at `marks` and `limits`, with names."""
+    """Draw `(from, to, count)` buckets over a logarithmic x axis, with named lines at `marks` and `limits`."""
     values = [value for _, value in limits]
     low = log10(min([*(start for start, _, _ in buckets), *values], default=1))
     high = log10(max([*(end for _, end, _ in buckets), *values], default=10))
@@ -123,7 +123,7 @@ def draw_histogram(
         )
     kinds = [("mark", mark) for mark in marks] + [("limit", limit) for limit in limits]
     for row, (kind, (name, value)) in enumerate(kinds):
-        # Each name has a row of its own, as percentiles lie close together; at the right it stands before its line.
+        # Each name has its own row, because percentiles are close together; in the right half it is left of its line.
         share = (log10(value) - low) / (high - low)
         x, y, before = _x(share), _TOP + 10 + 14 * row, share > 1 / 2
         shapes.append(
@@ -139,7 +139,7 @@ def draw_histogram(
 
 
 def draw_bars(title: str, bars: Sequence[tuple[str, float, str]], *, across: str) -> str:
-    """Horizontal bars of `(name, value, text)`, the longest as wide as the picture."""
+    """Draw horizontal bars of `(name, value, text)`; the longest fills the width."""
     longest = max((value for _, value, _ in bars), default=0) or 1
     height = 40 + 30 * len(bars) + 24
     shapes = []
@@ -162,7 +162,7 @@ def _y(share: float) -> float:
 
 
 def _step(value: float, most: int) -> float:
-    """The smallest of 1, 2 and 5 times a power of ten of which at most `most` reach the value."""
+    """Return the smallest of 1, 2 and 5 times a power of ten with which at most `most` steps reach the value."""
     if value <= 0:
         return 1 / most
     power = 10.0 ** floor(log10(value / most))
@@ -213,7 +213,7 @@ def _svg(height: int, title: str, parts: Sequence[str]) -> str:
 
 
 def stack(*pictures: str) -> str:
-    """Pictures one below the other as a file of its own, with the colours that a page would give them."""
+    """Return the charts one below the other as one SVG file, with the page's colours."""
     heights = [int(found[1]) for picture in pictures if (found := re.search(r' height="(\d+)"', picture))]
     placed = [
         picture.replace("<svg ", f'<svg y="{sum(heights[:number])}" ', 1) for number, picture in enumerate(pictures)
@@ -224,7 +224,7 @@ def stack(*pictures: str) -> str:
 
 
 def join_buckets(buckets: Sequence[tuple[float, float, int]], wanted: int) -> list[tuple[float, float, int]]:
-    """Join neighbouring buckets so that at most `wanted` are left; gaps stay gaps only between the joined ones."""
+    """Join neighbouring buckets so that at most `wanted` are left; gaps within a joined bucket disappear."""
     size = max(ceil(len(buckets) / wanted), 1)
     groups = [buckets[place : place + size] for place in range(0, len(buckets), size)]
     return [(group[0][0], group[-1][1], sum(count for _, _, count in group)) for group in groups]

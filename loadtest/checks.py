@@ -1,4 +1,4 @@
-"""Checks: what an answer must be, written as `status == 200` and turned into a function once."""
+"""Checks of a response, written like `status == 200` and parsed once into a function."""
 
 import operator
 import re
@@ -20,7 +20,7 @@ _HEADER = re.compile(r"""header ([A-Za-z0-9-]+) (==|contains) (?:"([^"]*)"|'([^'
 
 
 class Answer(Protocol):
-    """What a check may look at; status 0 means that no answer came."""
+    """What a check can inspect; status 0 means that there was no response."""
 
     @property
     def status(self) -> int: ...
@@ -33,7 +33,7 @@ Check = Callable[[Answer], bool]
 
 
 def parse_check(text: str) -> Check:
-    """Turn a check's text into a function; a `ValueError` says which forms there are.
+    """Parse a check's text into a function; a `ValueError` lists the possible forms.
 
     The forms: `status == 200` (also `!= < <= > >=`), `status in [200, 304]`, `body contains "text"`, `body == "text"`,
     `header NAME contains "text"`, `header NAME == "text"`.
@@ -55,6 +55,6 @@ def parse_check(text: str) -> Check:
             return lambda answer: answer.header(name) == value
         return lambda answer: value in (answer.header(name) or "")
     raise ValueError(
-        f"`{text}` is no check; write one of `status == 200`, `status in [200, 304]`, "
+        f"`{text}` is not a check; write one of `status == 200`, `status in [200, 304]`, "
         '`body contains "text"`, `header NAME == "text"`'
     )

@@ -1,9 +1,8 @@
-"""The HTTP client: one keep-alive HTTP/1.1 connection a user, parsed by llhttp inside the event loop's callback.
+"""The HTTP client: one keep-alive HTTP/1.1 connection per user, parsed by llhttp inside the event loop's callback.
 
-It does what costs a general client most of its time once instead of every time: one read watcher a connection lives as
-long as the connection, timeouts are swept by one timer a process, and the parser is the only code that looks at every
-byte. It follows no redirect, keeps no cookie, asks for no compression and never repeats a request by itself: what it
-reports is what one plain client saw.
+It avoids what makes a general client slow: each connection has one read watcher for its whole life, one timer per
+process checks for timeouts, and only the parser touches every byte. It follows no redirects, keeps no cookies,
+requests no compression and never retries on its own: it reports what one plain client saw.
 """
 
 import ssl
@@ -18,25 +17,25 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from loadtest.scenario import Request, Target, add_header
 
 SWEEP_SECONDS = 0.1
-"""How late a timeout may be noticed."""
+"""Interval of the check for timeouts, and so how late a timeout may be noticed."""
 
 _LONGEST_PAUSE = 1.0
 _FIRST_PAUSE = 0.01
 _CHUNK = 65536
 _LONGEST_HEAD = 65536
 LONGEST_BODY = 8 * 2**20
-"""Bytes of a response body; a longer one is a failure, as every user keeps its response in memory."""
+"""Maximum bytes of a response body; a longer one is a failure, because every user keeps its response in memory."""
 
 
 class Response:
-    """An answer, or why there is none (`status` 0 and `error`)."""
+    """A response, or the reason why there is none (`status` 0 and `error`)."""
 
     __slots__ = ("content", "error", "head", "received", "seconds", "status")
 
     def __init__(
         self, status: int, content: bytes, head: bytes, seconds: float, error: str | None = None, *, received: int = 0
     ) -> None:
-        """`received` counts the bytes that came, heads, chunk sizes and interim answers among them, TLS left out."""
+        """`received` counts the bytes of the response with heads, chunk sizes and interim responses, without TLS."""
         self.status = status
         self.content = content
         self.head = head
@@ -45,7 +44,7 @@ class Response:
         self.received = received
 
     def header(self, name: str) -> str | None:
-        """The first header of this name."""
+        """Return the first header of this name."""
         return _find_header(self.head, name)
 
 
@@ -59,7 +58,7 @@ def _find_header(head: bytes, name: str) -> str | None:
 
 
 def encode(request: Request, target: Target) -> bytes:
-    """The request as it goes over the wire (RFC 9112)."""
+    """Return the request as sent over the wire (RFC 9112)."""
     headers = dict(request.headers)
     add_header(headers, "Host", target.authority)
     add_header(headers, "User-Agent", "goals-loadtest")
@@ -70,7 +69,7 @@ def encode(request: Request, target: Target) -> bytes:
 
 
 class Connector:
-    """What the clients of a process share: the target's address, the TLS context, and the sweep for timeouts."""
+    """What the clients of a process share: the target's address, the TLS context, and the check for timeouts."""
 
     def __init__(self, target: Target, timeout: float, connected: Callable[[float], None]) -> None:
         self.target = target
@@ -79,13 +78,13 @@ class Connector:
         self.clients: set[Client[Any]] = set()
         self._context = gevent_ssl.create_default_context() if target.scheme == "https" else None
         self._addresses: list[Any] = []
-        # A timer of the loop, whose callback runs in the hub: from there a user that is woken comes back, to the rest
-        # of the sweep; from a greenlet of its own it would not.
+        # A timer of the loop, whose callback runs in the hub: a user that it wakes switches back to the rest of the
+        # sweep, which would not work from a separate greenlet.
         self._sweeper = get_hub().loop.timer(SWEEP_SECONDS, SWEEP_SECONDS, ref=False)
         self._sweeper.start(self._sweep)
 
     def connect(self) -> Any:
-        """A connected gevent socket, TLS done and verified; raises an `OSError`."""
+        """Return a connected gevent socket with verified TLS; raise an `OSError` on failure."""
         begun = perf_counter()
         if not self._addresses:
             self._addresses = socket.getaddrinfo(self.target.host, self.target.port, 0, socket.SOCK_STREAM)
@@ -95,7 +94,7 @@ class Connector:
                 connection = self._connect_to(address)
             except OSError:
                 if place == len(addresses):
-                    self._addresses = []  # the name may lead elsewhere the next time
+                    self._addresses = []  # the name may resolve differently next time
                     raise
             else:
                 self._addresses = [address]
@@ -124,7 +123,7 @@ class Connector:
     def _sweep(self) -> None:
         now = perf_counter()
         for client in list(self.clients):
-            # Looked at one by one: a user that was woken may have closed others, or sent its next request.
+            # Check each client now: a user that was woken may have closed others, or sent its next request.
             if client.parked and now - client.begun > self.timeout:
                 client.fail(f"no answer within {self.timeout:g} s")
 
@@ -133,7 +132,7 @@ Answer = TypeVar("Answer", bound=Response)
 
 
 class Client(Generic[Answer]):
-    """One user's connection, and the class of its responses. Not to be shared: one request at a time."""
+    """One user's connection, with one request at a time; do not share it. `answer` is the class of its responses."""
 
     _done: bool
     _keep: bool
@@ -148,7 +147,7 @@ class Client(Generic[Answer]):
     def __init__(self, connector: Connector, answer: type[Answer]) -> None:
         self._answer = answer
         self.pause = 0.0
-        """Seconds that the user must wait before the next request, because connecting failed."""
+        """Seconds that the user must wait before the next request after a failed connection."""
         self.parked = False
         self.begun = 0.0
         self._connector = connector
@@ -163,9 +162,9 @@ class Client(Generic[Answer]):
         connector.clients.add(self)
 
     def request(self, wire: bytes, *, has_body: bool = True) -> Answer:
-        """Send the encoded request and wait for its answer; errors come back in the response, none is raised.
+        """Send the encoded request and wait for its response; errors are returned in it, not raised.
 
-        `has_body` says whether an answer may have one: that to a HEAD has none, whatever it says of its length.
+        `has_body` is false for a HEAD, whose response has no body, whatever its length says.
         """
         self._has_body = has_body
         self._wake = getcurrent().switch
@@ -176,13 +175,13 @@ class Client(Generic[Answer]):
                 self._open()
             sent = self._send(wire)
             if sent != len(wire):
-                # What does not fit the socket's buffer goes by the cooperative way; the answer may come meanwhile.
+                # The rest does not fit the socket's buffer: send it cooperatively. The response may arrive meanwhile.
                 self._connection.sendall(wire[sent:])
             if not self._done and self._error is None:
                 self.parked = True
                 self._switch_to_hub()
         except (OSError, gevent.Timeout) as error:
-            # A server may answer and close before it has read everything: then the answer stands.
+            # A server may respond and close before it has read everything: the response still counts.
             if not self._done and self._connection is not None:
                 self._on_readable()
             if not self._done:
@@ -206,7 +205,7 @@ class Client(Generic[Answer]):
         self._disconnect()
 
     def fail(self, error: str) -> None:
-        """End the request that is waiting, from outside of it."""
+        """End the waiting request from outside."""
         self._error = error
         self._disconnect()
         self._finish()
@@ -220,7 +219,7 @@ class Client(Generic[Answer]):
         self.pause = 0.0
         self._connection = connection
         if isinstance(connection, gevent_ssl.SSLSocket):
-            # The TLS object itself: its `read` and `write` never block, as the socket beneath does not.
+            # The TLS object itself: its `read` and `write` never block, because the underlying socket does not.
             self._tls = connection._sslobj  # noqa: SLF001  gevent's own methods would wait
             self._send, self._receive = self._tls.write, self._tls.read
         else:
@@ -269,7 +268,7 @@ class Client(Generic[Answer]):
                 self._take(data)
             else:
                 self._end()
-            # A watcher sees the socket only: what TLS has decrypted already must be asked for.
+            # The watcher only sees the socket: check for data that TLS has already decrypted.
             if self._connection is None or self._tls is None or not self._tls.pending():
                 return
 
@@ -294,7 +293,7 @@ class Client(Generic[Answer]):
             self.fail(f"a head of more than {_LONGEST_HEAD // 1024} KiB")
 
     def _end(self) -> None:
-        """The server has closed; where nothing announced a length, that is how the body ends (RFC 9112, 6.3)."""
+        """Handle a close by the server, which ends a body without an announced length (RFC 9112, 6.3)."""
         announced = ("content-length", "transfer-encoding")
         if self.begun and not self._in_head and not any(_find_header(self._head, name) for name in announced):
             self._status = self._parser.get_status_code()
@@ -317,26 +316,26 @@ class Client(Generic[Answer]):
             raise ValueError("a second answer to one request")
         self._in_head = False
         if not self._has_body and (status := self._parser.get_status_code()) >= 200:  # noqa: PLR2004  see below
-            # llhttp cannot know: it waits for the body, so the next answer gets a parser of its own.
+            # llhttp does not know about HEAD and waits for a body, so the next response needs a new parser.
             self._status, self._keep, self._done = status, self._parser.should_keep_alive(), True
             self._parser_is_used_up = True
 
     def on_body(self, chunk: bytes) -> None:
         self._length += len(chunk)
-        if self._length <= LONGEST_BODY:  # what is beyond is a failure, as soon as the parser returns
+        if self._length <= LONGEST_BODY:  # a longer one fails as soon as the parser returns
             self._chunks.append(chunk)
 
     def on_message_complete(self) -> None:
-        if self._done:  # the answer to a HEAD, without a length
+        if self._done:  # the response to a HEAD, without a length
             return
         status = self._parser.get_status_code()
-        if status < 200:  # noqa: PLR2004  an interim answer (RFC 9110, 15.2): the real one follows
+        if status < 200:  # noqa: PLR2004  an interim response (RFC 9110, 15.2): the final one follows
             self._head = self._head.partition(b"\r\n\r\n")[2]
             self._in_head = True
             self._chunks.clear()
             return
         self._status = status
-        # Only inside this callback does llhttp still know whether the connection may be kept.
+        # llhttp can only tell inside this callback whether the connection may be kept.
         self._keep = self._parser.should_keep_alive()
         self._done = True
 

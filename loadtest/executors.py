@@ -1,4 +1,4 @@
-"""How load comes: the executors of k6 as data, each saying how many users or which arrivals there are at a time."""
+"""Load profiles: k6's executors as data; each gives the number of users over time, or the times of arrivals."""
 
 import re
 from bisect import bisect
@@ -15,7 +15,7 @@ _DURATION = re.compile(rf"(?:{_PART.pattern})+")
 
 
 def parse_duration(value: object) -> float:
-    """Seconds of a duration as k6 and Go write it: `500ms`, `30s`, `1m30s`, `1d`."""
+    """Return the seconds of a duration in k6's and Go's notation: `500ms`, `30s`, `1m30s`, `1d`."""
     if isinstance(value, str) and _DURATION.fullmatch(value):
         return sum(float(number) * _UNITS[unit] for number, unit in _PART.findall(value))
     message = f'a duration is text such as "500ms", "30s", "1m30s" or "1d", not {value!r}'
@@ -37,13 +37,13 @@ Span = Annotated[float, BeforeValidator(parse_duration), Field(ge=0, le=7 * 8640
 """A duration that may be 0."""
 Duration = Annotated[Span, Field(gt=0)]
 Users = Annotated[int, Field(ge=1, le=50_000)]
-"""In an open model, those made at most: an arrival that finds none of them free is a dropped iteration."""
+"""In an open model, the maximum: an arrival that finds no free user is a dropped iteration."""
 Rate = Annotated[float, Field(gt=0, le=1_000_000)]
-"""Iterations in a `timeUnit`, which is a second where it is not given, over all processes."""
+"""Iterations per `timeUnit` (default: a second) in all processes together."""
 
 
 class Strict(BaseModel):
-    """What a scenario's file may hold: an unknown key or another type is refused, nothing is converted."""
+    """Base of a scenario's parts: refuses unknown keys and wrong types, and converts nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -59,21 +59,21 @@ class RateStage(Strict):
 
 
 _NOT_PLAYED = {
-    "gracefulStop": "--stop-timeout says how long iterations may still take at the end of a run",
-    "gracefulRampDown": "a user that has to go finishes its iteration, for as long as --stop-timeout says",
+    "gracefulStop": "--stop-timeout limits how long iterations may still take at the end of a run",
+    "gracefulRampDown": "a user that is removed finishes its iteration, within --stop-timeout",
     "startTime": "every scenario starts with the run; put a stage with the starting target first",
-    "exec": "[[task]] says what an iteration does",
+    "exec": "[[task]] defines what an iteration does",
     "env": "values of an iteration come from `save` and `${uuid}`",
-    "tags": "metrics are narrowed by name, method, expected_response and check",
-    "options": "there is no browser to set",
-    "iterations": "a run has a duration",
-    "maxDuration": "a run has a duration",
+    "tags": "metrics can be filtered by name, method, expected_response and check",
+    "options": "there is no browser to configure",
+    "iterations": "a run is limited by its duration",
+    "maxDuration": "a run is limited by its duration",
 }
-"""What k6 has for any of its executors and this does not, with what there is instead."""
+"""Options of k6's executors that are not supported, with their alternatives."""
 
 
 class Executor(Strict):
-    """What the executors share: k6's names as well as ours, and what of k6 is not played is named as such."""
+    """Base of the executors: accepts k6's names as well as ours, and rejects unsupported options of k6 by name."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
 
@@ -82,12 +82,12 @@ class Executor(Strict):
     def _refuse_what_is_not_played(cls, content: object) -> object:
         for option, instead in _NOT_PLAYED.items():
             if isinstance(content, dict) and option in content:
-                raise ValueError(f"k6's `{option}` is not played: {instead}")
+                raise ValueError(f"k6's `{option}` is not supported: {instead}")
         return content
 
 
 class ConstantVus(Executor):
-    """A closed loop: each user sends its next request when the last was answered."""
+    """A closed loop: each user sends its next request after the response to the previous one."""
 
     executor: Literal["constant-vus"]
     vus: Users
@@ -102,7 +102,7 @@ class ConstantVus(Executor):
 
 
 class RampingVus(Executor):
-    """A closed loop whose number of users goes in straight lines from stage to stage; one of 0 s is a jump."""
+    """A closed loop whose number of users changes linearly from stage to stage; a stage of 0 s is a jump."""
 
     executor: Literal["ramping-vus"]
     start_vus: Annotated[int, Field(alias="startVUs", ge=0, le=50_000)] = 1
@@ -123,11 +123,11 @@ class RampingVus(Executor):
 
 
 class Arrivals(Executor):
-    """What the open models share: the unit of their rates, and how many users they make at most."""
+    """Base of the open models: the unit of their rates, and the maximum number of users."""
 
     time_unit: Annotated[float, BeforeValidator(parse_unit), Field(alias="timeUnit", le=86400)] = 1.0
     pre_allocated_vus: Annotated[int | None, Field(alias="preAllocatedVUs", ge=0, le=50_000)] = None
-    """Users are made when they are needed; as in k6, this many are all there are where `max_vus` is not given."""
+    """Users are created on demand; as in k6, this is the maximum if `max_vus` is not given."""
     max_vus: Annotated[Users | None, Field(alias="maxVUs")] = None
 
     @property
@@ -136,7 +136,7 @@ class Arrivals(Executor):
 
 
 class ConstantArrivalRate(Arrivals):
-    """An open model: iterations start when they are due, whether or not the earlier ones are answered."""
+    """An open model: iterations start when they are due, whether or not earlier ones have finished."""
 
     executor: Literal["constant-arrival-rate"]
     rate: Rate
@@ -152,7 +152,7 @@ class ConstantArrivalRate(Arrivals):
 
 
 class RampingArrivalRate(Arrivals):
-    """An open model whose rate goes in straight lines from stage to stage."""
+    """An open model whose rate changes linearly from stage to stage."""
 
     executor: Literal["ramping-arrival-rate"]
     start_rate: Annotated[float, Field(alias="startRate", ge=0, le=1_000_000)] = 0.0
@@ -168,10 +168,10 @@ class RampingArrivalRate(Arrivals):
 
 
 def _plan_arrivals(rates: list[float], durations: list[float], part: int, parts: int) -> Iterator[float]:
-    """Seconds after the start at which iterations are due: every `parts`-th, from number `part` on.
+    """Yield the seconds after the start at which iterations are due: every `parts`-th one, starting at number `part`.
 
-    `rates` are those at the borders of the stages that last `durations`. The n-th iteration is due where the area
-    under the rate reaches n, so that the parts of several processes interleave evenly.
+    `rates` are the rates at the boundaries of the stages, which last `durations`. The n-th iteration is due when the
+    area under the rate reaches n, so that the parts of several processes interleave evenly.
     """
     begin, served = 0.0, 0.0
     for (first, last), duration in zip(pairwise(rates), durations, strict=True):

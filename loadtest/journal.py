@@ -1,4 +1,4 @@
-"""A line of JSON for every request that was tried and what came of it, to compare with what the service has stored."""
+"""A JSON line for every attempted request and its outcome, to compare with what the service has stored."""
 
 import json
 import os
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class Journal:
-    """A file of JSON lines; each is one `write` to a file opened for appending, so processes may share it.
+    """A file of JSON lines; each line is one appending `write`, so several processes may share the file.
 
     A line has `time` (Unix seconds, when the attempt ended), `user`, `iteration`, `step`, `attempt` (from 1), `uuid`,
-    `method`, `path`, `sent` (the body as text), `status` (0: no answer), `error` (null where an answer came) and
-    `seconds`. An attempt that was cut off by the end of the run has the error `interrupted`: its outcome is unknown.
+    `method`, `path`, `sent` (the body as text), `status` (0: no response), `error` (null if there was a response) and
+    `seconds`. An attempt that the end of the run cut off has the error `interrupted`: its outcome is unknown.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What Locust loads to play a scenario: its user, and the one load shape that plays whichever scenario is chosen."""
+"""The locustfile for scenarios: the user class, and the load shape that plays the chosen scenario."""
 
 import sys
 from time import perf_counter
@@ -17,13 +17,13 @@ from loadtest.users import ScenarioUser
 __all__ = ["ScenarioShape", "ScenarioUser", "plugin"]
 
 TICK_SECONDS = 1.0
-"""How often Locust asks a shape."""
+"""How often Locust calls a shape."""
 
 _LONGEST_START = 30.0  # seconds until the first user must have started
 
 
 class ScenarioShape(LoadTestShape):
-    """Says how many users there are, when the run ends, and whether a threshold ends it early."""
+    """Determines the number of users, the end of the run, and whether a threshold ends it early."""
 
     use_common_options = True  # -u and -t replace the scenario's numbers; `connect` takes them out of the web UI
 

@@ -1,4 +1,4 @@
-"""Reports in one design, each an HTML page without scripts or other files."""
+"""Reports in a common design, each a single HTML page without scripts or other files."""
 
 import re
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from loadtest import charts
 
 Kind = Literal["good", "bad", "none"]
 _KINDS: dict[str, Kind] = {"pass": "good", "FAIL": "bad", "none": "none", "NOT RUN": "none"}
-"""What stands in the last column of a table, by its looks; a sign in front says the same without a colour."""
+"""Styles for the last column of a table; a sign in front shows the same without colours."""
 _GRID = 4
-"""So many columns have the same places in every table."""
+"""Tables with up to this many columns align them with one another."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 900px; margin: 1.5rem auto; padding: 0 1rem }
@@ -46,7 +46,7 @@ td:last-child, th:last-child { padding-right: 0 }
 
 
 def write_page(title: str, body: str) -> str:
-    """A whole page; `title` is plain text, `body` HTML."""
+    """Return a complete page; `title` is plain text, `body` is HTML."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>{escape(title)}</title>
@@ -59,7 +59,7 @@ def write_page(title: str, body: str) -> str:
 def write_banner(
     name: str, outcome: str, kind: Kind, *, reasons: Sequence[str] = (), about: str = "", level: int = 1, more: str = ""
 ) -> str:
-    """What a page begins with: how it ended and why. Plain texts, but for `more`, which is HTML."""
+    """Return the banner with the outcome and its reasons. All texts are plain, except `more`, which is HTML."""
     items = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     list_ = f"<ul>{items}</ul>" if items else ""
     details = f'<p class="about">{escape(about)}</p>' if about else ""
@@ -71,7 +71,7 @@ def write_banner(
 
 
 def write_figures(figures: Sequence[tuple[str, str, str]]) -> str:
-    """Names, values and what they are compared with; the first is the one that matters, and the largest."""
+    """Return names, values and notes as figures; the first is the most important, and is shown largest."""
     items = [
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)} <small>{escape(note)}</small></dd></div>"
         for name, value, note in figures
@@ -80,9 +80,9 @@ def write_figures(figures: Sequence[tuple[str, str, str]]) -> str:
 
 
 def write_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, level: int = 2) -> str:
-    """A table of plain texts under its title, or nothing where it has no rows; a last cell `pass` or `FAIL` is marked.
+    """Return a table of plain texts under its title, or "" without rows; a last cell `pass` or `FAIL` is marked.
 
-    The tables of a page share their columns, unless it has more of them.
+    The tables of a page align their columns, except tables with more than `_GRID` columns.
     """
     if not rows:
         return ""
@@ -99,7 +99,7 @@ def write_table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]],
 
 
 def write_charts(pictures: Sequence[str]) -> str:
-    """Pictures one below the other, each of which a small screen can move sideways."""
+    """Return the charts one below the other; on a small screen, each scrolls sideways."""
     titles = [re.findall(r'aria-label="([^"]*)"', picture)[0] for picture in pictures]
     return "\n".join(
         _scroll(f"{unescape(title)}: chart", picture) for title, picture in zip(titles, pictures, strict=True)
@@ -107,12 +107,12 @@ def write_charts(pictures: Sequence[str]) -> str:
 
 
 def _scroll(name: str, content: str) -> str:
-    """What may be wider than the screen; the keyboard reaches it, to move it."""
+    """Wrap content that may be wider than the screen, so that it scrolls, also with the keyboard."""
     return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(name)}">{content}</div>'
 
 
 def write_markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown; columns of figures, which is what stands behind the first, are set right."""
+    """Return the lines of a Markdown table; columns with figures are right-aligned."""
     figures = [any(cell[:1].isdigit() for cell in column) for column in zip(*rows, strict=True)]
     aligned = ["---:" if is_figure else "---" for is_figure in figures]
     return [f"| {' | '.join(cells)} |" for cells in (heads, aligned or ["---"] * len(heads), *rows)]

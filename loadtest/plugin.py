@@ -1,4 +1,4 @@
-"""The ties to Locust, for scenarios and for users in plain Python: the options, the events and the web UI."""
+"""The integration with Locust, for scenarios and for users in plain Python: options, events and the web UI."""
 
 import argparse
 import logging
@@ -29,7 +29,7 @@ runners.WORKER_REPORT_INTERVAL = REPORT_SECONDS
 
 
 class AnyPath(list[str]):
-    """The choices that the web UI offers; on the command line a file's path does as well, and was looked at before."""
+    """The choices in the web UI; the command line also accepts the path of a file, which is checked elsewhere."""
 
     def __contains__(self, _: object) -> bool:
         return True
@@ -53,9 +53,9 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         help=f"the scenario to run: {', '.join(names)}, or the path of a .toml file",
     )
     for name, default, explanation in (
-        ("--out", "", "folder of the reports (default: out/load/<scenario>)"),
-        ("--journal", "", "file that gets a line of JSON for each attempt"),
-        ("--slo", "", "objectives that give the default thresholds, or none (default: observability/slo.toml)"),
+        ("--out", "", "folder for the reports (default: out/load/<scenario>)"),
+        ("--journal", "", "file for a JSON line about each attempt"),
+        ("--slo", "", "file of the objectives for default thresholds, or none (default: observability/slo.toml)"),
     ):
         parser.add_argument(name, default=default, metavar="PATH", help=explanation, include_in_web_ui=False)
     parser.add_argument(
@@ -63,7 +63,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         default="",
         metavar="NAMES",
         env_var="LOCUST_WEB_ALLOWED_HOSTS",
-        help="further host names of the web UI, beside localhost and --web-host, separated by commas",
+        help="further host names of the web UI besides localhost and --web-host, separated by commas",
         include_in_web_ui=False,
     )
     parser.add_argument(
@@ -75,13 +75,13 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
 
 
 def connect(environment: Environment, runner: Any, web_ui: WebUI | None, **_: Any) -> None:
-    """Tie a session to Locust's events, and refuse what cannot be played before anything is sent."""
-    # libev's clock still shows the time before the imports: timers would fire too early by that much.
+    """Connect a session to Locust's events, and refuse an invalid run before any request is sent."""
+    # libev's clock still shows the time before the imports, so timers would fire too early.
     gevent.get_hub().loop.update_now()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MOST_FILES)), hard))
-    logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)  # our summary takes its place
-    # All users at once is what a constant number of users means.
+    logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)  # our summary replaces it
+    # A constant number of users means that all start at once.
     logging.getLogger("locust.runners").addFilter(lambda record: "spawn rate is very high" not in record.msg)
 
     is_worker = isinstance(runner, WorkerRunner)
@@ -99,7 +99,7 @@ def connect(environment: Environment, runner: Any, web_ui: WebUI | None, **_: An
 
     def interrupt() -> None:
         if is_worker:
-            # A master that was interrupted too, by the same key, ends the run as it should be ended.
+            # If the same key interrupted the master too, it ends the run properly.
             gevent.sleep(2 * REPORT_SECONDS)
             runner.quit()
         elif web_ui is None and session.has_shape:
@@ -110,8 +110,8 @@ def connect(environment: Environment, runner: Any, web_ui: WebUI | None, **_: An
             runner.quit()
             web_ui.stop()
 
-    # Else Python raises KeyboardInterrupt in whatever user is at work, and SIGTERM kills: Locust handles it only once
-    # a load shape has ended.
+    # Otherwise Python raises KeyboardInterrupt in the running user, and SIGTERM kills the process: Locust handles it
+    # only after a load shape has ended.
     for number in (signal.SIGINT, signal.SIGTERM) if web_ui is None and not is_worker else (signal.SIGINT,):
         gevent.signal_handler(number, interrupt)
     listen = environment.events
@@ -120,7 +120,7 @@ def connect(environment: Environment, runner: Any, web_ui: WebUI | None, **_: An
     listen.test_stop.add_listener(session.on_test_stop)
     listen.quitting.add_listener(session.on_quitting)
     listen.worker_report.add_listener(session.on_worker_report)
-    # First of all listeners: what it flushes must be in Locust's own figures when they are sent.
+    # The first listener, so that the flushed figures are in Locust's own statistics when they are sent.
     listen.report_to_master._handlers.insert(0, session.on_report_to_master)  # noqa: SLF001  there is no public way
     if web_ui is not None:
         address = web.extend(web_ui, session)

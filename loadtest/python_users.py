@@ -1,4 +1,4 @@
-"""Users written in plain Python: what Locust's own `HttpUser` offers them, on the scenarios' client and figures."""
+"""Users in plain Python: the interface of Locust's `HttpUser`, with the scenarios' client and measurements."""
 
 import base64
 import json as json_module
@@ -36,7 +36,7 @@ Pairs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 
 class PythonRun:
-    """What the Python users of this process share for one run; `fire` is Locust's event, if anybody listens."""
+    """What the Python users of this process share for one run; `fire` is Locust's request event, or None."""
 
     def __init__(self, recorder: Recorder, fire: Callable[..., None] | None) -> None:
         self.recorder = recorder
@@ -55,19 +55,19 @@ class PythonRun:
 
 
 class PythonResponse(Response):
-    """What came of a request, with the names that Locust's response has; a context manager for `catch_response`.
+    """The outcome of a request, with the attributes of Locust's response; a context manager for `catch_response`.
 
-    Whatever few users ask for is made when it is asked for, as there is one of these for each request.
+    Rarely used attributes are computed on demand, because every request creates an object.
     """
 
     url: str = ""
     method: str = ""
     name: str = ""
     history: Sequence[str] = ()
-    """The addresses that redirects led away from."""
+    """The addresses that redirected."""
     context: Mapping[str, Any] = MappingProxyType({})
     report: "Callable[[PythonResponse], None] | None" = None
-    """Called at the end of a `with`, where the request was made for one."""
+    """Called at the end of a `with`, if the request was made with `catch_response`."""
     _result: str | bool | None = None
 
     @property
@@ -80,7 +80,7 @@ class PythonResponse(Response):
 
     @property
     def request_meta(self) -> dict[str, Any]:
-        """What Locust's request event says of it."""
+        """The arguments of Locust's request event."""
         return {
             "request_type": self.method,
             "name": self.name,
@@ -101,12 +101,12 @@ class PythonResponse(Response):
 
     @cached_property
     def headers(self) -> Message:
-        """The headers, whose names have no case."""
+        """The headers; their names are case-insensitive."""
         return _parse_headers(self.head)
 
     @property
     def failure_reason(self) -> str | None:
-        """Why the request counts as failed: what `failure` was given, or the error or status, as in a scenario."""
+        """Why the request counts as failed: the reason given to `failure`, or the error or status, as in a scenario."""
         if self._result is not None:
             return None if isinstance(self._result, bool) else self._result
         return self.error or (f"status {self.status}" if self.status >= 400 else None)  # noqa: PLR2004  as k6
@@ -119,11 +119,11 @@ class PythonResponse(Response):
             raise CatchResponseError(self.error or f"status {self.status}")
 
     def success(self) -> None:
-        """Count this request as good, whatever its status is; in a `with` of `catch_response`."""
+        """Count this request as successful, whatever its status; for a `with` with `catch_response`."""
         self._result = True
 
     def failure(self, reason: object) -> None:
-        """Count this request as failed, whatever its status is; in a `with` of `catch_response`."""
+        """Count this request as failed, whatever its status; for a `with` with `catch_response`."""
         self._result = str(reason)
 
     def __enter__(self) -> Self:
@@ -135,16 +135,16 @@ class PythonResponse(Response):
         handled = isinstance(error, CatchResponseError)
         if self._result is None and isinstance(error, Exception):
             self._result = str(error) or type(error).__name__
-        assert self.report is not None  # noqa: S101  `__enter__` has looked
+        assert self.report is not None  # noqa: S101  `__enter__` has checked it
         self.report(self)
         return handled
 
 
 class PythonClient:
-    """`self.client`: paths or addresses are requested as by Locust's `HttpSession`, and measured as in a scenario.
+    """`self.client`: requests paths or addresses like Locust's `HttpSession`, and measures them like a scenario.
 
-    It keeps cookies and follows redirects, which a scenario does not; a request with redirects is measured as one. It
-    has no `files`, `proxies`, `hooks`, `stream`, `verify` or `cert`.
+    Unlike a scenario, it keeps cookies and follows redirects; a request with redirects is measured as one. It does not
+    support `files`, `proxies`, `hooks`, `stream`, `verify` or `cert`.
     """
 
     def __init__(self, base_url: str, user: "GoalsUser", run: PythonRun) -> None:
@@ -161,7 +161,7 @@ class PythonClient:
 
     @contextmanager
     def rename_request(self, name: str) -> Iterator[None]:
-        """Measure the requests made in this `with` under one name."""
+        """Measure the requests within this `with` under one name."""
         self.request_name = name
         try:
             yield
@@ -206,7 +206,7 @@ class PythonClient:
         timeout: float | None = None,
         allow_redirects: bool = True,
     ) -> PythonResponse:
-        """Send a request and measure it, under `name` or its path; an error is in the response, none is raised."""
+        """Send a request and measure it under `name` or its path; errors are in the response, and are not raised."""
         name = name or self.request_name
         given = params or data is not None or json is not None or headers or cookies or auth or timeout
         plain = not (given or self._adds_headers())
@@ -227,14 +227,14 @@ class PythonClient:
         return self._perform(sending, context, catch_response=catch_response, allow_redirects=allow_redirects)
 
     def _repeat(self, method: str, url: str, name: str | None) -> PythonResponse:
-        """`request` without options; one that was made before takes the short way."""
+        """Send a request without options; if it was sent before, reuse its encoded form."""
         sending = self._remembered.get((method, url, name or self.request_name))
         if sending is None or self._adds_headers():
             return self.request(method, url, name)
         return self._perform(sending)
 
     def _adds_headers(self) -> object:
-        return self.headers or self.auth or self.cookies._cookies  # type: ignore[attr-defined]  # noqa: SLF001  its length walks through all of it
+        return self.headers or self.auth or self.cookies._cookies  # type: ignore[attr-defined]  # noqa: SLF001  its length iterates over all cookies
 
     def _perform(
         self,
@@ -304,7 +304,7 @@ class PythonClient:
         return response
 
     def _follow(self, response: PythonResponse, sending: "Sending") -> PythonResponse:
-        """Follow redirects (RFC 9110, 15.4) to the last answer, which took as long as all of them."""
+        """Follow redirects (RFC 9110, 15.4) and return the last response, whose duration includes all of them."""
         begun = perf_counter() - response.seconds
         history: list[str] = []
         while response.status in _MOVED and (place := response.header("Location")):
@@ -314,7 +314,7 @@ class PythonClient:
             history.append(sending.address)
             method, body, headers = sending.method, sending.body, dict(sending.headers)
             there = _escape(urljoin(sending.address, place))
-            dropped = {"cookie"}  # the jar knows which belong there
+            dropped = {"cookie"}  # the jar adds the right ones
             if response.status == HTTPStatus.SEE_OTHER or (
                 response.status in {HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND} and method == "POST"
             ):
@@ -343,7 +343,7 @@ class PythonClient:
 
 
 class Sending(NamedTuple):
-    """A request as it goes over a connection; `name` is what it is measured as."""
+    """A request as it is sent; `name` is the name under which it is measured."""
 
     client: Client[PythonResponse]
     wire: bytes
@@ -356,9 +356,9 @@ class Sending(NamedTuple):
 
 
 class GoalsUser(User):
-    """What a user in plain Python derives from, as from Locust's `HttpUser`: `@task`, `wait_time`, `self.client`.
+    """Base class of users in plain Python, like Locust's `HttpUser`: `@task`, `wait_time`, `self.client`.
 
-    Its requests, checks and thresholds are measured and judged as a scenario's are.
+    Its requests, checks and thresholds are measured and judged like those of a scenario.
     """
 
     abstract = True
@@ -366,21 +366,21 @@ class GoalsUser(User):
     timeout: float = 30.0
     """Seconds for one request."""
     thresholds: ClassVar[Mapping[str, list[Any]]] = {}
-    """As in a scenario: `{"http_req_duration{name:page}": ["p(95)<250"]}`; those of all classes are judged."""
+    """As in a scenario: `{"http_req_duration{name:page}": ["p(95)<250"]}`; the thresholds of all classes apply."""
     current: ClassVar[PythonRun | None] = None
-    """The run that is on, set before users are spawned; there is none where it could not be prepared."""
+    """The current run, set before users are spawned; None if it could not be prepared."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self._run = GoalsUser.current
         self.has_yielded = False
-        """Whether others have had their turn since the last wait: a request sees to that."""
+        """Whether other greenlets have had a turn since the last wait; any request gives them one."""
         self._has_to_stop = False
         if self._run is not None:
             self.client = PythonClient(str(self.host or "").rstrip("/"), self, self._run)
 
     def check(self, name: str, ok: object) -> bool:
-        """Count a check as passed or failed; the answer is the same, so that a task may go on only where it holds."""
+        """Count a check as passed or failed, and return which, so that a task can depend on it."""
         if self._run is not None:
             rate = self._run.recorder.add_check(name)
             if ok:
@@ -390,7 +390,7 @@ class GoalsUser(User):
         return bool(ok)
 
     def start(self, group: Group) -> Greenlet:
-        if self._run is None:  # why is said elsewhere, once
+        if self._run is None:  # the reason is reported elsewhere, once
             self._group, self._greenlet = group, group.spawn(lambda _: None, self)
             return self._greenlet
         greenlet = super().start(group)
@@ -404,7 +404,7 @@ class GoalsUser(User):
         return bool(super().stop(force))
 
     def pause(self, seconds: float) -> None:
-        """Sleep without being at work."""
+        """Sleep; this time does not count as work."""
         assert self._run is not None  # noqa: S101  else it has nothing to do
         self._run.recorder.adjust_active_users(-1)
         try:
@@ -413,13 +413,13 @@ class GoalsUser(User):
             self._run.recorder.adjust_active_users(1)
 
     def end_iteration(self, seconds: float) -> None:
-        """Wait between two tasks; for no time, unless nobody else has had a turn: that costs a fifth of a request."""
+        """Wait between two tasks; skip a wait of 0 unless others need a turn: it costs a fifth of a request."""
         assert self._run is not None  # noqa: S101  as above
         self._run.recorder.iterations += 1
         if seconds > 0 or not self.has_yielded:
             self.pause(seconds)
             if self._has_to_stop:
-                # It is killed next, as all that wait are: let no request begin that would be cut off.
+                # Like all waiting users, it is killed next: do not start a request that would be cut off.
                 gevent.sleep(_LONGEST_KILL)
                 raise StopUser
         self.has_yielded = False
@@ -439,9 +439,9 @@ def _sleep(task_set: TaskSet, seconds: float) -> None:
         gevent.sleep(seconds)
 
 
-# Whichever task set waits, even one within another, a wait is where an iteration ends. Locust has no event for it.
+# An iteration ends with the wait of any task set, including a nested one. Locust has no event for it.
 TaskSet._sleep = _sleep  # type: ignore[method-assign]  # noqa: SLF001
-# The same property without a frame of Python's: each turn asks it five times, a twentieth of a request.
+# The same property without a Python frame: each iteration reads it five times, a twentieth of a request's cost.
 TaskSet.user = property(attrgetter("_user"))  # type: ignore[assignment,method-assign]
 
 
@@ -461,7 +461,7 @@ def _parse_headers(head: bytes) -> Message:
 
 
 def _escape(address: str) -> str:
-    """The address without a fragment, and with what a request's line cannot have percent-encoded."""
+    """Return the address without a fragment, with characters that a request line cannot contain percent-encoded."""
     return quote(address.partition("#")[0], safe="!#$%&'()*+,/:;=?@[]~")
 
 
@@ -470,7 +470,7 @@ def _list_pairs(pairs: Pairs) -> list[tuple[str, Any]]:
 
 
 def _encode_body(data: Pairs | str | bytes | None, json: Any) -> tuple[bytes, str | None]:
-    """The body and its media type, where it follows from how the body was given."""
+    """Return the body, and its media type if the kind of argument determines it."""
     if json is not None:
         return json_module.dumps(json).encode(), "application/json"
     match data:

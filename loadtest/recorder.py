@@ -1,4 +1,4 @@
-"""What a run measured: histograms, checks and counts, cheap to add to, exact to merge across processes."""
+"""The measurements of a run: histograms, checks and counts, cheap to record, exact to merge across processes."""
 
 import time
 from collections import defaultdict
@@ -9,14 +9,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 GROWTH = 1.02
-"""Each bucket of a histogram is 2 % wider than the one before: a value read from it is within 1 %, at any scale."""
+"""Each bucket of a histogram is 2 % wider than the previous one, so values are accurate to 1 % at any scale."""
 SHORTEST = 1e-6
-"""Seconds that the first bucket holds, and everything shorter."""
+"""Upper bound of the first bucket in seconds."""
 _SCALE = 1 / log(GROWTH)
-_SHIFT = ceil(-log(SHORTEST) * _SCALE)  # keeps the numbers of buckets positive
+_SHIFT = ceil(-log(SHORTEST) * _SCALE)  # keeps bucket numbers positive
 
 SLOTS = 600
-"""Points that the timeline keeps at most; a longer run's are joined two by two, so that memory stays bounded."""
+"""Maximum points of the timeline; in a longer run, pairs of points are joined, so that memory stays bounded."""
 
 
 class Trend:
@@ -35,7 +35,7 @@ class Trend:
         self.counts[int(log(seconds) * _SCALE + _SHIFT) if seconds > SHORTEST else 0] += 1
         self.count += 1
         self.sum += seconds
-        # Comparisons, as this runs for every request and calls of `min` and `max` cost several times as much.
+        # Comparisons, because this runs for every request, and `min` and `max` cost several times as much.
         if seconds > self.max:  # noqa: PLR1730  see above
             self.max = seconds
         if seconds < self.min:  # noqa: PLR1730  see above
@@ -50,7 +50,7 @@ class Trend:
         self.max = max(self.max, other.max)
 
     def percentile(self, percent: float) -> float:
-        """The value that `percent` % of all values do not exceed (nearest rank), in seconds."""
+        """Return the value in seconds that `percent` % of all values do not exceed (nearest rank)."""
         rank = max(ceil(self.count * percent / 100), 1)
         for bucket in sorted(self.counts):
             rank -= self.counts[bucket]
@@ -59,7 +59,7 @@ class Trend:
         return 0.0
 
     def aggregate(self, name: str) -> float:
-        """`avg`, `min`, `med`, `max`, `count` or `p(N)`; times are in milliseconds, as in k6."""
+        """Return `avg`, `min`, `med`, `max`, `count` or `p(N)`; times are in milliseconds, as in k6."""
         match name:
             case "count":
                 return self.count
@@ -86,13 +86,13 @@ class Trend:
 
 
 def middle(bucket: int) -> float:
-    """The value in seconds that stands for a histogram's bucket."""
+    """Return the value in seconds that represents a histogram's bucket."""
     return exp((bucket - _SHIFT + 0.5) / _SCALE)
 
 
 @dataclass
 class Rate:
-    """How often something was true."""
+    """How often something was true or false."""
 
     passes: int = 0
     fails: int = 0
@@ -107,7 +107,7 @@ class Rate:
 
 @dataclass
 class Counter:
-    """How many there were, and how many in a second of the run."""
+    """A count, and its rate per second of the run."""
 
     count: int
     seconds: float
@@ -129,9 +129,9 @@ def join(trends: Iterable[Trend]) -> Trend:
 
 
 class Series:
-    """The requests of one name and method: those since the last flush, and the trends of everything before it.
+    """The requests of one name and method: those since the last flush, and the trends of all earlier ones.
 
-    Expected and failed requests are kept apart, as k6's tag `expected_response` tells them apart.
+    Expected and failed requests are separate, as with k6's tag `expected_response`.
     """
 
     __slots__ = (
@@ -151,12 +151,12 @@ class Series:
         self.name = name
         self.method = method
         self.is_foreign = False
-        """Whether Locust's own figures have these requests already."""
+        """Whether Locust's own statistics already include these requests."""
         self.fresh = Trend()
         self.fresh_failed = Trend()
         self.fresh_errors: dict[str, int] = defaultdict(int)
         self.fresh_bytes = 0
-        """Bytes of response bodies, which is what Locust calls a request's size."""
+        """Bytes of response bodies, which Locust calls a request's size."""
         self.received = 0
         self.expected = Trend()
         self.failed = Trend()
@@ -175,7 +175,7 @@ class Series:
 
 
 class Fresh(NamedTuple):
-    """What came to a series since the last flush."""
+    """The requests of a series since the last flush."""
 
     series: Series
     trend: Trend
@@ -199,13 +199,13 @@ class Slot:
 
 
 class Recorder:
-    """Everything that one process measured, or, merged, that all did.
+    """All measurements of one process, or, once merged, of all processes.
 
-    Users at work are counted as an integral over time (user-seconds), so that it can be checked against Little's law:
-    the seconds that requests took, divided by the seconds that users were at work, is 1 where the load generator adds
-    nothing of its own.
+    Active users are counted as an integral over time (user-seconds), so that Little's law can be checked: the seconds
+    that requests took, divided by the seconds that users were active, is 1 if the load generator adds no delays of its
+    own.
 
-    Times are those of this process's `perf_counter`, which nobody sets; only `date` is a time of day, and for display.
+    Times are from this process's monotonic `perf_counter`; only `date` is a time of day, for display.
     """
 
     def __init__(self) -> None:
@@ -219,28 +219,28 @@ class Recorder:
         self.dropped = 0
         self.interrupted = 0
         self.foreign = 0
-        """Requests that other clients than ours have made, of whose connections nothing is known."""
+        """Requests by other clients than ours, whose connections are not recorded."""
         self.sent_seconds = 0.0
         self.user_seconds = 0.0
         self.vus = 0
         self.vus_max = 0
         self.cpu = 0.0
-        """The share of a core that the busiest generating process used in its worst five seconds."""
+        """The share of a core that the busiest generator process used in its busiest five seconds."""
         self.busy = 0.0
-        """The share that it wanted: what it used, and what it waited for while others had the core."""
+        """The share that it needed: what it used, and the time that it waited for a core."""
         self.started = inf
         """When the first user started."""
         self.ended = -inf
-        """When a user last started or stopped to work."""
+        """When a user last became active or inactive."""
         self.date: float | None = None
         """When the first user started, in Unix seconds."""
         self.timeline: dict[int, Slot] = {}
-        """What came in each second, by the number of the second."""
+        """The requests of each slot, by its first second."""
         self.width = 1
-        """Seconds that one slot of the timeline spans."""
+        """Seconds per slot of the timeline."""
         self._vus_max_by_source: dict[str, int] = {}
         self._offsets: dict[str, float] = {}
-        """What to add to the clock of another process for that of this one."""
+        """What to add to another process's clock to get this one's."""
         self._at_work = 0
         self._changed = time.perf_counter()
         self._slot_user_seconds = 0.0
@@ -254,7 +254,7 @@ class Recorder:
         return self.checks.get(name) or self.checks.setdefault(name, Rate())
 
     def adjust_active_users(self, change: int) -> None:
-        """Note that a user starts (1) or stops (-1) to work: begins or ends its iterations, or pauses between them."""
+        """Note that a user becomes active (1) or inactive (-1), at the start and end of its iterations and pauses."""
         self._advance()
         self._at_work += change
         if self.date is None:
@@ -262,7 +262,7 @@ class Recorder:
         self.ended = self._changed
 
     def add_connection(self, seconds: float) -> None:
-        """Note a new connection; a method, as a drain replaces the trend."""
+        """Note a new connection; a method, because `drain` replaces the trend."""
         self.connecting.add(seconds)
 
     def add_users(self, number: int) -> None:
@@ -280,10 +280,10 @@ class Recorder:
         self._slot_user_seconds += worked
         self._changed = now
 
-    # Read while the run goes on.
+    # Read during the run.
 
     def flush(self) -> Iterator[Fresh]:
-        """Move what is fresh into the trends and the timeline, and yield it, for each series that has any."""
+        """Move new requests into the trends and the timeline, and yield them for each series that has any."""
         self._advance()
         slot = self._slot(int(self._changed))
         slot.user_seconds += self._slot_user_seconds
@@ -321,9 +321,9 @@ class Recorder:
             self.timeline.setdefault(second - second % width, Slot()).merge(slot)
 
     def metric(self, name: str, tags: Mapping[str, str] = MappingProxyType({})) -> Metric:
-        """The metric of k6's name, or ours, of what all the tags fit.
+        """Return a metric by its name, k6's or ours, over everything that matches all tags.
 
-        Raises a `KeyError` for a name that there is not; about tags that nothing has, nothing was measured.
+        Raises a `KeyError` for an unknown name; with tags that match nothing, the metric is empty.
         """
         if name == "checks":
             checks = [check for key, check in self.checks.items() if tags.get("check", key) == key]
@@ -357,17 +357,17 @@ class Recorder:
 
     @property
     def age(self) -> float:
-        """Seconds since the first user started; 0 before."""
+        """Seconds since the first user started; 0 before that."""
         return 0.0 if self.date is None else time.perf_counter() - self.started
 
     @property
     def seconds(self) -> float:
-        """From the first user's start to the last one's end."""
+        """Seconds from the first user's start to the last one's end."""
         return max(self.ended - self.started, 0.0)
 
     @property
     def littles_law_ratio(self) -> float | None:
-        """Seconds of requests over seconds of users at work; `None` where nobody worked."""
+        """Seconds of requests divided by seconds of active users; `None` if no user was active."""
         return self.sent_seconds / self.user_seconds if self.user_seconds else None
 
     # Sent from process to process.
@@ -375,7 +375,7 @@ class Recorder:
     _SUMS = ("iterations", "dropped", "interrupted", "foreign", "sent_seconds", "user_seconds")
 
     def drain(self) -> dict[str, Any]:
-        """What was measured since the last drain, as plain data; the recorder forgets it. Call `flush` first."""
+        """Return the measurements since the last drain as plain data, and reset them. Call `flush` first."""
         report = {
             "series": [
                 [series.name, series.method, series.expected.dump(), series.failed.dump(), series.received]
@@ -407,7 +407,7 @@ class Recorder:
         return report
 
     def merge(self, report: dict[str, Any], source: str) -> None:
-        """Add what another process drained; `source` tells the processes apart."""
+        """Add the data that another process drained; `source` identifies the process."""
         for name, method, expected, failed, received in report["series"]:
             series = self.add_series(name, method)
             series.expected.merge(Trend.load(expected))
@@ -426,7 +426,7 @@ class Recorder:
         self._vus_max_by_source[source] = max(self._vus_max_by_source.get(source, 0), report["vus_max"])
         self.vus_max = sum(self._vus_max_by_source.values())
         self.note_usage(*report["usage"])
-        # By how long ago things were: times of day differ between machines. The quickest report tells best.
+        # Aligned by age, because times of day differ between machines. The fastest report is the most accurate.
         offset = min(self._offsets.get(source, inf), time.perf_counter() - report["now"])
         self._offsets[source] = offset
         if report["span"]:

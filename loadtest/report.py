@@ -1,4 +1,4 @@
-"""What a run says: one line while it goes on, and at its end a terminal summary, k6-shaped JSON and an HTML page."""
+"""The output of a run: a line of progress, and at the end a terminal summary, JSON in k6's format and an HTML page."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from loadtest.recorder import GROWTH, Counter, Metric, Rate, Recorder, Series, T
 from loadtest.thresholds import AGGREGATES, ERROR, FAILED, PASSED, Outcome, Threshold
 
 BUSIEST = 0.90
-"""Above this share of a core, the generator itself may have set the pace: such a run proves nothing."""
+"""Above this share of a core, the generator itself may have been the bottleneck: such a run proves nothing."""
 
 LITTLE = (0.95, 1.05)
-"""Within these bounds the latencies account for the users' time."""
+"""Within these bounds, the latencies account for the users' time."""
 
 _STATISTICS = ("avg", "min", "med", "max", "p(90)", "p(95)", "p(99)")
 _TREND_NAMES = {name for name, aggregates in AGGREGATES.items() if "p(N)" in aggregates}
@@ -30,7 +30,7 @@ _BUCKETS_DRAWN = 80
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a run ended; `problems` make it invalid, the most telling first, `warnings` want to be known."""
+    """The outcome of a run; `problems` make it invalid, the most important first; `warnings` do not."""
 
     outcomes: Sequence[Outcome]
     problems: Sequence[str]
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def find_no_connection(recorder: Recorder) -> str | None:
-    """Why nothing was reached, where no request of the whole run had a connection."""
+    """Return why no request of the whole run got a connection; None if one did."""
     failed = recorder.metric("http_req_failed")
     if recorder.connecting.count or recorder.foreign or not failed.count or failed.aggregate("rate") != 1:
         return None
@@ -69,39 +69,39 @@ def find_no_connection(recorder: Recorder) -> str | None:
 def judge(
     recorder: Recorder, outcomes: Sequence[Outcome], problems: Sequence[str] = (), *, waits: bool = False
 ) -> Verdict:
-    """Weigh what was measured; `problems` are those that the run itself has met.
+    """Judge the measurements; `problems` are those of the run itself.
 
-    `waits` says that users may pause between their requests, which Little's law does not account for.
+    `waits`: users may pause between their requests, which Little's law does not account for.
     """
     if cause := find_no_connection(recorder):
         return Verdict([], [cause, *problems], [])
     found, warnings = list(problems), []
     failed = recorder.metric("http_req_failed")
     if not failed.count:
-        tried = f"{recorder.interrupted:,} were cut off unanswered" if recorder.interrupted else "none was even tried"
-        found.append(f"no request came to an end, {tried}: nothing was measured")
+        tried = f"{recorder.interrupted:,} were cut off" if recorder.interrupted else "none was sent"
+        found.append(f"no request was completed, {tried}: nothing was measured")
     elif failed.aggregate("rate") == 1 and not any(outcome.threshold.metric in _ON_FAILURE for outcome in outcomes):
         found.append(
-            f"every request failed ({failed.count:,}), and no threshold is about that: "
+            f"every request failed ({failed.count:,}), but no threshold covers that: "
             "set one on http_req_failed or checks"
         )
     elif all(outcome.ok for outcome in outcomes):
         found += [
-            f"the check `{name}` failed every time ({check.fails:,}), and no threshold is about that"
+            f"the check `{name}` failed every time ({check.fails:,}), but no threshold covers that"
             for name, check in recorder.checks.items()
             if check.fails and not check.passes
         ]
     if recorder.busy > BUSIEST:
         found.append(
             f"the load generator was busy {recorder.busy:.0%} of the time (limit {BUSIEST:.0%}; it used "
-            f"{recorder.cpu:.0%} of a core and waited for one the rest): the figures are its own, not the service's; "
-            "use --processes, fewer users or a machine with more to spare"
+            f"{recorder.cpu:.0%} of a core, and waited for one otherwise): the figures show its limits, not the "
+            "service's; use --processes, fewer users or a machine with more spare capacity"
         )
     ratio = recorder.littles_law_ratio
     if ratio is not None and not waits and not LITTLE[0] <= ratio <= LITTLE[1]:
         warnings.append(
             f"Little's law: latencies account for {ratio:.2f} of the users' time "
-            f"(expected {LITTLE[0]}-{LITTLE[1]}): the generator adds waits of its own"
+            f"(expected {LITTLE[0]}-{LITTLE[1]}): the generator adds delays of its own"
         )
     if recorder.dropped:
         warnings.append(f"{recorder.dropped:,} iterations were dropped: all users were busy when they were due")
@@ -113,7 +113,7 @@ def judge(
 
 
 def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: str) -> dict[str, Any]:
-    """The summary in the shape that k6 hands to `handleSummary`, with what only we have under `loadtest`."""
+    """Return the summary in the format that k6 passes to `handleSummary`, with our additions under `loadtest`."""
     metrics: dict[str, Any] = {}
     selectors = dict.fromkeys([*AGGREGATES, *(outcome.threshold.selector for outcome in verdict.outcomes)])
     tags = {outcome.threshold.selector: outcome.threshold for outcome in verdict.outcomes}
@@ -154,7 +154,7 @@ def summarize(recorder: Recorder, verdict: Verdict, *, scenario: str, target: st
 
 
 def draw_progress(recorder: Recorder, at: float, total: float | None, users: int, before: Counter) -> str:
-    """One line on how the run goes; `before` is `http_reqs` as the last line knew it."""
+    """Return one line about the progress of the run; `before` is `http_reqs` at the previous line."""
     when = f"{at:4.0f} s" if total is None else f"{at:4.0f} of {total:.0f} s"
     if cause := find_no_connection(recorder):
         return f"{when}  {users} users  {cause}"
@@ -173,7 +173,7 @@ def draw_progress(recorder: Recorder, at: float, total: float | None, users: int
 
 
 def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
-    """The summary for a terminal."""
+    """Return the summary for a terminal."""
     own, metrics = summary["loadtest"], summary["metrics"]
     lines = ["", f"{own['scenario']} on {own['target']}", ""]
     lines += [f"  {verdict.text}: {reason}" for reason in verdict.reasons[:1]]
@@ -202,7 +202,7 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
 
 
 def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) -> str:
-    """The report as one page that needs nothing else."""
+    """Return the report as one self-contained page."""
     own, metrics = summary["loadtest"], summary["metrics"]
     ratio = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
     figures = [
@@ -242,13 +242,13 @@ def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) ->
 def write_verdict(
     name: str, text: str, reasons: Sequence[str], *, about: str = "", level: int = 1, more: str = ""
 ) -> str:
-    """The banner of a run that has ended, for its report and for the web UI."""
+    """Return the banner of a finished run, for its report and for the web UI."""
     kind: Kind = "good" if text == "passed" else "bad"
     return write_banner(name, text, kind, reasons=reasons, about=about, level=level, more=more)
 
 
 def _lead(verdict: Verdict, recorder: Recorder) -> list[tuple[str, str, str]]:
-    """The figure that decided: of the first threshold that does not hold, else the slowest of most answers."""
+    """Return the most important figure: of the first failed threshold, else of a latency threshold, else p95."""
     failed = [outcome for outcome in verdict.outcomes if not outcome.ok]
     times = [outcome for outcome in verdict.outcomes if outcome.threshold.metric == "http_req_duration"]
     for outcome in [*failed, *times]:
@@ -259,7 +259,7 @@ def _lead(verdict: Verdict, recorder: Recorder) -> list[tuple[str, str, str]]:
 
 
 def write_files(folder: Path, summary: dict[str, Any], page: str) -> None:
-    """Write `summary.json` and `report.html` into the folder; raises an `OSError`."""
+    """Write `summary.json` and `report.html` into the folder; raise an `OSError` on failure."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     (folder / "report.html").write_text(page, encoding="utf-8")
@@ -270,7 +270,7 @@ def _pictures(recorder: Recorder, verdict: Verdict) -> list[str]:
         return []
     first, last = min(recorder.timeline), max(recorder.timeline)
     slots = {second - first: slot for second, slot in sorted(recorder.timeline.items())}
-    # The first and the last second are seldom whole: a rate over them would be a dip that never was.
+    # The first and the last second are usually incomplete: their rates would show a drop that did not happen.
     whole = {at: slot for at, slot in slots.items() if 0 < at < last - first} or slots
     width = recorder.width
     throughput = [
@@ -349,7 +349,7 @@ def _show_metric(metric: dict[str, Any]) -> str:
 
 
 def _mark(check: dict[str, Any]) -> str:
-    """What a check's line begins with; one that was never made has not passed."""
+    """Return the mark of a check; a check that was never made has not passed."""
     if check["fails"]:
         return "FAIL"
     return "pass" if check["passes"] else "none"
@@ -361,7 +361,7 @@ def _connections(summary: dict[str, Any]) -> str:
 
 
 def label_series(recorder: Recorder) -> dict[str, Series]:
-    """The series by name, and by method and name where several methods share one."""
+    """Return the series by name, or by method and name if several methods share a name."""
     names = [name for name, _ in recorder.series]
     return {
         name if names.count(name) == 1 else f"{method} {name}": series
@@ -375,18 +375,18 @@ _NAMES = {
     "checks": "Checks passed",
     "http_reqs": "Requests",
 }
-"""Of the metrics that most thresholds are about; the others go by their own names."""
-_BEYOND = {"<": "limit", "<=": "limit", ">": "wanted over", ">=": "at least"}
+"""Display names of the most common metrics in thresholds; other metrics keep their own names."""
+_BEYOND = {"<": "limit", "<=": "limit", ">": "required over", ">=": "required at least"}
 _SIGNS = {"<=": "≤ ", ">=": "≥ ", "==": "= ", "===": "= ", "!=": "≠ ", "!==": "≠ "}
 
 
 def show_ms(value: float, *, unit: str = " ms") -> str:
-    """Milliseconds to three digits, and none behind the point above 100."""
+    """Format milliseconds with three significant digits, and without decimals from 100 on."""
     return f"{value:,.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"  # noqa: PLR2004  three digits
 
 
 def _show(value: float, threshold: Threshold, digits: str = ".6g") -> str:
-    """A figure in the unit of the threshold's metric: a time, a share, a rate or a count."""
+    """Format a value in the unit of the threshold's metric: a time, a share, a rate or a count."""
     if threshold.metric in _RATE_NAMES:
         return f"{100 * value:{digits}} %"
     if threshold.metric in _TREND_NAMES and threshold.aggregate != "count":
@@ -404,7 +404,7 @@ def _sign(threshold: Threshold) -> str:
 
 
 def _subject(threshold: Threshold, *, short: bool = False) -> str:
-    """What a threshold is about: `Latency p95`, `Failed requests`, `Latency{name:page} p99`."""
+    """Return the subject of a threshold: `Latency p95`, `Failed requests`, `Latency{name:page} p99`."""
     aggregate = re.sub(r"^p\((.+)\)$", r"p\1", threshold.aggregate)
     tags = threshold.selector.removeprefix(threshold.metric)
     name = tags if short else _NAMES.get(threshold.metric, threshold.metric) + tags
@@ -412,7 +412,7 @@ def _subject(threshold: Threshold, *, short: bool = False) -> str:
 
 
 def _give_reason(outcome: Outcome) -> str:
-    """Why a threshold does not hold: `p95 383 ms, limit 250 ms`, `checks 97.1 %, wanted over 99.9 %`."""
+    """Return why a threshold failed: `p95 383 ms, limit 250 ms`, `checks 97.1 %, required over 99.9 %`."""
     threshold = outcome.threshold
     aggregate = re.sub(r"^p\((.+)\)$", r"p\1", threshold.aggregate)
     subject = aggregate if threshold.selector == "http_req_duration" else f"{threshold.selector} {aggregate}"
@@ -422,7 +422,7 @@ def _give_reason(outcome: Outcome) -> str:
         return f"{subject}: nothing was measured"
     measured = _show(outcome.measured, threshold, ".4g" if threshold.metric in _RATE_NAMES else ".6g")
     sign = _sign(threshold)
-    return f"{subject} {measured}, {_BEYOND.get(sign, f'wanted {sign}')} {_show(threshold.limit, threshold)}"
+    return f"{subject} {measured}, {_BEYOND.get(sign, f'required {sign}')} {_show(threshold.limit, threshold)}"
 
 
 def _tell(outcome: Outcome) -> str:

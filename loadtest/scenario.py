@@ -1,4 +1,4 @@
-"""A scenario: who does what and what must come of it, read from TOML and refused in one line when it makes no sense."""
+"""Scenarios: the load, its requests and their checks, read from TOML; an invalid file is refused in one line."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from loadtest.thresholds import Threshold, parse_threshold
 FOLDER = Path(__file__).resolve().parent / "scenarios"
 
 BUILT_IN = frozenset({"uuid", "user", "iteration"})
-"""Variables of every iteration: a random UUID (version 4), the number of the user, and of its iteration."""
+"""Variables of every iteration: a random UUID (version 4), the number of the user, and the number of its iteration."""
 
 _SOURCE = re.compile(r"(?P<source>body|header) (?P<what>.+)")
 _ODD = re.compile(r"[^!-~]")
@@ -26,11 +26,11 @@ _VARIABLE = re.compile(r"\$\{(\w+)\}", re.ASCII)
 
 
 class ScenarioError(ValueError):
-    """A scenario or target that cannot be used; the message is one line that says why."""
+    """A scenario or target that cannot be used; the message gives the reason in one line."""
 
 
 class Target(NamedTuple):
-    """The base URL, taken apart."""
+    """The parts of the base URL."""
 
     scheme: str
     host: str
@@ -41,26 +41,26 @@ class Target(NamedTuple):
     @classmethod
     def parse(cls, url: str | None) -> Self:
         if not url:
-            raise ScenarioError("there is no target; name it with --host, such as --host http://127.0.0.1:8080")
-        # Before anything else looks at it: `urlsplit` drops tabs and line ends in silence.
+            raise ScenarioError("there is no target; set it with --host, such as --host http://127.0.0.1:8080")
+        # First of all: `urlsplit` silently drops tabs and line ends.
         if odd := _ODD.search(url):
             raise ScenarioError(
-                f"the target {url!r} has {odd[0]!r} in it; a URL is of visible ASCII: write a path percent-encoded, "
-                "and a host as DNS has it (xn--...)"
+                f"the target {url!r} contains {odd[0]!r}; a URL may only contain visible ASCII: percent-encode the "
+                "path, and write the host as in DNS (xn--...)"
             )
         try:
             parts = urlsplit(url)
             usual = {"http": 80, "https": 443}.get(parts.scheme)
             port = usual if parts.port is None else parts.port
         except ValueError as error:
-            raise ScenarioError(f"the target `{url}` is no URL: {error}") from None
+            raise ScenarioError(f"the target `{url}` is not a URL: {error}") from None
         if not parts.hostname or not usual or not port or parts.query or parts.fragment or "@" in parts.netloc:
-            raise ScenarioError(f"the target `{url}` is no base URL; write it as http://host:port or https://host/path")
+            raise ScenarioError(f"the target `{url}` is not a base URL; write http://host:port or https://host/path")
         return cls(parts.scheme, parts.hostname, port, parts.netloc, parts.path)
 
 
 class Request(NamedTuple):
-    """What is sent: all its values filled in."""
+    """A request with all its values filled in."""
 
     method: str
     path: str
@@ -69,13 +69,13 @@ class Request(NamedTuple):
 
 
 def add_header(headers: dict[str, str], name: str, value: str) -> None:
-    """Set a header where it is not there yet, in whatever case (RFC 9110, 5.1)."""
+    """Set a header unless it is already set, in any case (RFC 9110, 5.1)."""
     if name.lower() not in {given.lower() for given in headers}:
         headers[name] = value
 
 
 class Source(NamedTuple):
-    """Where a value is taken from: a header by name, or what a pattern finds in the body."""
+    """The source of a value: a header by name, or a pattern for the body."""
 
     header: str | None
     pattern: re.Pattern[str] | None
@@ -86,11 +86,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[^\r\n{}]+$", max_length=100)
 
 
 class Step(Strict):
-    """One request, and what must be true of its answer. `${name}` in path, headers, form, json and body is filled in.
+    """One request and the checks of its response. `${name}` in path, headers, form, json and body is filled in.
 
-    `attempts` above 1 sends the very same request again, after a growing pause or the one that the answer names in
-    `Retry-After`, while there is no answer or a status of 500 or above: what a person does who presses the button
-    again. `journal` is what of the answer goes into the journal: a header, or all that a pattern finds in the body.
+    With `attempts` above 1, the same request is sent again while there is no response or a status of 500 or above, as
+    if a person pressed the button again. The pause before it grows, or is the one in `Retry-After`. `journal` names
+    parts of the response for the journal: a header, or everything that a pattern finds in the body.
     """
 
     name: Name = ""
@@ -111,9 +111,9 @@ class Step(Strict):
         seen: dict[str, str] = {}
         for name in headers:
             if name.lower() in _FRAMING:
-                raise ValueError(f"`{name}` cannot be chosen: it follows from the body")
+                raise ValueError(f"`{name}` cannot be set: it follows from the body")
             if (other := seen.setdefault(name.lower(), name)) != name:
-                raise ValueError(f"`{other}` and `{name}` are the same header: its name has no case")
+                raise ValueError(f"`{other}` and `{name}` are the same header: header names are case-insensitive")
         return headers
 
     @field_validator("json_", mode="before")
@@ -136,7 +136,7 @@ class Step(Strict):
     @classmethod
     def _names(cls, save: dict[str, str]) -> dict[str, str]:
         for name in save.keys() & BUILT_IN:
-            raise ValueError(f"`{name}` is there in every iteration and cannot be saved; choose another name")
+            raise ValueError(f"`{name}` is built into every iteration and cannot be saved; choose another name")
         return save
 
     @field_validator("save", "journal")
@@ -150,9 +150,9 @@ class Step(Strict):
     def _body(self) -> Self:
         bodies = [body for body in (self.form, self.json_, self.body) if body is not None]
         if len(bodies) > 1:
-            raise ValueError("a step has one of `form`, `json` and `body`")
+            raise ValueError("a step may only have one of `form`, `json` and `body`")
         if bodies and self.method in {"GET", "DELETE"}:
-            raise ValueError(f"a {self.method} has no body")
+            raise ValueError(f"a {self.method} cannot have a body")
         return self
 
     @property
@@ -167,7 +167,7 @@ class Step(Strict):
         return frozenset(name for text in texts for name in _VARIABLE.findall(text))
 
     def render(self, target: Target, values: Mapping[str, str]) -> Request:
-        """The request with its values filled in, each encoded as its place demands."""
+        """Return the request with its values filled in, each encoded for its place."""
         quoted = {name: quote(value, safe="") for name, value in values.items()}
         headers = {name: _fill(text, values) for name, text in self.headers.items()}
         body = b""
@@ -184,7 +184,7 @@ class Step(Strict):
 
 
 class Task(Strict):
-    """Steps that belong together; an iteration does one task, chosen by weight."""
+    """Steps that belong together; an iteration performs one task, chosen by weight."""
 
     weight: Annotated[int, Field(ge=1, le=1000)] = 1
     step: Annotated[list[Step], Field(min_length=1)]
@@ -194,13 +194,13 @@ class Task(Strict):
         known = set(BUILT_IN)
         for step in self.step:
             if unknown := step.variables - known:
-                raise ValueError(f"`${{{min(unknown)}}}` in step `{step.label}` is saved by no step before it")
+                raise ValueError(f"`${{{min(unknown)}}}` in step `{step.label}` is not saved by an earlier step")
             known.update(step.save)
         return self
 
 
 class Condition(Strict):
-    """A threshold, alone as a text or with k6's options."""
+    """A threshold, as plain text or with k6's options."""
 
     threshold: str
     abort_on_fail: bool = Field(default=False, alias="abortOnFail")
@@ -220,9 +220,9 @@ class Scenario(Strict):
     task: Annotated[list[Task], Field(min_length=1)]
     timeout: Duration = 30.0
     pause: Duration | None = None
-    """Think time after each iteration, on average: half of it to one and a half times."""
+    """Average think time after each iteration; it varies from half of this to one and a half times."""
     objectives: bool = True
-    """Take the thresholds that the service level objectives make, where the scenario names none for a metric."""
+    """Use the thresholds of the service level objectives for metrics without a threshold in the scenario."""
     thresholds: dict[str, list[Condition]] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -231,7 +231,7 @@ class Scenario(Strict):
         methods: dict[str, str] = {}
         for step in steps:
             if methods.setdefault(step.label, step.method) != step.method:
-                raise ValueError(f"two steps of different methods have the name `{step.label}`")
+                raise ValueError(f"two steps with different methods have the name `{step.label}`")
         known = {
             "name": set(methods),
             "check": {name for step in steps for name in step.checks},
@@ -245,7 +245,7 @@ class Scenario(Strict):
         if self.load.seconds < 1:
             raise ValueError("the load lasts less than a second")
         if self.pause and isinstance(self.load, Open):
-            raise ValueError("`pause` belongs to closed loops; arrivals have their rate")
+            raise ValueError("`pause` is only for closed loops; arrivals have a rate")
         return self
 
     def parse_thresholds(self) -> list[Threshold]:
@@ -264,7 +264,7 @@ _CONDITIONS: TypeAdapter[dict[str, list[Condition]]] = TypeAdapter(dict[str, lis
 
 
 def parse_conditions(content: Mapping[type, Mapping[str, Any]]) -> list[Threshold]:
-    """The thresholds of classes, written as a scenario's; raises a `ScenarioError` that names the class."""
+    """Parse the thresholds of classes, written as in a scenario; raise a `ScenarioError` that names the class."""
     found: list[Threshold] = []
     for owner, thresholds in content.items():
         try:
@@ -280,13 +280,13 @@ def parse_source(text: str) -> Source:
     """Read `header NAME`, or `body REGULAR-EXPRESSION` whose one group is the value."""
     match = _SOURCE.fullmatch(text)
     if not match:
-        raise ValueError(f"`{text}` is no source; write `header NAME` or `body REGULAR-EXPRESSION`")
+        raise ValueError(f"`{text}` is not a source; write `header NAME` or `body REGULAR-EXPRESSION`")
     if match["source"] == "header":
         return Source(match["what"], None)
     try:
         pattern = re.compile(match["what"])
     except re.error as error:
-        raise ValueError(f"`{match['what']}` is no regular expression: {error}") from None
+        raise ValueError(f"`{match['what']}` is not a regular expression: {error}") from None
     if pattern.groups != 1:
         raise ValueError(f"`{match['what']}` needs exactly one group, which is the value to save")
     return Source(None, pattern)
@@ -297,10 +297,10 @@ def list_scenarios() -> list[str]:
 
 
 def read_scenario(name: str, *, users: int | None = None, seconds: float | None = None) -> Scenario:
-    """Read a scenario by the name of a file in `scenarios/` or by the path of one elsewhere.
+    """Read a scenario by the name of a file in `scenarios/`, or by the path of another file.
 
-    `users` and `seconds` replace the scenario's own, where its executor has such a number.
-    Raises a `ScenarioError`.
+    `users` and `seconds` replace the scenario's values if its executor has them; otherwise, or if the file is invalid,
+    a `ScenarioError` is raised.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:
@@ -308,7 +308,7 @@ def read_scenario(name: str, *, users: int | None = None, seconds: float | None 
     except FileNotFoundError:
         known = ", ".join(list_scenarios())
         raise ScenarioError(
-            f"there is no scenario `{name}`; there are {known}, or name a file ending in .toml"
+            f"there is no scenario `{name}`; choose one of {known}, or the path of a .toml file"
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ScenarioError(f"{path}: {error}") from None
@@ -316,7 +316,7 @@ def read_scenario(name: str, *, users: int | None = None, seconds: float | None 
     if isinstance(load, dict):
         for option, key, value in (("-u", "vus", users), ("-t", "duration", seconds)):
             if value is not None and key not in load:
-                raise ScenarioError(f"{option} has no meaning for `{name}`: its load has no `{key}`")
+                raise ScenarioError(f"{option} cannot be used with `{name}`: its load has no `{key}`")
             if value is not None:
                 load[key] = f"{value}s" if key == "duration" else value
     try:
@@ -326,7 +326,7 @@ def read_scenario(name: str, *, users: int | None = None, seconds: float | None 
 
 
 def _explain(error: ValidationError) -> str:
-    # An unknown key is reported first: where one is, what is missing is often only misspelt.
+    # Report an unknown key first: a missing key is often only misspelt.
     errors = sorted(error.errors(include_url=False), key=lambda found: found["type"] != "extra_forbidden")
     first = errors[0]
     place = ".".join(str(part) for part in first["loc"])

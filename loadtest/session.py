@@ -1,4 +1,4 @@
-"""A run's life in one process: prepared, started, folded into figures every moment, and judged at its end."""
+"""The life of a run in one process: it is prepared, started, measured regularly, and judged at its end."""
 
 import gc
 import sys
@@ -28,7 +28,7 @@ FLUSH_SECONDS = 0.2
 REPORT_SECONDS = 1.0
 """How often a worker reports to its master."""
 AT_ONCE = 50_000
-"""A spawn rate that makes all users in one go."""
+"""A spawn rate that starts all users at once."""
 
 _CPU_SPAN = 5.0
 _OWN_LISTENERS = 2
@@ -36,12 +36,12 @@ _REPORT_WAIT = 5.0
 
 
 def round_milliseconds(milliseconds: float) -> float:
-    """Three significant digits, as fine as our histograms; Locust's own rounding is to whole milliseconds."""
+    """Round to three significant digits, like our histograms; Locust itself rounds to whole milliseconds."""
     return float(f"{milliseconds:.3g}")
 
 
 class Usage(NamedTuple):
-    """At a time, the seconds that this process has had a core, and those that it had to wait for one."""
+    """At a given time, the seconds that this process has used a core, and those that it has waited for one."""
 
     at: float
     used: float
@@ -57,20 +57,20 @@ class Usage(NamedTuple):
         return cls(time.perf_counter(), time.process_time(), waited)
 
     def until(self, later: Self) -> tuple[float, float]:
-        """The shares of one core that were used, and that were wanted."""
+        """Return the shares of one core that were used, and that were needed."""
         elapsed = max(later.at - self.at, FLUSH_SECONDS)
         used = later.used - self.used
         return used / elapsed, (used + later.waited - self.waited) / elapsed
 
 
 class Plan(NamedTuple):
-    """What is played, as it was asked for when the run was prepared; the web UI's form may change meanwhile."""
+    """The run as requested when it was prepared; the web UI's form may change meanwhile."""
 
     name: str
     scenario: Scenario | None
-    """None where users in plain Python say what they do."""
+    """None for users in plain Python."""
     seconds: float | None
-    """How long it takes; `None`: until it is stopped, or as long as a shape of its own says."""
+    """The duration; `None`: until it is stopped, or until its own load shape ends it."""
     thresholds: list[Threshold]
     host: str
     target: Target
@@ -79,32 +79,32 @@ class Plan(NamedTuple):
 
 
 class Session:
-    """The run that is on in this process, if any, and what is known of the last one.
+    """The current run in this process, if any, and the result of the last one.
 
-    In a single process it makes load and judges; of several, the workers make load and report to the master, which
-    judges.
+    A single process generates the load and judges it. With several processes, the workers generate the load and report
+    to the master, which judges.
     """
 
     def __init__(self, environment: Environment, runner: Any, *, headless: bool) -> None:
         assert environment.parsed_options is not None  # noqa: S101  Locust's command line always sets it
         self.options = environment.parsed_options
-        # Now, before Locust replaces what was not asked for by defaults of its own.
+        # Read them now, before Locust replaces missing options by its own defaults.
         self._users: int | None = self.options.num_users
         self._seconds: float | None = self.options.run_time
         self.spawn_rate: float = self.options.spawn_rate or AT_ONCE
         self.recorder = Recorder()
         self.plan: Plan | None = None
-        """What is played, or was last; none where it made no sense."""
+        """The current or last plan; None if it was invalid."""
         self.parts = 1
-        """How many processes make load."""
+        """How many processes generate load."""
         self.interrupted = False
-        """Set when somebody wants the run to end before its time."""
+        """Set when the user ends the run early."""
         self.is_over = False
-        """Set when the run's time is up, or a threshold has ended it: what ends otherwise was cut off."""
+        """Set when the run's time is up, or a threshold has ended it; any other end cuts the run off."""
         self.page = "<p>No run has ended yet.</p>"
         """The last run's report, or why there was no run."""
         self.outcome: tuple[str, list[str]] = ("", [])
-        """The last run's verdict and its reasons; empty where no run has ended."""
+        """The last run's verdict and its reasons; empty if no run has ended."""
         self.runner = runner
         self._environment = environment
         self._headless = headless
@@ -114,11 +114,11 @@ class Session:
         self._reported: set[str] = set()
         self._verdict: report.Verdict | None = None
         self.has_shape = ScenarioUser in environment.user_classes
-        """Whether the load shape of the scenarios says when a run begins and ends."""
+        """Whether the scenarios' load shape controls the start and the end of a run."""
         self._was_refused = False
 
     def prepare(self) -> None:
-        """Forget the run before and read what is to be played; raises a `ValueError` whose message is one line."""
+        """Reset the state and read the next run's plan; raise a `ValueError` with a message of one line."""
         self.recorder, self._problems, self._reported, self._verdict = Recorder(), [], set(), None
         self.plan, self.is_over = None, False
         try:
@@ -145,7 +145,7 @@ class Session:
         if ScenarioUser in classes:
             if python:
                 raise ValueError(
-                    f"a scenario and users in plain Python ({python[0].__name__}) are two runs: give -f one of them"
+                    f"a scenario and users in plain Python ({python[0].__name__}) cannot run together: give -f only one"
                 )
             scenario = read_scenario(self.options.scenario, users=self._users, seconds=self._seconds)
         objectives: list[Threshold] = []
@@ -172,7 +172,7 @@ class Session:
         return Plan(name, scenario, seconds, thresholds, host, target, folder, journal)
 
     def await_workers(self, seconds: float) -> None:
-        """Wait for the workers that a master expects: after a run it takes them a while to be ready for the next."""
+        """Wait for the workers that a master expects: after a run, they need a while to be ready for the next one."""
         end = time.monotonic() + seconds
         while isinstance(self.runner, MasterRunner) and time.monotonic() < end:
             self.parts = self.runner.worker_count
@@ -183,9 +183,9 @@ class Session:
     # Locust's events.
 
     def on_test_start(self, **_: Any) -> None:
-        """Make what this process's users need, where it makes load."""
+        """Create what this process's users need, if it generates load."""
         if isinstance(self.runner, MasterRunner):
-            # These go to the workers with all options.
+            # These are sent to the workers with all options.
             if not self.has_shape:
                 self._prepare_or_say_why()
                 self.parts = self.runner.worker_count
@@ -208,10 +208,10 @@ class Session:
             self._environment.events.request.fire if self.options.request_events or listeners > _OWN_LISTENERS else None
         )
         gc.collect()
-        gc.freeze()  # what is there now stays: later collections need not look at it
+        gc.freeze()  # existing objects stay: later collections need not scan them
         if plan.scenario is None:
             self._run = GoalsUser.current = PythonRun(self.recorder, fire)
-            self.recorder.adjust_active_users(0)  # the run begins, although users may still have to come
+            self.recorder.adjust_active_users(0)  # the run starts, although there may be no users yet
             gevent.spawn(self._flush_regularly, self._run)
             return
         self._run = ScenarioUser.current = Run(
@@ -225,11 +225,11 @@ class Session:
         )
         load = plan.scenario.load
         if isinstance(load, Closed) and not load.count_users(0):
-            self.recorder.adjust_active_users(0)  # the run begins, although there is no user yet
+            self.recorder.adjust_active_users(0)  # the run starts, although there is no user yet
         gevent.spawn(self._flush_regularly, self._run)
 
     def on_request(self, request_type: str, name: str, response_time: float, **event: Any) -> None:
-        """Measure what clients other than ours report by Locust's event, such as one for another protocol."""
+        """Record requests that other clients report through Locust's event, for example for another protocol."""
         if isinstance(event.get("response"), Response) or self._run is None:
             return
         series = self.recorder.add_series(name, request_type)
@@ -241,7 +241,7 @@ class Session:
         )
 
     def on_test_stop(self, **_: Any) -> None:
-        # In a greenlet of its own: a user that has ended the run, as tasks may, is killed while this goes on.
+        # In a separate greenlet: if a user's task has ended the run, that user is killed during this.
         self._ending = gevent.spawn(self._end)
         self._ending.join()
 
@@ -254,11 +254,11 @@ class Session:
             self._flush(run)
             if run is not None:
                 run.close()
-            gevent.sleep(2 * FLUSH_SECONDS)  # lets `_flush_regularly` end, which notes how busy the process was
+            gevent.sleep(2 * FLUSH_SECONDS)  # lets `_flush_regularly` finish and record the CPU usage
         if isinstance(self.runner, WorkerRunner):
-            # What was measured last must arrive before the news that we stopped.
+            # The last measurements must arrive before the message that we stopped.
             self.runner._send_stats()  # noqa: SLF001  there is no public way
-            self.recorder = Recorder()  # what is reported from now on, while idle, is nothing
+            self.recorder = Recorder()  # reports from now on, while idle, are empty
         elif self.plan is not None:
             self._conclude(self.plan)
 
@@ -274,30 +274,30 @@ class Session:
 
     def on_quitting(self, **_: Any) -> None:
         if isinstance(self.runner, WorkerRunner):
-            self._environment.process_exit_code = 0  # the master speaks for all
+            self._environment.process_exit_code = 0  # the master's exit code counts
             return
         if self._verdict is None and self.runner.state in {STATE_SPAWNING, STATE_RUNNING}:
-            self.runner.quit()  # a signal has cut the run off: judge what there is
+            self.runner.quit()  # a signal has cut the run off: judge the measurements so far
         if not self._headless:
-            # Workers that rest after a run would not hear that they shall quit, and live on.
+            # Workers that are idle after a run would miss the message to quit, and keep running.
             self.await_workers(self._environment.stop_timeout + _REPORT_WAIT)
         if self._ending is not None:
             self._ending.join()
         if getattr(self._environment.parsed_options, "csv_prefix", None):
-            # Locust's writer puts the last second into its files only when its next turn comes.
+            # Locust's writer writes the last second to its files only in its next interval.
             gevent.sleep(CSV_STATS_INTERVAL_SEC + 0.1)
         if self._environment.process_exit_code:
-            return  # a listener of the users' own has found a reason to fail
+            return  # another listener has set it
         if self._verdict is not None:
             self._environment.process_exit_code = self._verdict.exit_code
         elif self._was_refused:
             self._environment.process_exit_code = USAGE
         elif self._headless:
-            sys.stderr.write("error: the run ended before it began; nothing was measured\n")
+            sys.stderr.write("error: the run ended before it started; nothing was measured\n")
             self._environment.process_exit_code = ERROR
 
     def _flush_regularly(self, run: Run | PythonRun) -> None:
-        """Keep the figures fresh while the run goes on, and note how busy this process is at its worst."""
+        """Flush the measurements during the run, and record the highest CPU usage of this process."""
         recorder = self.recorder
         samples = deque([Usage.read()])
         while self._run is run:
@@ -311,13 +311,13 @@ class Session:
             recorder.note_usage(*samples[0].until(samples[-1]))
 
     def _flush(self, run: Run | PythonRun | None) -> None:
-        """Move what is fresh into the trends, and into Locust's own figures for its web UI and files."""
+        """Move new measurements into the trends, and into Locust's own statistics for its web UI and files."""
         for fresh in self.recorder.flush():
             if not fresh.series.is_foreign and (run is None or run.fire is None):
                 add_to_locust(self._environment.stats, fresh)
 
     def _collect(self, master: MasterRunner) -> None:
-        """Ask headless workers to end, and wait until each has sent what it measured last."""
+        """Ask headless workers to quit, and wait until each has sent its last measurements."""
         workers = {client.id for client in master.clients.all}
         if self._headless:
             master.send_message("quit")
@@ -325,10 +325,10 @@ class Session:
         while workers - self._reported and time.monotonic() < end:
             gevent.sleep(0.05)
         if missing := self.parts - len(self._reported):
-            self._problems.append(f"{missing} of {self.parts} workers did not report what they measured")
+            self._problems.append(f"{missing} of {self.parts} workers did not report their measurements")
 
     def _conclude(self, plan: Plan) -> None:
-        """Judge the run, and write what it says to the terminal and into files."""
+        """Judge the run, and write the results to the terminal and to files."""
         if plan.scenario is None:
             self.is_over = plan.seconds is None or self.recorder.age > plan.seconds - 1
         if not self.is_over and plan.seconds is not None:
@@ -350,14 +350,14 @@ class Session:
         self.outcome = (verdict.text, verdict.reasons)
 
     def draw_progress(self) -> str:
-        """How the run goes, in one line."""
+        """Return the progress of the run in one line."""
         before = Counter(0, 0.0)
         seconds = self.plan.seconds if self.plan else None
         return report.draw_progress(self.recorder, self.recorder.age, seconds, self.runner.user_count, before)
 
 
 def add_to_locust(target: stats.RequestStats, fresh: Fresh) -> None:
-    """Add many requests to Locust's figures at once; its own way takes them one by one."""
+    """Add many requests to Locust's statistics at once; its own method takes one at a time."""
     name, method = fresh.series.name, fresh.series.method
     for error, times in fresh.errors.items():
         key = stats.StatsError.create_key(method, name, error)

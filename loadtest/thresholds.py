@@ -1,4 +1,4 @@
-"""The verdict: thresholds in k6's grammar, the service level objectives as their defaults, and the exit code."""
+"""The verdict: thresholds in k6's syntax, defaults from the service level objectives, and the exit code."""
 
 import operator
 import re
@@ -11,7 +11,7 @@ from loadtest.recorder import Recorder
 from observability import slo
 
 PASSED, ERROR, USAGE, FAILED = 0, 1, 2, 99
-"""Exit codes; 99 is k6's for thresholds that were crossed (its errext/exitcodes)."""
+"""Exit codes; 99 is k6's code for crossed thresholds (its errext/exitcodes)."""
 
 _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
@@ -41,7 +41,7 @@ AGGREGATES = {
     "connections": _COUNTER,
     "data_received": _COUNTER,
 }
-"""The metrics that thresholds may name, with the aggregates that each of them has."""
+"""The metrics for thresholds, and the aggregates of each."""
 _REQUEST_TAGS = ("name", "method", "expected_response")
 _TAGS = {
     "http_req_duration": _REQUEST_TAGS,
@@ -72,7 +72,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A threshold, what was measured (`None` where nothing was) and whether it holds."""
+    """A threshold, the measured value (`None` if nothing was measured) and whether the threshold is met."""
 
     threshold: Threshold
     measured: float | None
@@ -82,34 +82,34 @@ class Outcome:
 def parse_threshold(selector: str, expression: str, *, abort: bool = False, delay: float = 0.0) -> Threshold:
     """Read a selector such as `http_req_duration{name:page}` and an expression such as `p(95)<250`.
 
-    Raises a `ValueError` that says what is wrong with them.
+    A `ValueError` says what is wrong with them.
     """
     metric = _METRIC.fullmatch(selector)
     if not metric or metric[1] not in AGGREGATES:
-        raise ValueError(f"there is no metric `{selector}`; there are {', '.join(AGGREGATES)}")
+        raise ValueError(f"there is no metric `{selector}`; choose one of {', '.join(AGGREGATES)}")
     name, narrowed = metric.groups()
     tags = _parse_tags(name, narrowed) if narrowed else {}
     parsed = _EXPRESSION.fullmatch(expression.strip())
     if not parsed:
-        raise ValueError(f"`{expression}` is no threshold; write one such as `p(95)<250` or `rate>0.999`")
+        raise ValueError(f"`{expression}` is not a threshold; write one such as `p(95)<250` or `rate>0.999`")
     aggregate = parsed[1]
     if re.sub(r"\(.*\)", "(N)", aggregate) not in AGGREGATES[name]:
         raise ValueError(f"`{name}` has no `{aggregate}`; it has {', '.join(AGGREGATES[name])}")
     if aggregate.startswith("p(") and float(aggregate[2:-1]) > 100:  # noqa: PLR2004  per cent
-        raise ValueError(f"`{aggregate}` is beyond 100 %")
+        raise ValueError(f"`{aggregate}` is above 100 %")
     return Threshold(name, tags, expression, aggregate, _COMPARISONS[parsed[2]], float(parsed[3]), abort, delay)
 
 
 def _parse_tags(metric: str, text: str) -> dict[str, str]:
-    """Read `name:page,expected_response:true`; a comma may be part of a value, as it may be of a step's name."""
+    """Read `name:page,expected_response:true`; a value may contain commas, because a step's name may."""
     tags: dict[str, str] = {}
     for part in _NEXT_TAG.split(text):
         key, colon, value = part.partition(":")
         if not colon or not value or key in tags:
-            raise ValueError(f"`{metric}{{{text}}}` is no selector; write one such as `{metric}{{name:page}}`")
+            raise ValueError(f"`{metric}{{{text}}}` is not a selector; write one such as `{metric}{{name:page}}`")
         if key not in _TAGS.get(metric, ()):
-            known = ", ".join(f"`{tag}`" for tag in _TAGS.get(metric, ())) or "nothing"
-            raise ValueError(f"`{metric}` cannot be narrowed by the tag `{key}`; it can be by {known}")
+            known = ", ".join(f"`{tag}`" for tag in _TAGS.get(metric, ())) or "none"
+            raise ValueError(f"`{metric}` cannot be filtered by the tag `{key}`; its tags are: {known}")
         if key == "expected_response" and value not in {"true", "false"}:
             raise ValueError(f"`expected_response` is `true` or `false`, not `{value}`")
         tags[key] = value
@@ -117,10 +117,10 @@ def _parse_tags(metric: str, text: str) -> dict[str, str]:
 
 
 def read_objectives(path: Path | None = None, default: Path = slo.FILE) -> list[Threshold]:
-    """The thresholds that the service level objectives make.
+    """Return the thresholds that follow from the service level objectives.
 
-    Only the default file may be absent: then there are none. Raises a `ValueError`, whose message is one line that
-    names the file, for one that cannot be read or has not what it should.
+    Only the default file may be missing: then there are none. A file that cannot be read or is invalid raises a
+    `ValueError` that names the file in a message of one line.
     """
     if path is None and not default.exists():
         return []
@@ -129,7 +129,7 @@ def read_objectives(path: Path | None = None, default: Path = slo.FILE) -> list[
     except ValueError as error:
         raise ValueError("; ".join(str(error).splitlines())) from None
     availability, latency = promises.availability, promises.latency
-    # As they are written: 1 - 0.999 shall be 0.001.
+    # In decimal arithmetic, so that 1 - 0.999 is exactly 0.001.
     failures, share, limit = (
         1 - Decimal(str(availability.objective)),
         100 * Decimal(str(latency.objective)),
@@ -142,19 +142,19 @@ def read_objectives(path: Path | None = None, default: Path = slo.FILE) -> list[
 
 
 def _write_number(value: Decimal) -> str:
-    """The shortest way to write a number without an exponent, which a threshold's grammar has not."""
+    """Write a number as short as possible, without an exponent, which thresholds do not support."""
     return f"{value.normalize():f}"
 
 
 def complete(chosen: Iterable[Threshold], defaults: Iterable[Threshold]) -> list[Threshold]:
-    """The chosen thresholds, and the defaults for those metrics that no chosen one is about."""
+    """Return the chosen thresholds, and the defaults for metrics without a chosen one."""
     chosen = list(chosen)
     named = {threshold.metric for threshold in chosen if not threshold.tags}
     return [*chosen, *(threshold for threshold in defaults if threshold.metric not in named)]
 
 
 def evaluate(thresholds: Iterable[Threshold], recorder: Recorder) -> list[Outcome]:
-    """Hold the thresholds against what was measured; one about which nothing was measured fails."""
+    """Compare the thresholds with the measurements; a threshold without measurements fails."""
     outcomes = []
     for threshold in thresholds:
         metric = recorder.metric(threshold.metric, threshold.tags)

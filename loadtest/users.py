@@ -1,4 +1,4 @@
-"""The users: what each of them does in an iteration, in a closed loop or as arrivals that wait for nobody."""
+"""Virtual users: their iterations, in a closed loop or as arrivals that do not wait for earlier ones."""
 
 import random
 import time
@@ -25,13 +25,13 @@ from loadtest.scenario import Request, Scenario, Source, Step, Target, parse_sou
 
 _LONGEST_RETRY_PAUSE = 1.0
 _FIRST_RETRY_PAUSE = 0.05
-_LOOK_SECONDS = 0.2  # how long a user that waits may not notice that it has to stop
+_LOOK_SECONDS = 0.2  # how late a waiting user may notice that it has to stop
 
 SERVER_ERRORS = range(500, 600)
 
 
 class BoundStep:
-    """A step bound to a run: its checks parsed, its counters at hand, and its bytes made if nothing varies in them."""
+    """A step prepared for a run: with parsed checks, its counters, and its encoded bytes if they do not vary."""
 
     def __init__(self, step: Step, target: Target, recorder: Recorder) -> None:
         self.step = step
@@ -59,7 +59,7 @@ class BoundStep:
 class Run:
     """What all users of this process share for one run.
 
-    `fire` is Locust's request event, called for every request where somebody listens to it; else `None`.
+    `fire` is Locust's request event, called for every request; `None` if nothing listens to it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Run:
         self.connector = client.Connector(target, scenario.timeout, recorder.add_connection)
         self._tasks = [[BoundStep(step, target, recorder) for step in task.step] for task in scenario.task]
         self._weights = list(accumulate(task.weight for task in scenario.task))
-        # Numbers of users differ between processes, so that a journal tells them apart.
+        # User numbers differ between processes, so that a journal distinguishes the users.
         self.numbers = count(part, parts)
 
     def pick(self) -> list[BoundStep]:
@@ -99,7 +99,7 @@ class Run:
 
 
 class VirtualUser:
-    """One connection and the iterations made on it, for as long as `is_stopping` does not say that the run ends."""
+    """One connection and the iterations on it, until `is_stopping` returns true."""
 
     def __init__(self, run: Run, is_stopping: Callable[[], bool]) -> None:
         self._run = run
@@ -114,9 +114,9 @@ class VirtualUser:
         self._run.recorder.add_users(-1)
 
     def iterate(self, due: float | None = None) -> None:
-        """Do one task. `due` is when an arrival should have begun: the first answer's latency counts from there.
+        """Perform one task. `due` is when an arrival should have started: its latency counts from there.
 
-        A task that waits to try again when the run ends is given up; nothing is checked of what it was waiting for.
+        If the run ends while a task waits to retry, the task is abandoned without the checks of that step.
         """
         run = self._run
         run.recorder.iterations += 1
@@ -137,11 +137,11 @@ class VirtualUser:
             for name, source in step.save.items():
                 value = _extract(source, response)
                 if value is None:
-                    return  # nothing to go on with, such as no goal to remove
+                    return  # nothing to continue with, such as no goal to remove
                 values[name] = value
 
     def pause(self, seconds: float) -> None:
-        """Wait without being at work, for as long as the user does not have to stop."""
+        """Wait until the time is over or the user has to stop; this time does not count as work."""
         end = perf_counter() + seconds
         self._run.recorder.adjust_active_users(-1)
         try:
@@ -151,7 +151,7 @@ class VirtualUser:
             self._run.recorder.adjust_active_users(1)
 
     def _send(self, step: BoundStep, values: Mapping[str, str], due: float | None) -> Response | None:
-        """The step's last answer; `None` where the run has ended before it could be tried again."""
+        """Return the step's last response; `None` if the run ended before a retry."""
         request, wire = step.render(values)
         journal = self._run.journal
         attempt = 1
@@ -232,7 +232,7 @@ class VirtualUser:
 
 
 def _choose_pause(response: Response, attempt: int) -> float:
-    """Seconds until the next attempt: what the answer asks for, or longer each time."""
+    """Return the seconds until the next attempt: from `Retry-After`, or growing with each attempt."""
     asked = response.header("Retry-After") or ""
     if asked.isdecimal():
         return int(asked) * random.uniform(1, 1.1)  # noqa: S311  not for secrets
@@ -241,7 +241,7 @@ def _choose_pause(response: Response, attempt: int) -> float:
 
 
 def _show(source: Source, response: Response) -> str | list[str] | None:
-    """What goes into the journal: the header, or all that the pattern finds in the body."""
+    """Return the value for the journal: the header, or everything that the pattern finds in the body."""
     if source.pattern is None:
         return response.header(source.header or "")
     return source.pattern.findall(response.content.decode(errors="replace"))
@@ -256,10 +256,10 @@ def _extract(source: Source, response: Response) -> str | None:
 
 
 class ScenarioUser(User):
-    """What Locust spawns: one user of a closed loop, or the one source of this process's arrivals."""
+    """Locust's user class: one user of a closed loop, or the single source of this process's arrivals."""
 
     current: ClassVar[Run | None] = None
-    """The run that is on, set before users are spawned; there is none where it could not be prepared."""
+    """The current run, set before users are spawned; None if it could not be prepared."""
 
     @task
     def work(self) -> None:
@@ -286,13 +286,13 @@ class ScenarioUser(User):
         return self._state == LOCUST_STATE_STOPPING
 
     def _arrive(self, run: Run, load: Open) -> None:
-        """Start iterations when they are due; an arrival that finds no user free, and none to be made, is dropped."""
+        """Start iterations when they are due; an arrival is dropped if no user is free and no more may be created."""
         limit = -(-load.most_users // run.parts)
         users: list[VirtualUser] = []
         free: list[VirtualUser] = []
         busy = Group()
         begun = perf_counter()
-        run.recorder.adjust_active_users(0)  # the run begins, although nobody is at work yet
+        run.recorder.adjust_active_users(0)  # the run starts, although no user is active yet
         try:
             for at in load.arrivals(run.part, run.parts):
                 due = begun + at
@@ -304,8 +304,8 @@ class ScenarioUser(User):
                     users.append(VirtualUser(run, self._is_stopping))
                     free.append(users[-1])
                 if free:
-                    # The one used last: the others' connections idle until the server closes them, and nobody sends
-                    # a request at that very moment.
+                    # The one used last: the other connections stay idle until the server closes them, and no request
+                    # is sent at that very moment.
                     busy.spawn(partial(self._serve, run.recorder, free), free.pop(), due)
                 else:
                     run.recorder.dropped += 1

@@ -1,4 +1,4 @@
-"""The web UI in front of Locust's: a page to choose, start, watch and read the verdict, closed to other sites."""
+"""The web UI: a page in front of Locust's to run a scenario and read its verdict, closed to other sites."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -16,21 +16,21 @@ from loadtest.scenario import ScenarioError, list_scenarios, read_scenario
 from loadtest.session import Session
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_ANYWHERE = {"", "*", "0.0.0.0", "::"}  # noqa: S104  nothing is bound here: what would be
+_ANYWHERE = {"", "*", "0.0.0.0", "::"}  # noqa: S104  nothing is bound here: these are compared
 _PORTS = {"http": 80, "https": 443}
 _SAFE = {"GET", "HEAD"}
 
 
 def find_foreign(environ: dict[str, Any], hosts: Iterable[str]) -> str | None:
-    """Why a request may come from another site, in one line; `None` where it does not.
+    """Return in one line why a request may come from another site; `None` if it does not.
 
-    Browsers name the site by `Host`, `Origin` and `Sec-Fetch-Site`, or by `Referer` alone where they are old. A link
-    on another site may lead here, but it cannot do more than to show a page.
+    Browsers identify the site by `Host`, `Origin` and `Sec-Fetch-Site`, or, if they are old, only by `Referer`. A link
+    on another site may lead here, but it can only show a page.
     """
     host = str(environ.get("HTTP_HOST", ""))
     name = _split(f"//{host}")
     if name is None or name[0] not in hosts:
-        return f"Host is {host!r}, which is not a name of this web UI; --web-allowed-hosts adds one"
+        return f"Host is {host!r}, which is not a name of this web UI; add it with --web-allowed-hosts"
     origin, site = environ.get("HTTP_ORIGIN"), environ.get("HTTP_SEC_FETCH_SITE")
     if origin is not None and not _is_same(origin, host):
         return f"Origin is {origin!r}, while Host is {host!r}"
@@ -49,7 +49,7 @@ def find_foreign(environ: dict[str, Any], hosts: Iterable[str]) -> str | None:
 
 
 def _split(address: str) -> tuple[str, int | None] | None:
-    """Host and port of an address, the port of its scheme where it names none; `None` where it is no address."""
+    """Return host and port of an address, with the scheme's port by default; `None` if it is not an address."""
     try:
         parts = urlsplit(address)
         port = parts.port
@@ -67,7 +67,7 @@ def _is_same(address: str, host: str) -> bool:
 
 
 class Guard:
-    """A WSGI application in front of Locust's, which lets no request of another site through."""
+    """A WSGI application in front of Locust's that refuses requests from other sites."""
 
     def __init__(self, application: Callable[..., Iterable[bytes]], hosts: Iterable[str]) -> None:
         self._application = application
@@ -81,14 +81,14 @@ class Guard:
                 return start_response(status, [*headers, ("Content-Security-Policy", "frame-ancestors 'none'")], *more)
 
             return self._application(environ, start)
-        text = f"This request was made by another site: {why}.\n".encode()
+        text = f"This request comes from another site: {why}.\n".encode()
         headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(text)))]
         start_response("403 Forbidden", headers)
         return [text]
 
 
 def extend(web_ui: WebUI, session: Session) -> str:
-    """Put the guard, our page and the verdict in front of Locust's web UI; returns the address to open."""
+    """Put the guard, our page and the verdict in front of Locust's web UI; return the address to open."""
     app, options = web_ui.app, session.options
     assert app is not None  # noqa: S101  Locust makes it with the web UI
     given = "" if options.web_host in _ANYWHERE else options.web_host
@@ -108,7 +108,7 @@ def extend(web_ui: WebUI, session: Session) -> str:
 
     def add_verdict() -> Any:
         response = app.make_response(statistics())  # type: ignore[arg-type]  # Locust's views are not asynchronous
-        if response.mimetype != "application/json":  # the way to the login
+        if response.mimetype != "application/json":  # the redirect to the login
             return response
         text, reasons = session.outcome
         rows = [{"verdict": text, "reason": reason} for reason in reasons or [""]]
@@ -152,7 +152,7 @@ async function refresh() {
     const text = await answer.text()
     if (text !== shown) { status.innerHTML = shown = text }
     start.disabled = !status.querySelector("[data-ready]")
-  } catch { status.textContent = "The load test does not answer: has it been stopped?" }
+  } catch { status.textContent = "The load test does not respond. Has it been stopped?" }
 }
 form.addEventListener("submit", async event => {
   event.preventDefault()
@@ -225,5 +225,5 @@ def _draw_status(session: Session) -> str:
         waiting = "No run has ended yet." if runner.state == STATE_INIT else ""
         return f"{ready}<p>{waiting}</p>"
     name = session.plan.name if session.plan else "Load test"
-    more = '<p><a href="verdict">The whole report</a></p>'
+    more = '<p><a href="verdict">Full report</a></p>'
     return ready + write_verdict(name, text, reasons, level=2, more=more)

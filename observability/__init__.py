@@ -1,1 +1,1 @@
-"""Rules and dashboards as code, and the objectives they are made from."""
+"""Rules and dashboards as code, generated from the objectives."""

@@ -1,4 +1,4 @@
-"""The three Grafana dashboards: what users get (service), what it costs (resources), what was promised (SLO)."""
+"""The three Grafana dashboards: the service's requests, its resources, and its service level objectives."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from observability.slo import Objectives
 
 Panel = dict[str, Any]
 
-# Dashboards follow whatever data source, job and instances the reader chooses above them.
+# Dashboards use the data source, job and instances that the reader chooses at the top.
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 CHOSEN = 'job=~"$job",instance=~"$instance"'
 RATE = "$__rate_interval"
@@ -40,7 +40,7 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
             ),
             _stat(
                 "95th percentile",
-                "Ninety-five of a hundred requests are faster than this.",
+                "95 % of the requests are faster than this.",
                 "s",
                 _quantile(0.95, buckets),
                 steps=[("green", None), ("red", threshold)],
@@ -58,14 +58,14 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
             ),
             _series(
                 "Requests by route",
-                "Requests per second by route; paths that match no route have an empty one.",
+                "Requests per second by route; the route is empty for paths that match none.",
                 "reqps",
                 (f"sum by (http_request_method, http_route) ({requests})", "{{http_request_method}} {{http_route}}"),
                 stacked=True,
             ),
             _series(
                 "Requests by status",
-                "Requests per second and status.",
+                "Requests per second by status.",
                 "reqps",
                 (f"sum by (http_response_status_code) ({requests})", "{{http_response_status_code}}"),
                 stacked=True,
@@ -172,7 +172,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Waiting and using",
-                "95th percentile of the wait for a connection, and of the time one is held.",
+                "95th percentile of the wait for a connection, and of the time it is in use.",
                 "s",
                 *(
                     (
@@ -185,7 +185,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Shared reads",
-                "Read requests and the queries that served them; concurrent identical reads share one.",
+                "Read requests and the queries that served them; concurrent identical reads share a query.",
                 "ops",
                 (f"sum by (kind) (rate(goals_reads_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} requests"),
                 (f"sum by (kind) (rate(goals_read_queries_total{{{CHOSEN}}}[{RATE}]))", "{{kind}} queries"),
@@ -233,14 +233,14 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "New connections",
-                "Connections opened per second, and the 95th percentile of how long it took.",
+                "Connections opened per second.",
                 "ops",
                 (f"sum(rate(db_client_connection_create_time_seconds_count{{{CHOSEN}}}[{RATE}]))", "opened"),
                 width=third,
             ),
             _series(
                 "Ids in use",
-                "The last id as a share of the highest possible; GoalsIdsRunningOut warns and pages at the lines.",
+                "The last id as a share of the highest possible id; GoalsIdsRunningOut warns and pages at the lines.",
                 "percentunit",
                 (f"max(goals_ids_used_ratio{{{CHOSEN}}})", "goals"),
                 width=third,
@@ -264,7 +264,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Event loop delay",
-                "99th percentile of how late the loop wakes a sleeper: every request waits as long.",
+                "99th percentile of the event loop's lag: every request waits that long.",
                 "s",
                 (_quantile(0.99, delays, "instance"), "{{instance}}"),
                 width=third,
@@ -272,7 +272,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "File descriptors",
-                "Share of the limit.",
+                "Open file descriptors as a share of the limit.",
                 "percentunit",
                 (f"process_open_fds{{{CHOSEN}}} / process_max_fds{{{CHOSEN}}}", "{{instance}}"),
                 width=third,
@@ -280,7 +280,7 @@ def _build_resources() -> dict[str, Any]:
             ),
             _series(
                 "Garbage collections",
-                "Collections per second and generation.",
+                "Collections per second by generation.",
                 "ops",
                 (f"sum by (generation) (rate(python_gc_collections_total{{{CHOSEN}}}[{RATE}]))", "{{generation}}"),
                 width=third,
@@ -322,7 +322,7 @@ def _build_slo(objectives: Objectives) -> dict[str, Any]:
             ),
             _stat(
                 f"{name.title()} budget left",
-                f"Share of the error budget of the last {longest} that is not used up.",
+                f"Share of the error budget of the last {longest} that is left.",
                 "percentunit",
                 f"1 - goals:sli_error:ratio_rate{longest}{chosen} / on (slo) {budget}",
                 steps=[("red", None), ("orange", 0.25), ("green", 0.5)],
@@ -331,7 +331,7 @@ def _build_slo(objectives: Objectives) -> dict[str, Any]:
             ),
             _series(
                 f"{name.title()} burn rate",
-                "How many times faster than allowed the budget burns; the lines are the rates that page someone.",
+                "How many times faster than allowed the budget burns; the lines are the rates that page.",
                 "short",
                 *(
                     (f"goals:sli_error:ratio_rate{window}{chosen} / on (slo) {budget}", window)
@@ -349,7 +349,7 @@ def _build_slo(objectives: Objectives) -> dict[str, Any]:
         [
             *panels,
             _row("Alerts"),
-            _table("Alerts", "Pending and firing; empty when all is well.", 'ALERTS{service="goals"}', width=WIDTH),
+            _table("Alerts", "Pending and firing alerts; usually empty.", 'ALERTS{service="goals"}', width=WIDTH),
         ],
     )
 
@@ -360,7 +360,7 @@ def _quantile(quantile: float, buckets: str, by: str = "") -> str:
 
 
 Steps = list[tuple[str, float | None]]
-"""Colours from a value up; the first has none."""
+"""Colours, each from a value upwards; the first has no value."""
 
 
 def _stat(
@@ -552,7 +552,7 @@ def _variable(name: str, label: str, query: str) -> dict[str, Any]:
 
 
 def _lay_out(panels: list[Panel]) -> None:
-    """Place the panels from left to right, as many in a line as fit."""
+    """Place the panels from left to right, as many in a row as fit."""
     x = y = line = 0
     for number, panel in enumerate(panels, 1):
         place = panel["gridPos"]

@@ -1,4 +1,4 @@
-"""Write what `slo.toml` and the code say: the rules, the PrometheusRule and the dashboards."""
+"""Generate the rules, the PrometheusRule and the dashboards from `slo.toml` and the code."""
 
 import json
 import sys
@@ -16,7 +16,7 @@ HEADER = "# Generated from slo.toml and rules.py by `make slo`; do not edit.\n"
 
 
 def render(objectives: slo.Objectives) -> dict[Path, str]:
-    """Every generated file, by its path relative to this folder; raises a `ValueError`."""
+    """Return every generated file by its path relative to this folder; raise a `ValueError` for invalid objectives."""
     if objectives.latency.threshold_seconds not in REQUEST_BOUNDS:
         bounds = ", ".join(f"{bound:g}" for bound in REQUEST_BOUNDS)
         raise ValueError(f"latency.threshold_seconds must be a bucket of the duration histogram, one of {bounds}")
@@ -24,7 +24,7 @@ def render(objectives: slo.Objectives) -> dict[Path, str]:
     for route in objectives.requests.excluded_routes:
         if route not in known:
             raise ValueError(
-                f"requests.excluded_routes: there is no route {route}; there are {', '.join(sorted(known))}"
+                f"requests.excluded_routes: there is no route {route}; the routes are {', '.join(sorted(known))}"
             )
     groups = rules.build_groups(objectives)
     # part k8s
@@ -47,7 +47,7 @@ def render(objectives: slo.Objectives) -> dict[Path, str]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Repeats itself rather than use anchors, and keeps expressions of several lines readable."""
+    """Repeats values instead of using anchors, and keeps multi-line expressions readable."""
 
     def ignore_aliases(self, _data: object) -> bool:
         return True

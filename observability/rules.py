@@ -1,4 +1,4 @@
-"""The recording and alerting rules, made from the objectives and from what the service measures."""
+"""The recording and alerting rules, generated from the objectives and the service's metrics."""
 
 import re
 from typing import Any
@@ -13,7 +13,7 @@ STATEMENTS = "db_client_operation_duration_seconds_count"
 
 
 def build_groups(objectives: Objectives) -> list[dict[str, Any]]:
-    """Every group of rules, for a rules file and for a PrometheusRule alike."""
+    """Return all groups of rules, for a rules file or a PrometheusRule."""
     return [
         {"name": "goals-sli", "rules": [*_record_indicators(objectives)]},
         {"name": "goals-budget", "rules": [*_alert_on_budgets(objectives)]},
@@ -31,12 +31,12 @@ def build_groups(objectives: Objectives) -> list[dict[str, Any]]:
 
 
 def budget_text(objective: float) -> str:
-    """The error budget without binary dust: 0.001 for 0.999."""
+    """Return the error budget without floating-point noise: 0.001 for 0.999."""
     return f"{1 - objective:.6g}"
 
 
 def _record_indicators(objectives: Objectives) -> list[Rule]:
-    # The braces of a template mean something in a regular expression, and so does a backslash in a string of PromQL.
+    # Escaped twice: a route's braces for the regular expression, and the backslashes for the PromQL string.
     routes = "|".join(map(re.escape, objectives.requests.excluded_routes)).replace("\\", "\\\\")
     valid = f'{JOB},http_route!~"{routes}"'
     total = f'{DURATION}_count{{{valid},http_response_status_code=~"[235].."}}'
@@ -53,7 +53,7 @@ def _record_indicators(objectives: Objectives) -> list[Rule]:
             {"record": "goals:slo:error_budget", "expr": f"vector({budget_text(objective)})", "labels": {"slo": name}}
         )
     for window in objectives.windows:
-        # No 5xx has a series before the first one: without `or vector(0)` a perfect service would have no ratio.
+        # There is no 5xx series before the first 5xx: without `or vector(0)`, a perfect service would have no ratio.
         availability = f"(sum(rate({failed}[{window}])) or vector(0)) / sum(rate({total}[{window}]))"
         latency = f"1 - sum(rate({fast}[{window}])) / sum(rate({served}[{window}]))"
         for name, ratio in (("availability", availability), ("latency", latency)):
@@ -217,11 +217,11 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
 
 
 def _alert_on_ids(runbooks: str) -> list[Rule]:
-    """Alert while there is time to act, on ids of three kinds that have one runbook.
+    """Alert while there is time to act, on three kinds of ids that share a runbook.
 
-    PostgreSQL begins to freeze transaction ids at 0.2 of 2.1 billion, and from 1.6 billion on it vacuums without regard
-    for anything else (`vacuum_failsafe_age`). Half of them means that this has not worked for long; seven tenths, 1.5
-    billion, wakes somebody before it is the only thing left.
+    PostgreSQL starts to freeze transaction ids at 0.2 of 2.1 billion, and from 1.6 billion on, vacuum ignores its cost
+    limits (`vacuum_failsafe_age`). At half of them, freezing has not worked for a long time; at seven tenths, 1.5
+    billion, the alert pages before that failsafe starts.
     """
     database = 'job="goals/goals-db"'  # its PodMonitor
     held_up = "Vacuum cannot keep up, or something holds it back. When the ids run out,"
@@ -257,7 +257,7 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
 
 # part k8s
 def _alert_on_backups(runbooks: str) -> Rule:
-    """Alert where the check of the backups is installed and has not succeeded for a week, or never."""
+    """Alert if the check of the backups is installed but has not succeeded for a week, or ever."""
     check = '{namespace="goals",cronjob="restore-check"}'
     since = f"kube_cronjob_status_last_successful_time{check} or kube_cronjob_created{check}"
     return _alert(

@@ -1,4 +1,4 @@
-"""Reads `slo.toml` for the rules and for the load test: a slip is a message, and not a rule that never fires."""
+"""Reads `slo.toml` for the rules and for the load test: a mistake is an error, not a rule that never fires."""
 
 import contextlib
 import tomllib
@@ -15,7 +15,7 @@ Objective = Annotated[float, Field(gt=0, lt=1, strict=True)]
 
 
 class Table(BaseModel):
-    """A table of the file; a key it does not know is a slip."""
+    """A table of the file; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +35,7 @@ class Requests(Table):
 
 
 class Burn(Table):
-    """One pair of windows; see the file."""
+    """A burn rate and its pair of windows; see the file."""
 
     rate: float = Field(gt=0)
     long: Window
@@ -51,12 +51,12 @@ class Burn(Table):
 
 
 class Links(Table):
-    # Neither Prometheus, whose templates read {{ }}, nor Grafana, whose variables begin with $, finds anything in it.
+    # Without {{ }} and $, which Prometheus's templates and Grafana's variables would expand.
     runbooks: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:-]+(/[A-Za-z0-9._~@%+-]+)*$")]
 
 
 class Promises(BaseModel):
-    """What a run of the load test is judged by; the rest of the file is nothing to it."""
+    """The objectives that a run of the load test is judged by; it ignores the rest of the file."""
 
     availability: Availability
     latency: Latency
@@ -82,7 +82,7 @@ class Objectives(Promises, Table):
 
     @property
     def windows(self) -> list[str]:
-        """Every window that a rule needs, the shortest first."""
+        """All windows of the rules, the shortest first."""
         return sorted({window for burn in self.burn for window in (burn.long, burn.short)}, key=_minutes)
 
 
@@ -91,14 +91,14 @@ def _minutes(window: str) -> int:
 
 
 def read(file: Path | None = None) -> Objectives:
-    """Read and check the file; what is wrong with it is a `ValueError` of one line for each slip."""
+    """Read and validate the file; a `ValueError` has one line for each mistake."""
     file = file or FILE
     with _naming(file):
         return Objectives.model_validate(tomllib.loads(file.read_text(encoding="utf-8-sig")))
 
 
 def read_promises(file: Path) -> Promises:
-    """The same for what a run is judged by."""
+    """Read and validate only the objectives that a run is judged by."""
     with _naming(file):
         return Promises.model_validate(tomllib.loads(file.read_text(encoding="utf-8-sig")))
 

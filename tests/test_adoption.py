@@ -114,7 +114,7 @@ async def test_a_sequence_that_is_behind_is_set(
     await owner.execute(PLAIN)
     await owner.execute("INSERT INTO goals SELECT n, 'goal' FROM generate_series(1, 500) AS n")
     await upgrade(own)
-    message = "the next id was 1, and goals has ids up to 500: goals_id_seq has been set to that"
+    message = "the next id was 1, but goals has ids up to 500: goals_id_seq has been set to that"
     assert caplog.messages.count(message) == 1
     await use(own)
     assert await owner.fetchval("SELECT min(id) FROM goals WHERE id > 500") == 501
@@ -152,7 +152,7 @@ async def has_none(connection: asyncpg.Connection, query: str) -> bool:
 async def test_another_encoding_is_refused(settings: Settings, encoding: str) -> None:
     options = f"ENCODING '{encoding}' LOCALE_PROVIDER libc LOCALE 'C' TEMPLATE template0"
     async with fresh_database(settings, options) as fresh:
-        with pytest.raises(CommandError, match=f"has the encoding {encoding}, and names are UTF8"):
+        with pytest.raises(CommandError, match=f"has the encoding {encoding}, but names need UTF8"):
             await upgrade(fresh)
 
 
@@ -176,7 +176,7 @@ async def test_without_the_right_to_make_a_schema_the_table_stays_and_somebody_i
     )
     assert await adopt_and_use(empty) == ""
     assert await administrator.fetchval("SELECT count(row_version) FROM public.goals") > 0
-    assert any("sees three columns more" in message for message in caplog.messages)
+    assert any("SELECT * returns three more columns" in message for message in caplog.messages)
     await administrator.close()
 
 
@@ -195,7 +195,7 @@ async def test_a_dry_run_says_what_would_be_done_and_does_nothing(
     await owner.execute("INSERT INTO goals VALUES (7, 'goal')")
     before = await describe(owner)
     assert "revision 0002 would run: " in await to_thread.run_sync(look)
-    assert "the next id was 1, and goals has ids up to 7: goals_id_seq would be set to that" in caplog.messages
+    assert "the next id was 1, but goals has ids up to 7: goals_id_seq would be set to that" in caplog.messages
     assert await describe(owner) == before
     await upgrade(own)
     assert await to_thread.run_sync(look) == f"nothing would be done: the schema is at revision {SCHEMA_REVISION}\n"

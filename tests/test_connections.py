@@ -77,8 +77,8 @@ async def in_front(
 @pytest.mark.parametrize(
     ("act", "tls", "reason"),
     [
-        (without_tls, "require", "has no TLS, and SSL=require asks for it: turn it on there"),
-        (strict_pooler, "disable", "is a pooler (unsupported startup parameter: statement_timeout): let DB_HOST name"),
+        (without_tls, "require", "has no TLS, but SSL=require requires it: turn it on there"),
+        (strict_pooler, "disable", "is a pooler (unsupported startup parameter: statement_timeout): set DB_HOST to"),
         (lenient_pooler, "disable", "a pooler drops startup parameters"),
     ],
 )
@@ -110,7 +110,10 @@ async def hanging_up(settings: Settings, client: Streams) -> None:
 
 @pytest.mark.parametrize(
     ("act", "tls", "reason"),
-    [(another_protocol, "prefer", "is not PostgreSQL: check DB_HOST and DB_PORT"), (hanging_up, "disable", "hung up")],
+    [
+        (another_protocol, "prefer", "is not a PostgreSQL server: check DB_HOST and DB_PORT"),
+        (hanging_up, "disable", "closed the connection"),
+    ],
 )
 async def test_what_is_not_postgresql_is_told(
     empty: Settings, act: Callable[[Settings, Streams], Awaitable[None]], tls: str, reason: str
@@ -125,7 +128,7 @@ def test_a_key_that_cannot_be_read_is_named(settings: Settings) -> None:
     error = PermissionError(13, "Permission denied")
     assert explain(error, settings).startswith("cannot reach PostgreSQL at ")  # a socket needs no key
     remote = settings.model_copy(update={"db_host": "localhost", "ssl": "prefer"})
-    assert explain(error, remote).startswith("a client's key in ~/.postgresql cannot be read (Permission denied)")
+    assert explain(error, remote).startswith("cannot read a client key in ~/.postgresql (Permission denied)")
 
 
 def test_what_the_driver_refuses_is_told_in_its_words(settings: Settings) -> None:

@@ -162,7 +162,7 @@ async def test_a_statement_that_may_not_be_repeated_is_sent_once(
     statement = asyncio.create_task(database.run(text(f"{WAIT_FOR_THE_LOCK}, 'sent once'"), repeatable=False))
     await until_running(administrator, "sent once")
     await terminate(administrator)
-    with pytest.raises(DatabaseUnavailableError, match="did not say whether"):
+    with pytest.raises(DatabaseUnavailableError, match="did not confirm whether"):
         await statement
 
 
@@ -266,7 +266,7 @@ async def test_a_primary_is_looked_for_again_where_a_look_hangs(settings: Settin
     async with await asyncio.start_server(lambda _, writer: came.append(writer), "127.0.0.1", 0) as silent:
         own = settings.model_copy(update={"db_host": "127.0.0.1", "db_port": silent.sockets[0].getsockname()[1]})
         database = Database(own, WIDE)
-        database._lose_primary(asyncio.get_running_loop().time())
+        database._check_primary(asyncio.get_running_loop().time())
 
         async def came_again() -> bool:
             return len(came) > 2
@@ -410,7 +410,7 @@ async def test_connections_that_work_are_found_among_those_that_cannot_be_replac
         remote.password_file.write_text("second\n")
         while events[-1]["event"] != "database accepts connections again":
             await asyncio.gather(*(database.fetch(ONE) for _ in range(database.size)))
-    logged = [event for event in events if event["event"] == "database refuses a connection"]
+    logged = [event for event in events if event["event"] == "database refuses connections"]
     assert [event["sqlstate"] for event in logged] == ["28P01"]
     await database.close()
 
@@ -430,7 +430,10 @@ async def test_the_former_password_serves_until_the_server_has_the_new_one(remot
         await terminate(remote.administrator)
         await database.fetch(ONE)
     logged = [event["event"] for event in events if "password" in event["event"]]
-    assert logged == ["database rejects the password and accepts the former one", "database accepts the password"]
+    assert logged == [
+        "database rejects the new password but accepts the former one",
+        "database accepts the new password",
+    ]
     await remote.administrator.execute("ALTER ROLE goals_user PASSWORD 'third'")
     await terminate(remote.administrator)
     with pytest.raises(DatabaseUnavailableError):

@@ -227,7 +227,7 @@ def test_a_drill_that_is_ended_early_leaves_nothing_behind(tmp_path: Path) -> No
                 assert drill.wait() == 130
             finally:
                 drill.terminate()
-        assert errors.splitlines()[-1].startswith("error: ended early, so nothing is known")
+        assert errors.splitlines()[-1].startswith("error: ended early, without a result")
         assert "Traceback" not in errors
         assert len(started) > 3
         assert not list_processes(folder)

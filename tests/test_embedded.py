@@ -112,7 +112,7 @@ def test_a_sockets_place_that_another_could_have_made_is_refused(
         assert stat.S_IMODE(place.lstat().st_mode) == 0o700
     shutil.rmtree(place)
     squat(place)
-    with pytest.raises(ConfigurationError, match=r"goals-.* is not a folder of this account alone.*TMPDIR"):
+    with pytest.raises(ConfigurationError, match=r"goals-.* must be a folder that only this account .*TMPDIR"):
         start_and_stop(folder)
     assert not is_running(folder)
 
@@ -123,7 +123,7 @@ def test_a_sockets_place_of_another_account_is_refused(tmp_path: Path, temporary
     with embedded.run(folder) as place:
         assert place.stat().st_uid == (folder / "postgres").stat().st_uid
     os.chown(place, 12345, -1)
-    with pytest.raises(ConfigurationError, match="is not a folder of this account alone"):
+    with pytest.raises(ConfigurationError, match="must be a folder that only this account can access"):
         start_and_stop(folder)
     assert place.stat().st_uid == 12345
 

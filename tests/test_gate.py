@@ -64,7 +64,7 @@ async def test_who_comes_for_others_that_were_admitted_is_not_refused_and_takes_
 @simulated
 async def test_a_wait_that_is_over_is_not_reviewed() -> None:
     gate = Gate(1, LIMITS)
-    turn = gate.expect(60)
+    turn = gate.expect(60, write=True)
     turn.future.cancel()
     await asyncio.sleep(2 * LIMITS.gate_timeout)
     gate.forget(turn)
@@ -74,7 +74,7 @@ async def test_a_wait_that_is_over_is_not_reviewed() -> None:
 @simulated
 async def test_whose_turn_has_come_has_until_its_deadline() -> None:
     gate = Gate(1, LIMITS)
-    turn = gate.expect(60)
+    turn = gate.expect(60, write=True)
     gate.call(turn)
     await asyncio.sleep(59)
     assert not turn.future.done()
@@ -101,7 +101,7 @@ async def test_a_wait_is_short_while_the_database_answers() -> None:
     await visitors.come("first")
     second = await visitors.come("second")
     await visitors.answer(LIMITS.gate_timeout)
-    with pytest.raises(OverloadedError, match="more to do"):
+    with pytest.raises(OverloadedError, match="cannot keep up"):
         await second
 
 
@@ -141,7 +141,7 @@ async def test_a_queue_that_stands_has_room_for_few() -> None:
     visitors.gate.leave()
     await waiting[0]  # after a wait that was not quick
     await visitors.answer(LIMITS.gate_timeout)
-    with pytest.raises(OverloadedError, match="more to do"):
+    with pytest.raises(OverloadedError, match="cannot keep up"):
         await waiting[1]
     fourth = await visitors.come("fourth")
     with pytest.raises(OverloadedError, match="Too many"):
@@ -240,7 +240,7 @@ async def test_no_write_is_refused_while_those_of_a_failover_are_done_and_then_a
     for _ in range(12):
         await asyncio.sleep(LIMITS.gate_timeout / 10)
         visitors.gate.note_answer(loop.time(), write=True)
-    with pytest.raises(OverloadedError, match="more to do"):
+    with pytest.raises(OverloadedError, match="cannot keep up"):
         await second
 
 

@@ -143,7 +143,7 @@ def test_up_says_that_its_output_takes_nothing(folder: Path) -> None:
         assert process.wait() == 1
         assert process.stderr is not None
         assert process.stderr.read() == (
-            "error: cannot write to standard output (No space left on device): make room for it, or send it elsewhere\n"
+            "error: cannot write to standard output (No space left on device): free some space or redirect the output\n"
         )
     assert not (folder / ".data").exists()
 
@@ -344,7 +344,7 @@ def test_widen_asks_for_a_server(folder: Path) -> None:
 def test_widen_says_where_there_is_nothing_to_do(folder: Path, settings: Settings, schema: None) -> None:
     done = goals("widen", folder=folder, DB_HOST=str(settings.db_host), SSL="disable", GOALS_LOG_FORMAT="json")
     assert done.returncode == 0
-    assert json.loads(done.stdout)["event"] == "goals.id is bigint: there is nothing to do"
+    assert json.loads(done.stdout)["event"] == "goals.id is already bigint: nothing to do"
 
 
 # end adoption
@@ -544,7 +544,7 @@ def test_under_dev_a_changed_template_starts_the_service_again(folder: Path) -> 
         addresses(process)
         server = (folder / ".data" / "postgres" / "postmaster.pid").read_text().partition("\n")[0]
         template.write_text("changed")
-        read_until(process.stdout, re.compile(r"services/goals/page\.html changed: starting again\n"))
+        read_until(process.stdout, re.compile(r"services/goals/page\.html changed: restarting\n"))
         addresses(process)
         assert (folder / ".data" / "postgres" / "postmaster.pid").read_text().startswith(f"{server}\n")
         process.send_signal(signal.SIGTERM)
@@ -556,7 +556,7 @@ def test_dev_uses_the_server_that_it_is_given(folder: Path) -> None:
     with started(*DEV, folder=folder, variables={"DB_HOST": "127.0.0.1", "DB_PORT": "1"}) as process:
         assert process.stderr is not None
         assert "cannot reach PostgreSQL at 127.0.0.1, port 1" in process.stderr.readline()
-        read_until(process.stdout, re.compile(r"goals has ended: waiting for a change\n"))
+        read_until(process.stdout, re.compile(r"goals exited: waiting for a change\n"))
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
     assert not (folder / ".data").exists()

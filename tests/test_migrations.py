@@ -168,7 +168,7 @@ def test_the_alembic_command_brings_its_own_server(tmp_path: Path) -> None:
     done = alembic("upgrade", "head", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert f"-> {SCHEMA_REVISION}" in done.stderr
-    assert "PGSSLCERT ignored: DB_… and SSL say where PostgreSQL is" in done.stderr
+    assert "PGSSLCERT ignored: DB_… and SSL configure the connection to PostgreSQL" in done.stderr
     assert (tmp_path / ".data" / "postgres").is_dir()
     assert not (tmp_path / ".data" / "postgres" / "postmaster.pid").exists()
 

@@ -82,7 +82,7 @@ def test_each_runbook_says_what_it_means_and_how_it_ends() -> None:
         (
             '["/health"]',
             '["/helth"]',
-            "requests.excluded_routes: there is no route /helth; there are /, /add",
+            "requests.excluded_routes: there is no route /helth; the routes are /, /add",
         ),
         ('["/health"]', '["/health", "/api/v1/goals/42"]', "there is no route /api/v1/goals/42;"),
         ('["/health"]', '["/livez"]', "there is no route /livez;"),

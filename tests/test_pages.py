@@ -58,7 +58,7 @@ async def test_an_empty_table_invites_to_write_the_first_goal(client: httpx2.Asy
     page = await client.get("/")
     assert page.status_code == 200
     assert total_in(page) == "no goals yet"
-    assert "Write down the first one above, for example “Read a book a month”." in page.text
+    assert "Add your first goal above, for example “Read a book a month”." in page.text
     assert (link_in(page, "prev"), link_in(page, "next")) == (None, None)
 
 
@@ -127,7 +127,7 @@ async def test_a_removed_goal_is_not_added_again_by_its_form(client: httpx2.Asyn
     await client.post("/remove_goal", data={"goal_id": ids_in(await client.get("/"))[0]})
     page = await client.post("/add_goal", data=data)
     assert page.status_code == 410
-    assert "This goal was added, and has been removed since." in page.text
+    assert "This goal was added, but has been removed since." in page.text
     assert 'value="again"' not in page.text
     assert key_in(page) != KEY
     assert ids_in(await client.get("/")) == []
@@ -209,7 +209,7 @@ async def test_the_text_for_a_goal_that_is_gone_is_kept_in_the_form_for_a_new_on
     await client.delete(f"/api/v1{address}")
     gone = await client.post(address, data={"goal_name": "second", "row_version": version_in(page)})
     assert (gone.status_code, typed_in(gone)) == (404, "second")
-    assert "Somebody has removed this goal." in gone.text
+    assert "Someone has removed this goal." in gone.text
     await client.post("/add_goal", data={"goal_name": typed_in(gone), "idempotency_key": key_in(gone)})
     assert names_in(await client.get("/")) == ["second"]
     assert (await client.get(address)).status_code == 404
@@ -263,7 +263,7 @@ async def test_goals_added_and_removed_meanwhile_neither_repeat_nor_hide_others(
 async def test_beyond_the_oldest_goal_a_way_leads_back(client: httpx2.AsyncClient, database: Database) -> None:
     await fill(database, 3)
     page = await client.get("/?before=1")
-    assert "Nothing is older than this." in page.text
+    assert "There are no older goals." in page.text
     assert (ids_in(page), link_in(page, "prev"), link_in(page, "next")) == ([], "/", None)
 
 

@@ -72,9 +72,9 @@ async def test_a_table_of_another_shape_is_told_by_its_column(empty: Settings, c
     await upgrade(empty)
     await connection.execute("ALTER TABLE goals ALTER COLUMN id TYPE integer, DROP COLUMN row_version")
     async with serving(empty) as service:
-        await until_not_ready_because(service, "the column goals.row_version is not there, and has to be bigint")
+        await until_not_ready_because(service, "the column goals.row_version is missing, but must be bigint")
         await connection.execute("ALTER TABLE goals ADD COLUMN row_version integer NOT NULL DEFAULT 1")
-        await until_not_ready_because(service, "the column goals.row_version is integer, and has to be bigint")
+        await until_not_ready_because(service, "the column goals.row_version is integer, but must be bigint")
         await connection.execute("ALTER TABLE goals ALTER COLUMN row_version TYPE bigint")
         await until_ready(service)
 
@@ -83,7 +83,7 @@ async def test_a_table_whose_changes_nobody_counts_is_named(empty: Settings, con
     await upgrade(empty)
     await connection.execute("ALTER TABLE goals DISABLE TRIGGER goals_row_version")
     async with serving(empty) as service:
-        await until_not_ready_because(service, "the trigger goals_row_version is disabled, or gone")
+        await until_not_ready_because(service, "the trigger goals_row_version is disabled or missing")
         await connection.execute("ALTER TABLE goals ENABLE TRIGGER goals_row_version")
         await until_ready(service)
 
@@ -92,7 +92,7 @@ async def test_the_revisions_of_another_project_are_told(empty: Settings, connec
     await connection.execute("CREATE TABLE goals (id SERIAL PRIMARY KEY, goal_name TEXT NOT NULL)")
     await connection.execute("CREATE TABLE alembic_version AS SELECT 'ae1027a6acf' AS version_num")
     async with serving(empty) as service:
-        await until_not_ready_because(service, "alembic_version holds ae1027a6acf, of another project")
+        await until_not_ready_because(service, "alembic_version contains ae1027a6acf, from another project")
 
 
 async def test_a_newer_schema_is_good_enough(empty: Settings, connection: asyncpg.Connection) -> None:

@@ -153,13 +153,13 @@ async def test_a_good_backup_is_good_and_each_difference_is_named(backups: Backu
         )
         with structlog.testing.capture_logs() as logs:
             await compare(backups, restored)
-        assert [(one["event"], one["goals"], one["keys"]) for one in logs] == [("the backups are whole", 16, 3)]
+        assert [(one["event"], one["goals"], one["keys"]) for one in logs] == [("the backups are complete", 16, 3)]
         # Each is looked for before those above it.
         for change, complaint in (
             ("DELETE FROM goal_keys WHERE created_at > now() - interval '25 hours'", "1 of the 3 newest idempotency"),
             ("UPDATE goals SET goal_name = 'changed' WHERE id = 15", "1 of the 3 newest goals, or their last change"),
             ("DELETE FROM goals WHERE id IN (14, 15)", "lack 1 of 15 goals"),
-            ("UPDATE alembic_version SET version_num = '0001'", "another schema: revision 0001, the database has 0002"),
+            ("UPDATE alembic_version SET version_num = '0001'", "schema: revision 0001, the database has 0002"),
         ):
             await execute(restored, change)
             with pytest.raises(ConfigurationError, match=complaint):
@@ -182,7 +182,7 @@ async def test_a_hole_in_the_log_ends_the_restore_early(backups: Backups) -> Non
 
 async def test_an_empty_backup_holds_nothing(backups: Backups) -> None:
     with tempfile.TemporaryDirectory(prefix="goals-test-") as name, embedded.run(Path(name)) as restored:
-        with pytest.raises(ConfigurationError, match="another schema, or none"):
+        with pytest.raises(ConfigurationError, match="a different schema or none"):
             await compare(backups, restored)
         await upgrade(settings_of(restored))
         with pytest.raises(ConfigurationError, match=r"lack 15 of 15 goals .* there is none"):
@@ -296,7 +296,7 @@ async def check(api: ApiServer, backups: Backups, limits: Limits = CHECK) -> Non
 async def test_the_cluster_is_made_compared_and_removed(api: ApiServer, backups: Backups) -> None:
     with structlog.testing.capture_logs() as logs:
         await check(api, backups)
-    assert [one["event"] for one in logs] == ["restoring the backups", "restored", "the backups are whole"]
+    assert [one["event"] for one in logs] == ["restoring the backups", "restored", "the backups are complete"]
     assert api.calls == ["DELETE", "PATCH", "GET", "DELETE", "DELETE", "DELETE"]
     assert api.cluster is None
     assert api.authorization == "Bearer secret"
@@ -319,7 +319,7 @@ async def test_what_an_earlier_check_left_goes_first(api: ApiServer, backups: Ba
 async def test_a_bad_backup_is_removed_as_well(api: ApiServer, backups: Backups, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="goals-test-") as name, embedded.run(Path(name)) as empty:
         api.host = str(empty)
-        with pytest.raises(ConfigurationError, match="another schema, or none"):
+        with pytest.raises(ConfigurationError, match="a different schema or none"):
             await check(api, backups)
     assert api.cluster is None
     assert (tmp_path / "token").exists()
@@ -335,7 +335,7 @@ async def test_a_backup_that_cannot_be_restored_is_given_up(api: ApiServer, back
 async def test_a_cluster_that_does_not_go_is_named(api: ApiServer, backups: Backups) -> None:
     api.going = 1000
     api.cluster = {}
-    with pytest.raises(ConfigurationError, match="goals-db-check is still there"):
+    with pytest.raises(ConfigurationError, match="goals-db-check still exists"):
         await check(api, backups, HASTY)
 
 

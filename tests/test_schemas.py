@@ -226,7 +226,7 @@ def test_all_that_is_wrong_is_named_at_once() -> None:
     assert refusal.value.fields == {
         "goal_name": "This field is required.",
         "idempotency_key": "An idempotency key is a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057.",
-        "other": "This field is not known here.",
+        "other": "This field is unknown.",
     }
     with pytest.raises(InvalidInputError) as refusal:
         validate(PageQuery, {"before": "x", "after": "2"})
@@ -256,7 +256,7 @@ def test_of_many_repeated_names_the_first_few_are_named() -> None:
 
 def test_fields_are_counted_before_they_are_read() -> None:
     assert len(parse_fields(b"&".join(b"%d" % number for number in range(MOST_FIELDS)))) == MOST_FIELDS
-    with pytest.raises(InvalidInputError, match=r"^fields: There are 4,000 of them; at most 100 are read\.$"):
+    with pytest.raises(InvalidInputError, match=r"^fields: 4,000 fields were sent; at most 100 are allowed\.$"):
         parse_fields(b"%zz&" * 4000)
 
 

@@ -313,7 +313,7 @@ async def test_clients_that_do_not_read_are_one_line_and_leave_nothing_behind(re
                 await until_empty(listener)
         assert events == [
             {
-                "event": "client did not read the answer in time",
+                "event": "client did not read the response in time",
                 "log_level": "warning",
                 "port": "public",
                 "so_far": 1,

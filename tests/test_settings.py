@@ -105,7 +105,7 @@ def test_an_ipv6_address_in_brackets_is_a_host_name(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("DB_PASSWORD_FILE", "is not UTF-8 text"), ("DB_CA_FILE", "holds no certificate")]
+    ("name", "reason"), [("DB_PASSWORD_FILE", "is not UTF-8 text"), ("DB_CA_FILE", "contains no readable certificate")]
 )
 def test_a_file_that_holds_something_else_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, reason: str
@@ -119,7 +119,7 @@ def test_a_file_that_holds_something_else_is_named(
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("DB_PASSWORD_FILE", "cannot read"), ("DB_CA_FILE", "holds no certificate")]
+    ("name", "reason"), [("DB_PASSWORD_FILE", "cannot read"), ("DB_CA_FILE", "contains no readable certificate")]
 )
 def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, name: str, reason: str) -> None:
     # A file that not even root may read: the memory of this process, at its address 0.
@@ -138,7 +138,7 @@ def test_a_certificate_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         assert read_settings().db_ca_file == file
     for words in ("prefer", "require"):
         monkeypatch.setenv("SSL", words)
-        with pytest.raises(ConfigurationError, match=f"^DB_CA_FILE: SSL={words} would never look at it"):
+        with pytest.raises(ConfigurationError, match=f"^DB_CA_FILE: SSL={words} does not use it"):
             read_settings()
 
 

@@ -276,7 +276,7 @@ async def test_a_standby_behind_the_primarys_name_is_no_primary(replicas: Replic
     assert not (await database.read(NEWEST)).rows  # from wherever, but not by that name
     write = asyncio.create_task(add(database, "waits"))
     assert not (await asyncio.wait({write}, timeout=0.2))[0]
-    assert "(it is a standby, and not the primary): check DB_HOST" in database.explanation
+    assert "(the server is a standby, not the primary): check DB_HOST" in database.explanation
     replicas.route_to("a")
     await write
 
@@ -393,7 +393,7 @@ async def test_a_statement_that_may_not_be_repeated_is_unknown_on_a_former_prima
         lineage._open.clear()  # as if its end had not been noticed
         lineage.learn(lineage.newest._replace(number=lineage.newest.number + 1))
         await blocker.execute("SELECT pg_advisory_unlock(1)")
-        with pytest.raises(DatabaseUnavailableError, match="did not say"):
+        with pytest.raises(DatabaseUnavailableError, match="did not confirm"):
             await waiting
 
 
@@ -529,7 +529,7 @@ async def test_a_page_from_a_standby_says_so(fresh: Replicas, settings: Settings
             assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")
             assert answer.headers["cache-status"] == "goals-standby; hit; detail=primary-away"
             assert "etag" not in answer.headers
-            assert ("Changes will wait a moment" in answer.text) == (not path.startswith("/api"))
+            assert ("Changes may take a moment" in answer.text) == (not path.startswith("/api"))
         empty = await client.post("/add_goal", data={"goal_name": ""})
         assert (empty.status_code, "cache-status" in empty.headers) == (422, True)
         missing = await client.get("/api/v1/goals/4711")

@@ -60,7 +60,7 @@ OBSTACLES = {
     "an index of two columns": ("CREATE INDEX two ON goals (id, goal_name)", "index two"),
     "an index of some rows": ("CREATE INDEX few ON goals (id) WHERE id > 5", "index few"),
     "a check": ("ALTER TABLE goals ADD CONSTRAINT positive CHECK (id > 0)", "constraint positive on table"),
-    "rights on the column": ("GRANT SELECT (id) ON goals TO PUBLIC", "rights on the column goals.id alone"),
+    "rights on the column": ("GRANT SELECT (id) ON goals TO PUBLIC", "privileges on the column goals.id itself"),
     "a function of the view's rows": (
         "CREATE FUNCTION everything() RETURNS SETOF public.goals LANGUAGE sql AS 'SELECT * FROM public.goals'",
         "function everything() uses the view public.goals",
@@ -71,7 +71,7 @@ OBSTACLES = {
     ),
     "a view that leaves something out": (
         "CREATE OR REPLACE VIEW public.goals AS SELECT id, goal_name FROM goals WHERE goal_name > 'b'",
-        "the view public.goals is not as the migration made it",
+        "the view public.goals is not as the migration created it",
     ),
     "a publication": ("CREATE PUBLICATION theirs FOR TABLE goals", "the publication theirs sends goals"),
     "an identity for replication": (
@@ -84,15 +84,15 @@ OBSTACLES = {
     ),
     "an index of our name": (
         "CREATE INDEX goals_id_bigint_idx ON goals (goal_name)",
-        "the index goals_id_bigint_idx has a name that is needed",
+        "widen needs the name of the index goals_id_bigint_idx",
     ),
     "a function of our name": (
         "CREATE FUNCTION copy_goal_id() RETURNS void LANGUAGE sql AS ''",
-        "the function copy_goal_id has a name that is needed",
+        "widen needs the name of the function copy_goal_id",
     ),
     "a column of our name": (
         "ALTER TABLE goals ADD COLUMN id_bigint INT",
-        "the column goals.id_bigint has a name that is needed",
+        "widen needs the name of the column goals.id_bigint",
     ),
 }
 HALT = """
@@ -201,7 +201,7 @@ async def test_ids_go_on_beyond_an_integer(
     left = await connection.fetch("SELECT proname FROM pg_proc WHERE pronamespace = 'goals_adopted'::regnamespace")
     assert [row[0] for row in left] == ["advance_row_version"]
     await widen(own, BATCHES)
-    assert lines[-1]["event"] == "goals.id is bigint: there is nothing to do"
+    assert lines[-1]["event"] == "goals.id is already bigint: nothing to do"
     await upgrade(own)
 
 
@@ -236,7 +236,7 @@ async def test_a_fresh_table_is_wide_already(
 ) -> None:
     await upgrade(own)
     await widen(own, BATCHES)
-    assert [line["event"] for line in lines] == ["goals.id is bigint: there is nothing to do"]
+    assert [line["event"] for line in lines] == ["goals.id is already bigint: nothing to do"]
 
 
 @pytest.mark.parametrize(("made", "named"), OBSTACLES.values(), ids=OBSTACLES)
@@ -317,7 +317,7 @@ async def test_a_table_that_stays_locked_ends_the_run(
     await adopt(own, owner)
     async with connection.transaction():
         await connection.execute("INSERT INTO goals (goal_name) VALUES ('uncommitted')")
-        with pytest.raises(ConfigurationError, match="run it again, and it goes on where it was"):
+        with pytest.raises(ConfigurationError, match="run it again to resume"):
             await widen(own, replace(BATCHES, lock_patience=0.0))
     await widen(own, BATCHES)
     assert await connection.fetchval(WIDTH) == "bigint"
@@ -386,7 +386,7 @@ async def test_a_trigger_that_refuses_the_copy_is_named_with_its_goal(
     await connection.execute("DROP FUNCTION halt CASCADE")
     raises = "RAISE 'closed' USING ERRCODE = 'P0001'"
     await connection.execute(HALT.replace("PERFORM pg_advisory_xact_lock_shared(7) WHERE NEW.id = 3", raises))
-    with pytest.raises(ConfigurationError, match="closed; correct that, and run it again"):
+    with pytest.raises(ConfigurationError, match="closed; fix it, and run it again"):
         await widen(own, BATCHES)
     await connection.execute("DROP FUNCTION halt CASCADE")
     await widen(own, BATCHES)
@@ -424,7 +424,7 @@ async def test_a_downgrade_of_a_widened_table_says_why_it_cannot_be_had(
     await adopt(own, owner)
     await widen(own, BATCHES)
     config = Config(ROOT / "alembic.ini", attributes={"settings": own, "limits": WIDE})
-    with pytest.raises(CommandError, match=r"goals\.id has been widened and is the last column now"):
+    with pytest.raises(CommandError, match=r"goals\.id has been widened and is now the last column"):
         await to_thread.run_sync(command.downgrade, config, "base")
     assert [row["id"] for row in await owner.fetch("SELECT * FROM goals ORDER BY id")] == [1, 2, 3, 4, 5]
 

@@ -263,8 +263,11 @@ async def test_the_deadline_of_an_add_ends_its_wait_for_the_group(
     async with holding(settings, held):
         waiting, free = await gather(writes, administrator, [("held", held), *new("f")])
         assert (await free).goal_name == "f"
-        with pytest.raises(DatabaseUnavailableError, match="in time"):
+        impatient.gate.shut(asyncio.get_running_loop().time())
+        with pytest.raises(DatabaseUnavailableError, match="in time") as caught:
             await waiting
+        assert caught.value.retry_after > 1  # as a failover has begun
+        impatient.gate.open(asyncio.get_running_loop().time())
     assert await writes.add({"goal_name": "held"}, held, b"held")
     await impatient.close()
 

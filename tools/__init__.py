@@ -1,6 +1,6 @@
-"""What keeps the project in order: the linter of the manifests, audits, releases, and what the documents say."""
+"""Tools for maintaining the project: the linter of the manifests, audits, releases, and checks of the documents."""
 
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-"""Of the project."""
+"""The project's root folder."""

@@ -1,7 +1,7 @@
-"""Another version of the service in a folder of its own: copied there, and run from there.
+"""Copy a version of the service to a separate folder, and run it from there.
 
-`python -m tools.checkout ROOT MODULE [ARGUMENT...]` runs a module of it. The modules of that version come before the
-installed ones, and its folder is the current one; what runs the tests or the drills comes from this tree.
+`python -m tools.checkout ROOT MODULE [ARGUMENT...]` runs one of its modules. ROOT becomes the working directory, and
+its modules take precedence over the installed ones; what runs the tests or the drills comes from this tree.
 """
 
 import os
@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 SOURCES = ("services", "alembic", "alembic.ini")
-"""What makes a version of the service: its code and its migrations."""
+"""The files of a version of the service: its code and its migrations."""
 
 
 def copy_tree(root: Path, folder: Path) -> None:
-    """Copy the service and its migrations as they are now."""
+    """Copy the current service and its migrations."""
     for name in SOURCES:
         if (root / name).is_dir():
             shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))

@@ -1,4 +1,4 @@
-"""What the documents say, taken apart: headings, links, pieces of code, and the commands in them."""
+"""Parse the documents: headings, links, pieces of code, and the commands in them."""
 
 import functools
 import re
@@ -40,12 +40,12 @@ PROGRAMS = {
     "make",
     "python",
 }
-"""What an inline piece of code must begin with to be a command."""
+"""An inline piece of code is a command if it begins with one of these."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it stands, the words after the fence, and its text."""
+    """A fenced block: its position, the words after the fence, and its text."""
 
     document: Path
     line: int
@@ -59,20 +59,20 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One simple command, without redirections and the variables that are set for it."""
+    """One simple command, without its redirections and variable assignments."""
 
     place: str
     words: tuple[str, ...]
 
 
 def documents() -> list[Path]:
-    """Every Markdown file that belongs to the repository."""
+    """Return every Markdown file of the repository."""
     return [path for path in tracked() if path.suffix == ".md"]
 
 
 @functools.cache
 def tracked() -> list[Path]:
-    """Every file that git has or would take, but for what was deleted."""
+    """Return every file that git tracks or would add, except deleted ones."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S603  a constant
     return [path for name in sorted(set(listed.splitlines())) if (path := ROOT / name).exists()]
@@ -80,7 +80,7 @@ def tracked() -> list[Path]:
 
 @functools.cache
 def parse(document: Path) -> tuple[list[Block], list[tuple[int, str]], list[str], set[str]]:
-    """Take a document apart: fenced blocks, inline pieces of code with their lines, links' targets, and anchors."""
+    """Return a document's fenced blocks, inline pieces of code with their lines, link targets, and anchors."""
     blocks: list[Block] = []
     pieces: list[tuple[int, str]] = []
     links: list[str] = []
@@ -109,7 +109,7 @@ def slugify(heading: str) -> str:
 
 
 def commands(document: Path) -> Iterator[Command]:
-    """Every command of a document: in shell blocks, and in inline code that begins with a program's name."""
+    """Yield each command of a document: in shell blocks, and in inline code that begins with a program's name."""
     blocks, pieces, _, _ = parse(document)
     for block in blocks:
         if block.info and block.info[0] in SHELL:
@@ -123,7 +123,7 @@ def commands(document: Path) -> Iterator[Command]:
 
 
 def simple_commands(text: str) -> Iterator[tuple[str, ...]]:
-    """Split a shell text at newlines and operators; a command within `$(…)` is one of its own."""
+    """Split a shell text at newlines and operators; a command within `$(…)` becomes a separate command."""
     for line in text.replace("\\\n", " ").splitlines():
         outer = line
         while inner := re.search(r"\$\(([^()]*)\)", outer):

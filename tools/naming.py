@@ -1,4 +1,4 @@
-"""The words of a new service: their forms, where they go in a text, and which ones its code could not live with."""
+"""The names of a new service: their forms, their places in a text, and the ones that its code cannot use."""
 
 import ast
 import builtins
@@ -16,19 +16,19 @@ from tools import ROOT
 WORDS = tomllib.loads((ROOT / "tools/new.toml").read_text(encoding="utf-8"))["words"]
 OURS = ("goals", "goal")
 LONGEST = 20
-"""Letters of a name: the longest one that is made of it, in Kubernetes or PostgreSQL, has 63 characters at most."""
+"""Maximum length of a name: names that are derived from it may have 63 characters in Kubernetes and PostgreSQL."""
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the new service is called, what it keeps, and the plural of that in texts."""
+    """The name of the new service, the noun for what it stores, and the plural of that noun."""
 
     name: str
     noun: str
     plural: str
 
     def rename(self, text: str) -> str:
-        """Put the new words in the place of ours, each in the case and with the article that its place wants."""
+        """Replace our words with the new ones, each in the same case and with the right article."""
         for number, phrase in enumerate(WORDS["kept"]):
             text = text.replace(phrase, f"\0{number}\0")
 
@@ -59,21 +59,21 @@ def _replace(text: str, old: str, new: str) -> str:
 
 
 def takes_an(word: str) -> bool:
-    """Whether English says "an" before a word: its sound decides, which its spelling mostly shows."""
+    """Return whether English uses "an" before a word: the sound decides, which the spelling usually shows."""
     silent = re.match(r"hour|honou?r|heir", word)
     hard = re.match(r"eu|one|u(?:ni(?!n|m)|s[aeu]|ti|r[aei])", word)
     return bool(silent or (word[0] in "aeiou" and not hard))
 
 
 def plural_of(noun: str) -> str:
-    """Give the regular plural of an English noun."""
+    """Return the regular plural of an English noun."""
     if re.search(r"(s|x|z|ch|sh)$", noun):
         return f"{noun}es"
     return re.sub(r"(?<=[^aeiou])y$", "ie", noun) + "s"
 
 
 def find_errors(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
-    """Say in a line each what keeps a copy of these sources from having these names."""
+    """Yield one line for each reason why a copy of these sources cannot use these names."""
     spelt = {"NAME": names.name, "NOUN": names.noun, "PLURAL": names.plural}
     for option, word in spelt.items():
         if (reason := _bad_spelling(word)) or (option != "PLURAL" and (reason := _taken(word))):
@@ -81,21 +81,21 @@ def find_errors(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
     if names.name in sys.stdlib_module_names:
         yield f"NAME={names.name}: a module of Python's standard library"
     if names.noun in {names.name, names.plural}:
-        yield f"NOUN={names.noun}: one and many need two words: choose another NAME or PLURAL"
+        yield f"NOUN={names.noun}: singular and plural must differ: choose another NAME or PLURAL"
     if names.name in WORDS["reserved"]:
-        yield f"NAME={names.name}: a keyword of PostgreSQL, which has to be quoted as the name of a table"
+        yield f"NAME={names.name}: a keyword of PostgreSQL, which would have to be quoted as a table name"
     if names.name in WORDS["names"]:
-        yield f"NAME={names.name}: something else of this project is called so already"
+        yield f"NAME={names.name}: the project already uses this name for something else"
     if names.name in _dependencies(sources):
-        yield f"NAME={names.name}: a dependency is called so"
+        yield f"NAME={names.name}: a dependency has this name"
 
 
 def find_collisions(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
-    """Say in a line what would mean two things: what we rename, and what is called so already."""
+    """Yield one line for each renamed word that would collide with an existing one."""
     rename = cache(names.rename)
     for path in sources:
         if rename(path) in sources.keys() - {path}:
-            yield f"NAME={names.name} NOUN={names.noun}: the file {rename(path)} is there already: choose other words"
+            yield f"NAME={names.name} NOUN={names.noun}: the file {rename(path)} already exists: choose other words"
     clashes: dict[str, set[str]] = {}
     for path, text in sources.items():
         for renamed, known in _scopes(path, text):
@@ -104,16 +104,16 @@ def find_collisions(names: Names, sources: Mapping[str, str]) -> Iterator[str]:
     if clashes:
         words = ", ".join(sorted(set().union(*clashes.values())))
         where = f"{next(iter(clashes))}" + (f" and {len(clashes) - 1} more" if len(clashes) > 1 else "")
-        yield f"NAME={names.name} NOUN={names.noun}: {words} would mean two things in {where}: choose other words"
+        yield f"NAME={names.name} NOUN={names.noun}: {words} would have two meanings in {where}: choose other words"
 
 
 def _bad_spelling(word: str) -> str | None:
     if not re.fullmatch(r"[a-z][a-z0-9]*", word):
-        return "lower-case letters and digits only, a letter first: it becomes a Python identifier and a DNS label"
+        return "lower-case letters and digits only, starting with a letter: it becomes a Python name and a DNS label"
     if len(word) > LONGEST:
-        return f"at most {LONGEST} characters, as names in Kubernetes and PostgreSQL are made of it"
+        return f"at most {LONGEST} characters, because names in Kubernetes and PostgreSQL are derived from it"
     if word in OURS or any(ours in word for ours in OURS):
-        return "that is our own word"
+        return "the template already uses this word"
     return None
 
 
@@ -126,7 +126,7 @@ def _taken(word: str) -> str | None:
 
 
 def _dependencies(sources: Mapping[str, str]) -> set[str]:
-    """What the locked packages are called, and what they are imported by."""
+    """Return the names of the locked packages, and the names by which they are imported."""
     locked = "".join(text for path, text in sources.items() if re.fullmatch(r"requirements/\w+\.txt", path))
     names = {re.sub("[-.]", "_", name.lower()) for name in re.findall(r"(?m)^([\w.-]+)==", locked)}
     return names | importlib.metadata.packages_distributions().keys()
@@ -134,7 +134,7 @@ def _dependencies(sources: Mapping[str, str]) -> set[str]:
 
 @cache
 def _scopes(path: str, text: str) -> list[tuple[frozenset[str], frozenset[str]]]:
-    """Where two names must not be one: in each such place those that are renamed, and those that are not."""
+    """Return the scopes in which names must stay distinct: for each, the names that we rename and the others."""
     if path.endswith(".py"):
         places = _python_scopes(text)
     elif path.endswith(".html"):
@@ -153,7 +153,7 @@ def _scopes(path: str, text: str) -> list[tuple[frozenset[str], frozenset[str]]]
 
 
 def _python_scopes(text: str) -> list[tuple[set[str], set[str]]]:
-    """A module, each function or class at its top with what the module gives it, and the keywords of each call."""
+    """Return the scopes of a module: itself, each top-level function or class, and the keywords of each call."""
     tree = ast.parse(text)
     shared = _names(tree, deep=False)
     inside = [_names(node, deep=True) for node in tree.body]
@@ -166,7 +166,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _names(node: ast.AST, *, deep: bool) -> set[str]:
-    """The variables, parameters, functions, classes and imports that a piece of code names."""
+    """Return the names of variables, parameters, functions, classes and imports in a piece of code."""
     found: set[str] = set()
     todo: list[ast.AST] = list(ast.iter_child_nodes(node)) if isinstance(node, ast.Module) else [node]
     while todo:

@@ -1,4 +1,4 @@
-"""A service of your own in one command: this tree in a new folder, renamed, without the parts that you leave out."""
+"""Create your own service from this tree: copied to a new folder, renamed, without the parts that you leave out."""
 
 import argparse
 import os
@@ -12,23 +12,23 @@ from tools.naming import Names, find_collisions, find_errors, plural_of
 from tools.parts import OPTIONAL, PARTS, PATCH, Tree, complete
 
 GENERATORS = ("observability.generate",)
-"""Modules of the copy that write files again, in the order of the new names."""
+"""Modules of the copy that generate files again, because their order depends on the names."""
 RULES = ("I", "RUF022", "SIM102", "SIM108", "SIM117")
-"""Of ruff: what depends on the order of names or on their length."""
+"""Ruff's rules that depend on the order or the length of names."""
 RUFF = Path(sys.executable).parent / "ruff"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make new", description=__doc__)
-    parser.add_argument("--name", default="", help="the service: package, table, routes, metrics")
-    parser.add_argument("--noun", default="", help="what it keeps, in the singular")
-    parser.add_argument("--plural", default="", help="the plural of that; the regular one by default")
-    parser.add_argument("--dir", default="", help="the new folder; beside this one by default")
-    parser.add_argument("--without", default="", help=f"what to leave out: {' '.join(PARTS.keys() - OPTIONAL)}")
-    parser.add_argument("--with", dest="included", default="", help=f"what to keep: {' '.join(OPTIONAL)}")
+    parser.add_argument("--name", default="", help="name of the service: package, table, routes, metrics")
+    parser.add_argument("--noun", default="", help="singular noun for the items that it stores")
+    parser.add_argument("--plural", default="", help="plural of the noun (default: the regular plural)")
+    parser.add_argument("--dir", default="", help="new folder (default: next to this one)")
+    parser.add_argument("--without", default="", help=f"parts to leave out: {' '.join(PARTS.keys() - OPTIONAL)}")
+    parser.add_argument("--with", dest="included", default="", help=f"optional parts to include: {' '.join(OPTIONAL)}")
     options = parser.parse_args(arguments)
     if not options.name or not options.noun:
-        print("error: name the service and what it keeps: make new NAME=orders NOUN=order", file=sys.stderr)
+        print("error: name the service and its items: make new NAME=orders NOUN=order", file=sys.stderr)
         return 1
     names = Names(options.name, options.noun, options.plural or plural_of(options.noun))
     folder = Path(options.dir or ROOT.parent / names.name).expanduser().resolve()
@@ -36,20 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     left_out = complete(without | OPTIONAL - included)
     tree = Tree.read(left_out)
     errors = [
+        *(f"WITHOUT={part}: unknown part; the parts are {' '.join(PARTS)}" for part in sorted(without - PARTS.keys())),
+        *(f"WITH={part}: not an optional part; these are {' '.join(OPTIONAL)}" for part in sorted(included - OPTIONAL)),
         *(
-            f"WITHOUT={part}: there is no such part; there are {' '.join(PARTS)}"
-            for part in sorted(without - PARTS.keys())
-        ),
-        *(f"WITH={part}: there is no such part; there is {' '.join(OPTIONAL)}" for part in sorted(included - OPTIONAL)),
-        *(
-            f"WITHOUT={part}: it goes only with {whole}, whose linter judges them together (docs/make-it-yours.md)"
+            f"WITHOUT={part}: leave out {whole} too, whose linter checks them together (docs/make-it-yours.md)"
             for part in sorted(without & PARTS.keys())
             if (whole := PARTS[part].get("within", part)) not in left_out
         ),
         *find_errors(names, tree.sources),
         *find_obstacles(folder),
     ]
-    # Words that cannot be names at all would collide with too much.
+    # Words that cannot be names at all would cause too many collisions.
     errors = errors or [*find_collisions(names, tree.texts)]
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
@@ -60,27 +57,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finish(folder)
     commit(folder, names)
     translate_patch(tree, names, folder)
-    print(f"{folder}: the service {names.name}, which keeps {names.plural}")
+    print(f"{folder}: the service {names.name}, which stores {names.plural}")
     print(f"left out: {', '.join(part for part in PARTS if part in left_out) or 'nothing'}")
     print(f"next: cd {os.path.relpath(folder)} && make up")
     return 0
 
 
 def find_obstacles(folder: Path) -> list[str]:
-    """Say in a line each what keeps the folder from being made."""
+    """Return one line for each reason why the folder cannot be created."""
     obstacles = []
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        obstacles.append(f"DIR={folder}: it is there already, and not empty")
+        obstacles.append(f"DIR={folder}: the folder already exists and is not empty")
     if folder.is_relative_to(ROOT):
-        obstacles.append(f"DIR={folder}: it is within this project; choose a folder beside it")
+        obstacles.append(f"DIR={folder}: the folder is within this project; choose one outside it")
     command = ["git", "-c", "user.useConfigOnly=true", "var", "GIT_AUTHOR_IDENT"]
     if subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode:  # noqa: S603  a constant
-        obstacles.append("git does not know who you are: git config --global user.name NAME, and user.email ADDRESS")
+        obstacles.append("git has no identity: run git config --global user.name NAME, and user.email ADDRESS")
     return obstacles
 
 
 def write(texts: Mapping[str, str], modes: Mapping[str, int], names: Names, folder: Path) -> None:
-    """Write each text under its new path and in its new words."""
+    """Write each text to its new path, with its words renamed."""
     for path, text in texts.items():
         target = folder / names.rename(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -89,14 +86,14 @@ def write(texts: Mapping[str, str], modes: Mapping[str, int], names: Names, fold
 
 
 def tidy(folder: Path) -> None:
-    """Sort and wrap again what words of another letter or length have moved."""
+    """Sort and wrap the code again, because the new words sort differently and have other lengths."""
     rules = ",".join(RULES)
     run(folder, RUFF, "check", "--quiet", "--fix-only", "--unsafe-fixes", "--select", rules, ".")
     run(folder, RUFF, "format", "--quiet", ".")
 
 
 def finish(folder: Path) -> None:
-    """Let lines be as long as the words have made them, and generate again what is generated."""
+    """Allow lines that the new words have made too long, and generate the generated files again."""
     command = [str(RUFF), "check", "--quiet", "--select", "E501", "."]
     if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:  # noqa: S603  a constant
         project = folder / "pyproject.toml"
@@ -108,7 +105,7 @@ def finish(folder: Path) -> None:
 
 
 def translate_patch(tree: Tree, names: Names, folder: Path) -> None:
-    """Make the patch of the worked example one of the copy: what differs when this tree has it and when it has not."""
+    """Convert the patch of the worked example for the copy: compare this tree with the patch and without it."""
     patched = tree.with_patch(tree.sources[PATCH])
     changed = {path: text for path, text in patched.texts.items() if text != tree.texts.get(path)}
     write(changed, {}, names, folder)

@@ -1,4 +1,4 @@
-"""The parts of the project that a copy can do without, and the tree without some of them."""
+"""The parts of the project that a copy can leave out, and the tree without some of them."""
 
 import json
 import os
@@ -19,15 +19,15 @@ from tools.pruning import cut, prune
 _DATA = tomllib.loads((ROOT / "tools/new.toml").read_text(encoding="utf-8"))
 PARTS: dict[str, dict[str, Any]] = _DATA["parts"]
 OPTIONAL = {name for name, part in PARTS.items() if part.get("optional")}
-"""What a copy has only where it is asked for."""
+"""Parts that a copy contains only on request."""
 PATCH = "docs/done.patch"
-"""The worked example of docs/make-it-yours.md, which a copy gets in its own words."""
+"""The worked example of docs/make-it-yours.md, which is renamed for a copy."""
 _REVISIONS = "alembic/versions/"
 _PATH = re.compile(r"[\w./-]+/[\w./-]*|\w[\w-]*\.\w+")
 
 
 def complete(left_out: set[str]) -> set[str]:
-    """Add the parts that need one that is left out."""
+    """Add the parts that depend on one that is left out."""
     while more := {name for name, part in PARTS.items() if left_out & set(part.get("needs", []))} - left_out:
         left_out = left_out | more
     return left_out
@@ -35,7 +35,7 @@ def complete(left_out: set[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class Tree:
-    """The texts of this project, by their path, without the parts that are left out."""
+    """The texts of this project by path, without the parts that are left out."""
 
     sources: Mapping[str, str]
     modes: Mapping[str, int]
@@ -44,7 +44,7 @@ class Tree:
 
     @classmethod
     def read(cls, left_out: set[str]) -> Self:
-        """Read what git has or would take."""
+        """Read the files that git tracks or would add."""
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout  # noqa: S603  a constant
         paths = sorted({path for path in listed.split("\0") if path and (ROOT / path).is_file()})
@@ -61,7 +61,7 @@ class Tree:
 
     @cached_property
     def texts(self) -> dict[str, str]:
-        """What the copy has."""
+        """The texts of the copy."""
         parts = [part for name, part in PARTS.items() if name in self.left_out]
         texts = {path: text for path, text in self.sources.items() if path not in self.gone and path != PATCH}
         (version,) = re.findall(r'^version = "(.*)"$', texts["pyproject.toml"], re.MULTILINE)
@@ -77,7 +77,7 @@ class Tree:
         return renumber(texts, sum(path.startswith(_REVISIONS) for path in self.gone))
 
     def with_patch(self, patch: str) -> Self:
-        """Give the tree that `git apply` makes of this one."""
+        """Return this tree after `git apply`."""
         with tempfile.TemporaryDirectory() as folder:
 
             def git(*arguments: str) -> str:
@@ -99,7 +99,7 @@ class Tree:
             )
 
     def _prune_documents(self, texts: dict[str, str], words: list[re.Pattern[str]]) -> dict[str, str]:
-        """Prune each document until none leads to a heading that another one has lost."""
+        """Prune each document until none links to a heading that another document has lost."""
         lost = _targets(self.sources["Makefile"]) - _targets(texts["Makefile"])
         before = {path: _anchors(text) for path, text in self.sources.items() if path.endswith(".md")}
         while True:
@@ -121,7 +121,7 @@ class Tree:
             texts = pruned
 
     def _has_lost(self, path: str) -> bool:
-        """Whether this tree has a file or folder of this path, or a file of this name alone, and the copy has none."""
+        """Return whether the copy lacks a path, or a file of this name, that this tree has."""
         return path.strip("/") in self._lost
 
     @cached_property
@@ -130,17 +130,17 @@ class Tree:
 
 
 def _is_picture(path: str) -> bool:
-    """Whether a file is made of pixels, which show the old name."""
+    """Return whether a file is a bitmap, which may show the old name."""
     return path.endswith(".png")
 
 
 def belongs(path: str, pattern: str) -> bool:
-    """Whether a path is what a pattern names: a folder with all that is in it, or files."""
+    """Return whether a path matches a pattern, which names files or, with a final slash, a folder and its contents."""
     return path.startswith(pattern) if pattern.endswith("/") else fnmatch(path, pattern)
 
 
 def _entries(paths: Iterable[str]) -> set[str]:
-    """Paths, the folders they are in, and the names of files alone."""
+    """Return the paths, their folders, and the names of the files without a folder."""
     paths = set(paths)
     folders = {str(folder) for path in paths for folder in Path(path).parents}
     return paths | folders | {Path(path).name for path in paths if "." in Path(path).name[1:]}
@@ -151,13 +151,13 @@ def _targets(makefile: str) -> set[str]:
 
 
 def _anchors(text: str) -> set[str]:
-    """GitHub's anchors of the headings of a document."""
+    """Return GitHub's anchors for the headings of a document."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
 def renumber(texts: Mapping[str, str], fewer: int) -> dict[str, str]:
-    """Count the schema's revisions from one where the first of them are left out."""
+    """Number the schema's revisions from one again if the first ones are left out."""
 
     def count(found: re.Match[str]) -> str:
         number = int(found[2]) - fewer
@@ -169,14 +169,14 @@ def renumber(texts: Mapping[str, str], fewer: int) -> dict[str, str]:
             del numbered[path]
             file = path.removeprefix(_REVISIONS)
             number, _, rest = file.partition("_")
-            path = f"{_REVISIONS}{int(number) - fewer:04}_{rest}"  # noqa: PLW2901  where it is from now on
+            path = f"{_REVISIONS}{int(number) - fewer:04}_{rest}"  # noqa: PLW2901  its new path
         if path.endswith(".py"):
             numbered[path] = re.sub(r'\b(SCHEMA_REVISION|revision|down_revision) = "(\d{4})"', count, text)
     return numbered
 
 
 def prune_pins(text: str, texts: Mapping[str, str]) -> str:
-    """Drop the places that the copy has not from the list of pins, and what stands nowhere then."""
+    """Drop the places that the copy does not have from the list of pins, and the pins that then have no place."""
     head, *entries = re.split(r"^(?=\[\[pin\]\]$)", text, flags=re.MULTILINE)
     kept = [head]
     for entry in entries:
@@ -193,7 +193,7 @@ def prune_pins(text: str, texts: Mapping[str, str]) -> str:
 
 
 def _find_place(place: str, version: str, texts: Mapping[str, str]) -> Iterator[str]:
-    """Give the place if the copy has it, else the first workflow that says the same."""
+    """Yield the place if the copy has it, else the first workflow with the same text."""
     file, _, said = place.partition(": ")
     workflows = (
         sorted(path for path in texts if path.startswith(".github/workflows/")) if said.startswith("uses:") else []
@@ -205,7 +205,7 @@ def _find_place(place: str, version: str, texts: Mapping[str, str]) -> Iterator[
 
 
 def prune_lock(text: str, roots: set[str]) -> str:
-    """Drop from a lock what neither the project asks for (`roots`) nor a package that stays."""
+    """Drop the packages of a lock that neither the project (`roots`) nor a remaining package requires."""
     head, *blocks = re.split(r"^(?=[a-zA-Z0-9])", text, flags=re.MULTILINE)
     packages = {re.split(r"[=\[ ]", block)[0]: block for block in blocks}
     asked = {

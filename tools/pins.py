@@ -1,4 +1,4 @@
-"""Pin the workflows' actions to the commits that their versions name now, looked up in each action's own repository."""
+"""Pin the workflows' actions to the commits of their versions, which are looked up in each action's repository."""
 
 import argparse
 import re
@@ -13,10 +13,10 @@ USES = re.compile(r"(?P<before>uses: (?P<repository>[\w.-]+/[\w.-]+)[\w./-]*@)(?
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite `uses: owner/action@v1` as `uses: owner/action@COMMIT # v1.2.3`; return 1 where one is not found."""
+    """Rewrite `uses: owner/action@v1` as `uses: owner/action@COMMIT # v1.2.3`; return 1 if one is not found."""
     parser = argparse.ArgumentParser(prog="python -m tools.pins", description="Pin the workflows' actions.")
-    parser.add_argument("--host", default=HOST, metavar="URL", help=f"where the actions' repositories are ({HOST})")
-    parser.add_argument("--workflows", type=Path, default=WORKFLOWS, metavar="FOLDER", help=f"({WORKFLOWS})")
+    parser.add_argument("--host", default=HOST, metavar="URL", help=f"host of the actions (default: {HOST})")
+    parser.add_argument("--workflows", type=Path, default=WORKFLOWS, metavar="FOLDER", help=f"default: {WORKFLOWS}")
     options = parser.parse_args(arguments)
 
     texts = {path: path.read_text(encoding="utf-8") for path in sorted(options.workflows.glob("*.yaml"))}
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def look_up(url: str, version: str) -> str:
-    """Return `COMMIT # VERSION`, with the longest name that the commit has among the tags.
+    """Return `COMMIT # VERSION`, where the version is the longest tag of that commit.
 
     Raises:
         LookupError: the repository cannot be read, or has no such tag.
@@ -49,10 +49,10 @@ def look_up(url: str, version: str) -> str:
     commits = {}
     for line in done.stdout.splitlines():
         commit, _, name = line.partition("\t")
-        # An annotated tag is an object of its own; the line after it, which ends in ^{}, has its commit.
+        # An annotated tag is a separate object; the line after it, which ends in ^{}, contains its commit.
         commits[name.removeprefix("refs/tags/").removesuffix("^{}")] = commit
     if version not in commits:
-        raise LookupError("there is no such tag")
+        raise LookupError("no such tag")
     names = [name for name, commit in commits.items() if commit == commits[version] and re.match(r"v[\d.]+$", name)]
     return f"{commits[version]} # {max(names, key=len, default=version)}"
 

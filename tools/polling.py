@@ -1,4 +1,4 @@
-"""Waiting for what can only be asked for again and again: in other processes, in a database, behind a network."""
+"""Poll for conditions that cannot be awaited: in other processes, in a database, behind a network."""
 
 import asyncio
 import time
@@ -6,17 +6,17 @@ from collections.abc import Awaitable, Callable
 
 
 async def until(holds: Callable[[], Awaitable[object]], what: str = "it", seconds: float = 100.0) -> None:
-    """Ask every 20 ms until it holds; a `TimeoutError` names `what` has not come about within `seconds`."""
+    """Poll every 20 ms until the condition is true; raise `TimeoutError`, which names `what`, after `seconds`."""
     try:
         async with asyncio.timeout(seconds):
-            while not await holds():  # noqa: ASYNC110  it is not in this process, so it cannot be an event
+            while not await holds():  # noqa: ASYNC110  the condition is outside this process, so there is no event
                 await asyncio.sleep(0.02)
     except TimeoutError:
         raise TimeoutError(f"{what}: not within {seconds:g} s") from None
 
 
 def wait_until(holds: Callable[[], object], what: str = "it", seconds: float = 300.0) -> None:
-    """The same for code without an event loop; asks every 100 ms."""
+    """Do the same in code without an event loop; poll every 100 ms."""
     end = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""Ports for servers that must be given one: kept from everybody else from the moment they are chosen."""
+"""Reserve ports for servers that cannot choose one themselves."""
 
 import contextlib
 import socket
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def reserved(number: int) -> Iterator[list[int]]:
-    """So many ports of 127.0.0.1 that the kernel gives to nobody else meanwhile, also while no server listens on them.
+    """Yield `number` ports of 127.0.0.1 that the kernel assigns to no one else, even while no server listens on them.
 
-    Each is bound and not listened on: a server that sets SO_REUSEADDR, as servers do, may listen on it all the same.
+    Each is bound but does not listen, so a server that sets SO_REUSEADDR, as servers usually do, can listen on it.
     """
     with contextlib.ExitStack() as held:
         ports = []

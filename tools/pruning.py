@@ -1,4 +1,4 @@
-"""A text without the parts that are left out: the lines that are marked as theirs, and the sentences about them."""
+"""Remove parts from a text: the lines that are marked as theirs, and the sentences about them."""
 
 import re
 import textwrap
@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 MARK = re.compile(r"^\s*(?:#|//|--|%%|<!--)\s*(part|end) ([a-z0-9]+)\s*(?:-->)?\s*$")
 WIDTH = 150
-"""Characters of a line of prose that was changed."""
+"""Line width, in characters, of changed prose."""
 Gone = Callable[[str], bool]
-"""Whether a piece of a document is about something that is not there."""
+"""Returns whether a piece of a document is about something that was removed."""
 
 
 class MarkError(Exception):
-    """A mark that does not begin or end what it should."""
+    """A mark without a counterpart."""
 
 
 def cut(text: str, left_out: set[str], path: str = "") -> str:
-    """Drop what stands between the marks of a part that is left out, and the marks themselves.
+    """Drop the lines between the marks of a part that is left out, and the marks themselves.
 
-    The mark `part k8s` in a comment of its own begins it, and `end k8s` ends it; parts may stand within one another.
+    The comment `part k8s` on its own line begins the part, and `end k8s` ends it; parts may be nested.
     """
     kept: list[str] = []
     within: list[str] = []
@@ -27,7 +27,7 @@ def cut(text: str, left_out: set[str], path: str = "") -> str:
             if found[1] == "part":
                 within.append(found[2])
             elif not within or within.pop() != found[2]:
-                raise MarkError(f"{path}, line {number}: {line.strip()} ends what has not begun")
+                raise MarkError(f"{path}, line {number}: {line.strip()} has no matching start")
         elif not left_out & set(within):
             kept.append(line)
     if within:
@@ -36,17 +36,17 @@ def cut(text: str, left_out: set[str], path: str = "") -> str:
 
 
 def prune(text: str, gone: Gone) -> str:
-    """Drop each row, command and sentence of a document that is about what is gone, and headings over nothing."""
+    """Drop each row, command and sentence about something that is gone, and the headings of empty sections."""
     blocks = [_prune_block(block, gone) for block in _split(text)]
     for number, block in enumerate(blocks):
-        # What announces a list, a table or commands goes with them.
+        # Also drop the sentence that introduces a dropped list, table or command.
         if block == "" and number and blocks[number - 1].endswith(":"):
             blocks[number - 1] = _without_last_sentence(blocks[number - 1])
     return "\n\n".join(_without_empty_sections([block for block in blocks if block])) + "\n"
 
 
 def _split(text: str) -> list[str]:
-    """The blocks of a document: what blank lines separate, and fences whole."""
+    """Return the blocks of a document, which blank lines separate; a fence is one block."""
     blocks: list[str] = []
     block: list[str] = []
     fence = False
@@ -120,7 +120,7 @@ def _prune_prose(text: str, gone: Gone, indent: str = "") -> str:
         return text
     sentences = _sentences(text)
     kept = [sentence for sentence in sentences if not gone(sentence)]
-    # What a bold lead says of all that follows is said of nothing when that is gone.
+    # A bold lead without the text that follows it is dropped too.
     if not kept or all(re.fullmatch(r"\*\*[^*]+\*\*", sentence) for sentence in kept):
         return ""
     lead = re.match(r"\*\*[^*]+\*\* ", sentences[0])
@@ -132,9 +132,9 @@ def _prune_prose(text: str, gone: Gone, indent: str = "") -> str:
 
 
 def _sentences(text: str) -> list[str]:
-    """The sentences of a piece of prose, each on one line."""
+    """Return the sentences of a piece of prose, each on one line."""
     line = re.sub(r"\s+", " ", text)
-    # A full stop within code or a link ends nothing.
+    # A full stop within code or a link does not end a sentence.
     hidden = re.sub(r"`[^`]*`|\]\([^)]*\)", lambda found: "x" * len(found[0]), line)
     ends = [found.end() for found in re.finditer(r"(?<=[.!?])(?:\*\*|[)\"”])?\s+(?=[A-Z`\[*(“\"x])", hidden)]
     return [line[start:end].strip() for start, end in zip([0, *ends], [*ends, len(line)], strict=True)]
@@ -145,7 +145,7 @@ def _without_last_sentence(text: str) -> str:
 
 
 def _without_empty_sections(blocks: list[str]) -> list[str]:
-    """The blocks without a heading that has nothing below it."""
+    """Return the blocks without the headings of empty sections."""
     kept: list[str] = []
     for block in reversed(blocks):
         level = _level(block)
@@ -158,6 +158,6 @@ def _without_empty_sections(blocks: list[str]) -> list[str]:
 
 
 def _level(block: str) -> int:
-    """The level of a heading, and nothing for any other block."""
+    """Return the level of a heading, and 0 for any other block."""
     found = re.match(r"(#+) ", block)
     return len(found[1]) if found else 0

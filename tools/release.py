@@ -1,4 +1,4 @@
-"""What a release takes from the repository and what it puts into it."""
+"""Extract a release's notes from the changelog, and put a release's images into the site's file."""
 
 import argparse
 import re
@@ -14,14 +14,14 @@ IMAGE = re.compile(r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+:[\w.-]+@sha256:[0-9a-f]{64}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return 1, and say why in one line, where it cannot be done."""
+    """Run a command; if it fails, print the reason in one line and return 1."""
     parser = argparse.ArgumentParser(prog="python -m tools.release", description="A release.")
     commands = parser.add_subparsers(dest="command", required=True)
     of_notes = commands.add_parser("notes", help="print the changelog's section of a version")
-    of_notes.add_argument("version", nargs="?", help="the newest one unless given")
+    of_notes.add_argument("version", nargs="?", help="default: the newest version")
     of_notes.add_argument("--changelog", type=Path, default=CHANGELOG)
     # part k8s
-    of_images = commands.add_parser("images", help="put a release's images into the site")
+    of_images = commands.add_parser("images", help="put a release's images into the site's file")
     of_images.add_argument("service")
     of_images.add_argument("loadtest")
     of_images.add_argument("--site", type=Path, default=SITE)
@@ -42,19 +42,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def notes(changelog: str, version: str | None = None) -> str:
-    """Return what the changelog (Keep a Changelog 1.1.0) says of a version, or of the newest, without its heading."""
+    """Return the section of a version, or of the newest, without its heading (format: Keep a Changelog 1.1.0)."""
     name = r"\d[^]]*" if version is None else re.escape(version)
     found = re.search(rf"^## \[{name}\].*\n((?:(?!## ).*\n?)*)", changelog, re.MULTILINE)
     if found is None or not found[1].strip():
         wanted = version or "any version"
         heading = f"## [{version or '1.2.3'}] - YYYY-MM-DD"
-        raise ValueError(f"CHANGELOG.md says nothing of {wanted}: give it a section `{heading}`")
+        raise ValueError(f"CHANGELOG.md has no entry for {wanted}: add a section `{heading}`")
     return found[1].strip()
 
 
 # part k8s
 def with_images(site: str, service: str, loadtest: str) -> str:
-    """Return the site's file with both images, which are named by tag and digest: a tag alone can be moved."""
+    """Return the site's file with both images, each with its tag and its digest: a tag alone can be moved."""
     for key, image in (("image", service), ("loadtestImage", loadtest)):
         if not IMAGE.fullmatch(image):
             raise ValueError(f"{image!r} is not REGISTRY/NAME:VERSION@sha256:DIGEST")

@@ -1,4 +1,4 @@
-"""The words of docs/terms.md enforced: no document, message, comment or name uses one that the page rules out."""
+"""Enforce docs/terms.md: no document, message, comment or name may use a word that the page rules out."""
 
 import io
 import re
@@ -12,11 +12,11 @@ from tools.documents import tracked
 
 PAGE = ROOT / "docs/terms.md"
 OTHERS = re.compile(r"^requirements/|package-lock\.json$|\.png$|^docs/terms\.md$|^LICENSE$")
-"""What others wrote, and the page itself."""
+"""Third-party files, and the page itself."""
 
 
 class Term(NamedTuple):
-    """A word that is ruled out, as a name in code or anywhere, and what to write."""
+    """A word that is ruled out, as a name in code or in any text, and its replacement."""
 
     word: str
     is_name: bool
@@ -24,18 +24,18 @@ class Term(NamedTuple):
 
 
 def read_terms(page: str) -> list[Term]:
-    """The right column of the page's second table."""
+    """Return the entries in the right column of the page's second table."""
     rows = re.findall(r"^\| (.+) \| (.+) \|$", page.partition("| write | not |\n|---|---|\n")[2], re.MULTILINE)
     return [Term(word.strip("`"), word[0] == "`", row[0]) for row in rows for word in row[1].split(", ")]
 
 
 def find(text: str, terms: list[Term], *, is_python: bool) -> Iterator[str]:
-    """Each use of a term, as a line number and what to write."""
+    """Yield each use of a term: its line number, the term, and the replacement."""
     names = list(_names(text)) if is_python else []
     for word, is_name, instead in terms:
         if is_name:
             lines = [line for line, name in names if word in {name, name.strip("_")}]
-        else:  # a phrase may go on in the next line, behind the mark of a comment or a quotation
+        else:  # a phrase may continue on the next line, after the mark of a comment or a quotation
             phrase = r"[\s#>/*\"]+".join(map(re.escape, word.split()))
             found = re.finditer(rf"\b{phrase}\b", text, re.IGNORECASE)
             lines = [text.count("\n", 0, match.start()) + 1 for match in found]

@@ -1,11 +1,11 @@
-"""An entrance with TLS before a server of the wheel, whose build has none; it negotiates as PostgreSQL does."""
+"""A TLS proxy for a server of the wheel, whose build does not support TLS; it negotiates as PostgreSQL does."""
 
 import asyncio
 import contextlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 
-# The protocol's documentation, "SSL Session Encryption": length 8 and the request's code.
+# See "SSL Session Encryption" in the protocol's documentation: the length, 8, and the request code.
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 
 
@@ -14,7 +14,7 @@ Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrite
 
 @contextlib.asynccontextmanager
 async def entrance(connect: Connect, context: ssl.SSLContext) -> AsyncIterator[int]:
-    """Yield the port on 127.0.0.1 that leads to where `connect` does; who does not ask for TLS is sent away."""
+    """Yield a port on 127.0.0.1 that forwards to `connect`; a client that does not request TLS is disconnected."""
 
     async def enter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):

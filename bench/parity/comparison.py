@@ -1,4 +1,4 @@
-"""What a comparison of tools says: medians over rounds, ratios, verdicts, and their words and picture."""
+"""The results of a comparison of tools: medians over rounds, ratios, verdicts, and their report and chart."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -9,19 +9,18 @@ from loadtest import pages
 from loadtest.charts import draw_bars, stack
 
 MOST_USERS = 100
-"""Users of each run, and so the most requests that may be under way when it ends."""
+"""Users of each run, and so the maximum of requests that are pending when it ends."""
 
 QUIET = 0.25
-"""The load average for each core up to which a machine counts as quiet."""
+"""The load average per core up to which a machine counts as quiet."""
 
 
 @dataclass(frozen=True)
 class Measurement:
     """One tool's run, or the medians of several.
 
-    `cpu_us` is the processor time in microseconds that the tool as a whole used for each request; `checks` the ratio
-    of checks that passed; `count` and `server_count` the requests that the tool and the server counted; `exit_code` is
-    the tool's.
+    `cpu_us` is the CPU time in microseconds that the whole tool used per request; `checks` is the ratio of passed
+    checks; `count` and `server_count` are the requests that the tool and the server counted; `exit_code` is the tool's.
     """
 
     rps: float
@@ -46,11 +45,11 @@ def take_medians(rounds: Sequence[Measurement]) -> Measurement:
 
 
 def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float = 0.0) -> dict[str, Any]:
-    """The document `parity.json`: medians by tool, ratios of ours to k6's, and what holds.
+    """Return the document `parity.json`: medians by tool, ratios of ours to k6's, and verdicts.
 
-    The tools' names: `k6`, `fast`, `python`, `fast-events` and `fasthttp` against a server that is faster than they
-    are, the same with `-tls`, and with `-slow` against one that answers after a while. `load` is the load average
-    before the first of them was started: what others made the machine do.
+    The tools are `k6`, `fast`, `python`, `fast-events` and `fasthttp` against a server that is faster than they are;
+    with `-tls`, the same over TLS; with `-slow`, against a server that responds after a delay. `load` is the load
+    average before the first run, from other work on the machine.
     """
     medians = {name: take_medians(measured) for name, measured in rounds.items()}
     ratios: dict[str, float] = {}
@@ -78,8 +77,8 @@ def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float
         _agree(medians["k6-slow"], medians["fast-slow"], judge)
     for name, measured in rounds.items():
         if name.endswith("-slow"):
-            # Where a tool has time to spare it must say itself that all went well. Where it is the limit, ours calls
-            # its own run invalid, as it should: there the exit code is none to ask for.
+            # If a tool is not the bottleneck, it must exit with 0. If it is, ours reports its own run as invalid, as it
+            # should, so the exit code is not checked there.
             verdicts[f"exit_{name}"] = all(measurement.exit_code == 0 for measurement in measured)
         verdicts[f"count_{name}"] = all(_counts_agree(name, measurement) for measurement in measured)
     return {
@@ -103,7 +102,7 @@ def _agree(k6: Measurement, ours: Measurement, judge: Any) -> None:
 
 
 def _counts_agree(name: str, measured: Measurement) -> bool:
-    """Ours must equal the server's count; k6 does not count what it cuts off at the end, one request a user at most."""
+    """Ours must equal the server's count; k6 does not count requests cut off at the end, at most one per user."""
     missing = measured.server_count - measured.count
     return 0 <= missing <= MOST_USERS if name.startswith("k6") else missing == 0
 
@@ -112,21 +111,22 @@ def _explain(medians: Mapping[str, Measurement], cores: int, load: float) -> lis
     notes = []
     if load > QUIET * cores:
         notes.append(
-            f"The machine was busy with something else before this began (load average {load:.1f} on {cores} cores): "
-            "rates and latencies are not to be trusted, ratios of processor time a little more."
+            f"The machine was busy with something else before the start (load average {load:.1f} on {cores} cores): "
+            "do not trust rates and latencies; ratios of CPU time are a little more reliable."
         )
     if {"k6", "fast"} <= medians.keys():
         k6, fast = medians["k6"], medians["fast"]
         notes.append(
-            f"Where the server is faster than the tools, they do not agree, and should not: on {cores} cores k6 used "
-            f"{k6.cores:.2f} of them to make {k6.rps:,.0f} requests/s, fast {fast.cores:.2f} for {fast.rps:,.0f}; what "
-            "a tool takes the server does not have, so the latency there is the tool's own."
+            "If the server is faster than the tools, the tools are expected to report different figures. "
+            f"On {cores} cores, k6 used {k6.cores:.2f} cores for {k6.rps:,.0f} requests/s, and `fast` used "
+            f"{fast.cores:.2f} cores for {fast.rps:,.0f} requests/s. The server cannot use the CPU time that a tool "
+            "uses, so the tool causes most of the measured latency."
         )
     if {"k6-slow", "fast-slow"} <= medians.keys():
         k6, fast = medians["k6-slow"], medians["fast-slow"]
         notes.append(
-            f"Where the server sets the pace, neither tool needs much (k6 used {k6.cores:.2f} of {cores} cores, fast "
-            f"{fast.cores:.2f}), and a closed loop must give the same figures."
+            f"If the server is the bottleneck, both tools need little CPU (k6 used {k6.cores:.2f} of {cores} cores, "
+            f"and `fast` used {fast.cores:.2f}). In a closed loop, they must then report the same figures."
         )
     return notes
 
@@ -154,7 +154,7 @@ def write_markdown(document: Mapping[str, Any]) -> str:
     counts = f"differ for {', '.join(wrong)}" if wrong else "agree for every tool and round"
     lines += ["", f"Counts of requests by tool and by server {counts}.", ""]
     lines += [
-        f"**{name.removeprefix('exit_')} did not call its own run good (its exit code was not 0).**\n"
+        f"**{name.removeprefix('exit_')} did not report its own run as passed (its exit code was not 0).**\n"
         for name, holds in document["verdicts"].items()
         if name.startswith("exit_") and not holds
     ]
@@ -163,4 +163,4 @@ def write_markdown(document: Mapping[str, Any]) -> str:
 
 def draw(document: Mapping[str, Any]) -> str:
     bars = [(name, tool["cpu_us"], f"{tool['cpu_us']:.1f} µs") for name, tool in document["tools"].items()]
-    return stack(draw_bars("Processor time of the load generator for each request", bars, across="shorter is better"))
+    return stack(draw_bars("CPU time of the load generator per request", bars, across="shorter is better"))

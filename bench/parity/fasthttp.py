@@ -1,4 +1,4 @@
-"""Locust's own client on the scenario `original`: a locustfile with a summary like the others' in the comparison."""
+"""Locust's own client on the scenario `original`: a locustfile with a summary like those of the other tools."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from locust.env import Environment
 
 
 class Visitor(FastHttpUser):
-    """One of its users: no think time, and any status but 200 is a failure."""
+    """A user without think time; any status but 200 is a failure."""
 
     @task
     def visit(self) -> None:

@@ -1,4 +1,4 @@
-"""A target that answers a constant after 75 ms, costs little, and tells at `/count` how many requests it has had."""
+"""A cheap target that returns a constant after 75 ms; `/count` returns its number of requests."""
 
 import asyncio
 import sys
@@ -7,7 +7,7 @@ DELAY_SECONDS = 0.075
 
 
 class Slow(asyncio.Protocol):
-    """One connection; requests without a body, one at a time, as the tools send them."""
+    """One connection, with requests without a body, one at a time, as the tools send them."""
 
     requests = 0
 

@@ -8,7 +8,7 @@ from loadtest.plugin import GoalsUser
 
 
 class Visitor(GoalsUser):
-    """One of its users: no think time, and any status but 200 is a failure."""
+    """A user without think time; any status but 200 is a failure."""
 
     @task
     def visit(self) -> None:

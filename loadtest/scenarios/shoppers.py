@@ -1,4 +1,4 @@
-"""Users in plain Python, as for any Locust: `make load USERS=loadtest/scenarios/shoppers.py ARGS="-u 20 -t 20s"`."""
+"""Users in plain Python, as with plain Locust: `make load USERS=loadtest/scenarios/shoppers.py ARGS="-u 20 -t 20s"`."""
 
 from http import HTTPStatus
 from typing import ClassVar
@@ -10,7 +10,7 @@ from loadtest.plugin import GoalsUser
 
 
 class Reader(GoalsUser):
-    """Looks at the page and now and then asks the API."""
+    """Reads the page, and sometimes the API's list."""
 
     weight = 3
     wait_time = between(0.5, 1.5)

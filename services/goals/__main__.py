@@ -1,4 +1,4 @@
-"""The commands: `python -m goals serve`, `migrate`, `widen`, `openapi`, `check-restore`; `up` is all of it at once."""
+"""The commands: `python -m goals serve`, `migrate`, `widen`, `openapi`, `check-restore`; `up` starts everything."""
 
 import os
 import sys
@@ -34,7 +34,7 @@ log = structlog.get_logger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 1 with one line on standard error that says cause and remedy."""
+    """Run a command and return its exit code: 0, or 1 with the cause and the remedy in one line on standard error."""
     parser = argparse.ArgumentParser(prog="python -m goals", description="A goal tracker on PostgreSQL.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for run in (up, serve, migrate, widen, openapi, check_restore):
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = commands.add_parser(run.__name__.replace("_", "-"), help=summary, description=summary)
         command.set_defaults(run=run)
         if run is migrate:
-            command.add_argument("--dry-run", action="store_true", help="only check, and say what would be done")
+            command.add_argument("--dry-run", action="store_true", help="only check, and print what would be done")
         # part k8s
         if run is check_restore:
-            command.add_argument("folder", type=Path, help="what k8s/components/restore-check mounts")
+            command.add_argument("folder", type=Path, help="the folder that k8s/components/restore-check mounts")
         # end k8s
     if sys.stdout is None:  # the shell's `>&-`
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for as long as the program runs
@@ -53,23 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = options.pop("run")
     try:
         run(**options)
-        _say("")  # what is left to be written counts too
+        _say("")  # a failure to flush what is buffered is an error too
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        return 1  # the reader of the output has seen enough
+        return 1  # the reader closed the pipe
     finally:
         try:
             sys.stdout.flush()
         except OSError:
-            # Python would try once more at its end, and make a message and an exit code of its own of it.
+            # At exit Python would flush again, and print a message and set an exit code of its own.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
 def _say(text: str) -> None:
-    """Print what nobody has to read; an output that takes nothing is an error all the same."""
+    """Print optional text. A closed pipe is ignored; any other failure to write raises a `ConfigurationError`."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -77,12 +77,12 @@ def _say(text: str) -> None:
         pass
     except OSError as error:
         raise ConfigurationError(
-            f"cannot write to standard output ({error.strerror}): make room for it, or send it elsewhere"
+            f"cannot write to standard output ({error.strerror}): free some space or redirect the output"
         ) from None
 
 
 def up() -> None:
-    """Start PostgreSQL if none is named by DB_HOST, migrate, and serve until Ctrl-C."""
+    """Start PostgreSQL unless DB_HOST is set, migrate, and serve until Ctrl-C."""
     signals.leave_in_order()
     embedded.ignore_client_variables()
     threading.Thread(target=_stop_without, args=(os.getppid(),), daemon=True).start()
@@ -108,8 +108,8 @@ def serve() -> None:
     asyncio.run(app.serve(settings, Limits()))
 
 
-def migrate(*, dry_run: bool = False) -> None:
-    """Upgrade the schema to the newest revision; any number may run at once."""
+def migrate(*, dry_run: bool) -> None:
+    """Upgrade the schema to the newest revision; several runs at once are safe."""
     signals.leave_in_order()
     settings = read_settings()
     logs.configure(settings.goals_log_format)
@@ -119,7 +119,7 @@ def migrate(*, dry_run: bool = False) -> None:
 
 # part adoption
 def widen() -> None:
-    """Make an adopted table's integer ids bigint while clients go on; run again, it goes on where it was."""
+    """Make an adopted table's integer ids bigint while clients keep working; a second run resumes an unfinished one."""
     signals.leave_in_order()
     settings = _read_remote_settings()
     logs.configure(settings.goals_log_format)
@@ -150,7 +150,7 @@ def openapi() -> None:
 def _migrate(settings: Settings, *, quiet: bool = False, dry_run: bool = False) -> None:
     if not Path("alembic.ini").is_file():
         raise ConfigurationError("there is no alembic.ini here: run this in the project's root")
-    # Not at the top: these take a fifth of a second from the start of a process that only serves.
+    # Not at the top: these imports would delay the start of `serve` by a fifth of a second.
     from alembic import command  # noqa: PLC0415  see above
     from alembic.config import Config  # noqa: PLC0415  see above
     from alembic.script.revision import ResolutionError  # noqa: PLC0415  see above
@@ -160,27 +160,27 @@ def _migrate(settings: Settings, *, quiet: bool = False, dry_run: bool = False) 
         attributes = {"settings": settings, "quiet": quiet or dry_run, "dry_run": dry_run}
         command.upgrade(Config("alembic.ini", attributes=attributes), "head")
     except CommandError as error:
-        # A revision that these migrations do not know is that of a later version, which this one is rolled back from.
+        # An unknown revision with a higher number comes from a later version that was rolled back to this one.
         unknown = error.__cause__
         if not isinstance(unknown, ResolutionError) or unknown.argument <= SCHEMA_REVISION:
             raise ConfigurationError(str(error)) from None
-        log.warning("the schema is newer than this version and stays", revision=unknown.argument, needs=SCHEMA_REVISION)
+        log.warning("schema newer than this version: left unchanged", revision=unknown.argument, needs=SCHEMA_REVISION)
 
 
 def _ignore_client_variables() -> None:
     if names := embedded.ignore_client_variables():
-        log.warning("ignored: DB_… and SSL say where PostgreSQL is", variables=names)
+        log.warning("ignored: only DB_… and SSL configure the connection to PostgreSQL", variables=names)
 
 
 def _read_remote_settings() -> Settings:
     settings = read_settings()
     if settings.db_host is None:
-        raise ConfigurationError("DB_HOST is not set: name a PostgreSQL server, or use `make up`, which brings its own")
+        raise ConfigurationError("DB_HOST is not set: name a PostgreSQL server, or use `make up`, which starts one")
     return settings
 
 
 def _stop_without(parent: int) -> None:
-    """Stop when who started this is gone: a killed `make` must not leave a service behind that holds its ports."""
+    """Stop when the parent process is gone: a killed `make` must not leave a service behind that occupies its ports."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The JSON API: the same goals for programs."""
+"""The JSON API."""
 
 from hashlib import blake2b
 from uuid import UUID
@@ -38,11 +38,11 @@ async def get_goals(request: Request[State]) -> Response:
 
 
 async def load_list(database: Database, key: tuple[int | None, int]) -> Document:
-    """Read and write a list, `(before, limit)`, once for all who ask for it at the same time."""
+    """Read and serialize a list, `(before, limit)`, once for all concurrent requests for it."""
     before, limit = key
     page = await store.select_page(database, before=before, limit=limit)
     body = GoalListOut(goals=[_out(goal) for goal in page.goals]).model_dump_json().encode()
-    # No ETag of what a standby says: a change that nobody has acknowledged may be in it, and be undone.
+    # No ETag for a standby's answer: it may contain a change that is not acknowledged and will be undone.
     headers = dict(STANDBY) if page.standby else {"etag": _etag(body)}
     if page.more:
         headers["link"] = f'<{ROOT}?limit={limit}&before={page.goals[-1].id}>; rel="next"'
@@ -50,7 +50,7 @@ async def load_list(database: Database, key: tuple[int | None, int]) -> Document
 
 
 async def post_goal(request: Request[State]) -> Response:
-    """Add a goal; a repeat with the same `Idempotency-Key` answers with the goal the first one made."""
+    """Add a goal; a repeat with the same `Idempotency-Key` returns the goal that the first request added."""
     key = _read_key(request)
     body = validate(GoalBody, await read_json(request))
     goal = await request.state["writes"].add(body.model_dump(), key, body.fingerprint())
@@ -67,7 +67,7 @@ async def load_goal(database: Database, goal_id: int) -> Found:
 
 
 async def patch_goal(request: Request[State]) -> Response:
-    """Change a goal; with `If-Match` only while it is still what the client has read (RFC 9110, 13.1.1)."""
+    """Change a goal; with `If-Match` only if it has not changed since the client read it (RFC 9110, 13.1.1)."""
     goal_id = _read_id(request)
     change = validate(GoalChange, await read_json(request)).model_dump(exclude_unset=True)
     seen = await _expect(request, goal_id)
@@ -75,7 +75,7 @@ async def patch_goal(request: Request[State]) -> Response:
 
 
 async def delete_goal(request: Request[State]) -> Response:
-    """Remove a goal; with `If-Match` only while it is still what the client has read."""
+    """Remove a goal; with `If-Match` only if it has not changed since the client read it."""
     goal_id = _read_id(request)
     await store.delete_goal(request.state["database"], goal_id, seen=await _expect(request, goal_id))
     return Response(status_code=204)
@@ -88,13 +88,13 @@ async def get_openapi(request: Request[State]) -> Response:
 
 
 async def _expect(request: Request[State], goal_id: int) -> int | None:
-    """The version that `If-Match` speaks of, None where any will do; another state raises a `GoalChangedError`."""
+    """Return the version that `If-Match` names, or None if any matches; raise a `GoalChangedError` on a mismatch."""
     expected = _field_of(request, "if-match")
     if expected is None or expected.strip() == "*":
         return None
     seen = await store.select_goal(request.state["database"], goal_id)
     if not _matches(_represent(seen).headers["etag"], expected):
-        raise GoalChangedError("The goal is not what your If-Match says: read it again.")
+        raise GoalChangedError("The goal does not match your If-Match: read it again.")
     return seen.row_version
 
 
@@ -112,7 +112,7 @@ def _read_key(request: Request[State]) -> UUID:
 
 
 def _field_of(request: Request[State], name: str) -> str | None:
-    """A header field as one value, however many lines it came in (RFC 9110, 5.3)."""
+    """Return a header field as one value, even if it came in several lines (RFC 9110, 5.3)."""
     lines = request.headers.getlist(name)
     return ", ".join(lines) if lines else None
 
@@ -128,12 +128,12 @@ def _represent(goal: Goal, status: int = 200, headers: dict[str, str] | None = N
 
 
 def _etag(body: bytes | memoryview, version: int = 0) -> str:
-    """Names these bytes, and the version of the row, which counts changes that are not shown as well."""
+    """Identify these bytes and the version of the row, which also counts changes that the body does not show."""
     return f'"{blake2b(body, digest_size=12, salt=version.to_bytes(8)).hexdigest()}"'
 
 
 def _unless_known(request: Request[State], response: Response) -> Response:
-    """Answer 304 where the client has this very representation already (RFC 9110, 13.1.2)."""
+    """Answer 304 if the client already has this representation (RFC 9110, 13.1.2)."""
     etag = response.headers["etag"]
     response.headers["cache-control"] = "no-cache"
     known = _field_of(request, "if-none-match")

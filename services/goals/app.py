@@ -1,4 +1,4 @@
-"""The table of contents: what is started, which routes there are, and what every request passes on its way."""
+"""The application: its routes, its middleware, and what starts and stops with it."""
 
 import asyncio
 import contextlib
@@ -66,7 +66,7 @@ OPS_ROUTES = [
 
 
 class Application:
-    """Two ASGI applications, one for each port: nothing for operators can be reached by the public one."""
+    """Two ASGI applications, one for each port: the public port serves nothing that is meant for operators."""
 
     def __init__(self, settings: Settings, limits: Limits) -> None:
         self.readiness = Readiness(limits)
@@ -94,10 +94,10 @@ class Application:
             routes=OPS_ROUTES, middleware=[headers, Middleware(Guard, limits=limits, hosts=operators_hosts)]
         )
         for app in (self.public, self.operators):
-            app.router.redirect_slashes = False  # an address we do not have is a 404, not a way to one like it
+            app.router.redirect_slashes = False  # an unknown address is a 404, not a redirect to a similar one
 
     def drain(self) -> None:
-        """Let no more requests come, and those that wait for the database soon have their answer."""
+        """Stop taking new traffic, and answer the requests that wait for the database soon."""
         self.readiness.drain()
         self._on_drain()
 
@@ -137,7 +137,7 @@ class Application:
                 self._traces.close()
 
     async def _prepare(self, database: Database) -> None:
-        """Get ready, and then do in the background what no request waits for."""
+        """Get ready, then run the background tasks."""
         await self._get_ready(database)
         kept = timedelta(hours=self._settings.goals_key_hours)
         async with asyncio.TaskGroup() as background:
@@ -152,19 +152,19 @@ class Application:
             await database.fill()
         except (GoalsError, OSError, SQLAlchemyError) as error:
             log.warning("pool warm-up failed; connections open on demand", error=type(error).__name__)
-        # What is alive now stays: the collector need not look at it again.
+        # Objects that exist now live as long as the process: the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
 
 
 def _make_traces(settings: Settings, limits: Limits, resource: Resource) -> "Traces | None":
     if otel.is_disabled(os.environ):
-        log.warning("OTEL_SDK_DISABLED is true: no traces, and no metrics but the process's own")
+        log.warning("OTEL_SDK_DISABLED is true: no traces, and only process metrics")
         return None
     if settings.otel_exporter_otlp_endpoint is None or otel.exports_no_traces(os.environ):
         return None
     try:
-        from goals.traces import Traces  # noqa: PLC0415  so that without a collector nothing of it is loaded
+        from goals.traces import Traces  # noqa: PLC0415  loads the exporter, so only with a collector
     except ModuleNotFoundError as error:
         remedy = "install requirements/goals.txt, or unset the variable"
         raise ConfigurationError(f"OTEL_EXPORTER_OTLP_ENDPOINT needs {error.name}: {remedy}") from None
@@ -173,7 +173,7 @@ def _make_traces(settings: Settings, limits: Limits, resource: Resource) -> "Tra
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # Starlette names the methods of one matching route; the address has those of all (RFC 9110, 10.2.1).
+        # Starlette lists the methods of one matching route; `Allow` must list those of all (RFC 9110, 10.2.1).
         routes = (route for route in PUBLIC_ROUTES if route.matches(request.scope)[0] is not Match.NONE)
         allowed = sorted({method for route in routes for method in route.methods or ()})
         error = HTTPException(error.status_code, error.detail, {"allow": ", ".join(allowed)})
@@ -193,8 +193,8 @@ async def serve(
 ) -> None:
     """Serve until asked to stop, then drain and stop.
 
-    `announce` gets the public and the ops port once both are bound. `on_signal` gets the function that stops
-    the service, and at once when it is called again. A port that is taken raises a `ConfigurationError`.
+    `announce` is called with the public and the ops port once both are bound. `on_signal` is called with the function
+    that stops the service, and stops it at once on a second call. A port in use raises a `ConfigurationError`.
     """
     asyncio.get_running_loop().set_exception_handler(connections.handle_loop_error)
     sockets = [server.listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]
@@ -205,7 +205,7 @@ async def serve(
         server.Listener("operators", sockets[1], application.operators, limits.operators_connections),
     ]
     application.telemetry.observe_connections(listeners)
-    room = server.Server(listeners, limits, application.drain, settings.goals_drain_seconds)
-    on_signal(room.stop)
+    http = server.Server(listeners, limits, application.drain, settings.goals_drain_seconds)
+    on_signal(http.stop)
     announce(*(listener.port for listener in listeners))
-    await room.serve()
+    await http.serve()

@@ -1,4 +1,4 @@
-"""How many connections this process may hold: what its descriptors and its memory allow."""
+"""How many connections this process may have open, from its file descriptors and its memory."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ from goals.limits import Limits
 
 
 def most_connections(wanted: int | None, limits: Limits) -> int:
-    """Take all the descriptors this process may have, and return how many connections the public port may hold.
+    """Raise the soft limit of file descriptors to the hard one, and return the public port's maximum of connections.
 
-    By default as many as the descriptors and half of the memory allow; a `ConfigurationError` where the descriptors do
-    not allow what is wanted.
+    Unless `wanted` sets it, the maximum is what the descriptors and half of the memory allow. If the descriptors do not
+    allow `wanted`, a `ConfigurationError` is raised.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS takes less than the hard limit that it names
+    with contextlib.suppress(ValueError, OSError):  # macOS rejects the hard limit that it reports
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     reserved = limits.operators_connections + limits.spare_descriptors
@@ -31,9 +31,9 @@ def most_connections(wanted: int | None, limits: Limits) -> int:
 
 
 def _memory() -> int:
-    """Bytes this process may use: the container's limit (cgroup 2 or 1), or the machine's memory."""
+    """Return the bytes this process may use: the container's limit (cgroup 2 or 1), or the machine's memory."""
     sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # there is none, or it is "max"
+        with contextlib.suppress(OSError, ValueError):  # no such file, or it says "max"
             sizes.append(int(Path("/sys/fs/cgroup", file).read_text(encoding="ascii")))
     return min(sizes)

@@ -1,4 +1,4 @@
-"""How a connection to PostgreSQL is opened: TLS, the current password, a pause after a refusal, the right primary."""
+"""Opening connections to PostgreSQL: TLS, the current password, a pause after a refusal, the right primary."""
 
 import asyncio
 import contextlib
@@ -27,10 +27,10 @@ log = structlog.get_logger(__name__)
 
 
 class Timeline(NamedTuple):
-    """A primary's place in history: each promotion begins another timeline of the same system.
+    """A primary's system identifier and timeline: each promotion starts a new timeline of the same system.
 
-    `pg_upgrade`, or a copy that is loaded, makes another system, whose timelines compare with nothing else. A restore
-    keeps the system, and takes a newer timeline where it finds the others in the archive.
+    `pg_upgrade`, or loading a dump, makes a new system, whose timelines cannot be compared with those of another. A
+    restore keeps the system, and takes a newer timeline if it finds the others in the archive.
     """
 
     system: int
@@ -38,18 +38,18 @@ class Timeline(NamedTuple):
 
 
 class FormerPrimaryError(ConnectionError):
-    """The server is not the primary, or it is one whose successor is known: it is neither read nor written."""
+    """The server is not the primary, or a newer primary is known: it is neither read nor written."""
 
 
 class Lineage:
-    """The newest timeline that this process has seen, and the open connections to the primary that is on it."""
+    """The newest timeline that this process has seen, and the open connections to the primary on it."""
 
     def __init__(self) -> None:
         self.newest: Timeline | None = None
         self._open: WeakSet[asyncpg.Connection] = WeakSet()
 
     def admit(self, connection: asyncpg.Connection, timeline: Timeline) -> None:
-        """Take a new connection to `DB_HOST`, whose word counts for what the system is."""
+        """Accept a new connection to `DB_HOST`, which decides what the system is; refuse a former primary."""
         newest = self.newest
         if newest is not None and newest.system == timeline.system and newest.number > timeline.number:
             raise FormerPrimaryError(errno.ESTALE, "another server has been promoted since")
@@ -58,14 +58,14 @@ class Lineage:
         self._open.add(connection)
 
     def learn(self, timeline: Timeline) -> None:
-        """Take note of a server's timeline; if it is newer, connections to older ones are closed."""
+        """Note a server's timeline; if it is newer, close the connections to older ones."""
         newest = self.newest
         if newest is not None and timeline.system == newest.system and timeline.number > newest.number:
             self.newest = timeline
             self._close_older()
 
     def holds(self, connection: asyncpg.Connection) -> bool:
-        """Whether a connection still leads to the newest primary that is known."""
+        """Whether a connection still leads to the newest known primary."""
         return connection.timeline in {None, self.newest}
 
     def _close_older(self) -> None:
@@ -74,7 +74,7 @@ class Lineage:
                 connection.terminate()
 
 
-# Any role may ask this.
+# Any role may run this.
 _PLACE = """
 SELECT system_identifier, CASE WHEN pg_is_in_recovery() THEN 0
 ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS number FROM pg_control_system()
@@ -82,13 +82,13 @@ ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END A
 
 
 _UNKNOWN = (asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError, asyncpg.FeatureNotSupportedError)
-"""What another product, or a service in the cloud, may say to it."""
+"""Errors by which another product, or a managed cloud service, may answer that query."""
 
 
 def connect_arguments(settings: Settings, limits: Limits, address: str | None = None) -> dict[str, Any]:
-    """Keyword arguments for `asyncpg.connect`; the password is read again at each call.
+    """Return the keyword arguments for `asyncpg.connect`; each call reads the password again.
 
-    `address` is that of one server, whose certificate has to be valid for `DB_HOST` all the same.
+    `address` selects one server; its certificate must still be valid for `DB_HOST`.
     """
     return {
         "host": address or settings.db_host,
@@ -103,7 +103,7 @@ def connect_arguments(settings: Settings, limits: Limits, address: str | None = 
 
 # part adoption
 async def look_for_adopted(connection: asyncpg.Connection) -> None:
-    """Let the session find an adopted table before the view that stands in its former place."""
+    """Let the session find an adopted table before the view that replaces it under its former name."""
     try:
         await connection.execute(
             f"SELECT set_config('search_path', '{ADOPTED}, ' || current_setting('search_path'), false)"
@@ -121,13 +121,13 @@ def _tls(settings: Settings) -> ssl.SSLContext | str | bool:
         context = ssl.create_default_context(cafile=settings.db_ca_file)
         context.check_hostname = settings.ssl == "verify-full"
         context.__class__ = _Context
-        context.name = settings.db_host  # type: ignore[attr-defined]  # it has become one that has it
+        context.name = settings.db_host  # type: ignore[attr-defined]  # a `_Context` has a name
         return context
     return settings.ssl
 
 
 class _Context(ssl.SSLContext):
-    """Verifies a server's certificate for the name it is known by, also where the connection is made by address."""
+    """Verifies a server's certificate against the host name, even if the connection is made by address."""
 
     name: str
 
@@ -143,7 +143,7 @@ class _Context(ssl.SSLContext):
 
 
 def make_engine(connect: Callable[[], Awaitable[asyncpg.Connection]], size: int, patience: float) -> AsyncEngine:
-    """A pool of so many connections for single statements in autocommit, each used in its turn."""
+    """Make a pool of `size` connections for single statements in autocommit; the connections are used in turn."""
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=connect,
@@ -159,32 +159,28 @@ def make_engine(connect: Callable[[], Awaitable[asyncpg.Connection]], size: int,
 
 
 def explain(error: BaseException, settings: Settings) -> str:
-    """Say in one line why there is no connection, or why PostgreSQL refused something, and what to do."""
+    """Explain in one line why there is no connection, or why PostgreSQL refused something, and what to do."""
     where = f"PostgreSQL at {settings.db_host}, port {settings.db_port}"
     origin = (isinstance(error, DBAPIError) and error.orig and error.orig.__cause__) or error
     message = str(origin).partition("\n")[0]
     match origin:
         case ConnectionError() if "SSL upgrade" in message and settings.ssl in {"allow", "prefer"}:
-            line = (
-                f"what is at {settings.db_host}, port {settings.db_port} is not PostgreSQL: check DB_HOST and DB_PORT"
-            )
+            line = f"{settings.db_host}, port {settings.db_port} is not a PostgreSQL server: check DB_HOST and DB_PORT"
         case ConnectionError() if "SSL upgrade" in message:
-            line = f"{where} has no TLS, and SSL={settings.ssl} asks for it: turn it on there, or set SSL=disable"
+            line = f"{where} has no TLS, but SSL={settings.ssl} requires it: turn it on there, or set SSL=disable"
         case ssl.SSLCertVerificationError():
             line = f"no TLS with {where} ({origin.verify_message}): check DB_CA_FILE and DB_HOST"
         case ssl.SSLError():
             reason = origin.reason or type(origin).__name__
             line = f"no TLS with {where} ({reason}): check SSL, DB_CA_FILE and the files in ~/.postgresql"
         case PermissionError() if settings.ssl != "disable" and not str(settings.db_host).startswith("/"):
-            line = (
-                f"a client's key in ~/.postgresql cannot be read ({origin.strerror}): let this account read that folder"
-            )
+            line = f"cannot read a client key in ~/.postgresql ({origin.strerror}): let this account read that folder"
         case OSError():
-            line = f"cannot reach {where} ({origin.strerror or type(origin).__name__}): check DB_HOST and that it is up"
+            line = f"cannot reach {where} ({origin.strerror or type(origin).__name__}): check DB_HOST and the server"
         case asyncpg.ProtocolViolationError() if "startup parameter" in message:
-            line = f"{where} is a pooler ({message}): let DB_HOST name PostgreSQL itself"
+            line = f"{where} is a pooler ({message}): set DB_HOST to PostgreSQL itself"
         case asyncpg.ConnectionDoesNotExistError():
-            line = f"{where} hung up: check that it is PostgreSQL, and its log"
+            line = f"{where} closed the connection: check that it is PostgreSQL, and see its log"
         case asyncpg.PostgresError():
             line = f"PostgreSQL refused ({origin.sqlstate}): {message}"
         case _:
@@ -193,9 +189,9 @@ def explain(error: BaseException, settings: Settings) -> str:
 
 
 def handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Do not log a lost connection that nobody waits for: its opener has already seen the error.
+    """Do not log a lost connection that nothing awaits any more: the code that opened it has already seen the error.
 
-    A TLS handshake of asyncpg that is cancelled leaves a future behind, whose exception nobody can retrieve.
+    A cancelled TLS handshake of asyncpg leaves a future behind whose exception nothing can retrieve.
     """
     if not (
         isinstance(context.get("future"), asyncio.Future) and isinstance(context.get("exception"), ConnectionError)
@@ -204,7 +200,7 @@ def handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) 
 
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
-    """Closes without a goodbye: a server that froze or vanished would let us wait for its answer."""
+    """Closes without a Terminate message: with a frozen or vanished server, a clean close would hang."""
 
     timeline: Timeline | None = None
 
@@ -213,17 +209,17 @@ class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no
 
 
 class Connector:
-    """Opens connections with the password that the file holds now, and else with the one that was accepted last.
+    """Opens connections with the password that is in the file now, or else with the last one that was accepted.
 
-    A rotation changes the server and the file one after the other. Where the file comes first, every connection that
-    is lost between them can be replaced only by the former password. After a refusal none is asked for during a
-    moment: each place in the pool whose connection was lost would ask again for every statement.
+    A rotation changes the server and the file one after the other. If the file changes first, a connection that is
+    lost in between can be replaced only with the former password. After a refusal, no connection is attempted for
+    a moment: otherwise every statement would retry for each place in the pool that lost its connection.
     """
 
     def __init__(
         self, settings: Settings, limits: Limits, *, lineage: Lineage | None = None, address: str | None = None
     ) -> None:
-        """Connect to `DB_HOST`, where `lineage` says which primary is a former one, or to one server by its address."""
+        """Connect to `DB_HOST`, where `lineage` rejects former primaries, or to one server by its `address`."""
         self._settings = settings
         self._limits = limits
         self._lineage = lineage
@@ -234,7 +230,7 @@ class Connector:
         self._shut_until = 0.0
 
     async def open(self) -> asyncpg.Connection:
-        """Open a connection; a refusal is remembered for `rejected_backoff`, and raised again until then."""
+        """Open a connection; after a refusal, raise the same error for `rejected_backoff` without trying again."""
         loop = asyncio.get_running_loop()
         if self._rejection is not None and loop.time() < self._shut_until:
             raise self._rejection.with_traceback(None)
@@ -243,7 +239,7 @@ class Connector:
         except (asyncpg.PostgresError, OSError) as error:
             if is_rejection(error):
                 if self._rejection is None:
-                    log.warning("database refuses a connection", error=type(error).__name__, sqlstate=sqlstate(error))
+                    log.warning("database refuses connections", error=type(error).__name__, sqlstate=sqlstate(error))
                 self._rejection, self._shut_until = error, loop.time() + self._limits.rejected_backoff
             raise
         if self._rejection is not None:
@@ -262,11 +258,11 @@ class Connector:
             connection = await self._connect({**arguments, "password": self.accepted})
             if not self._uses_former:
                 self._uses_former = True
-                log.warning("database rejects the password and accepts the former one", sqlstate="28P01")
+                log.warning("database rejects the new password but accepts the former one", sqlstate="28P01")
             return connection
         if self._uses_former:
             self._uses_former = False
-            log.info("database accepts the password")
+            log.info("database accepts the new password")
         self.accepted = password
         return connection
 
@@ -291,11 +287,11 @@ class Connector:
 
     async def _check_place(self, connection: asyncpg.Connection, lineage: Lineage) -> None:
         try:
-            # What looks like PostgreSQL and is not may lack these functions, or the right to call them.
+            # A PostgreSQL-compatible server may lack these functions, or deny the right to call them.
             with contextlib.suppress(*_UNKNOWN):
                 place = await connection.fetchrow(_PLACE)
                 if not place["number"]:
-                    raise FormerPrimaryError(errno.ESTALE, "it is a standby, and not the primary")
+                    raise FormerPrimaryError(errno.ESTALE, "the server is a standby, not the primary")
                 lineage.admit(connection, Timeline(place["system_identifier"], place["number"]))
         except BaseException:
             connection.terminate()

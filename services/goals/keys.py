@@ -1,4 +1,4 @@
-"""Removes idempotency keys once their time is over, so that their table does not grow forever."""
+"""Removes expired idempotency keys, so that their table does not grow forever."""
 
 import asyncio
 import random
@@ -11,9 +11,9 @@ from goals.limits import Limits
 
 
 async def remove_old_keys(database: Database, kept: timedelta, limits: Limits) -> None:
-    """Remove keys that are older than `kept`, a batch at a time, until it is cancelled.
+    """Remove keys that are older than `kept`, a batch at a time, until cancelled.
 
-    Every process does so; each batch passes over the keys that another one is removing.
+    Every process does so; a batch skips the keys that another process is removing.
     """
     while True:
         try:
@@ -21,5 +21,5 @@ async def remove_old_keys(database: Database, kept: timedelta, limits: Limits) -
         except GoalsError:
             removed = 0  # the database is down, which is logged where it is noticed
         pause = limits.keys_batch_pause if removed == limits.keys_batch else limits.keys_pause
-        # Several processes that were started together need not look together.
+        # Jitter, so that processes that started together do not all run this at the same time.
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  jitter is no secret

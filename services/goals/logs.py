@@ -1,4 +1,4 @@
-"""Logs as events: JSON lines for machines, one readable line for people; everything to standard output."""
+"""Structured logs on standard output: JSON lines for machines, or readable lines for people."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ CONSOLE_WIDTH = 80
 LogFormat = Literal["auto", "json", "console"]
 
 context: ContextVar[Mapping[str, str]] = ContextVar("context", default=MappingProxyType({}))
-"""The ids of the request that is being answered and of its trace; every event logged meanwhile carries them."""
+"""The ids of the current request and its trace; every event that is logged during the request includes them."""
 
 
 def _add_context(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -27,7 +27,7 @@ def _add_context(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
 
 
 class Output(Generic[AnyText]):
-    """Standard output that never fails: a log that cannot be written must not change what the service does."""
+    """Standard output that never fails: an unwritable log must not affect the service."""
 
     def __init__(self, stream: IO[AnyText]) -> None:
         self._stream: IO[AnyText] = stream
@@ -46,10 +46,10 @@ def _is_readable(log_format: LogFormat) -> bool:
 
 
 def request_writer(log_format: LogFormat) -> Callable[[dict[str, Any]], None]:
-    """Give the function that writes the line of one request.
+    """Return the function that writes the log line of one request.
 
-    As JSON it goes around structlog, whose processors would cost as much as the rest of a request's record together,
-    and the lines of one turn of the event loop are written by one call of the system.
+    JSON lines bypass structlog, whose processors would cost as much as the rest of a request's record, and the lines
+    of one iteration of the event loop are written by one system call.
     """
     if _is_readable(log_format):
         output = Output(sys.stdout)
@@ -76,7 +76,7 @@ def request_writer(log_format: LogFormat) -> Callable[[dict[str, Any]], None]:
             **context.get(),
             **fields,
         }
-        del line["path"]  # a route says as much, and has no end of values
+        del line["path"]  # unlike the route, the path has unbounded values
         stream.write(orjson.dumps(line, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE))
         if not is_due:
             is_due = True
@@ -86,7 +86,7 @@ def request_writer(log_format: LogFormat) -> Callable[[dict[str, Any]], None]:
 
 
 def _describe(*, method: str, path: str, status: int, seconds: float, **_others: object) -> str:
-    """A request as a line that fits a terminal: time, status, method, path, duration."""
+    """Return a request as a line that fits a terminal: time, status, method, path, duration."""
     duration = f"{seconds * 1000:.1f} ms"
     start = f"{datetime.now().astimezone():%H:%M:%S}  {int(status) or '---'}  {method:<6}  "
     room = max(CONSOLE_WIDTH - len(start) - max(len(duration), 10) - 2, 1)
@@ -103,7 +103,7 @@ def configure(log_format: LogFormat) -> None:
     ]
     last: list[Processor] = (
         [
-            # The richer traceback shows the values of variables, a goal's text among them.
+            # The rich traceback would show the values of variables, including a goal's text.
             structlog.dev.ConsoleRenderer(timestamp_key="time", exception_formatter=structlog.dev.plain_traceback)
         ]
         if readable
@@ -116,7 +116,7 @@ def configure(log_format: LogFormat) -> None:
         if readable
         else structlog.BytesLoggerFactory(cast("BinaryIO", Output(sys.stdout.buffer))),
     )
-    # Libraries log through the standard library; their records take the same way.
+    # Libraries log through the standard library; their records go through the same processors.
     handler = logging.StreamHandler(Output(sys.stdout))
     decode: list[Callable[..., str]] = [] if readable else [lambda _logger, _method, line: line.decode()]
     handler.setFormatter(

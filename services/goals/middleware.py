@@ -1,4 +1,4 @@
-"""What holds for every request, whatever its route: records, limits, deadlines, headers, and who may post."""
+"""Middleware for every request: records, traces, limits, deadlines, headers, and the check of its origin."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", re.ASCII)
 _PORT = re.compile(r":[0-9]*\Z", re.ASCII)
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#@:][^/?#@]*)(/.*)?", re.IGNORECASE | re.DOTALL)
-_CLOSING = {"connection": "close"}  # what is left of a refused request is not read (RFC 9112, 9.6)
+_CLOSING = {"connection": "close"}  # the rest of a refused request is not read (RFC 9112, 9.6)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # RFC 9110, 9.2.1
 _trace_context = TraceContextTextMapPropagator()
 
@@ -42,7 +42,7 @@ SECURITY_HEADERS = [
     ),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
-    # Not no-referrer: it would make browsers send `Origin: null` with our own forms.
+    # Not no-referrer: with it, browsers send `Origin: null` with our own forms.
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-embedder-policy", b"require-corp"),
@@ -52,7 +52,7 @@ STRICT_TRANSPORT_SECURITY = (b"strict-transport-security", b"max-age=31536000")
 
 
 def _to_origin_form(scope: Scope) -> None:
-    """Read a target in absolute form as the same target in origin form, its authority as the Host (RFC 9112, 3.2.2)."""
+    """Turn a target in absolute form into origin form, with its authority as the Host (RFC 9112, 3.2.2)."""
     target = _ABSOLUTE_TARGET.fullmatch(scope["raw_path"])
     if target is not None:
         authority, path = target.groups(default=b"/")
@@ -61,9 +61,9 @@ def _to_origin_form(scope: Scope) -> None:
 
 
 class Headers:
-    """Gives every answer the security headers, and tells clients to reconnect while the service drains.
+    """Adds the security headers to every response, and `Connection: close` while the service drains.
 
-    The outermost of all, it also sees to it that the others meet a target in one form.
+    As the outermost middleware, it also converts targets to origin form for the others.
     """
 
     def __init__(self, app: ASGIApp, *, hsts: bool, draining: Callable[[], bool]) -> None:
@@ -88,9 +88,9 @@ class Headers:
 
 
 class Record:
-    """Measures and logs each request, names it, and turns a crash into an answer that tells nothing.
+    """Measures and logs each request, gives it an id, and turns a crash into a response without details.
 
-    The id comes from `X-Request-ID` where that is a plain token, so that a gateway's id runs through; it is echoed.
+    If `X-Request-ID` is a plain token, it is the id, so that a gateway's id is kept; the response returns the id.
     """
 
     def __init__(self, app: ASGIApp, *, metrics: RequestMetrics, write: Callable[[dict[str, Any]], None]) -> None:
@@ -145,10 +145,10 @@ class Record:
 
 
 class Trace:
-    """Makes each request a span that goes on with the caller's trace, and tells the caller which one it was.
+    """Records each request as a span that continues the caller's trace, and returns the span's context.
 
-    The context comes in by `traceparent` and `tracestate` (W3C Trace Context) and goes out by `traceresponse` (W3C
-    Trace Context HTTP Response Headers). The query string stays out of the span.
+    The context arrives in `traceparent` and `tracestate` (W3C Trace Context) and is returned in `traceresponse` (W3C
+    Trace Context HTTP Response Headers). The span does not contain the query string.
     """
 
     def __init__(self, app: ASGIApp, *, tracer: Tracer) -> None:
@@ -198,9 +198,9 @@ class Trace:
 
 
 class Guard:
-    """Refuses what is too long, contradictory, slow, foreign or not for us, before any handler runs, and hangs up.
+    """Refuses oversized, contradictory, slow, cross-origin or misdirected requests before any handler runs.
 
-    A handler sees a body only once all of it has arrived, within `body_deadline` and `body_size`.
+    It closes their connection. A handler gets a body only once it is complete, within `body_deadline` and `body_size`.
     """
 
     def __init__(self, app: ASGIApp, *, limits: Limits, hosts: tuple[str, ...] = ()) -> None:
@@ -228,21 +228,21 @@ class Guard:
                     body = receive
                     if _has_body(headers):
                         body = await self._receive_all(receive, headers)
-                        # Its time is its own: the database's retry budget must fit into what is left.
+                        # The body has its own deadline: the whole request deadline is left for the database's retries.
                         deadline.reschedule(asyncio.get_running_loop().time() + seconds)
                     await self.app(scope, body, send_noted)
                 except HTTPException as refusal:
-                    # Hypercorn waits forever to hand over what nobody takes (its queue holds ten pieces of a body).
+                    # Hypercorn waits forever to deliver a body that nobody reads (its queue takes ten pieces).
                     discarding = asyncio.create_task(_discard(receive))
                     await answer(scope, refusal)(scope, receive, send_noted)
                     await discarding
                 except ClientDisconnect:
-                    pass  # a client that sent half a body is not there to read an answer
+                    pass  # a client that left in the middle of its body reads no response
         except TimeoutError:
             if not deadline.expired():
                 raise
             if started:
-                return None  # the response has started: the server ends the connection, and counts it
+                return None  # the response has started: the server closes the connection, and counts it
             late = HTTPException(503, "The request took too long.", {"retry-after": "1", "connection": "close"})
             await answer(scope, late)(scope, receive, send)
         return None
@@ -250,9 +250,9 @@ class Guard:
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         # RFC 9112, 6.1: such a message may be smuggled past a proxy; answer and close.
         if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
-            raise HTTPException(400, "The request states its length in a way that cannot be trusted.", _CLOSING)
+            raise HTTPException(400, "The length of the request is ambiguous.", _CLOSING)
         if not scope["raw_path"].startswith((b"/", b"*")):
-            raise HTTPException(400, "The request asks for something that is not an address on this service.", _CLOSING)
+            raise HTTPException(400, "The request target is not an address on this service.", _CLOSING)
         limits, query, fields = self._limits, scope["query_string"], scope["headers"]
         if len(scope["raw_path"]) + len(query) + bool(query) > limits.target_size:
             raise HTTPException(414, f"The address is longer than {limits.target_size:,} bytes.", _CLOSING)
@@ -272,7 +272,7 @@ class Guard:
             raise HTTPException(403, "Another website sent this request.", _CLOSING)
 
     async def _receive_all(self, receive: Receive, headers: dict[bytes, bytes]) -> Receive:
-        too_long = HTTPException(413, f"What was sent is longer than {self._limits.body_size:,} bytes.", _CLOSING)
+        too_long = HTTPException(413, f"The request body is longer than {self._limits.body_size:,} bytes.", _CLOSING)
         declared = headers.get(b"content-length", b"").lstrip(b"0") or b"0"
         if len(declared) > len(str(self._limits.body_size)) or int(declared) > self._limits.body_size:
             raise too_long
@@ -289,7 +289,7 @@ class Guard:
                         raise too_long
                     more = message.get("more_body", False)
         except TimeoutError:
-            too_slow = f"What was sent did not arrive within {self._limits.body_deadline:g} seconds."
+            too_slow = f"The request body did not arrive within {self._limits.body_deadline:g} seconds."
             raise HTTPException(408, too_slow, _CLOSING) from None
 
         async def receive_body() -> Message:
@@ -299,11 +299,11 @@ class Guard:
 
 
 def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
-    """Tell whether a browser says that another site made this request.
+    """Whether a browser reports that another site made this request.
 
-    No cookie is involved, so there is nothing to forge but the wish to post: a browser that knows Fetch Metadata says
-    so in `Sec-Fetch-Site` (W3C), an older one in `Origin` (RFC 6454); a client that sends neither is no browser.
-    Schemes are compared by their default ports alone: TLS may end at a gateway.
+    No cookie is involved; the check only keeps other sites from posting. A browser with Fetch Metadata sends
+    `Sec-Fetch-Site` (W3C), an older one `Origin` (RFC 6454); a client that sends neither is not a browser. Schemes
+    are compared only by their default ports: a gateway may terminate TLS.
     """
     site = headers.get(b"sec-fetch-site")
     if site is not None:
@@ -323,13 +323,13 @@ def _is_cross_origin(headers: dict[bytes, bytes], host: str) -> bool:
 
 
 def _split(authority: str) -> tuple[str, str]:
-    """The host and the port of an authority; either is empty where it is not given."""
+    """Return the host and the port of an authority; a missing one is empty."""
     port = _PORT.search(authority)
     return (authority, "") if port is None else (authority[: port.start()], port.group()[1:])
 
 
 def _quote(value: bytes) -> str:
-    """A field of a request for the log: what a client sends controls no terminal and fills no disk."""
+    """Return a request's field in a form that is safe to log: no control characters, and at most 255 bytes."""
     return value[:255].decode("latin-1").encode("ascii", "backslashreplace").decode()
 
 

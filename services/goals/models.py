@@ -1,4 +1,4 @@
-"""What a goal is: the tables, as Alembic's newest revision leaves them, and the shapes in which their rows travel."""
+"""The tables as of Alembic's newest revision, and the types in which their rows are passed around."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -26,7 +26,7 @@ SCHEMA_REVISION = "0002"
 """The Alembic revision this code needs; revisions are numbered in order, so a newer one compares greater."""
 # part adoption
 ADOPTED = "goals_adopted"
-"""The PostgreSQL schema of an adopted table: where there is none, the tables are where the search path says."""
+"""The PostgreSQL schema of an adopted table; without one, the search path determines the tables' schema."""
 # end adoption
 
 metadata = MetaData()
@@ -35,10 +35,10 @@ goals = Table(
     "goals",
     metadata,
     Column("id", BigInteger, Identity(), primary_key=True),
-    # No length here: what the service accepts is a rule of the API.
+    # No length here: the API defines what the service accepts.
     Column("goal_name", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    # A trigger keeps these two, so that a change made with psql counts as well.
+    # A trigger maintains these two, so that a change made with psql counts as well.
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("row_version", BigInteger, nullable=False, server_default=text("1")),
 )
@@ -59,7 +59,7 @@ COLUMN_TYPES = {
     table.name: {c.name: c.type.compile(dialect=postgresql.dialect()).lower() for c in table.columns}  # type: ignore[no-untyped-call]  # SQLAlchemy types it so
     for table in metadata.tables.values()
 }
-"""PostgreSQL's name of each column's type, by table and column."""
+"""PostgreSQL's name for the type of each column, by table and column."""
 
 
 class Goal(NamedTuple):
@@ -67,19 +67,19 @@ class Goal(NamedTuple):
 
     id: int
     goal_name: str
-    created_at: datetime | None  # of a goal that is older than the column, it is not known
+    created_at: datetime | None  # unknown for goals that are older than the column
     row_version: int
 
 
 class Found(NamedTuple):
-    """A goal, and whether it comes from a standby, while the primary is unavailable."""
+    """A goal, and whether it comes from a standby because the primary is unavailable."""
 
     goal: Goal
     standby: bool
 
 
 class NewGoal(NamedTuple):
-    """A goal to be added: the values of its columns, its idempotency key, and what tells a repeat from another goal."""
+    """A goal to add: its column values, its idempotency key, and the fingerprint that identifies a repeat."""
 
     values: Mapping[str, object]
     key: UUID
@@ -87,7 +87,7 @@ class NewGoal(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Goals, newest first; `more`: there are others in the direction of the walk; `standby`: a standby says so."""
+    """Goals, newest first; `more`: the list continues in the requested direction; `standby`: a standby answered."""
 
     goals: list[Goal]
     more: bool
@@ -95,14 +95,14 @@ class Page(NamedTuple):
 
 
 class Total(NamedTuple):
-    """How many goals there are; `number` is None for "more than are counted" where PostgreSQL has no estimate yet."""
+    """The number of goals; None if there are more than are counted and PostgreSQL has no estimate yet."""
 
     number: int | None
     exact: bool
 
 
 class Listing(NamedTuple):
-    """What one read found, and the page of it: HTML in two parts, between which each reader's form key goes."""
+    """The result of one read and its page: HTML in two parts, with each reader's form key between them."""
 
     page: Page
     total: Total
@@ -111,7 +111,7 @@ class Listing(NamedTuple):
 
 
 class Document(NamedTuple):
-    """One answer of the API, the same for all who share the read: JSON, and the headers that belong to it."""
+    """A response of the API, shared by all requests that share the read: its JSON and its headers."""
 
     body: bytes
     headers: dict[str, str]

@@ -1,4 +1,4 @@
-"""The API as an OpenAPI 3.1 document, from the same schemas that validate."""
+"""The API as an OpenAPI 3.1 document, generated from the schemas that validate requests."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ def _reference(name: str) -> dict[str, str]:
 
 
 def _parameters(shape: type[BaseModel], place: str) -> list[dict[str, Any]]:
-    """The fields of a shape as parameters in `place`: query, path or header."""
+    """Return the fields of a model as parameters in `place`: query, path or header."""
     schema = shape.model_json_schema()
     parameters = []
     for name, field in schema["properties"].items():
-        # An optional parameter may be left out; it cannot be null.
+        # An optional parameter may be omitted, but cannot be null.
         rule = {key: value for key, value in field.get("anyOf", [field])[0].items() if key not in {"title", "default"}}
         if "default" in field and field["default"] is not None:
             rule["default"] = field["default"]
@@ -73,7 +73,7 @@ _BODY_PROBLEMS = (*_ANY_PROBLEMS, 403, 415)
 _UNCHANGED = {"304": {"description": "Not modified: `If-None-Match` still matches."}}
 _ETAG = "Identifies this representation, for `If-None-Match` and `If-Match`."
 _READ = {
-    "ETag": f"{_ETAG} Left out if `Cache-Status` is there.",
+    "ETag": f"{_ETAG} Omitted if `Cache-Status` is present.",
     "Cache-Status": "`goals-standby; hit` (RFC 9211): the primary database is unavailable, and a standby answered. "
     "The answer has every acknowledged change, and may have one that will be undone.",
 }
@@ -157,7 +157,7 @@ def _describe() -> dict[str, Any]:
                     "summary": "Remove a goal.",
                     "parameters": [_IF_MATCH],
                     "responses": {
-                        "204": {"description": "It is gone."},
+                        "204": {"description": "The goal has been removed."},
                         **_problems(403, 404, 412, *_ANY_PROBLEMS),
                     },
                 },

@@ -1,4 +1,4 @@
-"""OpenTelemetry's variables, checked before its SDK reads them and answers a bad one by a traceback, or not at all."""
+"""Checks of OpenTelemetry's variables: its SDK would answer an invalid value with a traceback, or ignore it."""
 
 import importlib.metadata
 import re
@@ -47,10 +47,10 @@ def _is_file(value: str) -> bool:
     return Path(value).is_file()
 
 
-# Each by a pattern of its name, with what it must be in words and as a rule.
+# Each entry: a pattern for the variable's name, the requirement as text, and the requirement as a function.
 _ALWAYS: list[tuple[str, str, Rule]] = [
     ("OTEL_SDK_DISABLED", "must be true or false", _is_one_of("true", "false")),
-    ("OTEL_RESOURCE_ATTRIBUTES", "must be key=value pairs with commas between them", _is_list_of_pairs),
+    ("OTEL_RESOURCE_ATTRIBUTES", "must be comma-separated key=value pairs", _is_list_of_pairs),
     (
         "OTEL_EXPERIMENTAL_RESOURCE_DETECTORS",
         "names a detector that is not installed",
@@ -60,21 +60,21 @@ _ALWAYS: list[tuple[str, str, Rule]] = [
     ("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "must be true or false", _is_one_of("true", "false")),
     (
         "OTEL_(SPAN_|EVENT_|LINK_)?(ATTRIBUTE|EVENT|LINK)_(VALUE_LENGTH|COUNT)_LIMIT",
-        "must be a whole number from 0 on",
+        "must be a whole number, 0 or greater",
         _is_number(0),
     ),
     (
         "OTEL_B(SP|LRP)_(SCHEDULE_DELAY|EXPORT_TIMEOUT|MAX_QUEUE_SIZE|MAX_EXPORT_BATCH_SIZE)",
-        "must be a whole number from 1 on",
+        "must be a whole number, 1 or greater",
         _is_number(1),
     ),
-    ("OTEL_METRIC_EXPORT_(INTERVAL|TIMEOUT)", "must be a whole number from 1 on", _is_number(1)),
+    ("OTEL_METRIC_EXPORT_(INTERVAL|TIMEOUT)", "must be a whole number, 1 or greater", _is_number(1)),
 ]
 _WITH_A_COLLECTOR: list[tuple[str, str, Rule]] = [
     ("OTEL_TRACES_EXPORTER", "must be otlp or none here", _is_one_of("otlp", "none")),
     (
         "OTEL_EXPORTER_OTLP_(TRACES_)?PROTOCOL",
-        "must be http/protobuf, which is all this service speaks",
+        "must be http/protobuf, the only protocol that this service supports",
         _is_one_of("http/protobuf"),
     ),
     (
@@ -83,7 +83,7 @@ _WITH_A_COLLECTOR: list[tuple[str, str, Rule]] = [
         _is_one_of("none", "gzip", "deflate"),
     ),
     ("OTEL_EXPORTER_OTLP_(TRACES_)?TIMEOUT", "must be a number of seconds above 0", _is_seconds),
-    ("OTEL_EXPORTER_OTLP_(TRACES_)?HEADERS", "must be key=value pairs with commas between them", _is_list_of_pairs),
+    ("OTEL_EXPORTER_OTLP_(TRACES_)?HEADERS", "must be comma-separated key=value pairs", _is_list_of_pairs),
     ("OTEL_EXPORTER_OTLP_(TRACES_)?(CERTIFICATE|CLIENT_KEY|CLIENT_CERTIFICATE)", "is not a file", _is_file),
     (
         "OTEL_PYTHON_EXPORTER_OTLP_HTTP_(TRACES_)?CREDENTIAL_PROVIDER",
@@ -101,15 +101,15 @@ _WITH_A_COLLECTOR: list[tuple[str, str, Rule]] = [
             )
         ),
     ),
-    ("OTEL_TRACES_SAMPLER_ARG", "must be a share from 0 to 1", _is_share),
+    ("OTEL_TRACES_SAMPLER_ARG", "must be a number from 0 to 1", _is_share),
 ]
 
 
 def check(environ: MutableMapping[str, str]) -> None:
-    """Raise a `ConfigurationError` that names every bad variable on one line, and never its value.
+    """Raise a `ConfigurationError` that names every invalid variable in one line, without its value.
 
-    An empty variable counts as unset, as OpenTelemetry specifies it; it is removed, since the SDK tries to read some.
-    Those that only matter with a collector are not checked without one: platforms set them for everybody.
+    An empty variable counts as unset, as OpenTelemetry specifies; it is removed, because the SDK tries to read some.
+    Variables that only matter with a collector are not checked without one: platforms set them for all services.
     """
     for name in [name for name, value in environ.items() if name.startswith("OTEL_") and not value.strip()]:
         del environ[name]
@@ -136,7 +136,7 @@ def _find_contradictions(environ: Mapping[str, str]) -> list[str]:
 
 
 def is_disabled(environ: Mapping[str, str]) -> bool:
-    """Whether the SDK is configured to measure and to trace nothing at all."""
+    """Whether the SDK is configured to record no metrics and no traces."""
     return environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
 
 

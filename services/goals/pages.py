@@ -1,4 +1,4 @@
-"""The pages: what people see, and the three forms they send."""
+"""The HTML pages and the three forms that they send."""
 
 import contextlib
 import mimetypes
@@ -41,21 +41,21 @@ from goals.schemas import (
 from goals.state import State
 
 _SHARED_FROM = 16 * 1024
-"""Bytes of a page from which on a second message costs less than a copy for each reader who is slow to read."""
+"""Size of a page in bytes from which a second ASGI message costs less than a copy for each slow reader."""
 _UNKNOWN_VERSION = 0
-"""No row has it."""
+"""A version that no row has."""
 _FORM_KEY_PLACEHOLDER = "\0"
-"""Stands in a shared page where each reader's form key goes; PostgreSQL's text cannot hold it, so no name can."""
+"""Marks the place of each reader's form key in a shared page; PostgreSQL's text cannot contain it, so no name does."""
 
 
 async def get_page(request: Request[State]) -> Response:
     fields = parse_fields(request.scope["query_string"])
-    # Other parameters are somebody else's, such as a newsletter's.
+    # Ignore the parameters of others, such as those of a newsletter's links.
     query = validate(PageQuery, {name: fields[name] for name in fields.keys() & PageQuery.model_fields.keys()})
     listings = request.state["pages"]
     listing = await listings.get((query.before, query.after))
     if query.after is not None and not listing.page.more:
-        # Nothing newer is left: the first page, whole, is what the reader is after.
+        # There is nothing newer: the reader wants the complete first page.
         listing = await listings.get((None, None))
     own = listing.head + new_form_key().encode()
     headers = STANDBY if listing.page.standby else {}
@@ -65,7 +65,7 @@ async def get_page(request: Request[State]) -> Response:
 
 
 async def load_page(database: Database, key: tuple[int | None, int | None]) -> Listing:
-    """Read and draw a page, `(before, after)`, once for all who ask for it at the same time."""
+    """Read and render a page, `(before, after)`, once for all concurrent requests for it."""
     before, after = key
     page, total = await store.select_page_and_total(database, before=before, after=after, limit=PAGE_SIZE)
     head, tail = (
@@ -77,10 +77,10 @@ async def load_page(database: Database, key: tuple[int | None, int | None]) -> L
 
 
 async def post_goal(request: Request[State]) -> Response:
-    """Add a goal and lead back to the page.
+    """Add a goal and redirect to the page.
 
-    What cannot be accepted comes back with the reason, and what could not be stored comes back to be sent again: nobody
-    types a goal twice.
+    An invalid form is returned with the reason. If the goal could not be stored, the form is returned so that it can be
+    sent again: nobody has to type a goal twice.
     """
     fields = await read_form(request)
     key = fields.get("idempotency_key", new_form_key())
@@ -97,12 +97,12 @@ async def post_goal(request: Request[State]) -> Response:
         except IdempotencyKeyReusedError:
             message = "This form has already added another goal. Send it again to add this one too."
         except GoalRemovedError:
-            message, status, typed = "This goal was added, and has been removed since.", 410, {}
+            message, status, typed = "This goal was added, but has been removed since.", 410, {}
         else:
             return _see_page()
         first = await request.state["pages"].get((None, None))
     except (DatabaseUnavailableError, OverloadedError) as error:
-        # With the key of this try: a repeat of an outcome that is not known adds no second goal.
+        # With the same key, so that a repeat after an unknown outcome adds no second goal.
         again = {**typed, "idempotency_key": key} if any(typed.values()) else None
         return answer(request.scope, error, retry_form=again)
     page = _render(None, None, first.page, first.total, typed=typed, message=message, errors=errors)
@@ -112,14 +112,14 @@ async def post_goal(request: Request[State]) -> Response:
 async def get_goal(request: Request[State]) -> Response:
     """Show a goal for editing."""
     goal, standby = await request.state["goals"].get(validate(GoalPath, request.path_params).goal_id)
-    # What a standby shows may be undone, and its version be that of another change: then the primary's is shown again.
+    # A standby's version may be undone and its number reused. Without a version, the primary's goal is shown on save.
     return _show_goal(goal._asdict(), _UNKNOWN_VERSION if standby else goal.row_version, standby=standby)
 
 
 async def post_change(request: Request[State]) -> Response:
-    """Change a goal and lead back to the page, unless somebody has changed it since: then both texts are shown.
+    """Change a goal and redirect to the page, unless somebody has changed it since: then show both texts.
 
-    As with a new goal, what was typed comes back whenever it could not be stored.
+    As with a new goal, the typed text is returned if it could not be stored.
     """
     goal_id = validate(GoalPath, request.path_params).goal_id
     fields = await read_form(request)
@@ -133,7 +133,7 @@ async def post_change(request: Request[State]) -> Response:
         try:
             other = await _change(request.state["database"], goal_id, form)
         except GoalNotFoundError:
-            message = "Somebody has removed this goal. Your text is in the field: add it as a new goal, or leave it."
+            message = "Someone has removed this goal. Your text is in the field: add it as a new goal, or discard it."
             first = await request.state["pages"].get((None, None))
             page = _render(None, None, first.page, first.total, typed=typed, message=message)
             return show(page, 404, STANDBY if first.page.standby else None)
@@ -145,19 +145,19 @@ async def post_change(request: Request[State]) -> Response:
 
 
 async def _change(database: Database, goal_id: int, form: ChangeForm) -> Goal | None:
-    """Change a goal, or give the one that somebody else has made of it."""
+    """Change a goal; if somebody else has changed it since, return their version."""
     values = form.model_dump(include=set(GoalBody.model_fields), exclude_unset=True)
     try:
         await store.update_goal(database, goal_id, values, seen=form.row_version)
     except GoalChangedError:
         now = await store.select_goal(database, goal_id)
-        # A repeat finds its own change, which is not in its way.
+        # A repeat may find its own earlier change, which is no conflict.
         return None if values.items() <= now._asdict().items() else now
     return None
 
 
 async def post_removal(request: Request[State]) -> Response:
-    """Remove a goal and lead back to the page; one that is gone already is no error."""
+    """Remove a goal and redirect to the page; a goal that is already removed is not an error."""
     form = validate(RemovalForm, await read_form(request))
     with contextlib.suppress(GoalNotFoundError):
         await store.delete_goal(request.state["database"], form.goal_id)
@@ -169,19 +169,19 @@ async def get_static(request: Request[State]) -> Response:
     if name not in STATIC:
         raise HTTPException(404)
     media_type, _ = mimetypes.guess_type(name)
-    # During a rollout a page of another version asks for its own: ours must not stay in browsers under that address.
+    # During a rollout, a page of another version requests its own files: browsers must not keep ours at that address.
     is_ours = request.url.query == static_url(name).partition("?")[2]
     cache_control = "public, max-age=31536000, immutable" if is_ours else "no-cache"
     return Response(STATIC[name], headers={"cache-control": cache_control}, media_type=media_type)
 
 
 def _typed(fields: Mapping[str, str]) -> dict[str, str]:
-    """What a person has typed, of all that a form has sent."""
+    """Return the form's fields that a person typed."""
     return {name: fields[name] for name in GoalBody.model_fields if name in fields}
 
 
 def _explain(error: InvalidInputError) -> tuple[str, dict[str, str]]:
-    """What the page says about it, and which of its fields are bad."""
+    """Return the message for the page, and the message for each invalid field."""
     errors = {name: text for name, text in error.fields.items() if name in GoalBody.model_fields}
     return " ".join(errors.values()) or str(error), errors
 
@@ -201,7 +201,7 @@ def _show_goal(
     unseen: bool = False,
     standby: bool = False,
 ) -> Response:
-    """A goal's own page; `other` is what somebody else has made of it meanwhile, or what has been `unseen` so far."""
+    """Return a goal's page; `other` is what somebody else has saved meanwhile, or what is still `unseen`."""
     page = render(
         "goal.html",
         typed=typed,
@@ -248,7 +248,7 @@ def _day(goal: Goal) -> date | None:
 
 
 def _neighbours(before: int | None, after: int | None, page: Page) -> tuple[str | None, str | None]:
-    """The addresses of the next older and the next newer page."""
+    """Return the addresses of the next older and the next newer page."""
     if not page.goals:
         return None, None if before is None else "/"
     has_older = page.more if after is None else True

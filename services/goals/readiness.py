@@ -1,4 +1,4 @@
-"""Whether requests should come to this process: not before the schema is there, not once it drains."""
+"""Readiness of this process: it is ready once the schema is usable, until it drains."""
 
 import asyncio
 
@@ -14,10 +14,10 @@ log = structlog.get_logger(__name__)
 
 
 class Readiness:
-    """What stands between this process and its requests.
+    """Why this process is not ready, if it is not.
 
-    A later outage of the database is no obstacle: every replica would leave the Service at once, and a failover of a
-    second would last for a probe's period. Requests are then answered 503 with `Retry-After`.
+    A later outage of the database does not make it unready: all replicas would leave the Service at once, and turn
+    a failover of a second into an outage of a probe's period. Requests then get a 503 with `Retry-After`.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -26,11 +26,11 @@ class Readiness:
         self.obstacle: str | None = "starting"
 
     def drain(self) -> None:
-        """Let no more requests come: this process is about to stop."""
+        """Become unready: this process is about to stop."""
         self.draining = True
 
     async def wait_for_schema(self, database: Database) -> None:
-        """Return once the database has answered at our revision or a newer one; until then say why it has not."""
+        """Return once the database has this code's revision or a newer one; until then, `obstacle` says why not."""
         pause = self._limits.first_schema_pause
         while True:
             obstacle = await _find_obstacle(database, self._limits)
@@ -53,23 +53,21 @@ async def _find_obstacle(database: Database, limits: Limits) -> str | None:
         counts_changes = await store.select_counts_changes(database)
     except GoalsError as error:
         return f"{error} Is it up, and has the migration run? {database.explanation}"
-    except Exception as error:  # noqa: BLE001  it may be anything, it has to be reported, and it may pass
+    except Exception as error:  # noqa: BLE001  any error must be reported, and may be temporary
         return f"the schema cannot be read ({type(error).__name__})"
     if timeout != int(limits.statement_timeout * 1000):
-        return (
-            f"statement_timeout is {timeout} ms: a pooler drops startup parameters; let DB_HOST name PostgreSQL itself"
-        )
+        return f"statement_timeout is {timeout} ms: a pooler drops startup parameters; set DB_HOST to PostgreSQL itself"
     if revision is not None and not str(revision).isdecimal():
-        return f"alembic_version holds {revision}, of another project: give the service a database of its own"
+        return f"alembic_version contains {revision}, from another project: give the service its own database"
     if revision is None or str(revision) < SCHEMA_REVISION:
-        return f"the schema is at revision {revision}, this version needs {SCHEMA_REVISION}: run the migration"
-    # An id may be an integer as well: that serves until its numbers end.
+        return f"the schema is at revision {revision}, but this version needs {SCHEMA_REVISION}: run the migration"
+    # An id may also be an integer: that works until its range is used up.
     wrong = [
-        f"the column {table}.{column} is {types[table].get(column, 'not there')}, and has to be {wanted}"
+        f"the column {table}.{column} is {types[table].get(column, 'missing')}, but must be {wanted}"
         for table, columns in COLUMN_TYPES.items()
         for column, wanted in columns.items()
         if types[table].get(column) not in {wanted, "integer" if column == "id" else wanted}
     ]
     if not counts_changes:
-        wrong.append("the trigger goals_row_version is disabled, or gone: ENABLE it, or create it as its revision does")
+        wrong.append("the trigger goals_row_version is disabled or missing: ENABLE it, or create it as in its revision")
     return wrong[0] if wrong else None

@@ -1,4 +1,4 @@
-"""Concurrent identical reads share one query, and each still sees everything committed before it was asked."""
+"""Concurrent identical reads share one query; each still sees everything that was committed before it started."""
 
 import asyncio
 import contextvars
@@ -10,10 +10,10 @@ Answer = TypeVar("Answer")
 
 
 class SharedReads(Generic[Key, Answer]):
-    """At most one `load` for each key is under way; who comes meanwhile shares the next, which starts after it came.
+    """Runs at most one `load` per key at a time; callers that arrive meanwhile share the next load.
 
-    So no answer is older than the question, and nothing is kept between loads. Errors go to all who share: a read may
-    be asked again. The answers are shared objects: treat them as frozen.
+    So no answer is older than its request, and nothing is cached between loads. An error is raised to all callers that
+    share the load, since a read can be retried. The answers are shared objects: do not modify them.
     """
 
     def __init__(self, load: Callable[[Key], Awaitable[Answer]]) -> None:
@@ -29,11 +29,11 @@ class SharedReads(Generic[Key, Answer]):
             shared, _ = self._next[key]
         else:
             shared = asyncio.get_running_loop().create_future()
-            # What the load logs and traces belongs to the first who asked for it.
+            # The load's log lines and spans belong to the first request that shares it.
             self._next[key] = shared, contextvars.copy_context()
             if key not in self._loading:
                 self._start(key)
-        # Without the shield, one cancelled request would cancel the answer of its peers.
+        # Without the shield, cancelling one request would cancel the answer for all.
         return await asyncio.shield(shared)
 
     def _start(self, key: Key) -> None:
@@ -45,9 +45,9 @@ class SharedReads(Generic[Key, Answer]):
         self.queries += 1
         try:
             answer = await self._load(key)
-        except Exception as error:  # noqa: BLE001  handed to everyone who asked
+        except Exception as error:  # noqa: BLE001  raised to all callers
             shared.set_exception(error)
-            shared.exception()  # marks it as seen: all who asked may be gone
+            shared.exception()  # marks it as retrieved: all callers may be gone
         else:
             shared.set_result(answer)
         del self._loading[key]

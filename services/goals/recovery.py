@@ -1,4 +1,4 @@
-"""Whether the backups can be restored: a scratch cluster is made of them and compared with the database."""
+"""Checks that the backups can be restored: restores them into a scratch cluster and compares it with the database."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ _KEYS_THERE = "SELECT key FROM goal_keys WHERE key = ANY ($1::uuid[])"
 
 
 def check(folder: Path, settings: Settings, limits: Limits) -> None:
-    """Restore, compare and remove; a `ConfigurationError` says in one line what is wrong with the backups."""
+    """Restore, compare and remove; a `ConfigurationError` says in one line why the backups are not proven."""
     scratch = Scratch(folder, limits)
     with scratch.running() as host:
         restored = settings.model_copy(update={"db_host": host})
@@ -36,27 +36,27 @@ def check(folder: Path, settings: Settings, limits: Limits) -> None:
 
 
 async def compare(settings: Settings, restored: Settings, limits: Limits) -> None:
-    """Look for what the database holds, and has held for a while, in the cluster that was restored.
+    """Check that the restored cluster contains the database's goals and keys that are older than `restore_lag` seconds.
 
-    What was written within the last `restore_lag` seconds may not have been archived yet. What was removed since the
-    backup may be there again, so there may be more goals than in the database, and never fewer.
+    Newer ones may not have been archived yet. Goals that were removed since the backup may be back, so the cluster may
+    have more goals than the database, but never fewer.
     """
     async with _connected(settings, limits) as ours, _connected(restored, limits) as theirs:
         before = await ours.fetchval("SELECT now()") - timedelta(seconds=limits.restore_lag)
         try:
             await _compare(ours, theirs, before, limits)
         except asyncpg.UndefinedTableError as error:
-            raise ConfigurationError(f"the backups have another schema, or none: {error}") from None
+            raise ConfigurationError(f"the backups have a different schema or none: {error}") from None
 
 
 async def _compare(ours: asyncpg.Connection, theirs: asyncpg.Connection, before: datetime, limits: Limits) -> None:
     wanted, found = await ours.fetchval(_REVISION), await theirs.fetchval(_REVISION)
     if found != wanted:
-        raise ConfigurationError(f"the backups have another schema: revision {found}, the database has {wanted}")
+        raise ConfigurationError(f"the backups have a different schema: revision {found}, the database has {wanted}")
     wanted, found = await ours.fetchval(_COUNT, before), await theirs.fetchval(_COUNT, before)
     if found < wanted:
         newest = await theirs.fetchval(_NEWEST)
-        ends = f"the newest is of {newest:%Y-%m-%d %H:%M} UTC" if newest else "there is none"
+        ends = f"the newest is from {newest:%Y-%m-%d %H:%M} UTC" if newest else "there is none"
         raise ConfigurationError(f"the backups lack {wanted - found} of {wanted} goals from before {before}: {ends}")
     goals = set(await ours.fetch(_GOALS, before, limits.restore_sample))
     lost = goals - set(await theirs.fetch(_GOALS_THERE, [goal_id for goal_id, _ in goals]))
@@ -67,12 +67,12 @@ async def _compare(ours: asyncpg.Connection, theirs: asyncpg.Connection, before:
         raise ConfigurationError(f"the backups lack {len(lost_keys)} of the {len(keys)} newest idempotency keys")
     if not wanted:
         log.warning("the database has no goal that is old enough: only the schema was compared", before=str(before))
-    log.info("the backups are whole", goals=found, keys=len(keys), before=str(before))
+    log.info("the backups are complete", goals=found, keys=len(keys), before=str(before))
 
 
 @contextlib.asynccontextmanager
 async def _connected(settings: Settings, limits: Limits) -> AsyncIterator[asyncpg.Connection]:
-    """Try to connect for some time: what was just restored may still have to be found by its name."""
+    """Connect, retrying for some time: the name of a new cluster may not resolve yet."""
     deadline = time.monotonic() + limits.restore_connect
     connection = None
     while connection is None:

@@ -1,4 +1,4 @@
-"""Request bodies, read only in the one form that an endpoint understands."""
+"""Parsing of request bodies; each endpoint accepts one media type."""
 
 import re
 
@@ -14,7 +14,7 @@ _JSON = re.compile("application/json" + _CHARSET, re.IGNORECASE | re.ASCII)
 
 
 async def read_form(request: Request[State]) -> dict[str, str]:
-    """The fields of an HTML form; uploads and other encodings are refused."""
+    """Return the fields of an HTML form; refuse uploads and other encodings."""
     _require(request, "application/x-www-form-urlencoded", _FORM)
     return parse_fields(await request.body())
 

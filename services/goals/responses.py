@@ -1,4 +1,4 @@
-"""What leaves the service: rendered pages, JSON, and the one mapper from errors to answers."""
+"""Responses: rendered pages, JSON, and the mapping from errors to responses."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -31,12 +31,12 @@ from goals.schemas import InvalidField, Problem
 
 _here = Path(__file__).parent
 STATIC = {file.name: file.read_bytes() for file in sorted((_here / "static").iterdir())}
-"""The files of the page by name: few and small, so they are answered from memory."""
+"""The static files by name: few and small, so they are served from memory."""
 _versions = {name: blake2b(content, digest_size=6).hexdigest() for name, content in STATIC.items()}
 
 
 def static_url(name: str) -> str:
-    """The address of a static file; it changes with the content, so browsers may keep the file forever."""
+    """Return the address of a static file; it changes with the content, so browsers may cache the file forever."""
     return f"/static/{name}?v={_versions[name]}"
 
 
@@ -49,7 +49,7 @@ _environment = Environment(
     auto_reload=False,
 )
 _environment.globals["static"] = static_url
-# Now, and not when each is first used: the one of errors is needed when no file can be opened any more.
+# Loaded at import, not on first use: the error page is also needed when no file can be opened any more.
 _templates = {name: _environment.get_template(name) for name in _environment.list_templates()}
 
 _STATUSES: dict[type[GoalsError], HTTPStatus] = {
@@ -65,12 +65,12 @@ _STATUSES: dict[type[GoalsError], HTTPStatus] = {
     DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 STANDBY = {"cache-status": "goals-standby; hit; detail=primary-away", "cache-control": "no-store"}
-"""Of an answer that a standby gave (RFC 9211): it has every change that was acknowledged, and may have others."""
+"""Headers of a standby's response (RFC 9211): it has every acknowledged change, and may have others."""
 _REASONS = {
     HTTPStatus.NOT_FOUND: "There is nothing at this address.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not support that method.",
 }
-"""What the router, which gives no reason of its own, means by these."""
+"""Reasons for errors of the router, which gives none."""
 _WORDS = {
     HTTPStatus.BAD_REQUEST: ("We could not read that", "Nothing was changed. Go back and try again."),
     HTTPStatus.FORBIDDEN: ("We did not accept that", "Nothing was changed. Open the goals and send it from there."),
@@ -97,10 +97,10 @@ _WORDS = {
     HTTPStatus.INTERNAL_SERVER_ERROR: ("Something went wrong", "Look at the goals before you send it again."),
     HTTPStatus.SERVICE_UNAVAILABLE: (
         "The goals are not available right now",
-        "Try again in a moment. If you have sent something, look at the goals first: it may have been done.",
+        "Try again in a moment. If you sent a change, look at the goals first: it may already have been made.",
     ),
 }
-"""What a page says of a status: its heading, and under the reason, what became of the request and what to do now."""
+"""The heading of a status's page, and the text below the reason: what became of the request and what to do now."""
 
 
 def render(template: str, **context: object) -> str:
@@ -108,12 +108,12 @@ def render(template: str, **context: object) -> str:
 
 
 def show(page: str | bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> HTMLResponse:
-    """Answer with a page; no page may be stored, for each carries a form key of its own."""
+    """Return a page as a response; pages must not be cached, because each contains its own form key."""
     return HTMLResponse(page, status, {"cache-control": "no-store", **(headers or {})})
 
 
 class SharedPage(HTMLResponse):
-    """A page of two pieces: the reader's own, and one that concurrent answers share and nobody copies."""
+    """A page in two parts: the reader's own, and one that concurrent responses share without a copy."""
 
     def __init__(self, own: bytes, shared: bytes, headers: Mapping[str, str]) -> None:
         length = str(len(own) + len(shared))
@@ -146,10 +146,10 @@ def _headers_of(error: GoalsError) -> dict[str, str]:
 
 
 def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | None = None) -> Response:
-    """Answer an error in the caller's language: RFC 9457 under `/api`, a page elsewhere.
+    """Return an error as a response: RFC 9457 under `/api`, a page elsewhere.
 
-    Texts are our own; those of an exception that is not ours are never shown. `retry_form` has the
-    fields of a form that is worth sending once more, to the same address: the page keeps them and offers it.
+    The text of an exception that is not ours is never shown. `retry_form` contains the fields of a form that is worth
+    sending again to the same address: the page keeps them and offers a button for it.
     """
     detail, fields, headers = str(error), {}, {}
     match error:
@@ -163,7 +163,7 @@ def answer(scope: Scope, error: Exception, *, retry_form: Mapping[str, str] | No
             headers = _headers_of(error)
         case _:
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            detail = "The service failed, and its log says how. What you sent may have been done, or not."
+            detail = "The service failed; its log has the details. Your request may or may not have been carried out."
     if not scope["path"].startswith("/api/"):
         title, advice = _WORDS[status]
         page = render(

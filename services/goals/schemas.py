@@ -1,4 +1,4 @@
-"""The shapes that come in and go out: one set of rules for the page, the API and its OpenAPI document."""
+"""Models of requests and responses: one set of rules for the page, the API and its OpenAPI document."""
 
 import json
 import re
@@ -30,25 +30,25 @@ from goals.errors import InvalidInputError, MalformedRequestError
 NAME_LENGTH = 255
 PAGE_SIZE = 50
 MOST_FIELDS = 100
-"""Fields of a form or a query that are read at all."""
+"""Maximum fields of a form or a query."""
 MOST_ERRORS = 5
-"""Bad fields that an answer names."""
+"""Invalid fields that a response names."""
 LONGEST_FIELD_NAME = 40
-"""Characters of a bad field's name that an answer repeats."""
+"""Characters of an invalid field's name that a response repeats."""
 
-# Characters that show nothing at the edge of a name: Unicode white space, zero-width characters, blank fillers.
+# Characters that are invisible at the ends of a name: Unicode white space, zero-width characters, blank fillers.
 _BLANK = (
     r" \u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180e\u2000-\u200f\u202f\u205f-\u2064\u206a-\u206f"
     r"\u2800\u3000\u3164\ufeff\uffa0"
 )
 # C0, DEL and C1 controls, line and paragraph separators, bidirectional embeddings, overrides and isolates, and the
-# noncharacters; lone surrogates cannot arrive, the decoders refuse them.
+# noncharacters. Lone surrogates cannot arrive: the decoders refuse them.
 _FORBIDDEN = r"\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ufdd0-\ufdef\ufffe\uffff" + "".join(
     chr(plane * 0x10000 + 0xFFFE) + chr(plane * 0x10000 + 0xFFFF) for plane in range(1, 17)
 )
-# What renders nothing in the midst of a name either: every format character (Cf), the ignorable code points of Unicode
-# (variation selectors, tags and what is reserved beside them), and the blank signs and joiners of single scripts.
-# Unlike blanks these stay where they are, since they shape what stands beside them: emoji, flags, names in Arabic.
+# Characters that are invisible within a name too: every format character (Cf), Unicode's ignorable code points
+# (variation selectors, tags and the code points reserved beside them), and the blank signs and joiners of some scripts.
+# Unlike blanks, these are kept, since they shape the characters beside them: emoji, flags, names in Arabic.
 _INVISIBLE = (
     _BLANK
     + (r"\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u180b-\u180f\u2065\u2d7f\ufe00-\ufe0f\ufff0-\ufffb")
@@ -72,13 +72,13 @@ NAME_PATTERN = (
     f"^(?=[{_INVISIBLE}]*[^{_INVISIBLE}{_FORBIDDEN}])"
     f"[{_BLANK}]*{_EDGE}([^{_FORBIDDEN}]{{0,{NAME_LENGTH - 2}}}{_EDGE})?[{_BLANK}]*$"
 )
-"""The rule for a goal's name as one regular expression (OpenAPI); `_clean_name` is the same rule with its messages."""
+"""The rule for a goal's name as a regular expression (OpenAPI); `_clean_name` applies the same rule with messages."""
 
-# For str.strip: a pattern that looks for blanks at the end is quadratic in those it finds elsewhere.
+# For str.strip: a regular expression for trailing blanks would be quadratic in the number of other blanks.
 _BLANKS = "".join(re.findall(f"[{_BLANK}]", "".join(map(chr, range(0x10000)))))
 _VISIBLE = re.compile(f"[^{_INVISIBLE}]")
 _FORBIDDEN_CHARACTER = re.compile(f"[{_FORBIDDEN}]")
-# Thirty-nine digits are beyond any integer PostgreSQL has; longer input is not an id but an attempt.
+# Thirty-nine digits exceed every integer type of PostgreSQL; longer input is not an id.
 _CANONICAL_ID = re.compile(r"[1-9][0-9]{0,38}", re.ASCII)
 _CANONICAL_UUID = re.compile(r"[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -87,9 +87,9 @@ _REPEATED = "This field is given more than once."
 
 def _clean_name(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError("A name is text.")  # noqa: TRY004  pydantic turns a ValueError, not a TypeError, into a field's message
+        raise ValueError("A name must be text.")  # noqa: TRY004  pydantic turns a ValueError, not a TypeError, into a field's message
     if _FORBIDDEN_CHARACTER.search(value):
-        raise ValueError("A name is one line of text, without control characters.")
+        raise ValueError("A name must be one line of text without control characters.")
     name = value.strip(_BLANKS)
     if not _VISIBLE.search(name):
         raise ValueError("Enter a goal.")
@@ -111,7 +111,7 @@ def _clean_id(value: object) -> int:
 
 
 def _clean_version(value: object) -> int:
-    # 0 is that of a page which cannot know it.
+    # 0 is the version on a page that a standby answered.
     if isinstance(value, str) and (value == "0" or _CANONICAL_ID.fullmatch(value)):
         return int(value)
     raise ValueError("A version is a whole number, such as 1.")
@@ -130,7 +130,7 @@ GoalName = Annotated[
         {
             "type": "string",
             "pattern": NAME_PATTERN,
-            "description": f"One line of 1 to {NAME_LENGTH} characters; blanks at the ends are cut.",
+            "description": f"One line of 1 to {NAME_LENGTH} characters; blanks at the ends are removed.",
             "examples": ["Read a book a month"],
         }
     ),
@@ -138,7 +138,7 @@ GoalName = Annotated[
 GoalId = Annotated[
     int,
     BeforeValidator(_clean_id),
-    # No maximum: an id that is too big for any goal is an id that no goal has.
+    # No maximum: an id beyond the range is simply not found.
     WithJsonSchema({"type": "integer", "minimum": 1}),
 ]
 IdempotencyKey = Annotated[UUID, BeforeValidator(_clean_key), WithJsonSchema({"type": "string", "format": "uuid"})]
@@ -150,7 +150,7 @@ Limit = Annotated[
 
 
 class Input(BaseModel):
-    """What a client may send: an unknown field is refused, so that a typing error is not silently ignored."""
+    """A client's input: unknown fields are refused, so that a misspelled name is not silently ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -161,34 +161,34 @@ class GoalBody(Input):
     goal_name: GoalName
 
     def fingerprint(self) -> bytes:
-        """Tell this body from any other.
+        """Return a hash that identifies this body.
 
-        A field at its default does not count, so that a version with one field more finds the same for what an older
-        version was sent.
+        Fields at their default are excluded, so that a version with an additional field computes the same hash for
+        a body that an older version received.
         """
         written = self.model_dump(mode="json", include=set(GoalBody.model_fields), exclude_defaults=True)
         return blake2b(orjson.dumps(written, option=orjson.OPT_SORT_KEYS), digest_size=16).digest()
 
 
 class _Change(Input):
-    """What a client sends to change a goal: the fields that are to change."""
+    """What a client sends to change a goal: the fields to change."""
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
         if not self.model_fields_set:
-            raise ValueError("Name a field to change.")
+            raise ValueError("Send at least one field to change.")
         return self
 
 
-# A factory, because the schema would show a plain default.
+# A default factory, because the JSON schema would show a plain default.
 _changes: dict[str, Any] = {
     name: (field.rebuild_annotation(), Field(default_factory=lambda: None))
     for name, field in GoalBody.model_fields.items()
 }
 GoalChange = create_model("GoalChange", __base__=_Change, __doc__=_Change.__doc__, **_changes)
-"""Each field of `GoalBody`, and none of them required."""
+"""All fields of `GoalBody`, none of them required."""
 
 
 class GoalForm(GoalBody):
@@ -196,7 +196,7 @@ class GoalForm(GoalBody):
 
 
 class ChangeForm(GoalBody):
-    """The fields of a goal that is open for editing, and the version that was shown; a field that is not sent stays."""
+    """The fields of an edited goal, and the version that was shown; a field that is not sent stays unchanged."""
 
     row_version: Annotated[int, BeforeValidator(_clean_version)]
 
@@ -206,7 +206,7 @@ class RemovalForm(Input):
 
 
 class PageQuery(Input):
-    """`before` leads to older goals and `after` to newer ones; one of them at most."""
+    """`before` selects older goals and `after` newer ones; at most one of them may be given."""
 
     before: GoalId | None = None
     after: GoalId | None = None
@@ -215,7 +215,7 @@ class PageQuery(Input):
     @classmethod
     def _is_alone(cls, after: int | None, info: ValidationInfo) -> int | None:
         if after is not None and info.data.get("before") is not None:
-            raise ValueError("Ask for what is before a goal or after it, not for both.")
+            raise ValueError("Use either before or after, not both.")
         return after
 
 
@@ -237,11 +237,11 @@ class GoalOut(BaseModel):
 
     id: int = Field(ge=1)
     goal_name: str
-    created_at: datetime | None = Field(description="When it was made; null for goals older than this record.")
+    created_at: datetime | None = Field(description="When the goal was added; null for goals older than this field.")
 
 
 class GoalListOut(BaseModel):
-    """A page of goals, newest first; the `Link` header leads to the next."""
+    """A page of goals, newest first; the `Link` header has the next page."""
 
     goals: list[GoalOut]
 
@@ -266,10 +266,10 @@ Shape = TypeVar("Shape", bound=Input)
 
 
 def validate(shape: type[Shape], values: object) -> Shape:
-    """Build `shape` from `values`, or raise an `InvalidInputError` that names the first bad fields."""
+    """Build `shape` from `values`, or raise an `InvalidInputError` that names the first invalid fields."""
     more = 0
     if isinstance(values, dict):
-        # pydantic takes twenty times as long for an unknown field: it sees a few of those that a client makes up.
+        # An unknown field takes pydantic twenty times as long, so it gets only a few of them.
         known = values.keys() & {field.alias or name for name, field in shape.model_fields.items()}
         kept = [*known, *islice((name for name in values if name not in known), MOST_ERRORS)]
         more = len(values) - len(kept)
@@ -288,7 +288,7 @@ def validate(shape: type[Shape], values: object) -> Shape:
 
 
 def _invalid(fields: dict[str, str], *, more: int = 0) -> InvalidInputError:
-    """An error whose size does not depend on how many fields are bad, or how long their names are."""
+    """Return an error of limited size, however many fields are invalid and however long their names are."""
     named = {
         name if len(name) <= LONGEST_FIELD_NAME else f"{name[:LONGEST_FIELD_NAME]}…": message
         for name, message in [*fields.items()][:MOST_ERRORS]
@@ -297,12 +297,12 @@ def _invalid(fields: dict[str, str], *, more: int = 0) -> InvalidInputError:
 
 
 def new_key() -> UUID:
-    """A fresh idempotency key (UUIDv7, RFC 9562): nearby keys are made in order, which is kind to the index."""
+    """Return a new idempotency key (UUIDv7, RFC 9562): successive keys are ordered, which suits the index."""
     return UUID(bytes=uuid_utils.uuid7().bytes)
 
 
 def new_form_key() -> str:
-    """A fresh key as a form's hidden field carries it; every page has one, so it takes no detour."""
+    """Return a new key as text for a form's hidden field; every page needs one, so skip the UUID object."""
     return str(uuid_utils.uuid7())
 
 
@@ -311,7 +311,7 @@ def _message(kind: str, text: str) -> str:
         case "missing":
             return "This field is required."
         case "extra_forbidden":
-            return "This field is not known here."
+            return "This field is unknown."
         case "model_type":
             return "An object with fields is expected."
         case _:
@@ -319,10 +319,10 @@ def _message(kind: str, text: str) -> str:
 
 
 def parse_json(body: bytes) -> object:
-    """Decode a JSON document (RFC 8259): UTF-8 only, no NaN, no lone surrogates, no name twice in an object."""
+    """Decode a JSON document (RFC 8259): UTF-8 only, no NaN, no lone surrogates, no duplicate names in an object."""
     try:
         document = orjson.loads(body)
-        # Of a name given twice orjson keeps the last without a word.
+        # orjson silently keeps the last of duplicate names.
         json.loads(body.decode(), object_pairs_hook=_refuse_repeated)
     except (ValueError, RecursionError):
         raise MalformedRequestError("The body is not valid JSON in UTF-8.") from None
@@ -338,14 +338,14 @@ def _refuse_repeated(members: list[tuple[str, object]]) -> None:
 def parse_fields(encoded: bytes) -> dict[str, str]:
     """Decode `application/x-www-form-urlencoded` (WHATWG URL, section 5.1), but repair nothing.
 
-    Broken escapes and bytes that are not UTF-8 raise a `MalformedRequestError`, a field given twice an
-    `InvalidInputError`: a guess here would store what nobody wrote.
+    Broken escapes and bytes that are not UTF-8 raise a `MalformedRequestError`, and a repeated field raises an
+    `InvalidInputError`: a guess might store something that nobody wrote.
     """
     fields: dict[str, str] = {}
     repeated: dict[str, str] = {}
     pairs = [*filter(None, encoded.split(b"&"))]
     if len(pairs) > MOST_FIELDS:
-        raise InvalidInputError({"fields": f"There are {len(pairs):,} of them; at most {MOST_FIELDS} are read."})
+        raise InvalidInputError({"fields": f"{len(pairs):,} fields were sent; at most {MOST_FIELDS} are allowed."})
     for pair in pairs:
         name, _, value = (_decode(part) for part in pair.partition(b"="))
         if name in fields:

@@ -1,4 +1,4 @@
-"""A database cluster that CloudNativePG makes for a while: it is there once asked for, and gone whatever happens."""
+"""A temporary database cluster of CloudNativePG, which is removed in any case."""
 
 import contextlib
 import json
@@ -20,14 +20,14 @@ from goals.limits import Limits
 log = structlog.get_logger(__name__)
 
 _APPLY = "application/apply-patch+yaml"
-"""Server-side apply, which JSON serves as well. It names what it makes, so a Role may be limited to that name."""
+"""Server-side apply; JSON is valid YAML. The request names the object, so a Role may be limited to that name."""
 
 
 class Scratch:
-    """The cluster that `folder` describes.
+    """The cluster that the files in `folder` describe.
 
-    In the folder are `cluster.json`, its manifest; `token` and `ca.crt`, to speak to the API server; `job-name` and
-    `job-uid`, of the Job that owns it: where this process cannot remove it any more, Kubernetes does so with the Job.
+    They are `cluster.json`, its manifest; `token` and `ca.crt` for the API server; `job-name` and `job-uid` of the Job
+    that owns the cluster: if this process cannot remove it, Kubernetes removes it with the Job.
     """
 
     def __init__(self, folder: Path, limits: Limits) -> None:
@@ -44,13 +44,13 @@ class Scratch:
             return (self._folder / name).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigurationError(
-                f"cannot read {error.filename} ({error.strerror}): mount what k8s/components/restore-check mounts"
+                f"cannot read {error.filename} ({error.strerror}): mount it as k8s/components/restore-check does"
             ) from None
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
-        """Make the cluster, and remove it at the end; gives the host of its primary."""
-        self._remove()  # what a run that was killed has left
+        """Create the cluster, yield the host of its primary, and remove the cluster at the end."""
+        self._remove()  # left by a run that was killed
         try:
             began = time.monotonic()
             self._ask("PATCH", f"{self._path}?fieldManager=restore-check", self._manifest)
@@ -71,21 +71,21 @@ class Scratch:
             if time.monotonic() > deadline:
                 raise ConfigurationError(
                     f"the backups were not restored within {self._limits.restore_patience:g} s "
-                    f"({status.get('phase', 'nothing is known of the cluster')}): see the log of {self.name}'s pods"
+                    f"({status.get('phase', 'the cluster has no status')}): see the log of {self.name}'s pods"
                 )
             time.sleep(self._limits.restore_pause)
 
     def _remove(self) -> None:
-        """Return once it is gone, with its pods and volumes."""
+        """Remove the cluster; return once it is gone, with its pods and volumes."""
         deadline = time.monotonic() + self._limits.removal_patience
-        # In the foreground: the object is there until all that it owns is gone.
+        # In the foreground: the object exists until everything that it owns is gone.
         while self._ask("DELETE", f"{self._path}?propagationPolicy=Foreground") is not None:
             if time.monotonic() > deadline:
-                raise ConfigurationError(f"{self.name} is still there: kubectl delete cluster {self.name}")
+                raise ConfigurationError(f"{self.name} still exists: kubectl delete cluster {self.name}")
             time.sleep(self._limits.restore_pause)
 
     def _ask(self, method: str, path: str, body: object = None) -> dict[str, Any] | None:
-        """The API server's answer, or None where there is no such object."""
+        """Send a request to the API server and return its response, or None if the object does not exist."""
         host, port = (os.environ.get(f"KUBERNETES_SERVICE_{name}", "") for name in ("HOST", "PORT"))
         host = f"[{host}]" if ":" in host else host
         headers = {"Authorization": f"Bearer {self._read('token')}", "Content-Type": _APPLY}

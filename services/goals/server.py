@@ -1,9 +1,9 @@
-"""Listeners, Hypercorn with its doors closed, connections that end in time, drain and stop: our server.
+"""The HTTP server: listeners, Hypercorn restricted to HTTP/1.1, connections with deadlines, drain and stop.
 
 Hypercorn's release is pinned exactly, because parts of it are overridden (docs/adr/0030-a-server-of-our-own.md):
-`TCPServer` for a deadline that ends in an aborted transport and for bounds on what is read ahead and waits to be sent;
-`H11Protocol` for no way to HTTP/2, WebSocket and CONNECT, and for the head in one write with the body's first piece;
-`worker_serve`, which names its own classes and logs an error of `accept` once for each place in the backlog.
+`TCPServer`, to abort connections at a deadline and to limit how much is read ahead and buffered for sending;
+`H11Protocol`, to disable HTTP/2, WebSocket and CONNECT, and to send the head together with the body's first piece;
+`worker_serve`, which hard-codes its classes and logs an error of `accept` once for each place in the backlog.
 """
 
 import asyncio
@@ -43,15 +43,15 @@ log = structlog.get_logger(__name__)
 Address = tuple[str, int] | None
 
 
-class Refused(Exception):  # noqa: N818  no error of ours: it unwinds Hypercorn's loop over the events of a connection
-    """The connection ends here; its argument is a status to answer first."""
+class Refused(Exception):  # noqa: N818  not an error: it ends Hypercorn's loop over the events of a connection
+    """Ends the connection; its argument, if any, is the status of a last response."""
 
 
 class Gate(EventWrapper):
-    """`can_read` that is never waited for once the connection has ended.
+    """A `can_read` whose wait ends with the connection.
 
-    Hypercorn's own keeps a pipelined connection forever when its application gives up: the loop over its events is
-    woken, sees the next request still waiting, and waits again for somebody who has left.
+    Hypercorn's own keeps a pipelined connection forever if the application gives up: the loop over its events wakes
+    up, finds the next request still waiting, and waits again for a client that has left.
     """
 
     _left = False
@@ -68,7 +68,7 @@ class Gate(EventWrapper):
 
 
 class Parser(h11.Connection):
-    """h11's, but what follows a client's last request is ignored (RFC 9112, 9.6), not an error."""
+    """h11's connection, but data after a client's last request is ignored (RFC 9112, 9.6) and not an error."""
 
     def receive_data(self, data: bytes) -> None:
         if self.their_state is not h11.MUST_CLOSE:
@@ -79,7 +79,7 @@ class Parser(h11.Connection):
 
 
 class Protocol(H11Protocol):
-    """HTTP/1.1 with no way out of it: an upgrade is ignored (RFC 9110, 7.8), CONNECT and other versions refused."""
+    """HTTP/1.1 only: an upgrade is ignored (RFC 9110, 7.8), CONNECT and other versions are refused."""
 
     def __init__(self, connection: "Connection", task_group: TaskGroup, client: Address, server: Address) -> None:
         about = connection.config, connection.context, task_group, ConnectionState(connection.state)
@@ -100,15 +100,15 @@ class Protocol(H11Protocol):
                 await self.send(Closed())
 
     async def _check_protocol(self, request: h11.Request) -> None:
-        """Instead of Hypercorn's, which takes up `Upgrade: h2c` and the preface of HTTP/2."""
+        """Replace Hypercorn's method, which accepts `Upgrade: h2c` and HTTP/2's preface."""
         if request.http_version not in {b"1.0", b"1.1"}:
-            self._transport.listener.note("version", "refused another version of HTTP")
+            self._transport.listener.note("version", "refused an unsupported HTTP version")
             raise Refused(400)
         if request.method == b"CONNECT":
             raise Refused(501)
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """Instead of Hypercorn's, which takes up WebSocket."""
+        """Replace Hypercorn's method, which accepts WebSocket."""
         about = self.app, self.config, self.context, self.task_group, self.ssl, self.client, self.server
         self.stream = HTTPStream(*about, self.stream_send, STREAM_ID)
         version, method = request.http_version.decode(), request.method.decode().upper()
@@ -118,7 +118,7 @@ class Protocol(H11Protocol):
         await self.stream.handle(events.Request(STREAM_ID, *start))
 
     async def stream_send(self, event: events.Event) -> None:
-        """Hold a final answer's head until there is something of its body: ASGI has it so, and it is one write."""
+        """Hold back a final response's head until its body starts, as ASGI requires; both then go out in one write."""
         match event:
             case events.Response(headers=headers, status_code=status):
                 headers = headers + self.config.response_headers("h11")
@@ -129,7 +129,7 @@ class Protocol(H11Protocol):
             case events.EndBody():
                 await self._flush(b"".join(self._encode(h11.EndOfMessage())))
             case _:  # events.StreamClosed
-                self._head = b""  # of an application that crashed before its body: nothing of it is out
+                self._head = b""  # the application crashed before its body: nothing has been sent
                 await self._maybe_recycle()
 
     async def _flush(self, body: bytes) -> None:
@@ -138,7 +138,7 @@ class Protocol(H11Protocol):
             await self._transport.write(head, body)
 
     def _encode(self, event: H11SendableEvent) -> list[bytes]:
-        """As `_send_h11_event`, without a copy of the body: an event's bytes, none for a client that broke HTTP."""
+        """Return an event's bytes like `_send_h11_event`, without a copy of the body; none if the client broke HTTP."""
         try:
             return self.connection.send_with_data_passthrough(event) or []
         except h11.LocalProtocolError:
@@ -148,7 +148,7 @@ class Protocol(H11Protocol):
 
 
 class Connection(TCPServer):
-    """Hypercorn's connection with one timer, armed again only when it fires, that ends in an aborted transport."""
+    """Hypercorn's connection with one timer that aborts the transport; it is set again only when it fires."""
 
     def __init__(self, listener: "Listener", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server = listener.server
@@ -158,30 +158,30 @@ class Connection(TCPServer):
         self.idle, self._leaving = True, False
         self._limits = server.limits
         self._transport = writer.transport
-        self._transport.set_write_buffer_limits(high=0)  # `drain` returns once the kernel has it all
-        self._transport.max_size = 2 * server.limits.read_ahead  # type: ignore[attr-defined]  # not documented; 256 kB
+        self._transport.set_write_buffer_limits(high=0)  # `drain` returns once the kernel has everything
+        self._transport.max_size = 2 * server.limits.read_ahead  # type: ignore[attr-defined]  # undocumented; 256 kB
         self._task: asyncio.Task[None] = asyncio.current_task()  # type: ignore[assignment]  # this runs in one
         self._expires = self._latest = self.loop.time() + server.limits.keep_alive
         self._timer = self.loop.call_at(self._expires, self._expire)
 
     async def run(self) -> None:
-        """Serve the connection until it has ended, within its limits."""
+        """Serve the connection until it ends, within its limits."""
         self.listener.server.connections.add(self)
         sock = self.writer.get_extra_info("socket")
         try:
-            # Outside of the group, which would wrap the error of a client that has reset the connection already.
+            # Outside the group, which would wrap the error if the client has already reset the connection.
             client, server = (parse_socket_addr(sock.family, of()) for of in (sock.getpeername, sock.getsockname))
             async with TaskGroup(self.loop) as task_group:
                 self.protocol = Protocol(self, task_group, client, server)  # type: ignore[assignment]  # its wrapper chooses HTTP/2
                 await self._read_data()
-            del self.protocol  # which refers to this: nothing is left for the garbage collector
+            del self.protocol  # breaks the reference cycle, so that the garbage collector has no work
         except OSError:
             pass
         finally:
             self.listener.server.connections.discard(self)
             self.gate.leave()
             if self._transport.get_write_buffer_size():
-                self._cut_off()  # of a client that has ended its half and does not read: nobody waits for it any more
+                self._cut_off()  # the client closed its half and does not read the rest
             self._timer.cancel()
             self._transport.close()
 
@@ -196,20 +196,20 @@ class Connection(TCPServer):
             await self.write(event.data)
 
     def wait_for_write(self) -> None:
-        """Give the request that has begun the time of a write."""
+        """Extend the deadline of the current request to that of a write."""
         limits = self._limits
         self._expire_in(limits.body_deadline + limits.write_deadline + limits.transport_grace)
         self._latest = self._expires
 
     async def write(self, head: bytes, body: bytes = b"") -> None:
-        """Send the head with the body's first piece, and each other piece once the kernel has the one before."""
+        """Send the head with the body's first piece, then each piece once the kernel has taken the previous one."""
         piece = self._limits.answer_piece
         data: bytes | memoryview = head + (body if len(body) <= piece else body[:piece])
         sent = piece
         with contextlib.suppress(OSError):
             while not (self._leaving or self._transport.is_closing()):
                 self._transport.write(data)
-                data = b""  # asyncio keeps what is left of it
+                data = b""  # asyncio keeps the rest
                 if self._transport.get_write_buffer_size():
                     await self.writer.drain()
                 if sent >= len(body):
@@ -230,17 +230,17 @@ class Connection(TCPServer):
         await self.protocol.handle(Closed())
 
     def stop(self) -> None:
-        """Close it unless a request is under way, which ends it by itself."""
+        """Close the connection if it is idle; an active request closes it when it ends."""
         if self.idle:
             self._transport.close()
 
     def abort(self) -> None:
-        """End it now, whatever waits to be sent."""
+        """End the connection now, and discard unsent data."""
         self._transport.abort()
         self._task.cancel()
 
     def _leave(self) -> None:
-        """End it once the client has read the last answer and hung up, or has had the time to."""
+        """End the connection once the client has read the last response and closed, or after `linger`."""
         self.gate.leave()
         if self._leaving or self._transport.is_closing():
             return
@@ -251,7 +251,7 @@ class Connection(TCPServer):
         try:
             self._transport.write_eof()
         except OSError:
-            self._transport.abort()  # it has been reset
+            self._transport.abort()  # the client has reset it
         self._expire_in(self._limits.linger)
 
     def _expire_in(self, seconds: float) -> None:
@@ -262,7 +262,7 @@ class Connection(TCPServer):
 
     def _expire(self) -> None:
         if self._leaving and _count_unsent(self.writer.get_extra_info("socket")):
-            self._expires = self._latest  # a slow client may read its last answer for as long as any other
+            self._expires = self._latest  # the last response gets as much time as any other
         if self._expires > self.loop.time():
             self._timer = self.loop.call_at(self._expires, self._expire)
         else:
@@ -271,24 +271,24 @@ class Connection(TCPServer):
     def _cut_off(self) -> None:
         sock = self.writer.get_extra_info("socket")
         if not self._transport.is_closing() and (self._transport.get_write_buffer_size() or _count_unsent(sock)):
-            self.listener.note("unread", "client did not read the answer in time")
-            # So that the kernel forgets it as well, instead of waiting for the client in our place.
+            self.listener.note("unread", "client did not read the response in time")
+            # So that the kernel drops it too, instead of waiting for the client itself.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._transport.abort()
         self._timer.cancel()
-        # An application that goes on without its client is not waited for either.
+        # Do not wait for an application that continues without its client either.
         self._timer = self.loop.call_later(self._limits.linger, self.abort)
 
 
 def _count_unsent(sock: socket.socket) -> int:
-    """Bytes that the kernel holds for the client; 0 where it does not tell, or the socket is closed."""
+    """Return the bytes that the kernel still has to send; 0 if that is unknown or the socket is closed."""
     with contextlib.suppress(OSError, ValueError):
         return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return 0
 
 
 class Listener:
-    """A port: its application, its share of connections, and what became of those beyond it."""
+    """A port: its application, its limit of connections, and counts of dropped connections by reason."""
 
     def __init__(self, name: str, sock: socket.socket, app: ASGIApp, most: int) -> None:
         self.name, self.most = name, most
@@ -305,8 +305,8 @@ class Listener:
     def start(self, server: "Server") -> None:
         self.server = server
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, server.limits.kernel_buffer)  # each connection's, too
-        with contextlib.suppress(AttributeError):  # what a client has not read of a closed connection; Linux only
+            self._socket.setsockopt(socket.SOL_SOCKET, option, server.limits.kernel_buffer)  # connections inherit it
+        with contextlib.suppress(AttributeError):  # for data that is unread when a connection closes; Linux only
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * server.request_time))
         self._socket.settimeout(0)
         self._socket.listen(server.limits.backlog)
@@ -317,7 +317,7 @@ class Listener:
         self._socket.close()
 
     def note(self, kind: str, event: str, **about: object) -> None:
-        """Count what became of a connection, and log it if none of its kind was logged just now."""
+        """Count a dropped connection by `kind`, and log it at most every `log_interval` for each kind."""
         self.dropped[kind] += 1
         now = self.server.loop.time()
         if now >= self._quiet_until.get(kind, 0):
@@ -360,7 +360,7 @@ class Listener:
 
 
 class Server:
-    """Hypercorn's `worker_serve` for listeners of ours, of whose applications the first has the lifespan; and the stop.
+    """Hypercorn's `worker_serve` for our listeners, with drain and stop; the first application gets the lifespan.
 
     `drain` is called `drain_seconds` before the listeners are closed.
     """
@@ -384,7 +384,7 @@ class Server:
         task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
-        """Drain, then stop; called again, stop at once, whatever is under way."""
+        """Drain, then stop; a second call stops at once and aborts active requests."""
         if self._draining:
             self._patience = 0
             self._stopping.set()
@@ -396,7 +396,7 @@ class Server:
             log.info("draining", seconds=self._drain_seconds)
 
     async def serve(self) -> None:
-        """Serve until stopped; then end what is idle, wait for what is under way, and end the application."""
+        """Serve until stopped; then close idle connections, wait for active requests, and end the application."""
         lifespan = Lifespan(self._listeners[0].app, self.config, self.loop, self.state)
         application = self.loop.create_task(lifespan.handle_lifespan())
         await lifespan.wait_for_startup()
@@ -426,7 +426,7 @@ class Server:
 
 
 class _Config(Config):
-    """Hypercorn's, with a `Date` that is written once a second."""
+    """Hypercorn's configuration with a `Date` header that is formatted once a second."""
 
     _second, _date = 0, b""
 
@@ -437,7 +437,7 @@ class _Config(Config):
 
 
 def configure(config: Config, limits: Limits) -> Config:
-    """Tell Hypercorn how it is run here, whatever it serves."""
+    """Apply the settings that do not depend on the application."""
     config.backlog = limits.backlog
     config.include_server_header = False
     config.keep_alive_timeout = limits.keep_alive
@@ -449,11 +449,11 @@ def configure(config: Config, limits: Limits) -> Config:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; a `ConfigurationError` says why there is none, and what to do."""
+    """Return a listening socket; a `ConfigurationError` says why that failed, and what to do."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        reason = (error.strerror or "").partition(" (while")[0]  # the rest names the address once more
-        remedy = "stop what uses it, or choose another by GOALS_BIND, GOALS_PORT and GOALS_OPS_PORT"
+        reason = (error.strerror or "").partition(" (while")[0]  # the rest repeats the address
+        remedy = "stop the program that uses it, or set GOALS_BIND, GOALS_PORT or GOALS_OPS_PORT"
         raise ConfigurationError(f"cannot listen on {host} port {port} ({reason}): {remedy}") from None

@@ -1,4 +1,4 @@
-"""Every setting of the service, read once from the environment and refused at start when it makes no sense."""
+"""All settings of the service, read once from the environment and validated at start."""
 
 import ipaddress
 import socket
@@ -89,21 +89,21 @@ class Settings(BaseSettings):
             return value
         hosts = tuple(host.strip().lower() for host in value.split(",") if host.strip())
         if not hosts:
-            raise ValueError("no host name is in it; unset it to answer to any")
+            raise ValueError("it contains no host name; unset it to accept any")
         if any(":" in host and not (host.startswith("[") and host.endswith("]")) for host in hosts):
-            raise ValueError("write host names alone, without a port or https://, and an IPv6 address in [brackets]")
+            raise ValueError("write host names without a port or https://, and an IPv6 address in [brackets]")
         return hosts
 
     @field_validator("db_host", "db_standby_host")
     @classmethod
     def _can_be_looked_up(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and value.startswith("/") and info.field_name == "db_standby_host":
-            raise ValueError("this is a folder; name the servers, as a headless Service does")
+            raise ValueError("this is a folder; set a host name of all servers, such as that of a headless Service")
         try:
             if value is not None and not value.startswith("/"):
                 value.encode("idna")  # as the look-up does
         except UnicodeError:
-            raise ValueError("this is no host name; it has an empty, overlong or unreadable part") from None
+            raise ValueError("this is not a host name; a part of it is empty, too long or unreadable") from None
         return value
 
     @model_validator(mode="after")
@@ -112,9 +112,9 @@ class Settings(BaseSettings):
             path: Path | None = getattr(self, name)
             if path is not None and not path.is_file():
                 raise ValueError(f"{name.upper()}: {path} is not a file; mount it or unset the variable")
-        # Who says `disable` knows that nothing is verified; the others look as if something were.
+        # `disable` is explicit about verifying nothing; the other values look as if something were verified.
         if self.db_ca_file is not None and self.ssl not in {"disable", "verify-ca", "verify-full"}:
-            raise ValueError(f"DB_CA_FILE: SSL={self.ssl} would never look at it; set SSL=verify-full, or unset it")
+            raise ValueError(f"DB_CA_FILE: SSL={self.ssl} does not use it; set SSL=verify-full, or unset DB_CA_FILE")
         try:
             self.password()
         except OSError as error:
@@ -127,19 +127,19 @@ class Settings(BaseSettings):
             if self.db_ca_file is not None:
                 ssl.create_default_context(cafile=self.db_ca_file)
         except OSError:
-            raise ValueError(f"DB_CA_FILE: {self.db_ca_file} holds no certificate (PEM) that can be read") from None
+            raise ValueError(f"DB_CA_FILE: {self.db_ca_file} contains no readable certificate (PEM)") from None
         return self
 
     def loopback_hosts(self) -> tuple[str, ...]:
-        """What the Host of a request may be on a loopback address (`GOALS_BIND`); empty where that is another.
+        """Return the allowed values of Host if `GOALS_BIND` is a loopback address, or none for any other address.
 
-        Any name may lead there: the DNS of another site can say 127.0.0.1 too, and its page would then be taken for
-        ours (DNS rebinding). Only browsers can be misled so, and they always send a Host.
+        Another site's DNS name may also resolve to 127.0.0.1, and its page would then pass as ours (DNS rebinding).
+        Only browsers can be misled like that, and they always send a Host.
         """
         try:
             found = {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(self.goals_bind, None)}
         except (OSError, UnicodeError):
-            return ()  # the listener will say so
+            return ()  # the listener will report it
         addresses = [ipaddress.ip_address(address) for address in found]
         if not all((getattr(address, "ipv4_mapped", None) or address).is_loopback for address in addresses):
             return ()
@@ -147,14 +147,14 @@ class Settings(BaseSettings):
         return ("", "localhost", "127.0.0.1", "[::1]", f"[{own}]" if ":" in own else own)
 
     def password(self) -> str | None:
-        """The database password of this moment: secrets are rotated by replacing the mounted file."""
+        """Return the current database password; replacing the mounted file rotates it."""
         if self.db_password_file is not None:
             return self.db_password_file.read_text(encoding="utf-8").rstrip("\r\n")
         return None if self.db_password is None else self.db_password.get_secret_value()
 
 
 def read_settings() -> Settings:
-    """Read the environment; a `ConfigurationError` names every bad variable on one line and never its value."""
+    """Read the environment; a `ConfigurationError` names every invalid variable in one line, without its value."""
     try:
         return Settings()
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What Ctrl-C and SIGTERM do, in each part of a program's life."""
+"""Handling of Ctrl-C and SIGTERM in each phase of a program."""
 
 import os
 import signal
@@ -6,34 +6,34 @@ from collections.abc import Callable
 
 _BOTH = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
-"""Those that have ended the program; where one came in a finalizer, Python dropped the exception and went on."""
+"""Signals that should have ended the program: if one arrives in a finalizer, Python drops the exception."""
 
 
 def leave_at_once() -> None:
-    """Let either end the program on the spot, while there is nothing yet to stop.
+    """Let either signal end the program at once, while there is nothing to stop yet.
 
-    By a handler: the kernel drops what the first process of a container has none for. Not by Python's own, which would
-    print where the program was.
+    This needs a handler: the kernel ignores signals without one for the first process of a container. Python's own
+    handler would print a traceback.
     """
     for number in _BOTH:
         signal.signal(number, lambda number, _frame: os._exit(128 + number))
 
 
 def leave_in_order() -> None:
-    """Let either end the program by `SystemExit`, so that what it has started is stopped."""
+    """Let either signal raise `SystemExit`, so that everything the program has started is stopped."""
     for number in _BOTH:
         signal.signal(number, _leave)
 
 
 def ignore() -> None:
-    """Let neither cut short a stop that is under way: what it stops would be left behind."""
+    """Ignore both signals during a stop: an interrupted stop would leave processes behind."""
     for number in _BOTH:
         signal.signal(number, signal.SIG_IGN)
 
 
 def call(stop: Callable[[], None]) -> None:
-    """Call `stop` in the running event loop at each of them."""
-    # Not at the top: until it is loaded too, a signal would do nothing.
+    """Call `stop` in the running event loop on each signal."""
+    # Not at the top: a signal during this import would be lost.
     import asyncio  # noqa: PLC0415  see above
 
     for number in _BOTH:

@@ -1,7 +1,7 @@
-"""Reads that go on while the primary is down: all servers are asked, and the newest state among the replies is read.
+"""Reads while the primary is down: all servers are queried, and the one with the newest state is read.
 
-An acknowledged commit is on its primary and on k of n standbys: of any n - k + 1 servers one has it. No reply is older
-than the read. docs/adr/0035-reads-from-a-standby.md says what this cannot see.
+An acknowledged commit is on its primary and on k of n standbys, so at least one of any n - k + 1 servers has it. No
+reply is older than the read. docs/adr/0035-reads-from-a-standby.md describes the limits of this.
 """
 
 import asyncio
@@ -41,17 +41,17 @@ _REPLAYED = text("SELECT pg_last_wal_replay_lsn() - '0/0'")
 
 
 class NoQuorumError(Exception):
-    """Too few servers replied, or they contradict one another: no one of them may be read."""
+    """Too few servers replied, or their replies contradict one another: none of them may be read."""
 
 
 class Server:
-    """One server, by its address, with connections that are open before they are needed."""
+    """One server, by its address, with connections that are opened in advance."""
 
     def __init__(self, address: str, settings: Settings, limits: Limits) -> None:
         self.address = address
         self.unanswered = 0
         self.stuck: tuple[int, int] | None = None
-        """A position that was received and never replayed, as its record is cut off, and where replay stands."""
+        """The received position of an incomplete record, which cannot be replayed, and the replayed position."""
         self.has_replied = True
         self._size = limits.server_connections
         connector = Connector(settings, limits, address=address)
@@ -65,12 +65,12 @@ class Server:
             self.unanswered -= 1
 
     async def fill(self) -> None:
-        """Open all its connections, if they are not: in a failover a new one takes seconds."""
+        """Open all missing connections: in a failover, a new one takes seconds."""
         try:
             async with contextlib.AsyncExitStack() as held:
                 for _ in range(self._size):
                     await held.enter_async_context(self.engine.connect())
-        except Exception as error:  # noqa: BLE001  it is tried again soon
+        except Exception as error:  # noqa: BLE001  it is retried soon
             log.debug("no connection", address=self.address, error=type(error).__name__)
 
     def _execute(self, statement: Statement, parameters: Mapping[str, object] | None) -> Sequence[Row[Any]]:
@@ -79,19 +79,19 @@ class Server:
 
 
 class Reply(NamedTuple):
-    """What a server said of itself; `position` is the last byte of WAL that it has, in memory or on disk."""
+    """A server's state; `position` is the last byte of WAL that it has, in memory or on disk."""
 
     server: Server
     started: datetime
-    """Tells one server that has two addresses from two servers."""
+    """Identifies a server that has two addresses."""
     timeline: int
-    """0 of a standby: an ordinary role cannot find it."""
+    """0 for a standby: an ordinary role cannot read its timeline."""
     position: int
     replayed: int
 
 
 def choose(replies: Sequence[Reply], needed: int, newest: int) -> Reply:
-    """Give the reply of the server to read from; a standby first has to replay up to its position."""
+    """Return the reply of the server to read from; a standby must first replay up to its position."""
     if len(replies) < needed:
         raise NoQuorumError(f"{len(replies)} servers replied, {needed} are needed")
     primaries = sorted((reply for reply in replies if reply.timeline), key=lambda reply: -reply.timeline)
@@ -111,7 +111,7 @@ def choose(replies: Sequence[Reply], needed: int, newest: int) -> Reply:
 
 
 class Standbys:
-    """All servers behind `DB_STANDBY_HOST`: what they know of the newest primary, and reads while it is unavailable."""
+    """All servers behind `DB_STANDBY_HOST`: they report the newest primary, and serve reads while it is unavailable."""
 
     def __init__(
         self,
@@ -128,16 +128,16 @@ class Standbys:
         self._is_resolved = True
 
     async def watch(self) -> None:
-        """Keep connections to each server, and learn of each promotion, until cancelled."""
+        """Keep connections to each server open, and notice promotions, until cancelled."""
         async with asyncio.TaskGroup() as watching:
-            watching.create_task(self._watch_name())  # a resolver may hang for long
+            watching.create_task(self._watch_name())  # a resolver may hang for a long time
             while True:
                 await self._shared.get(len(self._servers))
                 self._fill()
                 await asyncio.sleep(self._limits.watch_interval)
 
     def _fill(self) -> None:
-        """Begin to open what was lost to the servers that answer."""
+        """Start to reopen lost connections to the servers that answer."""
         for server in self._servers.values():
             if server.unanswered < self._limits.server_connections:
                 self._leave_behind(server.fill())
@@ -149,9 +149,9 @@ class Standbys:
     async def read(
         self, statement: Statement, parameters: Mapping[str, object] | None
     ) -> tuple[Sequence[Row[Any]], bool]:
-        """Run a statement that changes nothing, and tell whether a standby has answered it; or `NoQuorumError`.
+        """Run a read-only statement; return its rows and whether a standby answered, or raise `NoQuorumError`.
 
-        Each acknowledged commit that came before is in the answer.
+        The rows reflect every commit that was acknowledged before the call.
         """
         if self._needed is None:
             raise NoQuorumError("DB_STANDBY_REPLIES is not set")
@@ -161,12 +161,12 @@ class Standbys:
         reply = choose(replies, self._needed, self._lineage.newest.number)
         if not reply.timeline:
             await self._wait_for_replay(reply)
-        # A statement of its own: one that looked at the position itself would have the older snapshot.
+        # A separate statement: one that checked the position itself would use an older snapshot.
         began = time.perf_counter()
         failure = None
         try:
             rows = await self._within(self._limits.standby_timeout, reply.server.run(statement, parameters))
-        except Exception as error:  # noqa: BLE001  whatever it is, another server may be well
+        except Exception as error:  # noqa: BLE001  whatever it is, another server may work
             failure = sqlstates.error_type(error)
             raise NoQuorumError(f"{reply.server.address} did not answer ({failure})") from None
         finally:
@@ -186,7 +186,7 @@ class Standbys:
             await asyncio.sleep(self._limits.resolve_interval if self._servers else self._limits.watch_interval)
 
     async def _look_up(self) -> None:
-        """Find the servers' addresses; without an answer those that are known stay."""
+        """Look up the servers' addresses; without an answer, keep the known ones."""
         host, port = self._settings.db_standby_host, self._settings.db_port
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -204,10 +204,10 @@ class Standbys:
             self._servers[address] = Server(address, self._settings, self._limits)
 
     async def _ask(self, enough: int) -> list[Reply]:
-        """Put a question to every server, and give the replies once there are enough, or after `ask_timeout`.
+        """Query every server, and return the replies once there are enough, or after `ask_timeout`.
 
-        One that replies a little later than the others is heard as well: it may be the primary. Where one that replied
-        calls itself the primary, all are waited for: another may have been promoted.
+        A slightly later reply is included too: it may come from the primary. If a server replies that it is the
+        primary, this waits for all servers: another one may have been promoted.
         """
         replies: dict[datetime, Reply] = {}
         asked = {
@@ -225,7 +225,7 @@ class Standbys:
         return [await self._catch_up(reply, replies.values()) for reply in replies.values()]
 
     async def _catch_up(self, reply: Reply, others: Iterable[Reply]) -> Reply:
-        """Ask a primary once more that is behind: what the others have may have been written since it replied."""
+        """Query a primary again if it is behind: the others' data may have been written since it replied."""
         if reply.timeline and reply.position < max(other.position for other in others):
             with contextlib.suppress(TimeoutError):
                 return await self._within(self._limits.ask_timeout, self._question(reply.server)) or reply
@@ -234,7 +234,7 @@ class Standbys:
     async def _question(self, server: Server) -> Reply | None:
         try:
             (row,) = await server.run(_QUESTION)
-        except Exception:  # noqa: BLE001  a server that cannot say what it is does not reply
+        except Exception:  # noqa: BLE001  a server that cannot report its state counts as no reply
             server.has_replied = False
             return None
         server.has_replied = True
@@ -244,14 +244,14 @@ class Standbys:
         if not row.is_standby:
             self._lineage.learn(Timeline(row.system, row.timeline))
             return Reply(server, row.started, row.timeline, int(row.received), 0)
-        # Until it asks for a stream, it may have acknowledged more than it has read of its own log since its start. Of
-        # one that may not replay, nobody can say that the rest of its log is cut off.
+        # Before a standby starts streaming, it may have acknowledged more than it has read of its own WAL since its
+        # start. If replay is paused or delayed, an incomplete last record cannot be detected.
         if row.received is None or row.replayed is None or row.is_held:
             return None
         return Reply(server, row.started, 0, int(max(row.received, row.replayed)), int(row.replayed))
 
     async def _wait_for_replay(self, reply: Reply) -> None:
-        """Return when the standby has replayed all that it has received, or cannot: its last record is cut off."""
+        """Wait until the standby has replayed all it has received, except for an incomplete last record."""
         loop, server, replayed = asyncio.get_running_loop(), reply.server, reply.replayed
         began = moved = loop.time()
         while replayed < reply.position and server.stuck != (reply.position, replayed):
@@ -271,7 +271,7 @@ class Standbys:
                     replayed, moved = position, loop.time()
 
     async def _within(self, seconds: float, running: Coroutine[Any, Any, Outcome]) -> Outcome:
-        """Wait for it for so long; what takes longer is left behind."""
+        """Wait for `running` up to `seconds`; then raise `TimeoutError` and leave it running."""
         task = self._leave_behind(running)
         await asyncio.wait({task}, timeout=seconds)
         if not task.done():
@@ -279,7 +279,7 @@ class Standbys:
         return task.result()
 
     def _leave_behind(self, running: Coroutine[Any, Any, Outcome]) -> asyncio.Task[Outcome]:
-        """A task that nobody has to wait for: to cancel a statement costs its connection, and time."""
+        """Start a task that nobody has to await: cancelling a statement would cost its connection, and time."""
         task = asyncio.create_task(running)
         self._left_behind.add(task)
         task.add_done_callback(self._forget)
@@ -288,4 +288,4 @@ class Standbys:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._left_behind.discard(task)
         if not task.cancelled():
-            task.exception()  # marks it as seen
+            task.exception()  # marks it as retrieved

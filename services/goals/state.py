@@ -1,4 +1,4 @@
-"""What an endpoint finds in `request.state`: made by the application's lifespan, typed, and nothing else shared."""
+"""The type of `request.state`, which the application's lifespan creates: all state that requests share."""
 
 from typing import TypedDict
 

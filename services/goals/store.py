@@ -1,4 +1,4 @@
-"""Every SQL statement of the service, each a single one; what may not be sent twice says so."""
+"""All SQL of the service; each operation is a single statement that may be retried."""
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -55,12 +55,12 @@ if TYPE_CHECKING:
 BIGGEST_ID = 2**63 - 1
 """PostgreSQL's bigint: no goal has an id beyond it."""
 EXACT_COUNT = 10_000
-"""Up to here goals are counted; counting further would cost more with every goal."""
+"""Goals are counted up to this number; beyond it, the cost would grow with every goal."""
 
 
 _COLUMNS = [goals.c[name] for name in Goal._fields]
-# A bigint parameter uses the index of an integer column too, and finds nothing beyond its range.
-# Not `id`: in an UPDATE that name is kept for the column.
+# A bigint parameter can also use the index of an integer column, and finds nothing beyond its range.
+# Not `id`: in an UPDATE, SQLAlchemy reserves that name for the column.
 _ID = bindparam("goal_id", type_=BigInteger)
 _LIMIT = bindparam("limit", type_=BigInteger)
 
@@ -74,10 +74,10 @@ _NEWER = select(*_COLUMNS).where(goals.c.id > bindparam("after", type_=BigIntege
 
 
 def _with_total(page: Select[Any]) -> Select[Any]:
-    """One row at least: the table's size beside each row of `page`, so that both come from one statement."""
+    """Return a statement for the table's size beside each row of `page`; it always has at least one row."""
     some = select(literal(1)).select_from(goals).limit(EXACT_COUNT + 1).subquery()
     counted = select(func.count()).select_from(some).scalar_subquery()
-    # The planner's own estimate (estimate_rel_size): the density at the last vacuum times the size of today.
+    # The planner's own estimate (estimate_rel_size): the density at the last vacuum times the current size.
     pg_class = table("pg_class", column("oid"), column("reltuples"), column("relpages"))
     blocks = func.pg_relation_size(pg_class.c.oid) / cast(func.current_setting("block_size"), Float)
     estimated = (
@@ -96,11 +96,11 @@ _GOAL = select(*_COLUMNS).where(goals.c.id == _ID)
 
 
 def _take(key: ColumnElement[UUID], fingerprint: ColumnElement[bytes]) -> CTE:
-    """Take each key, with a new goal's id unless the key was there.
+    """Store each key, with a new goal's id unless the key exists.
 
-    A repeat changes the key's row, so that it waits for a standby like the first request: with ON CONFLICT DO NOTHING
-    it would acknowledge a goal that no standby has. It takes no id, and the lock keeps its key from being removed as an
-    old one meanwhile.
+    A repeat changes the key's row, so that it waits for a standby like the first request: with ON CONFLICT DO NOTHING,
+    it would acknowledge a goal that no standby has. It uses no id, and its lock keeps the key from being removed as
+    expired meanwhile.
     """
     known = exists(select(literal_column("1")).where(goal_keys.c.key == key).with_for_update())
     goal_id = case((known, literal_column("0")), else_=func.nextval(literal_column("'goals_id_seq'::regclass")))
@@ -117,9 +117,9 @@ def _take(key: ColumnElement[UUID], fingerprint: ColumnElement[bytes]) -> CTE:
 
 @cache
 def _insert(names: tuple[str, ...]) -> Select[Any]:
-    """Take the key, and make its goal with values for these columns unless the key was there."""
+    """Store the key, and add its goal with values for these columns unless the key exists."""
     taken = _take(
-        bindparam("given_key", type_=goal_keys.c.key.type),  # the column's name is kept for the column
+        bindparam("given_key", type_=goal_keys.c.key.type),  # SQLAlchemy reserves the column's name
         bindparam("given_fingerprint", type_=goal_keys.c.fingerprint.type),
     )
     values = [bindparam(f"new_{name}", type_=goals.c[name].type) for name in names]
@@ -131,17 +131,17 @@ def _insert(names: tuple[str, ...]) -> Select[Any]:
 
 @cache
 def _insert_together(names: tuple[str, ...]) -> Select[Any]:
-    """Take these keys in their order, and make the goals of those that were not there."""
+    """Store these keys in their order, and add the goals of the new ones."""
     columns = {"given_key": goal_keys.c.key, "given_fingerprint": goal_keys.c.fingerprint}
     columns |= {f"new_{name}": goals.c[name] for name in names}
-    # Text has no length to which a cast would cut its values, and JSON may hold an array itself.
+    # Text, because a cast to a limited length would cut values. One dimension, because JSON may contain arrays.
     types = {
         name: Text() if isinstance(like.type, String) and not isinstance(like.type, Enum) else like.type
         for name, like in columns.items()
     }
     arrays = (bindparam(name, type_=ARRAY(of, dimensions=1)) for name, of in types.items())
     rows = func.unnest(*arrays).table_valued(*(column(name, of) for name, of in types.items()))
-    # Read once, before the first row, and of this transaction alone. The tables' own locks are taken before that.
+    # Set once, before the first row, for this transaction only. The tables' own locks are taken earlier.
     stall = select(func.set_config("lock_timeout", bindparam("stall", type_=String), true())).scalar_subquery()
     given = select(rows.render_derived("rows")).where(stall.is_not(None)).cte("given")
     taken = _take(given.c.given_key, given.c.given_fingerprint)
@@ -156,11 +156,11 @@ def _insert_together(names: tuple[str, ...]) -> Select[Any]:
 
 
 def _confirmed(change: ReturningUpdate[Any] | ReturningDelete[Any]) -> CompoundSelect[Any]:
-    """The rows of `change`; where there are none, something else is written, so that a standby has to confirm that too.
+    """Return the rows of `change`; if there are none, write something else, so that a standby must confirm that too.
 
-    A former primary that nobody follows any more, or one that has just lost its standbys, knows goals that are gone and
-    lacks others. Synchronous replication keeps it from acknowledging what it writes, but "there is no such goal" writes
-    nothing and would be answered at once, for a removal that is then undone by the next failover.
+    A former primary, or a primary that has just lost its standbys, has goals that are gone and lacks others.
+    Synchronous replication keeps it from acknowledging writes, but "there is no such goal" writes nothing. It would be
+    answered at once, even for a removal that the next failover undoes.
     """
     changed = change.cte("changed")
     written = func.pg_logical_emit_message(true(), "goals", "").column_valued("written")
@@ -175,7 +175,7 @@ _UNCHANGED = goals.c.row_version == bindparam("seen", type_=BigInteger)
 
 @cache
 def _update(names: tuple[str, ...], *, unchanged: bool) -> CompoundSelect[Any]:
-    """Change these columns of a goal; `unchanged`: only while it has the version that was seen."""
+    """Change these columns of a goal; `unchanged`: only if it still has the version that was seen."""
     values = {name: bindparam(f"new_{name}", type_=goals.c[name].type) for name in names}
     change = update(goals).where(goals.c.id == _ID).values(values).returning(*_COLUMNS)
     return _confirmed(change.where(_UNCHANGED) if unchanged else change)
@@ -236,7 +236,7 @@ _IDS_USED = (
 
 
 async def select_page(database: Database, *, before: int | None, limit: int) -> Page:
-    """Up to `limit` goals older than `before`, or the newest."""
+    """Return up to `limit` goals older than `before`, or the newest."""
     result = await database.read(_OLDER, {"before": _bound(before), "limit": limit + 1})
     rows = [_goal(row) for row in result.rows]
     return Page(rows[:limit], more=len(rows) > limit, standby=result.standby)
@@ -245,7 +245,7 @@ async def select_page(database: Database, *, before: int | None, limit: int) -> 
 async def select_page_and_total(
     database: Database, *, before: int | None, after: int | None, limit: int
 ) -> tuple[Page, Total]:
-    """Up to `limit` goals older than `before`, or newer than `after`, or the newest; and how many there are."""
+    """Return up to `limit` goals older than `before`, newer than `after`, or the newest; and the number of goals."""
     if after is None:
         result = await database.read(_OLDER_WITH_TOTAL, {"before": _bound(before), "limit": limit + 1})
     else:
@@ -261,7 +261,7 @@ def _bound(number: int | None) -> int:
 
 
 def _goal(row: Row[Any]) -> Goal:
-    """Make a goal of the last columns of the row."""
+    """Return the goal in the last columns of the row."""
     return Goal._make(row[-len(_COLUMNS) :])
 
 
@@ -273,7 +273,7 @@ def _total(row: Row[Any]) -> Total:
 
 
 async def find_goal(database: Database, goal_id: int) -> Found:
-    """Give a goal to be shown, while the primary is unavailable from a standby."""
+    """Return a goal for display; while the primary is unavailable, from a standby."""
     result = await database.read(_GOAL, {"goal_id": _bound(goal_id)})
     if not result.rows:
         raise GoalNotFoundError(f"There is no goal {goal_id}.", standby=result.standby)
@@ -281,7 +281,7 @@ async def find_goal(database: Database, goal_id: int) -> Found:
 
 
 async def select_goal(database: Database, goal_id: int) -> Goal:
-    """Give a goal that is to be changed: as the primary has it, which is waited for."""
+    """Return a goal that is about to be changed: always from the primary, and wait for it."""
     if goal_id <= BIGGEST_ID:
         rows = await database.fetch(_GOAL, {"goal_id": goal_id}, for_write=True)
         if rows:
@@ -290,10 +290,10 @@ async def select_goal(database: Database, goal_id: int) -> Goal:
 
 
 async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
-    """Make the goal, or find the one that `key` made: a repeated request gets its goal as it is now.
+    """Add the goal, or find the one that was added with `key`: a repeated request gets its goal as it is now.
 
-    A key that came with another `fingerprint` raises `IdempotencyKeyReusedError`, one whose goal has been removed since
-    raises `GoalRemovedError`.
+    A key that was used with another `fingerprint` raises `IdempotencyKeyReusedError`; a key whose goal has been removed
+    since raises `GoalRemovedError`.
     """
     parameters = {"given_key": key, "given_fingerprint": fingerprint, **_new(values)}
     (row,) = await database.fetch(_insert(tuple(values)), parameters, write=True)
@@ -304,7 +304,7 @@ async def insert_goal(database: Database, values: Mapping[str, object], key: UUI
     found = await database.fetch(_GOAL, {"goal_id": row.of_goal}, for_write=True)
     if found:
         return _goal(found[0])
-    # Confirmed by a standby as the removal itself is: a change of the key that comes after it.
+    # Change the key again, after the removal: a standby confirms it, and the removal with it.
     await database.fetch(_insert(tuple(values)), parameters, write=True)
     raise GoalRemovedError("The goal that was added with this idempotency key has been removed since.")
 
@@ -312,12 +312,12 @@ async def insert_goal(database: Database, values: Mapping[str, object], key: UUI
 async def insert_goals(
     database: Database, new: Iterable[NewGoal], stall: float
 ) -> tuple[dict[UUID, Goal], "SpanContext | None"]:
-    """Make these goals, which have the same columns and each another key, in one statement; also gives its span.
+    """Add these goals, which have the same columns and different keys, in one statement; return them and its span.
 
-    A key that has been used is left out of the answer: `insert_goal` knows what becomes of it. `StatementRefusedError`
-    and `LockedError`, where another transaction holds a key for longer than `stall` seconds: none was made.
+    A key that was used before is not in the result: use `insert_goal` for it. No goal was added after
+    a `StatementRefusedError`, or a `LockedError`: another transaction holds a key for longer than `stall` seconds.
     """
-    # In the order of their keys: two statements that share some wait for one another, and not each for the other.
+    # In the order of their keys, so that two statements that share keys cannot deadlock.
     new = sorted(new, key=attrgetter("key"))
     if any(isinstance(goals.c[name].type, ARRAY) for name in new[0].values):
         raise StatementRefusedError("An array of arrays cannot be unnested to rows.")
@@ -335,7 +335,7 @@ def _new(values: Mapping[str, object]) -> dict[str, object]:
 async def update_goal(
     database: Database, goal_id: int, values: Mapping[str, object], *, seen: int | None = None
 ) -> Goal:
-    """Change the goal; where `seen` is given, only while it still has that version (`GoalChangedError`)."""
+    """Change the goal; with `seen`, only if it still has that version, else raise `GoalChangedError`."""
     if goal_id <= BIGGEST_ID:
         statement = _update(tuple(values), unchanged=seen is not None)
         parameters = {"goal_id": goal_id, **_new(values)}
@@ -347,16 +347,16 @@ async def update_goal(
         if seen is not None and attempts == 1:
             raise GoalChangedError("The goal has changed since it was read.")
         if seen is not None:
-            # The first attempt may have made the very change that is in the way of the second.
+            # The first attempt may have made the change that the second attempt conflicts with.
             now = await select_goal(database, goal_id)
             if now.row_version == seen + 1 and values.items() <= now._asdict().items():
                 return now
-            raise DatabaseUnavailableError("The database did not say whether it was done.")
+            raise DatabaseUnavailableError("The database did not confirm whether it was done.")
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 
 async def delete_goal(database: Database, goal_id: int, *, seen: int | None = None) -> None:
-    """Remove the goal, or raise `GoalNotFoundError`; where `seen` is given, only while it still has that version."""
+    """Remove the goal, or raise `GoalNotFoundError`; with `seen`, only if it still has that version."""
     if goal_id <= BIGGEST_ID:
         if seen is None:
             rows, attempts, *_ = await database.run(_DELETE, {"goal_id": goal_id}, write=True)
@@ -366,26 +366,26 @@ async def delete_goal(database: Database, goal_id: int, *, seen: int | None = No
             return
         if seen is not None and (attempts == 1 or await database.fetch(_GOAL, {"goal_id": goal_id}, for_write=True)):
             raise GoalChangedError("The goal has changed since it was read.")
-        # A second attempt that finds nothing follows a first one that may have removed it: either way it is gone.
+        # A later attempt finds nothing: an earlier one may have removed it. Either way, the goal is gone.
         if attempts > 1:
             return
     raise GoalNotFoundError(f"There is no goal {goal_id}.")
 
 
 async def select_revision(database: Database) -> str | None:
-    """Give Alembic's revision of the schema, or None where there is none yet."""
+    """Return Alembic's revision of the schema, or None if there is none yet."""
     rows = await database.fetch(_REVISION)
     return rows[0].version_num if rows else None
 
 
 async def delete_old_keys(database: Database, kept: timedelta, limit: int) -> int:
-    """Remove up to `limit` of the keys that are older than `kept`, but those that another process removes; how many."""
-    (row,) = await database.fetch(_DELETE_OLD_KEYS, {"kept": kept, "limit": limit})
+    """Remove up to `limit` keys older than `kept`, skip those that another process removes; return the number."""
+    (row,) = await database.fetch(_DELETE_OLD_KEYS, {"kept": kept, "limit": limit}, write=True)
     return int(row.number)
 
 
 async def select_column_types(database: Database) -> dict[str, dict[str, str]]:
-    """Give PostgreSQL's name of each column's type, by table and column, as they are now."""
+    """Return PostgreSQL's name for the current type of each column, by table and column."""
     types: dict[str, dict[str, str]] = {name: {} for name in COLUMN_TYPES}
     for row in await database.fetch(_COLUMN_TYPES):
         types[row.relname][row.attname] = row.type
@@ -393,21 +393,21 @@ async def select_column_types(database: Database) -> dict[str, dict[str, str]]:
 
 
 async def select_counts_changes(database: Database) -> bool:
-    """Tell whether the trigger is at work without which a changed goal keeps its row version."""
+    """Whether the trigger that increments the row version of a changed goal is enabled."""
     ((counts,),) = await database.fetch(_COUNTS_CHANGES)
     return bool(counts)
 
 
 async def select_statement_timeout(database: Database) -> int:
-    """Give the session's statement_timeout in milliseconds."""
+    """Return the session's statement_timeout in milliseconds."""
     (row,) = await database.fetch(_STATEMENT_TIMEOUT)
     return int(row.setting)
 
 
 async def select_ids_used(database: Database) -> float | None:
-    """Give the last id as a share of the highest one that both the column and its sequence can hold.
+    """Return the last id as a share of the highest one that both the column and its sequence can hold.
 
-    None where the table or its sequence is not there, or where this role may not read it.
+    None if the table or its sequence does not exist, or this role may not read it.
     """
     rows = await database.fetch(_IDS_USED)
     return float(rows[0].used) if rows else None

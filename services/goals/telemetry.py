@@ -1,7 +1,7 @@
-"""What the service measures of itself, by the OpenTelemetry API, shown in Prometheus's formats.
+"""The service's metrics: recorded with the OpenTelemetry API, exposed in Prometheus's formats.
 
-Names, units and attributes follow the semantic conventions for HTTP and database metrics (v1.44). A record costs its
-request microseconds, so attributes are built once, and whatever can be a plain integer is one, read at each scrape.
+Names, units and attributes follow the semantic conventions for HTTP and database metrics (v1.44). Recording adds
+microseconds to each request, so attributes are built once, and counters are plain integers, read at each scrape.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-# Floats: printed as "1.0" they are the same label in Prometheus 2 and 3. The first two are the conventions' own.
+# Floats, so that the label is "1.0" in Prometheus 2 and 3 alike. The first two are the conventions' own bounds.
 REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
-"""Buckets of a request's duration in seconds; the latency objective must be one of them to be counted exactly."""
+"""Buckets of a request's duration in seconds; the latency objective is only exact if it is one of them."""
 _DATABASE_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 _GROUP_BOUNDS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _OUTCOMES = {outcome: {"outcome": outcome} for outcome in ("committed", "undone", "failed")}
 _DELAY_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
-# What our routes know. The convention lets a service narrow its list, and each method more is a set of series more.
+# The methods of our routes. The conventions allow a service to restrict the list; each method adds time series.
 _METHODS = frozenset({"GET", "HEAD", "POST", "PATCH", "DELETE"})
 OTHER_METHOD = "_OTHER"
-"""What the conventions call a method that is not known, so that no client can make up values."""
+"""The conventions' value for an unknown method, so that clients cannot create new label values."""
 _VERSIONS = frozenset({"1.0", "1.1"})
 # part adoption
 _SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
@@ -38,7 +38,7 @@ Attributes = dict[str, str | int]
 
 
 class Pool(NamedTuple):
-    """Connections at this moment, how many there may be, and how many statements wait for one."""
+    """The current connections, their maximum, and the number of statements that wait for one."""
 
     used: int
     idle: int
@@ -47,14 +47,14 @@ class Pool(NamedTuple):
 
 
 def describe_method(method: str) -> dict[str, str]:
-    """The attributes of a span that say its request's method."""
+    """Return the span attributes of a request's method."""
     if method in _METHODS:
         return {"http.request.method": method}
     return {"http.request.method": OTHER_METHOD, "http.request.method_original": method[:32]}
 
 
 class Port(Protocol):
-    """A listening port, and what became of its connections by reason."""
+    """A listening port: its open connections, their limit, and the dropped ones by reason."""
 
     @property
     def name(self) -> str: ...
@@ -92,8 +92,8 @@ class RequestMetrics:
         )
         # part adoption
         # `add_goal_requests_total`, `remove_goal_requests_total` and `http_requests_total{path}` keep the names and the
-        # meaning that dashboards made for the original Go app expect: successes only, four paths.
-        # Zero from the start, or rate() would miss the first event.
+        # meaning that dashboards of the original Go app expect: successes only, four paths.
+        # They start at zero, because rate() would otherwise miss the first event.
         self._successes = dict.fromkeys(_SEED_PATHS, 0)
         _counter(
             meter,
@@ -112,7 +112,7 @@ class RequestMetrics:
             yield Observation(count, {"http.request.method": method, "url.scheme": "http"})
 
     def start(self, method: str) -> str:
-        """Count an active request and return its method as a label: `_OTHER` for one that no route has."""
+        """Count an active request and return its method as a label: `_OTHER` if no route has the method."""
         label = method if method in _METHODS else OTHER_METHOD
         self._active[label] += 1
         return label
@@ -122,8 +122,8 @@ class RequestMetrics:
     ) -> None:
         """Record one request.
 
-        `route` is the template, None where no route matched, so that nobody can make series. `status` is 0 where the
-        client left before an answer. `error` is the class of what crashed, or the text of a status from 500 on.
+        `route` is the template, or None if no route matched, so that clients cannot create time series. `status` is 0
+        if the client left before the response. `error` is the exception's class, or the text of a 5xx status.
         """
         self._active[label] -= 1
         key = (label, version, scheme, route, status, error)
@@ -153,7 +153,7 @@ def _describe_request(
 
 
 class DatabaseMetrics:
-    """Statements and connections of the one pool, which has the service's name."""
+    """Metrics of statements and of the connection pool, which has the service's name."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -181,7 +181,7 @@ class DatabaseMetrics:
     def record_statement(
         self, namespace: str, operation: str, collection: str | None, error: str | None, seconds: float
     ) -> None:
-        """Record one attempt; `error` is the SQLSTATE, or the class of an error that never reached the server."""
+        """Record one attempt; `error` is the SQLSTATE, or the class of an error that did not come from the server."""
         key = (namespace, operation, collection, error)
         attributes = self._attributes.get(key)
         if attributes is None:
@@ -194,7 +194,7 @@ class DatabaseMetrics:
         self._operation.record(seconds, attributes)
 
     def record_standby_read(self, outcome: str) -> None:
-        """Count a read that looked for another server; `outcome` is standby, primary or refused."""
+        """Count a read that queried all servers; `outcome` is standby, primary or refused."""
         self._standby_reads[outcome] += 1
 
     def record_wait(self, seconds: float) -> None:
@@ -207,7 +207,7 @@ class DatabaseMetrics:
         self._create.record(seconds, self._pool)
 
     def observe_pool(self, look: Callable[[], Pool]) -> None:
-        """Let each scrape ask `look` for the state of the pool."""
+        """Register `look`, which returns the state of the pool at each scrape."""
 
         def observe_connections(_options: CallbackOptions) -> Iterable[Observation]:
             pool = look()
@@ -239,7 +239,7 @@ class DatabaseMetrics:
             )
 
     def observe_gate(self, rejections: Mapping[str, int]) -> None:
-        """Let each scrape read how many statements were refused before they had a connection, by reason."""
+        """Register the counts of statements that were rejected before they got a connection, by reason."""
         _counter(
             self._meter,
             "goals.gate.rejections",
@@ -284,7 +284,7 @@ class Telemetry:
     def __init__(self, version: str) -> None:
         self.registry = CollectorRegistry()
         reader = PrometheusMetricReader(scope_info_enabled=False, registry=self.registry)
-        # What the environment says of the service comes last, and so wins.
+        # Attributes from the environment are merged last, so they take precedence.
         self.resource = Resource.create({"service.name": "goals", "service.version": version}).merge(
             OTELResourceDetector().detect()
         )
@@ -319,7 +319,7 @@ class Telemetry:
             yield Observation(self._ids_used)
 
     def observe_reads(self, reads: Mapping[str, Reads]) -> None:
-        """Let each scrape ask, by kind, how many reads were requested and how many queries served them."""
+        """Register the counts of requested reads and of the queries that served them, by kind."""
         _counter(
             self._meter,
             "goals.reads",
@@ -334,7 +334,7 @@ class Telemetry:
         )
 
     def observe_connections(self, ports: Iterable[Port]) -> None:
-        """Let each scrape ask both ports for their connections, and for those that came to nothing."""
+        """Register the counts of open and dropped connections of both ports."""
         self._meter.create_observable_up_down_counter(
             "goals.connections",
             callbacks=[lambda _: [Observation(port.open, {"port": port.name}) for port in ports]],
@@ -360,7 +360,7 @@ class Telemetry:
         )
 
     async def watch_loop(self) -> None:
-        """Measure, until cancelled, how late the event loop is: the saturation of a service that is one thread."""
+        """Measure the lag of the event loop until cancelled: the saturation of a single-threaded service."""
         loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + _LOOP_PERIOD
@@ -368,18 +368,18 @@ class Telemetry:
             self._delay.record(max(0.0, loop.time() - due))
 
     async def watch_ids(self, read: Callable[[], Awaitable[float | None]], interval: float) -> None:
-        """Ask `read`, until cancelled, what share of the ids is used; a scrape shows the last answer."""
+        """Call `read` until cancelled to get the share of used ids; a scrape shows the last result."""
         while True:
-            # Without an answer the last one stays. `Database` logs and counts what fails.
+            # After a failure, the last result stays. `Database` logs and counts failures.
             with contextlib.suppress(Exception):
                 self._ids_used = await read()
             await asyncio.sleep(interval)
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """The metrics in the format that `Accept` asks for (text or OpenMetrics), and its content type."""
+        """Return the metrics in the format that `Accept` asks for (text or OpenMetrics), and the content type."""
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is no number
+        except (TypeError, ValueError):  # a version that is not a number
             encode, content_type = choose_encoder("")
         return encode(self.registry), content_type
 
@@ -392,7 +392,7 @@ def _histogram(meter: Meter, name: str, description: str, bounds: tuple[float, .
 
 
 def _counter(meter: Meter, name: str, description: str, look: Callable[[], Iterable[tuple[int, Attributes]]]) -> None:
-    """A counter that `look` keeps in plain integers."""
+    """Create a counter whose values `look` returns as plain integers."""
     meter.create_observable_counter(
         name,
         callbacks=[lambda _: [Observation(count, attributes) for count, attributes in look()]],

@@ -1,4 +1,4 @@
-"""Spans of requests and statements for a collector; imported only where one is configured."""
+"""Exports spans of requests and statements to a collector; imported only if one is configured."""
 
 import logging
 import threading
@@ -13,20 +13,20 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode
 
 from goals.limits import Limits
 
-# One line for each batch that is lost, none for each try to send it.
+# One log line for each lost batch, and none for each attempt to send it.
 logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.ERROR)
 
 
 class Traces:
-    """Sends spans over OTLP (HTTP, protobuf), in batches and from a thread of its own: no request waits for it.
+    """Exports spans over OTLP (HTTP, protobuf), in batches from its own thread: no request waits for it.
 
-    `endpoint` is the collector's base URL. Headers, certificates, timeouts and the sampler are read by OpenTelemetry
-    from its own variables (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, …).
+    `endpoint` is the collector's base URL. OpenTelemetry reads headers, certificates, timeouts and the sampler from its
+    own variables (`OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER`, …).
     """
 
     def __init__(self, endpoint: str, resource: Resource, version: str, limits: Limits) -> None:
         self._limits = limits
-        # Nothing global: by default the SDK would measure itself by a provider that other variables choose.
+        # Nothing global: by default, the SDK would record metrics of itself with a provider from other variables.
         unmeasured = NoOpMeterProvider()
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False, meter_provider=unmeasured)
         self._exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", meter_provider=unmeasured)
@@ -36,7 +36,7 @@ class Traces:
     def record_statement(
         self, namespace: str, operation: str, collection: str | None, error: str | None, seconds: float, text: str
     ) -> SpanContext:
-        """Add the span of a statement that has just ended; `text` has placeholders where the values were."""
+        """Add the span of a statement that has just ended; `text` has placeholders instead of values."""
         attributes = {
             "db.system.name": "postgresql",
             "db.namespace": namespace,
@@ -59,13 +59,13 @@ class Traces:
         return span.get_span_context()
 
     def record_add(self, seconds: float, statement: SpanContext) -> None:
-        """Add the span of an add that has just been committed by a statement it shared with others."""
+        """Add the span of an add that a shared statement has just committed."""
         ended = time.time_ns()
         links = [Link(statement)]
         self.tracer.start_span("add goal", links=links, start_time=ended - round(seconds * 1e9)).end(ended)
 
     def close(self) -> None:
-        """Send what is left, within `traces_flush`; after that the exporter's thread ends with the process."""
+        """Export the remaining spans within `traces_flush`; after that, the exporter's thread ends with the process."""
         closing = threading.Thread(target=self._provider.shutdown, daemon=True)
         closing.start()
         closing.join(self._limits.traces_flush)

@@ -1,4 +1,4 @@
-"""The ids of an adopted table become bigint while clients go on reading and writing: `python -m goals widen`."""
+"""Changes an adopted table's ids to bigint while clients keep reading and writing: `python -m goals widen`."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from goals.sqlstates import sqlstate
 log = structlog.get_logger(__name__)
 
 _TURN = int.from_bytes(b"widen")
-"""The lock of those who widen. Migrations have another: a pod that starts meanwhile need not wait."""
+"""The advisory lock of `widen`. Migrations use another one, so that a pod that starts meanwhile need not wait."""
 _ONLY_ID = "indnatts = 1 AND indkey[0] = attnum AND indpred IS NULL AND indexprs IS NULL"
 
 _STATE = f"""
@@ -30,7 +30,7 @@ _STATE = f"""
 """  # noqa: S608  it is made of constants
 _OBSTACLES = (
     f"""
-    SELECT format('%s needs goals.id as it is: drop it, widen, and create it again',
+    SELECT format('%s depends on goals.id: drop it, widen, and create it again',
                   pg_describe_object(classid, objid, objsubid))
     FROM pg_depend JOIN pg_attribute ON attrelid = refobjid AND attnum = refobjsubid
     LEFT JOIN pg_rewrite r ON classid = 'pg_rewrite'::regclass AND r.oid = objid
@@ -49,7 +49,7 @@ _OBSTACLES = (
         AND (classid, objid) IS DISTINCT FROM ('pg_class'::regclass::oid, ({ID_SEQUENCE}))
     """,  # noqa: S608  it is made of constants
     f"""
-    SELECT format('no unique index has the column id alone: CREATE UNIQUE INDEX ON %s (id)', attrelid::regclass)
+    SELECT format('no unique index covers exactly the column id: CREATE UNIQUE INDEX ON %s (id)', attrelid::regclass)
     FROM pg_attribute WHERE attrelid = to_regclass('goals') AND attname = 'id' AND NOT EXISTS (
         SELECT FROM pg_index WHERE indrelid = attrelid AND indisunique AND {_ONLY_ID})
     """,  # noqa: S608  as above
@@ -64,14 +64,14 @@ _OBSTACLES = (
     WHERE relation.oid = ({VIEW}) AND deptype <> 'i' AND ev_class IS DISTINCT FROM relation.oid
     """,  # noqa: S608  as above
     f"""
-    SELECT format('the view %s is not as the migration made it: put it back, and widen', attrelid::regclass)
+    SELECT format('the view %s is not as the migration created it: restore it, and widen', attrelid::regclass)
     FROM pg_attribute WHERE attrelid = ({VIEW}) AND attnum > 0
     GROUP BY attrelid
     HAVING pg_get_viewdef(attrelid, true) <> format(E' SELECT %s\n   FROM goals;',
         string_agg(quote_ident(attname), E',\n    ' ORDER BY attnum))
     """,  # noqa: S608  as above
     """
-    SELECT format('the publication %I sends goals to subscribers, whose tables stay as they are: drop it, widen there '
+    SELECT format('the publication %I sends goals to subscribers, whose tables keep their type: drop it, widen there '
                   'as well, and create it again', pubname)
     FROM pg_publication_tables JOIN pg_class c ON c.oid = to_regclass('goals')
     WHERE tablename = relname AND schemaname = relnamespace::regnamespace::text
@@ -82,11 +82,11 @@ _OBSTACLES = (
     WHERE indrelid = to_regclass('goals') AND indisreplident AND attnum = ANY (indkey)
     """,
     """
-    SELECT 'roles have rights on the column goals.id alone: REVOKE them, widen, and GRANT them again'
+    SELECT 'roles have privileges on the column goals.id itself: REVOKE them, widen, and GRANT them again'
     FROM pg_attribute WHERE attrelid = to_regclass('goals') AND attname = 'id' AND attacl IS NOT NULL
     """,
     f"""
-    SELECT format('%s has a name that is needed: rename it', name)
+    SELECT format('widen needs the name of %s: rename it', name)
     FROM (
         SELECT attrelid, 'the column goals.id_bigint' AS name
         FROM pg_attribute WHERE attrelid = to_regclass('goals') AND attname = 'id_bigint' AND NOT attisdropped
@@ -98,12 +98,12 @@ _OBSTACLES = (
     WHERE NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = attrelid AND tgname = '{WIDENING}')
     """,  # noqa: S608  as above
 )
-"""Each finds one thing that would be lost or would fail at the swap, and gives a line that names it and the remedy."""
+"""Each looks for one thing that would be lost or would fail at the swap, and returns a line with it and its remedy."""
 _BEGIN = f"""
     CREATE FUNCTION copy_goal_id() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF TG_OP = 'UPDATE' AND NEW.id_bigint IS DISTINCT FROM OLD.id_bigint THEN
-            -- The copy changes no goal, whatever the triggers before this one have made of it.
+            -- The copy must not change the goal: undo what earlier triggers did.
             NEW.row_version := OLD.row_version;
             NEW.updated_at := OLD.updated_at;
         END IF;
@@ -122,7 +122,7 @@ _LOCK = f"""
     DECLARE
         view CONSTANT REGCLASS := ({VIEW});
     BEGIN
-        -- The view first, as those who use it do.
+        -- The view first, in the order in which its users lock.
         IF view IS NOT NULL THEN
             EXECUTE format('LOCK TABLE %s', view);
         END IF;
@@ -161,9 +161,9 @@ _SWAP = f"""
         IF view IS NOT NULL THEN
             EXECUTE format('DROP VIEW %s', view);
         END IF;
-        ALTER TABLE goals ALTER COLUMN id_bigint SET NOT NULL;  -- the check spares it the look at each row
+        ALTER TABLE goals ALTER COLUMN id_bigint SET NOT NULL;  -- the validated check saves the scan
         ALTER TABLE goals DROP CONSTRAINT "{WIDENING}";
-        EXECUTE format('ALTER SEQUENCE %s AS BIGINT', sequence);  -- nobody takes an id from here on
+        EXECUTE format('ALTER SEQUENCE %s AS BIGINT', sequence);  -- locks out nextval from here on
         IF is_identity THEN
             EXECUTE format('SELECT last_value, is_called FROM %s', sequence) INTO last, called;
             options := (SELECT s FROM pg_sequence s WHERE seqrelid = sequence);
@@ -206,15 +206,15 @@ _NO_LIMITS = """
     WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout')
 """
 _PASSING = ("08", "40", "53", "55", "57")
-"""Classes of errors after which it may be run again as it is."""
+"""Classes of errors after which it can simply be run again."""
 
 
 async def widen(settings: Settings, limits: Limits) -> None:
-    """Make goals.id and its sequence bigint: a copy of the column, which a trigger keeps, takes its place at the end.
+    """Make goals.id and its sequence bigint: a trigger maintains a copy of the column, which replaces it at the end.
 
-    It may be ended at any time, and goes on where it was when it is run again. It locks no row that others hold, and
-    the table for `lock_timeout` at most, for which it asks again for `lock_patience` seconds. A `ConfigurationError`
-    says in one line what is in the way, and what to do.
+    It may be stopped at any time; the next run resumes it. It waits for no row lock, and locks the table for at most
+    `lock_timeout` seconds; it retries that lock for `lock_patience` seconds. A `ConfigurationError` states the problem
+    and the remedy in one line.
     """
     try:
         connection = await asyncpg.connect(
@@ -226,12 +226,12 @@ async def widen(settings: Settings, limits: Limits) -> None:
             if await _is_to_be_done(connection):
                 await _widen(connection, limits)
         finally:
-            # With a goodbye, without which the server goes on with the statement and keeps the lock.
+            # A clean close: otherwise the server continues the statement and keeps the lock.
             with contextlib.suppress(OSError, asyncpg.PostgresError):
                 await connection.close(timeout=limits.connect_timeout)
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         passes = (sqlstate(error) or "08").startswith(_PASSING)
-        then = "run it again, and it goes on where it was" if passes else "correct that, and run it again"
+        then = "run it again to resume" if passes else "fix it, and run it again"
         raise ConfigurationError(f"{explain(error, settings)}; {then}") from None
 
 
@@ -242,7 +242,7 @@ async def _is_to_be_done(connection: asyncpg.Connection) -> bool:
     if state is None or not state["is_migrated"]:
         raise ConfigurationError("the schema is not this version's: run `python -m goals migrate` first")
     if state["is_wide"]:
-        log.info("goals.id is bigint: there is nothing to do")
+        log.info("goals.id is already bigint: nothing to do")
         return False
     await _refuse(connection)
     log.info("widening goals.id", goes_on=state["is_begun"])
@@ -260,11 +260,11 @@ async def _widen(connection: asyncpg.Connection, limits: Limits) -> None:
     if not state["is_checked"]:
         await _alter(connection, limits, _CHECK if state["is_begun"] else _BEGIN + _CHECK)
     await _copy(connection, limits)
-    log.info("building the index; it waits for transactions that are older than it")
+    log.info("building the index, which waits for older transactions")
     if await connection.fetchval(
         "SELECT NOT indisvalid FROM pg_index WHERE indexrelid = to_regclass('goals_id_bigint_idx')"
     ):
-        await connection.execute("DROP INDEX CONCURRENTLY goals_id_bigint_idx")  # what an earlier run left unfinished
+        await connection.execute("DROP INDEX CONCURRENTLY goals_id_bigint_idx")  # left unfinished by an earlier run
     await connection.execute(_INDEX)
     log.info("checking each row")
     await connection.execute(f'ALTER TABLE goals VALIDATE CONSTRAINT "{WIDENING}"')
@@ -274,7 +274,7 @@ async def _widen(connection: asyncpg.Connection, limits: Limits) -> None:
 
 
 async def _copy(connection: asyncpg.Connection, limits: Limits) -> None:
-    """Fill the new column, in batches; whatever is added from now on is filled by the trigger."""
+    """Fill the new column in batches; the trigger fills it for rows that are added from now on."""
     after, last = await connection.fetchrow("SELECT min(id) - 1, max(id) FROM goals")
     held: list[tuple[int, int]] = []
     said = time.monotonic()
@@ -299,12 +299,12 @@ async def _copy(connection: asyncpg.Connection, limits: Limits) -> None:
 
 
 async def _copy_held(connection: asyncpg.Connection, limits: Limits, after: int, upto: int) -> None:
-    """Fill what others held when it was its turn."""
+    """Fill the rows of a batch that other transactions had locked."""
     deadline = time.monotonic() + limits.lock_patience
     while (row := await connection.fetchval(_LEFT, after, upto)) is not None:
         if time.monotonic() > deadline:
             raise ConfigurationError(
-                f"goal {row} cannot be copied: end the transaction that holds it, or drop the trigger that refuses an"
+                f"goal {row} cannot be copied: end the transaction that locks it, or drop the trigger that rejects the"
                 " UPDATE, and run it again"
             )
         await connection.execute(_COPY, after, upto)
@@ -312,24 +312,24 @@ async def _copy_held(connection: asyncpg.Connection, limits: Limits, after: int,
 
 
 async def _alter(connection: asyncpg.Connection, limits: Limits, statements: str) -> None:
-    """Change the table in one transaction that keeps nobody waiting for longer than a revision does."""
+    """Change the table in one transaction that blocks others no longer than a revision does."""
     deadline = time.monotonic() + limits.lock_patience
     while True:
         try:
             async with connection.transaction():
-                # This lock keeps nobody waiting, and ends an autovacuum, which takes PostgreSQL a second.
+                # This lock blocks no client, and ends an autovacuum, which takes PostgreSQL a second.
                 await connection.execute(f"SET LOCAL lock_timeout = '{10_000 * limits.lock_timeout:.0f}ms'")
                 await connection.execute("LOCK TABLE goals IN SHARE UPDATE EXCLUSIVE MODE")
-                # Up to three are taken one after the other: those of the view, the table and the sequence.
+                # Up to three locks follow one another: on the view, the table and the sequence.
                 await connection.execute(f"SET LOCAL lock_timeout = '{1000 * limits.lock_timeout / 3:.0f}ms'")
                 await connection.execute(_LOCK)
-                await _refuse(connection)  # what somebody has made since the last look
+                await _refuse(connection)  # something new since the last check
                 await connection.execute(statements)
         except asyncpg.LockNotAvailableError:
             if time.monotonic() > deadline:
                 raise
             log.info("the table is locked by a long transaction; trying again")
-            # Long enough for those who waited behind us to be served first.
+            # Long enough for the clients that waited behind us to be served first.
             await asyncio.sleep(random.uniform(limits.lock_timeout, 5 * limits.lock_timeout))  # noqa: S311  jitter is no secret
         else:
             return

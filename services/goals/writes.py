@@ -1,4 +1,4 @@
-"""Adds that arrive while others are being committed share the next statement, and so one commit."""
+"""Adds that arrive while others are being committed share the next statement, and therefore one commit."""
 
 import asyncio
 import contextvars
@@ -10,7 +10,7 @@ from uuid import UUID
 
 from goals import store
 from goals.database import Database
-from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError, StatementRefusedError
+from goals.errors import LockedError, OverloadedError, StatementRefusedError
 from goals.gate import Turn
 from goals.limits import Limits
 from goals.models import Goal, NewGoal
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from goals.traces import Traces
 
 UNDONE = (LockedError, StatementRefusedError)
-"""After these, nothing of a group was done, and each of its adds is tried alone."""
+"""After these errors, no add of the group was done, and each is tried alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,18 +31,18 @@ class _Add:
     size: int
     turn: Turn
     goal: Goal | None = None
-    """Still None after its turn: then it is tried alone, as its group was undone or its key had been used."""
+    """None after its turn means that it is tried alone: its group was undone, or its key was used before."""
     statement: "SpanContext | None" = None
-    # What the statement logs and traces belongs to the request of the first add.
+    # The statement's log lines and spans belong to the request of the first add.
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
 
 
 class Writes:
-    """Adds goals, each answered when it is committed: alone, or in a group with those that arrive meanwhile.
+    """Adds goals, alone or in a group with those that arrive meanwhile; each call returns once its goal is committed.
 
-    No group waits for a timer. `groups` statements are under way at once; one that takes longer than `group_turn` no
-    longer counts, so that no other waits for it. A group grows while its statement stays quick: where every row is
-    slow, a big one would run into the statement's time limit.
+    No group waits for a timer. At most `groups` statements run at once; one that takes longer than `group_turn` no
+    longer counts, so that the next one need not wait for it. Groups grow while their statements are quick: if every
+    row is slow, a big group would exceed the statement's time limit.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Writes:
         self._alone = 0.0
 
     async def add(self, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
-        """Do what `store.insert_goal` does, and raise what it raises."""
+        """Add a goal like `store.insert_goal`, with the same errors."""
         loop, new = asyncio.get_running_loop(), NewGoal(values, key, fingerprint)
         if len(self._under_way) < self._limits.groups:
             return await self._add_alone(new)
-        turn = self._gate.expect(self._database.deadline(write=True))
+        turn = self._gate.expect(self._database.deadline(write=True), write=True)
         add = _Add(new, sum(len(str(value).encode(errors="replace")) for value in values.values()), turn)
         self._waiting.append(add)
         try:
@@ -72,8 +72,8 @@ class Writes:
                 async with asyncio.timeout_at(turn.deadline):
                     return await store.insert_goal(self._database, *new)
             except (TimeoutError, OverloadedError):
-                # The group may have been committed, with its answer lost.
-                raise DatabaseUnavailableError("The database did not answer in time.") from None
+                # The group may have been committed even if its answer was lost.
+                raise self._database.unavailable("The database did not answer in time.", write=True) from None
         if self._traces is not None and add.statement is not None:
             self._traces.record_add(loop.time() - turn.came_at, add.statement)
         return add.goal
@@ -102,7 +102,7 @@ class Writes:
             group.add_done_callback(self._leave)
 
     def _take(self) -> list[_Add]:
-        """Take those that have waited longest: as many as fit, with the columns of the first."""
+        """Take the adds that have waited longest: as many as fit, with the same columns as the first."""
         adds, size = list[_Add](), 0
         while self._waiting and len(adds) < self._most:
             add = self._waiting[0]
@@ -110,7 +110,7 @@ class Writes:
             if adds and (size > self._limits.group_bytes or add.new.values.keys() != adds[0].new.values.keys()):
                 break
             self._waiting.popleft()
-            if not add.turn.future.done():  # else its client has left, or its time is over
+            if not add.turn.future.done():  # else its client has left, or its deadline has passed
                 self._gate.call(add.turn)
                 adds.append(add)
         return adds
@@ -120,26 +120,26 @@ class Writes:
         began = loop.time()
         goals: dict[UUID, Goal] = {}
         span, error, outcome = None, None, "committed"
-        one_each = {add.new.key: add.new for add in reversed(adds)}  # of the same key, the one that came first
+        one_each = {add.new.key: add.new for add in reversed(adds)}  # for equal keys, the first one
         try:
             goals, span = await store.insert_goals(self._database, one_each.values(), self._limits.group_stall)
             self._resize(len(adds), loop.time() - began)
         except UNDONE:
             outcome = "undone"
-        except Exception as reason:  # noqa: BLE001  handed to all of the group
+        except Exception as reason:  # noqa: BLE001  raised to the whole group
             error, outcome, self._most = reason, "failed", 1
         self._metrics.record(len(adds), outcome, began - adds[0].turn.came_at)
         for add in adds:
             add.goal, add.statement = goals.pop(add.new.key, None), span
             if add.turn.future.done():
-                continue  # its client has left, or its time is over
+                continue  # its client has left, or its deadline has passed
             if error is None:
                 add.turn.future.set_result(None)
             else:
                 add.turn.future.set_exception(error)
 
     def _resize(self, number: int, seconds: float) -> None:
-        """Let the next group be bigger, or smaller after one that took long for its size."""
+        """Let the next group be bigger, or smaller if this one took too long for its size."""
         if number == 1:
             self._alone = seconds
         if seconds > max(self._limits.group_time, 1.5 * self._alone):

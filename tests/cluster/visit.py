@@ -41,7 +41,7 @@ def definitions() -> list[Manifest]:
     folder = Path(os.environ.get("CRDS") or CRDS)
     found = [one for file in sorted(folder.rglob("*.yaml")) for one in read(file.read_text(encoding="utf-8"))]
     if not found:
-        raise FileNotFoundError(f"{folder} holds no CRDs: run `make crds`, or name another folder by CRDS=")
+        raise FileNotFoundError(f"{folder} contains no CRDs: run `make crds`, or set CRDS to another folder")
     return found
 
 

@@ -59,7 +59,7 @@ def test_the_block_runs(block: Block, request: pytest.FixtureRequest, tmp_path: 
 def test_ctrl_c_stops_everything_and_make_clean_leaves_the_clone_as_it_was(clone: Clone) -> None:
     refused = make(clone, "clean-data")
     assert refused.returncode
-    assert "error: something uses the embedded server's data" in refused.stderr
+    assert "error: the embedded server's data is in use" in refused.stderr
     os.killpg(clone.process.pid, signal.SIGINT)
     clone.process.wait(timeout=30)
     with pytest.raises(ProcessLookupError):

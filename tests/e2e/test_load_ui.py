@@ -113,7 +113,7 @@ def test_choose_start_watch_and_read_the_verdict(page: Page, tmp_path: Path, bas
         expect(verdict).to_contain_text("failed", timeout=20_000)
         expect(verdict).to_contain_text(re.compile(r"p95 [\d.]+ ms, limit 1 ms"))
         assert server.count > 0
-        page.get_by_role("link", name="The whole report").click()
+        page.get_by_role("link", name="Full report").click()
         expect(page.get_by_role("heading", level=1)).to_have_text("small: failed")
         page.goto(address)
         page.get_by_role("link", name="Locust's own page").click()

@@ -291,7 +291,7 @@ def test_the_text_for_a_removed_goal_is_kept(visit: Visit, watch: Watch, service
     service.execute("DELETE FROM goals")
     page.get_by_role("textbox").fill("Swim")
     page.get_by_role("button", name="Save").click()
-    expect(page.get_by_text("Somebody has removed this goal.")).to_be_visible()
+    expect(page.get_by_text("Someone has removed this goal.")).to_be_visible()
     expect(field(page)).to_have_value("Swim")
     expect(page.get_by_role("status")).to_be_empty()
     page.get_by_role("button", name="Add goal").click()

@@ -121,20 +121,20 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
         (CONFIG + "data: " + "[" * 5000 + "]" * 5000, ": is nested too deeply"),
         (CONFIG + "data: {a: !!binary aGk=}\n", ":4: could not determine a constructor for the tag"),
         (CONFIG + "data: {a: !secret b}\n", ":4: could not determine a constructor for the tag '!secret'"),
-        (CONFIG + "data: {a: b}\ndata: {c: d}\n", ":5: the key data is there twice"),
-        (CONFIG + "data: {a: b, a: b}\n", ":4: the key a is there twice"),
-        (CONFIG + "data: {on: b}\n", ":4: the key on is no text"),
-        (CONFIG + "data: {404: b}\n", ":4: the key 404 is no text"),
-        (CONFIG + "data: {1.5: b}\n", ":4: the key 1.5 is no text"),
-        (CONFIG + "data: {~: b}\n", ":4: the key ~ is no text"),
+        (CONFIG + "data: {a: b}\ndata: {c: d}\n", ":5: duplicate key data"),
+        (CONFIG + "data: {a: b, a: b}\n", ":4: duplicate key a"),
+        (CONFIG + "data: {on: b}\n", ":4: the key on is not a string"),
+        (CONFIG + "data: {404: b}\n", ":4: the key 404 is not a string"),
+        (CONFIG + "data: {1.5: b}\n", ":4: the key 1.5 is not a string"),
+        (CONFIG + "data: {~: b}\n", ":4: the key ~ is not a string"),
         (CONFIG + "data: {[a]: b}\n", ":4: the key"),
-        (CONFIG + "data: {y: b}\n", ":4: y is not read alike by all"),
+        (CONFIG + "data: {y: b}\n", ":4: y is ambiguous in YAML"),
         *(
-            (CONFIG + f"data: {{a: {value}}}\n", f":4: {value} is not read alike by all")
+            (CONFIG + f"data: {{a: {value}}}\n", f":4: {value} is ambiguous in YAML")
             for value in ("12:30", "1e3", "1.5E3", "1_000", "0o17", "089", ".inf", "-.Inf", ".nan", "n", "12:30:15.5")
         ),
-        ("", ": holds no object"),
-        ("# nothing\n---\n---\n", ": holds no object"),
+        ("", ": contains no object"),
+        ("# nothing\n---\n---\n", ": contains no object"),
         ("- " + CONFIG.replace("\n", "\n  "), ": object 1: is a list, not an object"),
         ("hello\n", ": object 1: is a single value, not an object"),
         (CONFIG + "---\n7\n", ": object 2: is a single value, not an object"),
@@ -147,7 +147,7 @@ def check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Check:
         *(
             (
                 f"apiVersion: {version}\nkind: {kind}\n",
-                f": object 1: {version} {kind} is no kind that the platform uses",
+                f": object 1: {version} {kind} is not a kind that the platform uses",
             )
             for version, kind in (
                 ("v1", "List"),

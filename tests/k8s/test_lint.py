@@ -54,7 +54,7 @@ def route(**fields: Any) -> Manifest:
         ({"kind": "ConfigMap"}, "apiVersion and kind are missing"),
         (
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a", "namespace": "b"}},
-            "lives in no namespace",
+            "is cluster-scoped",
         ),
         (
             {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "b"}, "spec": {"prots": []}},
@@ -72,7 +72,7 @@ def route(**fields: Any) -> Manifest:
                 "metadata": {"name": "a", "namespace": "b"},
                 "spec": {"selfSigned": {}},
             },
-            "lives in no namespace",
+            "is cluster-scoped",
         ),
     ],
 )
@@ -98,7 +98,7 @@ def test_files_are_checked_and_each_finding_is_a_line(tmp_path: Path, capsys: py
     file = tmp_path / "theirs.yaml"
     file.write_text("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a, namespace: b}\n---\n" * 2)
     assert lint.main([str(file)]) == 1
-    assert capsys.readouterr().out.startswith(f"{file}: ConfigMap b/a: is there twice; the second one wins [")
+    assert capsys.readouterr().out.startswith(f"{file}: ConfigMap b/a: is defined twice; the second one wins [")
     file.write_text("{")
     assert lint.main([str(file)]) == 2
     assert lint.main([str(tmp_path / "none.yaml")]) == 2

@@ -177,7 +177,7 @@ def test_a_finding_is_one_line_with_file_object_problem_rule_and_harm(capsys: py
     assert line == (
         f"{ORIGINAL}: ConfigMap argocd/argocd-cmd-params-cm: "
         'data[server.insecure] is "true"; it must be unset or "false"'
-        " [argocd-insecure: Argo CD's sessions and passwords cross the cluster's network in the clear]"
+        " [argocd-insecure: Argo CD's sessions and passwords are sent unencrypted over the cluster's network]"
     )
 
 
@@ -300,7 +300,7 @@ def test_a_grant_is_for_who_asks_and_what_is_asked_for() -> None:
             "unused-grant": 1,
         }
     (problem,) = broken(CROSSING.replace("port: 80}]}]", "port: 8080}]}]"), "backend")["backend"]
-    assert problem == "Service b/web has no 8080, but 80, http"
+    assert problem == "Service b/web has no 8080, only 80, http"
 
 
 TWICE = """
@@ -347,7 +347,7 @@ spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: htt
 
 def test_two_budgets_for_one_pod_are_one_too_many() -> None:
     (problem,) = broken(TWICE, "disruption-budget")["disruption-budget"]
-    assert problem == "2 PodDisruptionBudgets cover its pods, and every eviction is refused"
+    assert problem == "2 PodDisruptionBudgets cover its pods, and every eviction is rejected"
 
 
 def test_a_policy_of_the_gateway_for_another_service_is_not_held_against_ours() -> None:
@@ -447,7 +447,7 @@ def test_a_configuration_that_cannot_be_read_is_said(compose: Path) -> None:
     ):
         file.write_text(mutants.GOOD_COMPOSE.replace("['./nginx.conf:/etc/nginx/nginx.conf:ro']", volumes))
         (finding,) = limits.find_in_compose(compose)
-        assert "no file it mounts has an upstream, so its limits cannot be checked" in finding.problem
+        assert "no mounted file has an upstream, so its limits cannot be checked" in finding.problem
 
 
 def test_a_drain_that_compose_changes_must_fit_its_grace_period(compose: Path) -> None:

@@ -47,5 +47,5 @@ def test_a_check_tells_good_from_bad(text: str, good: Answer, bad: Answer) -> No
     "text", ["", "status", "status = 200", "status == OK", "status in []", "body", "body == OK", "header == 'a'", "x()"]
 )
 def test_everything_else_is_refused_with_the_forms_there_are(text: str) -> None:
-    with pytest.raises(ValueError, match="is no check; write one of"):
+    with pytest.raises(ValueError, match="is not a check; write one of"):
         parse_check(text)

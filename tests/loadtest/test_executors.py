@@ -91,7 +91,7 @@ def test_users_of_an_open_model_are_bounded_as_in_k6() -> None:
     ["gracefulStop", "gracefulRampDown", "startTime", "exec", "env", "tags", "options", "iterations", "maxDuration"],
 )
 def test_what_of_k6_is_not_played_is_named(executor: str, option: str) -> None:
-    with pytest.raises(ValidationError, match=f"k6's `{option}` is not played: "):
+    with pytest.raises(ValidationError, match=f"k6's `{option}` is not supported: "):
         parse(executor, **{option: "1s"})
 
 

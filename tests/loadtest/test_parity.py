@@ -81,7 +81,7 @@ def test_each_figure_can_fail(tool: str, change: dict[str, float], verdict: str)
     words = write_markdown(document)
     assert ("differ for" in words) is verdict.startswith("count_")
     assert ("**no**" in words) is not verdict.startswith(("count_", "exit_"))
-    assert (f"**{tool} did not call its own run good" in words) is verdict.startswith("exit_")
+    assert (f"**{tool} did not report its own run as passed" in words) is verdict.startswith("exit_")
 
 
 def test_a_tool_that_is_the_limit_may_call_its_run_invalid() -> None:

@@ -51,7 +51,7 @@ def test_a_run_passes_fails_or_is_invalid() -> None:
     ]
     assert summary["metrics"]["http_reqs"]["values"] == {"count": 0, "rate": 0}
     assert summary["loadtest"]["started"] is None
-    assert nothing.problems == ["no request came to an end, none was even tried: nothing was measured"]
+    assert nothing.problems == ["no request was completed, none was sent: nothing was measured"]
     assert "Little's law none" in report.write_text(summary, nothing)
     assert "<svg" not in report.write_html(summary, nothing, Recorder())
 
@@ -61,7 +61,7 @@ def test_requests_that_were_all_cut_off_were_tried() -> None:
     recorder.interrupted = 1200
     verdict, _ = conclude(recorder)
     assert verdict.exit_code == 1
-    assert verdict.problems == ["no request came to an end, 1,200 were cut off unanswered: nothing was measured"]
+    assert verdict.problems == ["no request was completed, 1,200 were cut off: nothing was measured"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_check_that_failed_every_time_lets_no_run_pass(threshold: tuple[str, s
     recorder.add_check("is a page").fails += 150
     verdict, _ = conclude(recorder, threshold)
     assert verdict.exit_code == 1
-    assert verdict.problems == ["the check `is a page` failed every time (150), and no threshold is about that"]
+    assert verdict.problems == ["the check `is a page` failed every time (150), but no threshold covers that"]
     assert conclude(recorder, ("checks", "rate>0.9"))[0].exit_code == 99
     recorder.add_check("is a page").passes += 1
     assert conclude(recorder, threshold)[0].exit_code == 0
@@ -119,7 +119,7 @@ def test_where_nothing_could_be_reached_that_is_said_first_and_nothing_is_judged
         (("http_req_duration", "max<=0.5"), "max 19.9 ms, limit 0.5 ms"),
         (("http_req_duration{name:page}", "p(99.9)<15"), "http_req_duration{name:page} p99.9 19.9 ms, limit 15 ms"),
         (("http_req_failed", "rate<=0.001"), "http_req_failed 1.5 %, limit 0.1 %"),
-        (("checks", "rate>0.999"), "checks 98.53 %, wanted over 99.9 %"),
+        (("checks", "rate>0.999"), "checks 98.53 %, required over 99.9 %"),
         (("http_reqs", "count==0"), "http_reqs count 200, wanted == 0"),
         (("http_req_duration{expected_response:false,name:page}", "count>9"), "nothing was measured"),
         (("http_req_duration", "count<100"), "count 200, limit 100"),

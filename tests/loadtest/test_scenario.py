@@ -63,9 +63,9 @@ def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
     load = read_scenario("original", users=5, seconds=2.5).load
     assert isinstance(load, ConstantVus)
     assert (load.vus, load.duration) == (5, 2.5)
-    with pytest.raises(ScenarioError, match="-u has no meaning for `spike`"):
+    with pytest.raises(ScenarioError, match="-u cannot be used with `spike`"):
         read_scenario("spike", users=5)
-    with pytest.raises(ScenarioError, match="-t has no meaning for `ramp`"):
+    with pytest.raises(ScenarioError, match="-t cannot be used with `ramp`"):
         read_scenario("ramp", seconds=5)
     with pytest.raises(ScenarioError, match=r"original\.toml: load\.constant-vus\.vus: Input should be greater than"):
         read_scenario("original", users=0)
@@ -84,13 +84,13 @@ def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
         ("[load]", "load = 1\n[x]", "x: unknown key (and 1 more)"),
         ('path = "/"', 'path = "page"', "task.0.step.0.path: String should match pattern"),
         ('path = "/"', 'path = "/"\nmethod = "PUT"', "task.0.step.0.method: Input should be 'GET', 'POST'"),
-        ('path = "/"', 'path = "/${id}"', "`${id}` in step `GET /${id}` is saved by no step before it"),
+        ('path = "/"', 'path = "/${id}"', "`${id}` in step `GET /${id}` is not saved by an earlier step"),
         ('path = "/"', 'path = "/"\nbody = "x"', "task.0.step.0: a GET has no body"),
-        ('path = "/"', 'path = "/"\nmethod = "POST"\nbody = "x"\njson = {}', "a step has one of `form`, `json` and"),
-        ("status == 200", "status = 200", "`status = 200` is no check"),
-        ('path = "/"', 'path = "/"\nsave = { a = "cookie b" }', "`cookie b` is no source"),
-        ('path = "/"', 'path = "/"\njournal = { a = "cookie b" }', "`cookie b` is no source"),
-        ("[thresholds]", '[thresholds]\nchecks = ["rate"]', "`rate` is no threshold"),
+        ('path = "/"', 'path = "/"\nmethod = "POST"\nbody = "x"\njson = {}', "a step may only have one of `form`"),
+        ("status == 200", "status = 200", "`status = 200` is not a check"),
+        ('path = "/"', 'path = "/"\nsave = { a = "cookie b" }', "`cookie b` is not a source"),
+        ('path = "/"', 'path = "/"\njournal = { a = "cookie b" }', "`cookie b` is not a source"),
+        ("[thresholds]", '[thresholds]\nchecks = ["rate"]', "`rate` is not a threshold"),
         ("[thresholds]", "[thresholds]\n'checks{check:x}' = ['rate>0']", "no step of this scenario has the check `x`"),
         ("[thresholds]", '[thresholds]\nchecks = [{ threshold = "rate>0", abort = true }]', "abort: unknown key"),
         ("[[task]]", "[[task]]\n[[task.step]]\npath = '/'\nname = 'GET /'\nmethod = 'POST'\n", "different methods"),
@@ -105,17 +105,17 @@ def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
         (
             'path = "/"',
             'path = "/"\nheaders = { content-length = "3" }',
-            "`content-length` cannot be chosen: it follows",
+            "`content-length` cannot be set: it follows",
         ),
-        ('path = "/"', 'path = "/"\nheaders = { Transfer-Encoding = "x" }', "`Transfer-Encoding` cannot be chosen"),
+        ('path = "/"', 'path = "/"\nheaders = { Transfer-Encoding = "x" }', "`Transfer-Encoding` cannot be set"),
         (
             'path = "/"',
             'path = "/"\nheaders = { x-a = "1", X-A = "2" }',
-            "`x-a` and `X-A` are the same header: its name has no case",
+            "`x-a` and `X-A` are the same header: header names are case-insensitive",
         ),
-        ("vus = 1", 'vus = 1\ngracefulStop = "1s"', "load.constant-vus: k6's `gracefulStop` is not played"),
+        ("vus = 1", 'vus = 1\ngracefulStop = "1s"', "load.constant-vus: k6's `gracefulStop` is not supported"),
         ("[thresholds]", "[thresholds]\n'http_reqs{method:PUT}' = ['rate>0']", "has the method `PUT`"),
-        ('path = "/"', 'path = "/"\nsave = { uuid = "header x" }', "`uuid` is there in every iteration and cannot be"),
+        ('path = "/"', 'path = "/"\nsave = { uuid = "header x" }', "`uuid` is built into every iteration"),
         ("[load]", "[load", "bad.toml: "),
     ],
 )
@@ -131,11 +131,11 @@ def test_a_byte_order_mark_is_no_part_of_a_scenario(tmp_path: Path) -> None:
 
 def test_a_pause_belongs_to_closed_loops(tmp_path: Path) -> None:
     arrivals = SMALL.replace("constant-vus", "constant-arrival-rate").replace("vus = 1", "rate = 1")
-    assert "`pause` belongs to closed loops" in refuse(tmp_path, 'pause = "1s"\n' + arrivals)
+    assert "`pause` is only for closed loops" in refuse(tmp_path, 'pause = "1s"\n' + arrivals)
 
 
 def test_a_scenario_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(ScenarioError, match="there is no scenario `sead`; there are breakpoint, browse"):
+    with pytest.raises(ScenarioError, match="there is no scenario `sead`; choose one of breakpoint, browse"):
         read_scenario("sead")
     (tmp_path / "folder.toml").mkdir()
     with pytest.raises(ScenarioError, match="Is a directory"):
@@ -184,19 +184,19 @@ def test_a_target_is_taken_apart(url: str, target: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        (None, "there is no target; name it with --host"),
+        (None, "there is no target; set it with --host"),
         ("", "there is no target"),
-        ("127.0.0.1:80", "is no base URL"),
-        ("ftp://a", "is no base URL"),
-        ("http://", "is no base URL"),
-        ("http://a?b", "is no base URL"),
-        ("http://me:secret@a", "is no base URL"),
-        ("http://a:port", "is no URL"),
-        ("http://[::1", "is no URL"),
-        ("http://a:0", "is no base URL"),
-        ("ftp://a:21", "is no base URL"),
-        ("http://@a", "is no base URL"),
-        ("http://a/b c", "has ' ' in it; a URL is of visible ASCII"),
+        ("127.0.0.1:80", "is not a base URL"),
+        ("ftp://a", "is not a base URL"),
+        ("http://", "is not a base URL"),
+        ("http://a?b", "is not a base URL"),
+        ("http://me:secret@a", "is not a base URL"),
+        ("http://a:port", "is not a URL"),
+        ("http://[::1", "is not a URL"),
+        ("http://a:0", "is not a base URL"),
+        ("ftp://a:21", "is not a base URL"),
+        ("http://@a", "is not a base URL"),
+        ("http://a/b c", "contains ' '; a URL may only contain visible ASCII"),
         ("http://a/\tb", r"has '\\t' in it"),
         ("http://a\n", r"has '\\n' in it"),
         (" http://a", "has ' ' in it"),
@@ -249,10 +249,10 @@ def test_sources_are_a_header_or_a_pattern_with_one_group() -> None:
     assert pattern is not None
     assert pattern.findall("id=1 id=22") == ["1", "22"]
     for text, message in (
-        ("body (", "is no regular expression"),
+        ("body (", "is not a regular expression"),
         ("body a", "needs exactly one group"),
         ("body (a)(b)", "needs exactly one group"),
-        ("status", "is no source"),
+        ("status", "is not a source"),
     ):
         with pytest.raises(ValueError, match=message):
             parse_source(text)

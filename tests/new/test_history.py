@@ -46,7 +46,7 @@ def test_a_copy_has_other_names_and_a_history_of_its_own(
     assert [part for part in ("k8s", "loadtest", "drills") if (folder / part).exists() == (part in left_out)] == []
     git(folder, "apply", "--check", "docs/done.patch")
     assert new.main(arguments) == 1
-    assert capsys.readouterr().err == f"error: DIR={folder}: it is there already, and not empty\n"
+    assert capsys.readouterr().err == f"error: DIR={folder}: the folder already exists and is not empty\n"
 
 
 def git(folder: Path, *arguments: str) -> str:

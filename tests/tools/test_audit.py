@@ -72,7 +72,7 @@ def test_what_is_no_lock_is_refused_and_not_unknown(
     with pytest.raises(SystemExit) as refusal:
         audit.main([str(path), "--allow-unknown"])
     assert refusal.value.code == 2
-    assert f"{path} is no lock" in capsys.readouterr().err
+    assert f"{path} is not a lock file" in capsys.readouterr().err
 
 
 def test_nothing_known_but_what_was_accepted_passes(
@@ -90,7 +90,7 @@ def test_a_source_out_of_reach_is_never_called_clean(tmp_path: Path, capsys: pyt
         code = audit.main([str(lock(tmp_path, "h2==4.4.1")), "--source", source, "--allow-unknown"])
     output = capsys.readouterr().out
     assert code == audit.CLEAN
-    assert f"NOT AUDITED: {source} was not reached (" in output
+    assert f"NOT AUDITED: {source} could not be reached (" in output
     assert "no known vulnerability" not in output
 
 

@@ -59,15 +59,15 @@ def test_the_article_follows_the_sound(word: str, article: str) -> None:
         (Names("orders", "2nd", "orders"), "NOUN=2nd: lower-case letters and digits only"),
         (Names("orders", "order", "or ders"), "PLURAL=or ders: lower-case letters and digits only"),
         (Names("o" * 21, "order", "orders"), "at most 20 characters"),
-        (Names("goals", "order", "orders"), "NAME=goals: that is our own word"),
+        (Names("goals", "order", "orders"), "NAME=goals: the template already uses this word"),
         (Names("classes", "class", "classes"), "NOUN=class: a keyword of Python"),
         (Names("lists", "list", "lists"), "NOUN=list: a builtin of Python"),
         (Names("calendar", "day", "days"), "NAME=calendar: a module of Python's standard library"),
         (Names("order", "item", "items"), "NAME=order: a keyword of PostgreSQL"),
-        (Names("gateway", "item", "items"), "NAME=gateway: something else of this project is called so"),
-        (Names("starlette", "item", "items"), "NAME=starlette: a dependency is called so"),
-        (Names("yaml", "item", "items"), "NAME=yaml: a dependency is called so"),
-        (Names("sheep", "sheep", "sheep"), "NOUN=sheep: one and many need two words"),
+        (Names("gateway", "item", "items"), "NAME=gateway: the project already uses this name"),
+        (Names("starlette", "item", "items"), "NAME=starlette: a dependency has this name"),
+        (Names("yaml", "item", "items"), "NAME=yaml: a dependency has this name"),
+        (Names("sheep", "sheep", "sheep"), "NOUN=sheep: singular and plural must differ"),
     ],
 )
 def test_a_name_that_cannot_be_is_refused_in_a_line(names: Names, reason: str) -> None:
@@ -104,13 +104,13 @@ def test_a_usual_noun_collides_with_nothing(noun: str) -> None:
 def test_a_word_that_would_mean_two_things_is_refused_with_its_place(path: str, text: str) -> None:
     (collision,) = find_collisions(Names("pages", "page", "pages"), {path: text, "a.md": "goal, page"})
     word = "PAGE" if path == "a.sh" else "page"
-    assert collision == f"NAME=pages NOUN=page: {word} would mean two things in {path}: choose other words"
+    assert collision == f"NAME=pages NOUN=page: {word} would have two meanings in {path}: choose other words"
 
 
 def test_two_files_of_one_name_are_refused() -> None:
     files = {"templates/goal.html": "", "templates/error.html": ""}
     (collision,) = find_collisions(Names("errors", "error", "errors"), files)
-    assert collision == "NAME=errors NOUN=error: the file templates/error.html is there already: choose other words"
+    assert collision == "NAME=errors NOUN=error: the file templates/error.html already exists: choose other words"
 
 
 def test_a_variable_of_another_function_is_no_collision() -> None:
@@ -288,14 +288,14 @@ def test_everything_that_is_said_of_a_part_is_still_there(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "errors"),
     [
-        (["--name", "orders"], ["error: name the service and what it keeps: make new NAME=orders NOUN=order"]),
+        (["--name", "orders"], ["error: name the service and its items: make new NAME=orders NOUN=order"]),
         (
             ["--name", "1", "--noun", "class", "--without", "sink", "--with", "k8s", "--dir", str(ROOT / "orders")],
             ["WITHOUT=sink", "WITH=k8s", "NAME=1: ", "NOUN=class: ", "DIR="],
         ),
         (
             ["--name", "listings", "--noun", "listing"],
-            ["NOUN=listing: Listing would mean two things in services/goals/models.py and "],
+            ["NOUN=listing: Listing would have two meanings in services/goals/models.py and "],
         ),
     ],
 )
@@ -314,5 +314,5 @@ def test_a_stranger_to_git_is_told_before_anything_is_written(tmp_path: Path, mo
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
     monkeypatch.setattr(new, "ROOT", tmp_path)
-    assert any("git does not know who you are" in line for line in new.find_obstacles(tmp_path.parent / "x"))
+    assert any("git has no identity" in line for line in new.find_obstacles(tmp_path.parent / "x"))
     assert {"adoption"} == OPTIONAL

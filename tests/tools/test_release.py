@@ -53,11 +53,11 @@ def test_a_version_without_a_word_in_the_changelog_is_refused(
 ) -> None:
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
     assert release.main(["notes", version, "--changelog", str(tmp_path / "CHANGELOG.md")]) == 1
-    assert f"error: CHANGELOG.md says nothing of {version}" in capsys.readouterr().err
+    assert f"error: CHANGELOG.md has no entry for {version}" in capsys.readouterr().err
 
 
 def test_a_changelog_without_a_version_is_refused() -> None:
-    with pytest.raises(ValueError, match="says nothing of any version"):
+    with pytest.raises(ValueError, match="has no entry for any version"):
         release.notes("# Changelog\n\n## [Unreleased]\n")
 
 

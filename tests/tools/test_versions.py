@@ -31,7 +31,7 @@ def entry(tmp_path: Path, **changed: object) -> dict[str, object]:
 
 
 def test_every_pin_stands_where_its_entry_says() -> None:
-    wrong = [one for pin in PINS for one in versions.judge(pin, ROOT, TODAY) if "does not have" in one]
+    wrong = [one for pin in PINS for one in versions.judge(pin, ROOT, TODAY) if "does not contain" in one]
     assert not wrong
 
 
@@ -87,7 +87,7 @@ def test_a_pin_within_its_support_is_green(tmp_path: Path) -> None:
         ({"support_ends": dt.date(2026, 11, 27)}, "support of thing 1.2 ended on 2026-11-27"),
         ({"support_ends": dt.date(2026, 11, 27), "held": "of that"}, "move the pin (it stays because of that)"),
         ({"vulnerable": ["CVE-2026-1"]}, "has known vulnerabilities (CVE-2026-1)"),
-        ({"version": "1.3"}, "file does not have 'thing:1.3'"),
+        ({"version": "1.3"}, "file does not contain 'thing:1.3'"),
     ],
 )
 def test_a_pin_that_must_move_is_red(tmp_path: Path, changed: dict[str, object], reason: str) -> None:

@@ -1,1 +1,1 @@
-"""Checks of the manifests as a system: `python -m tools.lint`."""
+"""Check the manifests as one system: `python -m tools.lint`."""

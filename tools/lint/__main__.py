@@ -1,4 +1,4 @@
-"""`python -m tools.lint`: renders everything under k8s and checks it; with FILE arguments, those instead."""
+"""`python -m tools.lint`: render and check everything under k8s or, with FILE arguments, check only those files."""
 
 import argparse
 import importlib
@@ -19,14 +19,14 @@ from tools.lint.schemas import Schemas
 
 for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
     if _module.name != "__main__":
-        importlib.import_module(f"tools.lint.{_module.name}")  # its rules enter the list
+        importlib.import_module(f"tools.lint.{_module.name}")  # registers its rules
 
 CRDS = ROOT.parent / ".cache" / "crds"
 APPLIED_OVER = ("overlays/local", "overlays/aks", "argocd/goals")
-"""What is applied over an older version of itself; a load test replaces the one before."""
+"""Folders that are applied over an older version of themselves; a load test replaces the previous one."""
 
 PARTS = frozenset({"every-namespace", "api-server"})
-"""Folders that get their namespace from those that include them, and are nothing by themselves."""
+"""Folders that are only included by others, which set their namespace."""
 
 TOGETHER = (
     ("overlays/local", "platform/namespaces"),
@@ -41,28 +41,28 @@ TOGETHER = (
     ),
     ("argocd/goals", "platform/namespaces", "argocd/server", "argocd", "argocd/apps", "platform/argocd"),
 )
-"""What is in a cluster at one time: in kind, with a load test, on AKS by hand, restored, upgraded, and by Argo CD."""
+"""Folders in a cluster at the same time: in kind, with a load test, on AKS by hand, restored, upgraded, by Argo CD."""
 
 
 def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> Iterator[Finding]:
-    """Schemas, no version that is on its way out, and no object twice."""
+    """Check each object against its schema; report superseded API versions and duplicate objects."""
     seen = set()
     for manifest in manifests:
         found = schemas.problems(manifest)
         for problem in found or accepted.problems(manifest):
-            yield Finding(where, name(manifest), problem, "schema", "The API server refuses it, or drops the field")
+            yield Finding(where, name(manifest), problem, "schema", "The API server rejects it, or drops the field")
         if newer := schemas.newer(manifest):
-            consequence = "The old version is refused after an upgrade of its CRDs"
-            yield Finding(where, name(manifest), f"{newer} is served as well", "stable-version", consequence)
+            consequence = "The old version is rejected after an upgrade of its CRDs"
+            yield Finding(where, name(manifest), f"{newer} is also served", "stable-version", consequence)
         identity = (str(manifest.get("apiVersion")).partition("/")[0], name(manifest))
         if identity in seen:
-            consequence = "A change of the first one changes nothing"
-            yield Finding(where, name(manifest), "is there twice; the second one wins", "duplicate", consequence)
+            consequence = "A change to the first one has no effect"
+            yield Finding(where, name(manifest), "is defined twice; the second one wins", "duplicate", consequence)
         seen.add(identity)
 
 
 def sound(renders: dict[str, list[Manifest]], schemas: Schemas) -> dict[str, list[Manifest]]:
-    """The objects that are well-formed: a rule may rely on what the schemas demand."""
+    """Return the valid objects, so that a rule can rely on what the schemas require."""
     return {
         where: [one for one in manifests if schemas.is_sound(one) and not any(accepted.problems(one))]
         for where, manifests in renders.items()
@@ -70,7 +70,7 @@ def sound(renders: dict[str, list[Manifest]], schemas: Schemas) -> dict[str, lis
 
 
 def tree_of(root: Path, renders: dict[str, list[Manifest]]) -> tree.Tree:
-    """The files, with the Applications that lead to them."""
+    """Return the files with the Applications that refer to them."""
     applications = [
         one for where in ("argocd", "argocd/apps") for one in renders[where] if one["kind"] == "Application"
     ]
@@ -78,7 +78,7 @@ def tree_of(root: Path, renders: dict[str, list[Manifest]]) -> tree.Tree:
 
 
 def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
-    """Every kustomization, the site filled in and not, a new image over the old one, and the files themselves."""
+    """Check every kustomization, the site with and without values, a change of the image, and the files themselves."""
     renders = render_all(root)
     for where, manifests in renders.items():
         if Path(where).name not in PARTS:
@@ -89,7 +89,7 @@ def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
 
 
 def check_files(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Finding]:
-    """What no object says by itself: the site's values, a next version, files, compose, and the reviewed table."""
+    """Check what no single object shows: the site's values, a new version, files, compose, and the reviewed table."""
     yield from site.find_forgotten(root)
     yield from site.find_unplaced(root)
     for where in APPLIED_OVER:
@@ -102,7 +102,7 @@ def check_files(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Find
 
 
 def merge(findings: Iterable[Finding], root: Path = ROOT) -> list[Finding]:
-    """One line for each thing that is wrong: the file that says it, and the renders it came out in."""
+    """Merge equal findings of several renders; each names the file and the renders."""
     places: dict[Finding, dict[str, None]] = {}
     for finding in findings:
         places.setdefault(finding._replace(where=""), {})[finding.where] = None
@@ -120,12 +120,12 @@ def merge(findings: Iterable[Finding], root: Path = ROOT) -> list[Finding]:
 
 
 def main(arguments: list[str]) -> int:
-    """Print one line for each finding; 0 if there is none, 1 if there are some, 2 if it could not be checked."""
+    """Print one line for each finding; return 0 if there are none, 1 if there are some, and 2 if a check failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m tools.lint", description="Check the manifests under k8s, or the files named."
+        prog="python -m tools.lint", description="Check the manifests under k8s, or the named files."
     )
     parser.add_argument(
-        "files", nargs="*", type=Path, metavar="FILE", help="rendered manifests; without any, everything under k8s"
+        "files", nargs="*", type=Path, metavar="FILE", help="rendered manifests (default: everything under k8s)"
     )
     parser.add_argument(
         "--crds",
@@ -157,7 +157,7 @@ def main(arguments: list[str]) -> int:
         print(finding)
     counted = f"{len(findings)} finding{'' if len(findings) == 1 else 's'}"
     rules = f"{len(RULES) + len(tree.TREE)} rules and the schemas"
-    print(f"{counted} of {rules} in {time.monotonic() - started:.1f} s", file=sys.stderr)
+    print(f"{counted} from {rules} in {time.monotonic() - started:.1f} s", file=sys.stderr)
     return 1 if findings else 0
 
 

@@ -1,7 +1,7 @@
-"""What the API server refuses although a kind's schema allows it: names, labels, quantities, and fields that clash.
+"""Find what the API server rejects although a kind's schema allows it: names, labels, quantities, clashing fields.
 
-Kubernetes has these checks in code (pkg/apis/*/validation), not in its OpenAPI document. Custom resources bring theirs
-in their CRDs, apart from CEL and webhooks, which only a cluster runs.
+Kubernetes has these checks in code (pkg/apis/*/validation), not in its OpenAPI document. CRDs contain the checks of
+custom resources, except CEL rules and webhooks, which only a cluster runs.
 """
 
 import ipaddress
@@ -24,7 +24,7 @@ KEY = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?(?=[^/]{1,63}$)[A-Za-z0-9](?
 FILE = r"(?!\.\.?$)[-._a-zA-Z0-9]{1,253}"
 
 NAMES = {"Service": SERVICE, "Namespace": LABEL, "Role": RBAC, "RoleBinding": RBAC}
-"""How objects may be called that are not called by a DNS subdomain."""
+"""Patterns for the names of the kinds whose names are not DNS subdomains."""
 
 PATTERNS: list[tuple[Any, ...]] = [
     ("", "metadata.namespace", LABEL),
@@ -37,7 +37,7 @@ PATTERNS: list[tuple[Any, ...]] = [
     ("Service", "spec.ports[].name", LABEL),
     ("HorizontalPodAutoscaler", "spec.scaleTargetRef.name", r"[^/%]+"),
 ]
-"""The kind, or `pod` for what a workload starts, a path in it, and what each text there must look like."""
+"""The kind, or `pod` for a workload's pod, a path in it, and the pattern that each text there must match."""
 
 ENUMS: list[tuple[Any, ...]] = [
     ("pod", "containers[].imagePullPolicy", "Always IfNotPresent Never"),
@@ -62,7 +62,7 @@ ENUMS: list[tuple[Any, ...]] = [
     ("RoleBinding", "subjects[].kind", "Group ServiceAccount User"),
     ("RoleBinding", "roleRef.kind", "ClusterRole Role"),
 ]
-"""The same, and the words it may be."""
+"""The kind, the path, and the values that are allowed."""
 
 LARGEST, MOST = 2**31 - 1, 65_535
 RANGES: list[tuple[Any, ...]] = [
@@ -100,7 +100,7 @@ RANGES: list[tuple[Any, ...]] = [
     ("NetworkPolicy", "spec.ingress[].ports[].port", 1, MOST),
     ("NetworkPolicy", "spec.egress[].ports[].port", 1, MOST),
 ]
-"""The same, and the least and the most that a number may be; a port may be a name instead."""
+"""The kind, the path, and the minimum and maximum of a number; a port may be a name instead."""
 
 UNIQUE = [
     ("pod", "containers[].name"),
@@ -119,7 +119,7 @@ MAPS = [
     ("Secret", "data", FILE, r"(?s).*"),
     ("Secret", "stringData", FILE, r"(?s).*"),
 ]
-"""The same, and what keys and values of a mapping must look like."""
+"""The kind, the path, and the patterns that the keys and values of a mapping must match."""
 
 HANDLERS = ("exec", "grpc", "httpGet", "tcpSocket")
 EXCLUSIVE = [
@@ -127,23 +127,23 @@ EXCLUSIVE = [
     ("pod", "containers[].env[]", ("value", "valueFrom")),
     *(("pod", f"containers[].{one}Probe", HANDLERS) for one in ("liveness", "readiness", "startup")),
 ]
-"""The same, and the fields of which only one may be set."""
+"""The kind, the path, and the fields of which only one may be set."""
 
 TABLES: list[tuple[list[tuple[Any, ...]], Callable[..., bool], str]] = [
-    (PATTERNS, lambda text, pattern: bool(re.fullmatch(pattern, str(text))), "is not written as it must be"),
+    (PATTERNS, lambda text, pattern: bool(re.fullmatch(pattern, str(text))), "does not have the required format"),
     (ENUMS, lambda word, words: word in words.split(), "must be one of {}"),
-    (RANGES, lambda number, least, most: not isinstance(number, int) or least <= number <= most, "is not in {} to {}"),
+    (RANGES, lambda number, least, most: not isinstance(number, int) or least <= number <= most, "must be {} to {}"),
 ]
 WITH_VALUES = {"In": True, "NotIn": True, "Exists": False, "DoesNotExist": False}
 
 
 def problems(manifest: Manifest) -> Iterator[str]:
-    """Everything of this that is wrong with an object that its schema allows, each in one line."""
+    """Yield one line for each such problem of an object that its schema allows."""
     spec = first(template(manifest), "spec", {})
     pod = {**spec, "containers": containers(spec)} if isinstance(spec, dict) else {}
     kind, name = manifest["kind"], str(first(manifest, "metadata.name", ""))
     if not re.fullmatch(NAMES.get(kind, SUBDOMAIN), name):
-        yield f"metadata.name: {name!r} is no name that a {kind} may have"
+        yield f"metadata.name: {name!r} is not a valid name for a {kind}"
     yield from _check_tables(manifest, pod)
     yield from _check_selectors(manifest)
     yield from _check_containers(pod)
@@ -159,7 +159,7 @@ def _check_tables(manifest: Manifest, pod: Manifest) -> Iterator[str]:
                     yield f"{path}: {value!r} {words.format(*demand)}"
     for where, path in UNIQUE:
         counts = Counter(_values(manifest, pod, where, path))
-        yield from (f"{path}: {value!r} is there {count} times" for value, count in counts.items() if count > 1)
+        yield from (f"{path}: {value!r} occurs {count} times" for value, count in counts.items() if count > 1)
     for where, path, keys, values in MAPS:
         for each in _values(manifest, pod, where, path):
             yield from _check_map(path, each, keys, values)
@@ -177,19 +177,19 @@ def _values(manifest: Manifest, pod: Manifest, where: str, path: str) -> Iterato
 def _check_map(path: str, given: dict[str, Any], keys: str, values: str) -> Iterator[str]:
     for key, value in given.items():
         if not re.fullmatch(keys, key):
-            yield f"{path}: the key {key!r} has characters, or a length, that no key may have"
+            yield f"{path}: the key {key!r} has invalid characters or an invalid length"
         if not re.fullmatch(values, str(value)):
-            yield f"{path}: {key}: {value!r} has characters, or a length, that no value may have"
+            yield f"{path}: {key}: {value!r} has invalid characters or an invalid length"
 
 
 def _check_selectors(value: Any) -> Iterator[str]:
-    """Selectors stand in too many places for paths."""
+    """Check all selectors; they occur in too many places to list their paths."""
     if isinstance(value, dict):
         for one in value.get("matchExpressions") or ():
             wanted = WITH_VALUES.get(one.get("operator"))
             if wanted is None or wanted != bool(one.get("values")):
                 words = ", ".join(WITH_VALUES)
-                yield f"matchExpressions: {one.get('key')}: the operator is one of {words}; the first two have values"
+                yield f"matchExpressions: {one.get('key')}: the operator must be {words}; the first two need values"
         yield from (problem for one in value.values() for problem in _check_selectors(one))
     elif isinstance(value, list):
         yield from (problem for one in value for problem in _check_selectors(one))
@@ -200,33 +200,33 @@ def _check_containers(pod: Manifest) -> Iterator[str]:
     for one in pod.get("containers", ()):
         for mount in get_path(one, "volumeMounts[].name"):
             if mount not in volumes:
-                yield f"{one['name']}: volumeMounts: there is no volume {mount}"
+                yield f"{one['name']}: volumeMounts: the pod has no volume {mount}"
         for path in ("volumeMounts[].mountPath", "ports[].name"):
             twice = [value for value, count in Counter(get_path(one, path)).items() if count > 1]
-            yield from (f"{one['name']}: {path}: {value} is there twice" for value in twice)
+            yield from (f"{one['name']}: {path}: {value} occurs twice" for value in twice)
         requests, limits = (first(one, f"resources.{kind}", {}) for kind in ("requests", "limits"))
         yield from _check_quantities(f"{one['name']}: resources.requests", requests)
         yield from _check_quantities(f"{one['name']}: resources.limits", limits)
         for key in requests.keys() & limits.keys():
             if quantity(requests[key]) > quantity(limits[key]):
-                yield f"{one['name']}: resources: the request of {key} is above its limit"
+                yield f"{one['name']}: resources: the request for {key} exceeds its limit"
     for size in get_path(pod, "volumes[].emptyDir.sizeLimit"):
         yield from _check_quantities("volumes[].emptyDir", {"sizeLimit": size})
 
 
 def _check_quantities(path: str, given: dict[str, Any]) -> Iterator[str]:
     for key, value in given.items():
-        if not quantity(value) >= 0:  # of what is no number nothing is true
-            yield f"{path}.{key}: {value!r} is no quantity; write one such as 100m, 64Mi or 1Gi"
+        if not quantity(value) >= 0:  # every comparison with NaN is false
+            yield f"{path}.{key}: {value!r} is not a quantity such as 100m, 64Mi or 1Gi"
 
 
 def _check_deployment(spec: Manifest) -> Iterator[str]:
     strategy = spec.get("strategy") or {}
     if strategy.get("type") == "Recreate" and strategy.get("rollingUpdate") is not None:
-        yield "spec.strategy: Recreate has no rollingUpdate"
+        yield "spec.strategy: Recreate does not allow rollingUpdate"
     rolling = strategy.get("rollingUpdate") or {}
     if all(str(rolling.get(field)) in {"0", "0%"} for field in ("maxSurge", "maxUnavailable")):
-        yield "spec.strategy.rollingUpdate: maxSurge and maxUnavailable are both 0, so nothing could ever move"
+        yield "spec.strategy.rollingUpdate: maxSurge and maxUnavailable are both 0, so no rollout could proceed"
     if not spec["selector"]:
         yield "spec.selector is empty"
 
@@ -236,17 +236,17 @@ def _check_service(spec: Manifest) -> Iterator[str]:
     if not ports and spec.get("type") != "ExternalName" and spec.get("clusterIP") != "None":
         yield "spec.ports is empty"
     if len(ports) > 1 and not all(port.get("name") for port in ports):
-        yield "spec.ports: each of several ports needs a name"
+        yield "spec.ports: if there are several ports, each needs a name"
     counts = Counter(f"{port['port']}/{port.get('protocol', 'TCP')}" for port in ports)
-    yield from (f"spec.ports: {port} is there twice" for port, count in counts.items() if count > 1)
+    yield from (f"spec.ports: {port} is defined twice" for port, count in counts.items() if count > 1)
     for target in get_path(spec, "ports[].targetPort"):
         if isinstance(target, str) and not re.fullmatch(PORT, target):
-            yield f"spec.ports[].targetPort: {target!r} is no name that a port may have"
+            yield f"spec.ports[].targetPort: {target!r} is not a valid name for a port"
 
 
 def _check_autoscaler(spec: Manifest) -> Iterator[str]:
     if spec.get("minReplicas", 1) > spec["maxReplicas"]:
-        yield "spec: minReplicas is above maxReplicas"
+        yield "spec: minReplicas exceeds maxReplicas"
 
 
 def _check_policy(spec: Manifest) -> Iterator[str]:
@@ -260,7 +260,7 @@ def _check_policy(spec: Manifest) -> Iterator[str]:
             yield from (f"ipBlock: {one} is not within {whole}" for one in outside)
     for port in get_path(spec, "ingress[].ports[]", "egress[].ports[]"):
         if "endPort" in port and not (isinstance(port.get("port"), int) and port["port"] <= port["endPort"] <= MOST):
-            yield "ports: endPort needs a port that is a number and not above it"
+            yield "ports: endPort needs a numeric port that does not exceed it"
 
 
 def _is_inside(one: Any, whole: Any) -> bool:
@@ -274,7 +274,7 @@ def _check_quota(spec: Manifest) -> Iterator[str]:
 def _check_role(role: Manifest) -> Iterator[str]:
     for one in role.get("rules") or ():
         if not one.get("verbs") or not (one.get("resources") and one.get("apiGroups")):
-            yield "rules: each needs verbs, apiGroups and resources"
+            yield "rules: each rule needs verbs, apiGroups and resources"
 
 
 def _check_binding(binding: Manifest) -> Iterator[str]:

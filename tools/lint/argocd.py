@@ -1,4 +1,4 @@
-"""What Argo CD makes of the manifests: in which order, by whose right, from which versions."""
+"""Rules for Argo CD: the order in which it applies the manifests, its permissions, and the versions it installs."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def hook(one: Manifest) -> str:
 
 
 def needed(inventory: Inventory, one: Manifest) -> Iterator[Manifest]:
-    """What must be there before an object works, as far as manifests bring it."""
+    """Yield the objects of the manifests that must exist before an object works."""
     targets = [("Namespace", "", namespace_of(one)), *(link.target for link in references(one))]
     found = (inventory.get(*target) for target in targets)
     return (each for each in found if each and inventory.origin(each))
@@ -39,35 +39,35 @@ def migrates(one: Manifest) -> bool:
 
 @every(of())
 def sync_wave(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """The sync waits for something that only a later wave brings, and never ends."""
+    """The sync never ends, because it waits for something that only a later wave creates."""
     for other in needed(inventory, one):
         if inventory.origin(other) != inventory.origin(one):
             continue
         if wave(other) > wave(one):
             yield f"wave {wave(one)}, but {name(other)}, which it needs, comes in wave {wave(other)}"
-        # A database takes minutes; what starts beside it fails until then.
+        # A database needs minutes to start; a hook that starts at the same time fails until then.
         if other["kind"] in {"Cluster", "ExternalSecret"} and hook(one) and wave(other) >= wave(one):
-            yield f"starts in wave {wave(one)} beside {name(other)}, which it needs to be finished"
+            yield f"starts in wave {wave(one)} together with {name(other)}, which must be ready first"
     for other in inventory.of("Deployment") if migrates(one) else ():
         serves = any(map(is_service, get_path(other, "spec.template.spec.containers[].image")))
         if serves and wave(one) >= wave(other):
-            yield f"wave {wave(one)}: not before {name(other)} (wave {wave(other)}), whose schema it brings"
+            yield f"wave {wave(one)}: not before {name(other)} (wave {wave(other)}), whose schema it migrates"
 
 
 @every(of())
 def sync_hook(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """The first sync never ends: the hook waits for what only the sync brings, or vanishes unseen."""
+    """The first sync never ends: the hook waits for what only the sync creates, or is deleted before it is seen."""
     for other in needed(inventory, one) if hook(one) == "PreSync" else ():
         if not hook(other) and other["kind"] != "Namespace":
-            yield f"runs before the sync and needs {name(other)}, which the sync brings"
+            yield f"runs before the sync but needs {name(other)}, which the sync creates"
     if hook(one) and first(one, "spec.ttlSecondsAfterFinished") is not None:
-        yield "ttlSecondsAfterFinished removes the hook while Argo CD still looks for it"
+        yield "ttlSecondsAfterFinished deletes the hook while Argo CD still waits for it"
     if hook(one) and one["kind"] == "Job" and not annotation(one, "argocd.argoproj.io/hook-delete-policy"):
-        yield "has no hook-delete-policy: its template cannot be changed, so the next version is refused"
+        yield "has no hook-delete-policy: its template is immutable, so the next version is rejected"
 
 
 def brought(inventory: Inventory, one: Manifest) -> list[Manifest]:
-    """The objects at an Application's path."""
+    """Return the objects at an Application's path."""
     path = first(one, "spec.source.path", "").removeprefix("k8s/")
     return [each for each in inventory.objects if inventory.origin(each) == path]
 
@@ -79,7 +79,7 @@ def forbidden(project: Manifest, namespace: str) -> Iterator[str]:
 
 @every(of("Application"))
 def application(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """Argo CD refuses the Application: its project does not allow what it asks for."""
+    """Argo CD rejects the Application: its project does not allow what it requests."""
     project = inventory.get("AppProject", namespace_of(one), one["spec"]["project"])
     if project is None and one["spec"]["project"] != "default":
         yield f"there is no AppProject {one['spec']['project']}"
@@ -92,18 +92,18 @@ def application(inventory: Inventory, one: Manifest) -> Iterator[str]:
 
 @every(of("Application"))
 def application_version(_: Inventory, one: Manifest) -> Iterator[str]:
-    """One day another version of an operator is installed than the CRDs and manifests were made for."""
+    """Eventually a version of an operator is installed that does not match the CRDs and manifests."""
     for source in get_path(one, "spec.source", "spec.sources[]"):
         version, address = str(source.get("targetRevision")), source["repoURL"].removeprefix("oci://")
         if "chart" in source and not re.fullmatch(r"v?\d+\.\d+\.\d+", version):
-            yield f"chart {source['chart']}: targetRevision {version} is not one version"
+            yield f"chart {source['chart']}: targetRevision {version} is not an exact version"
         if address in MOVED:
-            yield f"{address} gets no new versions; it moved to {MOVED[address]}"
+            yield f"{address} receives no new versions; use {MOVED[address]}"
 
 
 @every(of("Application"))
 def application_replicas(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """Argo CD calls what the autoscaler did a drift, and heals it."""
+    """Argo CD treats the autoscaler's changes as drift and reverts them."""
     spaces = [namespace_of(each) for each in inventory.of("HorizontalPodAutoscaler")]
     scaled = any(get_path(one, "spec.source.path")) and first(one, "spec.destination.namespace") in spaces
     ignored = "/spec/replicas" in get_path(one, "spec.ignoreDifferences[].jsonPointers[]")
@@ -113,24 +113,24 @@ def application_replicas(inventory: Inventory, one: Manifest) -> Iterator[str]:
 
 @every(of("Application"))
 def application_wave(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """The sync stops at a kind that no CRD explains yet, or an operator starts without what it looks for only then."""
+    """The sync fails at a kind whose CRD is missing, or an operator lacks something that it checks only at startup."""
     groups = {each["apiVersion"].partition("/")[0] for each in brought(inventory, one)}
     after = first(OPERATORS, f"order[{one['metadata']['name']}].after", ())
     for other in inventory.of("Application"):
         key = other["metadata"]["name"]
         if wave(other) >= wave(one) and (key in after or groups & set(get_path(OPERATORS, f"order[{key}].groups[]"))):
-            yield f"wave {wave(one)}: not after {key} (wave {wave(other)}), whose kinds or whose start it needs"
+            yield f"wave {wave(one)}: not after {key} (wave {wave(other)}), whose CRDs or pods it needs"
 
 
 @every(of("Application"))
 def application_health(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """An Application counts as healthy as soon as it exists, and waves between Applications wait for nothing."""
+    """An Application counts as healthy as soon as it exists, so waves between Applications have no effect."""
     if wave(one) and HEALTH not in first(inventory.get("ConfigMap", "argocd", "argocd-cm"), "data", {}):
-        yield f"has a wave, and argocd-cm has no {HEALTH}"
+        yield f"has a wave, but argocd-cm has no {HEALTH}"
 
 
 def governed(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[Manifest, Manifest]]]:
-    """Each object at the path of an Application with the project that rules it."""
+    """Yield each object at the path of an Application with the project that controls it."""
     for one in inventory.of("Application"):
         project = inventory.get("AppProject", namespace_of(one), one["spec"]["project"])
         yield from ((each, "", (each, project)) for each in brought(inventory, one) if project)
@@ -138,7 +138,7 @@ def governed(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[Manife
 
 @every(governed)
 def application_right(_: Inventory, pair: tuple[Manifest, Manifest]) -> Iterator[str]:
-    """Argo CD refuses the object: its kind is not on the project's list, or its namespace."""
+    """Argo CD rejects the object: the project does not list its kind or its namespace."""
     one, project = pair
     group = one["apiVersion"].rpartition("/")[0]
     field = "namespaceResourceWhitelist" if namespace_of(one) else "clusterResourceWhitelist"

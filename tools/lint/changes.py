@@ -1,4 +1,4 @@
-"""Finds what an API server would refuse to change, before a rollout stops on it."""
+"""Find changes that the API server would reject, before they stop a rollout."""
 
 import json
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tools.lint.inventory import annotation, first
 from tools.lint.manifests import Finding, Manifest, name
 
-CONSEQUENCE = "The next version stops in the middle of its rollout"
+CONSEQUENCE = "The rollout of the next version stops half-way"
 IMMUTABLE = {
     "Cluster": ("spec.bootstrap.initdb", "spec.storage.storageClass", "spec.walStorage.storageClass"),
     "ClusterRoleBinding": ("roleRef",),
@@ -19,23 +19,23 @@ IMMUTABLE = {
     "StatefulSet": ("spec.selector", "spec.serviceName", "spec.podManagementPolicy", "spec.volumeClaimTemplates"),
     "StorageClass": ("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"),
 }
-"""Fields that stay as they were made, by kind; what CloudNativePG refuses for its Cluster among them."""
+"""Immutable fields by kind, including those of a Cluster that CloudNativePG does not allow to change."""
 
 
 def find_refused(where: str, before: list[Manifest], after: list[Manifest]) -> Iterator[Finding]:
-    """Compare two renders of one kustomization, as if the second were applied over the first."""
+    """Compare two renders of one kustomization, as if the second was applied over the first."""
     old = {(manifest["apiVersion"], name(manifest)): manifest for manifest in before}
     for manifest in after:
         previous = old.get((manifest["apiVersion"], name(manifest)))
-        # Argo CD deletes such a one before it makes it again, so that all of it may change.
+        # Argo CD deletes such a hook before it creates the new one, so every field may change.
         is_replaced = "BeforeHookCreation" in annotation(manifest, "argocd.argoproj.io/hook-delete-policy")
         for path in IMMUTABLE.get(manifest["kind"], ()) if previous and not is_replaced else ():
             if first(previous, path) != first(manifest, path):
-                problem = f"{path} changes, and the API server refuses to change it"
+                problem = f"{path} changes, but it is immutable"
                 yield Finding(where, name(manifest), problem, "immutable", CONSEQUENCE)
 
 
 def with_image(manifests: list[Manifest], old: str, new: str) -> list[Manifest]:
-    """The same objects with another image, wherever it is named: in a name or a label made from it too."""
+    """Return the objects with another image, also in the names and labels that contain the old one."""
     changed: list[Manifest] = json.loads(json.dumps(manifests).replace(old, new))
     return changed

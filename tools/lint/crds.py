@@ -1,7 +1,7 @@
-"""Fetches what the pinned operators publish (`make crds`): their CRDs into $CRDS, their release files into $RELEASES.
+"""Download the pinned operators' CRDs into $CRDS, and their release files into $RELEASES (`make crds`).
 
-Each is checked against a sum, of crds.sha256 or k8s/platform/sums.txt; a different byte is refused. A release file
-without a sum is not fetched: `make platform-sums` records it.
+Each file must match its checksum in crds.sha256 or k8s/platform/sums.txt. A release file without a checksum is not
+downloaded: `make platform-sums` records it.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ SOURCES = {
     "plugin-barman-cloud": "cloudnative-pg/plugin-barman-cloud/v0.14.0/config/crd/bases",
     "prometheus-operator": "prometheus-operator/prometheus-operator/v0.93.0/example/prometheus-operator-crd",
 }
-"""Folder here: repository, tag and folder there."""
+"""Repository, tag and folder of the CRDs, by local folder."""
 
 HOST = "https://raw.githubusercontent.com"
 SUMS = Path(__file__).with_name("crds.sha256")
@@ -30,13 +30,13 @@ PLATFORM = Path(__file__).resolve().parents[2] / "k8s" / "platform"
 
 
 def wanted() -> dict[str, str]:
-    """The sum of each file, by `folder/file`."""
+    """Return the checksum of each file, by `folder/file`."""
     lines = (line.split() for line in SUMS.read_text(encoding="utf-8").splitlines())
     return {path: digest for digest, path in lines}
 
 
 def releases(platform: Path = PLATFORM) -> dict[str, tuple[str, str | None]]:
-    """What the kustomizations take from elsewhere, by `folder/file`: address and sum; no sum where none is known."""
+    """Return the remote files of the kustomizations, by `folder/file`: the address, and the checksum if recorded."""
     lines = (line.split() for line in (platform / "sums.txt").read_text(encoding="utf-8").splitlines())
     sums = {address: digest for digest, address in lines}
     return {
@@ -51,9 +51,9 @@ def is_right(file: Path, digest: str) -> bool:
 
 
 def fetch(folder: Path, files: dict[str, tuple[str, str]]) -> int:
-    """Bring `folder` up to the list of addresses and sums, leaving alone what is right already; the number fetched.
+    """Download the files that are missing in `folder` or have another checksum; return their number.
 
-    Raises `OSError` where a file is unavailable, `ValueError` where it is not the one that was read.
+    Raises `OSError` if a file is unavailable, `ValueError` if a downloaded file has another checksum.
     """
     fetched = 0
     for path, (url, digest) in files.items():
@@ -63,7 +63,7 @@ def fetch(folder: Path, files: dict[str, tuple[str, str]]) -> int:
         with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310  the host is a constant, a test's server apart
             content = response.read()
         if (got := hashlib.sha256(content).hexdigest()) != digest:
-            raise ValueError(f"{url} has the sum {got}, not {digest}: it is not the file this project was checked with")
+            raise ValueError(f"{url} has the checksum {got}, not {digest}: it is not the file that was checked")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
         fetched += 1
@@ -72,13 +72,13 @@ def fetch(folder: Path, files: dict[str, tuple[str, str]]) -> int:
 
 
 def address(path: str, host: str = HOST) -> str:
-    """Where a CRD is published, from its `folder/file`."""
+    """Return the address of a CRD from its `folder/file`."""
     project, _, file = path.partition("/")
     return f"{host}/{SOURCES[project]}/{file}"
 
 
 def main() -> int:
-    """Fetch CRDs into $CRDS, else .cache/crds, and release files into $RELEASES, else .cache/releases."""
+    """Download CRDs into $CRDS (default: .cache/crds) and release files into $RELEASES (default: .cache/releases)."""
     cache = PLATFORM.parents[1] / ".cache"
     known = {path: (url, digest) for path, (url, digest) in releases().items() if digest}
     crds = {path: (address(path), digest) for path, digest in wanted().items()}
@@ -91,7 +91,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for path in releases().keys() - known.keys():
-        print(f"{path} has no recorded sum and was not fetched: `make platform-sums` records it", file=sys.stderr)
+        print(f"{path} has no checksum and was not downloaded: `make platform-sums` records it", file=sys.stderr)
     return 0
 
 

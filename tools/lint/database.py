@@ -1,4 +1,4 @@
-"""PostgreSQL and the service that uses it: what they survive, how they are set, and who may read along."""
+"""Rules for PostgreSQL and the service: availability, backups, settings, and confidentiality."""
 
 import math
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from tools.lint.workloads import quantity, scaled
 
 LEAST_STORAGE = "10Gi"
 RESERVED = 3 + 4
-"""Connections kept back: PostgreSQL's own for superusers, and the operator's."""
+"""Reserved connections: PostgreSQL's for superusers, and the operator's."""
 
 
 @every(of("Cluster"))
 def database_backup(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """Goals of people who found the site by its public name are gone with the cluster, or with a full disk."""
+    """The goals of a public site are lost with the cluster, or with a full disk."""
     issuers = (annotation(gateway, "cert-manager.io/cluster-issuer") for gateway in inventory.of("Gateway"))
     public = any(any(get_path(inventory.get("ClusterIssuer", "", issuer), "spec.acme")) for issuer in issuers)
     scheduled = [each["spec"]["cluster"]["name"] for each in inventory.of("ScheduledBackup")]
     if public and (one["metadata"]["name"] not in scheduled or not any(get_path(one, "spec.plugins[].isWALArchiver"))):
-        yield "no plugin archives its WAL, or no ScheduledBackup names it"
+        yield "no plugin archives its WAL, or no ScheduledBackup refers to it"
     if public and quantity(first(one, "spec.storage.size", "0")) < quantity(LEAST_STORAGE):
         yield f"storage.size is below {LEAST_STORAGE}"
 
@@ -45,45 +45,45 @@ def _replies(cluster: Manifest) -> str:
 
 @every(of("Cluster"))
 def database_instances(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """While the primary is unavailable, the service does not find the standbys that could answer."""
+    """While the primary is unavailable, the service cannot find the standbys that could serve reads."""
     if not _services_of_instances(inventory, one):
-        yield "no headless Service gives the addresses of its instances, and of nothing else, ready or not"
+        yield "no headless Service lists the addresses of exactly its instances, ready or not"
 
 
 @every(of_the_service)
 def standby_reads(inventory: Inventory, one: Container) -> Iterator[str]:
-    """While the primary is unavailable, pages miss acknowledged goals, or standbys that could answer are not asked."""
+    """While the primary is unavailable, pages miss acknowledged goals, or standbys that could serve are not used."""
     asked = _databases(one) if one.serves and one.command == "serve" else []
     for cluster in filter(None, (inventory.get("Cluster", one.pod.namespace, each) for each in asked)):
         if one.variables.get("DB_STANDBY_HOST") not in _services_of_instances(inventory, cluster):
             yield "DB_STANDBY_HOST does not name the headless Service of all instances"
         if one.variables.get("DB_STANDBY_REPLIES") != (needed := _replies(cluster)):
-            yield f"DB_STANDBY_REPLIES has to be {needed}: the standbys less those of each commit, and one"
+            yield f"DB_STANDBY_REPLIES must be {needed}: the standbys, minus the synchronous ones, plus one"
 
 
 @every(of("Cluster"))
 def database_log(_: Inventory, one: Manifest) -> Iterator[str]:
-    """The texts of goals are in PostgreSQL's log, which is kept and read elsewhere than the database."""
+    """The texts of goals appear in PostgreSQL's log, which is stored and read outside the database."""
     for parameter in ("log_parameter_max_length", "log_parameter_max_length_on_error"):
         if first(one, f"spec.postgresql.parameters.{parameter}") != "0":
-            yield f"{parameter} is not 0: parameters of slow and failed statements are logged"
+            yield f"{parameter} is not 0: the parameters of slow or failed statements are logged"
 
 
 @every(of("Cluster"))
 def database_archive(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """Two clusters that archive into one folder ruin both of their backups."""
+    """Two clusters that archive into the same folder corrupt both backups."""
     for other in inventory.of("Cluster"):
         if other is not one and namespace_of(other) == namespace_of(one):
             for store, folder in archives(one) & archives(other):
-                yield f"archives as {folder} in {store}, as {name(other)} does"
+                yield f"archives to {folder} in {store}, as {name(other)} does"
 
 
 @every(of("ScheduledBackup"))
 def backup_schedule(_: Inventory, one: Manifest) -> Iterator[str]:
-    """CloudNativePG counts seconds first: five fields are another time, and often many more backups."""
+    """The first field of CloudNativePG's schedules is seconds: five fields mean another time, or far more backups."""
     schedule = str(first(one, "spec.schedule", ""))
     if not schedule.startswith("@") and len(schedule.split()) != 6:  # noqa: PLR2004  said in the message
-        yield f"schedule {schedule!r} has not six fields, of which seconds are the first"
+        yield f"schedule {schedule!r} does not have six fields, starting with seconds"
 
 
 def archives(cluster: Manifest) -> set[tuple[str, str]]:
@@ -92,7 +92,7 @@ def archives(cluster: Manifest) -> set[tuple[str, str]]:
 
 
 def _databases(one: Container) -> list[str]:
-    """The names of the Clusters whose Secrets it uses."""
+    """Return the names of the Clusters whose Secrets the container uses."""
     mounted = set(get_path(one.spec, "volumeMounts[].name"))
     volumes = [volume for volume in get_path(one.pod.spec, "volumes[]") if volume["name"] in mounted]
     secrets = [*get_path(one.spec, "env[].valueFrom.secretKeyRef.name"), *get_path(volumes, "[].secret.secretName")]
@@ -101,18 +101,18 @@ def _databases(one: Container) -> list[str]:
 
 @every(of_the_service)
 def database_credentials(inventory: Inventory, one: Container) -> Iterator[str]:
-    """The service speaks to one database with the password of another, and is refused."""
+    """The service connects to one database with the password of another, and is rejected."""
     clusters = _databases(one)
     if len(clusters) > 1:
-        yield f"its secrets are of several databases: {', '.join(clusters)}"
+        yield f"its Secrets belong to several databases: {', '.join(clusters)}"
     for cluster in clusters:
         if inventory.get("Cluster", one.pod.namespace, cluster) is None:
-            yield f"no Cluster makes the password it uses ({cluster}); two copies must be kept the same by hand"
+            yield f"no Cluster creates the password that it uses ({cluster}); two copies must be kept equal by hand"
 
 
 @every(of_the_service)
 def database_tls(_: Inventory, one: Container) -> Iterator[str]:
-    """Anyone between service and database reads the password, or is the database."""
+    """Anyone between the service and the database can read the password, or impersonate the database."""
     given = one.variables
     if "DB_HOST" in given and (given.get("SSL") != "verify-full" or not given.get("DB_CA_FILE")):
         yield "SSL=verify-full and DB_CA_FILE are not set"
@@ -120,7 +120,7 @@ def database_tls(_: Inventory, one: Container) -> Iterator[str]:
 
 @every(of("Cluster"))
 def connections(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """At the highest load the last pods get no connection, and a rollout stops half-way."""
+    """At the highest load the last pods get no connections, and a rollout stops half-way."""
     offered = int(first(one, "spec.postgresql.parameters.max_connections", 100))
     for _, _, (scaler, target) in scaled(inventory):
         most, surge = scaler["spec"]["maxReplicas"], str(first(target, "spec.strategy.rollingUpdate.maxSurge", "25%"))

@@ -1,4 +1,4 @@
-"""What the service's containers are configured by, checked against the settings in its code."""
+"""Rules for the environment of the service's containers, checked against the settings in the service's code."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tools.lint.service import SETTINGS, problem
 
 @every(of_the_service)
 def setting(_: Inventory, one: Container) -> Iterator[str]:
-    """The variable is ignored in silence, or the service refuses to start."""
+    """The variable is silently ignored, or the service fails to start."""
     settings, given = SETTINGS, {key: value for key, value in one.variables.items() if value is not None}
     if unknown := one.variables.keys() - settings.keys():
         yield f"the service has no setting {', '.join(sorted(unknown))}"
@@ -32,7 +32,7 @@ def setting(_: Inventory, one: Container) -> Iterator[str]:
 
 @every(of_the_service)
 def service_links(inventory: Inventory, one: Container) -> Iterator[str]:
-    """Kubernetes puts NAME_PORT=tcp://… of each Service into the environment, over a setting of that name."""
+    """Kubernetes sets NAME_PORT=tcp://… for each Service, which overrides a setting of the same name."""
     names = [each["metadata"]["name"] for each in inventory.of("Service") if namespace_of(each) == one.pod.namespace]
     links = {f"{name.upper().replace('-', '_')}_PORT" for name in names} & SETTINGS.keys()
     if one.pod.spec.get("enableServiceLinks", True) and links:
@@ -41,7 +41,7 @@ def service_links(inventory: Inventory, one: Container) -> Iterator[str]:
 
 @every(of_the_service)
 def migration(_: Inventory, one: Container) -> Iterator[str]:
-    """The service starts on a schema it does not know, and is never ready."""
+    """The service starts with a schema that it does not support, and never becomes ready."""
     steps = get_path(one.pod.spec, "initContainers[].args[]")
     if one.serves and one.command not in {"migrate", "check-restore"} and "migrate" not in steps:
         yield "no init container migrates the database before the service starts"

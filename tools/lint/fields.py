@@ -1,4 +1,4 @@
-"""What a field must say wherever it stands, as one table; Pod Security `restricted` is part of it, as it is published.
+"""A table of required field values, which includes the published Pod Security Standard `restricted`.
 
 https://kubernetes.io/docs/concepts/security/pod-security-standards/
 """
@@ -15,14 +15,14 @@ from tools.lint.rules import Things, containers, enter, of, pods
 
 
 class Demand(NamedTuple):
-    """A test of a value (None where it is not set), and what it asks for in words."""
+    """A test of a value (None if it is not set), and its description."""
 
     is_met: Callable[[Any], bool]
     words: str
 
 
 class Row(NamedTuple):
-    """Whose field, by its path, must say what; every value counts where the path leads to several."""
+    """The objects, the path of a field, and the demand that all values at that path must meet."""
 
     rule: str
     things: Things[Manifest]
@@ -41,7 +41,7 @@ def having(value: str) -> Demand:
 
 
 def at_most(most: float) -> Demand:
-    """A time in seconds, or one with its unit."""
+    """Demand an upper limit for a duration, which is in seconds or has a unit."""
 
     def is_met(value: object) -> bool:
         try:
@@ -56,7 +56,7 @@ OFF = Demand(lambda value: not value, "unset or false")
 FALSE = Demand(lambda value: value is False, "false")
 TRUE = Demand(lambda value: value is True, "true")
 SET = Demand(lambda value: value is not None, "set")
-MADE = Demand(lambda value: not value, "left to an operator to fill")
+MADE = Demand(lambda value: not value, "left for an operator to set")
 
 
 def pod_specs(inventory: Inventory) -> Iterator[tuple[Manifest, str, Manifest]]:
@@ -64,24 +64,24 @@ def pod_specs(inventory: Inventory) -> Iterator[tuple[Manifest, str, Manifest]]:
 
 
 def container_specs(inventory: Inventory) -> Iterator[tuple[Manifest, str, Manifest]]:
-    """Containers, with `effective`: what each says of its security, or else its pod."""
+    """Yield containers; `effective` is the security context of the container merged over that of its pod."""
     for one, where, (pod, spec, _) in containers(inventory):
         effective = {**first(pod.spec, "securityContext", {}), **first(spec, "securityContext", {})}
         yield one, where, {**spec, "effective": effective}
 
 
 CONSEQUENCES = {
-    "pod-security": "The namespace refuses the pod; where it does not, an intruder in it holds the node",
-    "hardening": "An intruder writes programs into the container and asks the API server with its token",
-    "pull-policy": "A registry that is down stops pods from starting whose image is already there",
-    "resources": "A node is packed until the kernel kills what it likes; the autoscaler has no number to start from",
-    "secret-in-git": "Anyone who reads the repository has the password, and a second place must be changed with it",
-    "argocd-insecure": "Argo CD's sessions and passwords cross the cluster's network in the clear",
-    "database-quorum": "A commit that was answered is lost with its node, or the whole database with one node",
-    "database-failover": "A failover takes longer than writes wait, or a standby that answers reads falls behind",
-    "database-plain": "A client that asks for no TLS is served, and the password is read on the way",
-    "monitor-label": "Prometheus does not see the monitor or rule and says nothing; its alerts never fire",
-    "application-apply": "The sync fails: a large CRD or dashboard is too long for a client-side apply's annotation",
+    "pod-security": "The namespace rejects the pod, or an intruder in the pod can take over the node",
+    "hardening": "An intruder can write programs to the container and use its token for the API server",
+    "pull-policy": "Pods whose image is already on the node do not start while the registry is down",
+    "resources": "A node is overcommitted until the kernel kills processes; the autoscaler has no baseline",
+    "secret-in-git": "Anyone who can read the repository has the password, and each change needs a second place",
+    "argocd-insecure": "Argo CD's sessions and passwords are sent unencrypted over the cluster's network",
+    "database-quorum": "The loss of one node can lose an acknowledged commit, or the whole database",
+    "database-failover": "A failover takes longer than writes wait, or a standby that serves reads falls behind",
+    "database-plain": "A client can connect without TLS, and its password can be read in transit",
+    "monitor-label": "Prometheus silently ignores the monitor or rule; its alerts never fire",
+    "application-apply": "The sync fails: a large CRD or dashboard exceeds the annotation of a client-side apply",
 }
 
 ISOLATED = ("RuntimeDefault", "Localhost")
@@ -98,12 +98,12 @@ HANDLERS = "livenessProbe readinessProbe startupProbe lifecycle.postStart lifecy
 RESTRICTED = [
     *((pod_specs, field, OFF) for field in ("hostNetwork", "hostPID", "hostIPC")),
     (pod_specs, "securityContext.sysctls[].name", one_of(None, *SYSCTLS)),
-    (pod_specs, "volumes[]", Demand(lambda one: (one or {}).keys() - {"name"} <= VOLUMES, "nothing of the node's")),
+    (pod_specs, "volumes[]", Demand(lambda one: (one or {}).keys() - {"name"} <= VOLUMES, "of an allowed type")),
     *(
         (things, f"securityContext.{path}", demand)
         for things in (pod_specs, container_specs)
         for path, demand in (
-            ("runAsUser", Demand(lambda user: user != 0, "another than root")),
+            ("runAsUser", Demand(lambda user: user != 0, "a user other than root")),
             ("seccompProfile.type", one_of(None, *ISOLATED)),
             ("appArmorProfile.type", one_of(None, *ISOLATED)),
             ("seLinuxOptions.type", SELINUX),
@@ -149,7 +149,7 @@ FIELDS = [
         "spec.resources",
         Demand(
             lambda one: first(one, "requests.memory", "") == first(one, "limits.memory"),
-            "the same for request and limit of memory, or its pods are killed before others",
+            "equal for the request and the limit of memory, or its pods are killed before others",
         ),
     ),
     *(
@@ -173,13 +173,13 @@ def find_unmet(_: Inventory, asked: tuple[Row, Manifest]) -> Iterator[str]:
     row, thing = asked
     for value in list(get_path(thing, row.path)) or [None]:
         if not row.demand.is_met(value):
-            # Of a mapping the keys alone: it may be a Secret's.
-            said = f"holds {', '.join(value)}" if isinstance(value, dict) else f"is {json.dumps(value)}"
+            # Print only the keys of a mapping: it may belong to a Secret.
+            said = f"has {', '.join(value)}" if isinstance(value, dict) else f"is {json.dumps(value)}"
             yield f"{row.path} {'is not set' if value is None else said}; it must be {row.demand.words}"
 
 
 def asked_by(rule: str, inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[Row, Manifest]]]:
-    """Each row of a rule with each thing that it asks something of."""
+    """Yield each row of a rule with each object that it applies to."""
     for row in FIELDS:
         if row.rule == rule:
             yield from ((one, where, (row, thing)) for one, where, thing in row.things(inventory))

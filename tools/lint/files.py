@@ -1,4 +1,4 @@
-"""Reads files that somebody tries out. What cannot be read as Kubernetes reads it is named, and never guessed."""
+"""Read a user's files. Anything that Kubernetes might read differently is reported, and never guessed."""
 
 import re
 from collections.abc import Iterable
@@ -31,16 +31,16 @@ KINDS = {
     "rbac.authorization.k8s.io": "Role RoleBinding",
     "storage.k8s.io": "StorageClass",
 }
-"""What the platform is made of, by API group, and what its rules speak of: of other kinds they know too little."""
+"""The kinds of the platform, by API group; the rules do not cover other kinds."""
 
 _READ_IN_TWO_WAYS = re.compile(
     r"""
-    [yYnN]                                           # a boolean to some
-    | [-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?   # 12:30 is 750 to some
+    [yYnN]                                           # some parsers read a boolean
+    | [-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?   # some parsers read 12:30 as 750
     | [-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+ # 1e3
     | [-+]?[0-9]+_[0-9_]*                            # 1_000
-    | 0o[0-7]+ | 0[0-9]*[89][0-9]*                   # octal, or not
-    | [-+]?\.(inf|Inf|INF) | \.(nan|NaN|NAN)         # no JSON
+    | 0o[0-7]+ | 0[0-9]*[89][0-9]*                   # octal or decimal
+    | [-+]?\.(inf|Inf|INF) | \.(nan|NaN|NAN)         # not valid in JSON
     """,
     re.VERBOSE,
 )
@@ -48,7 +48,7 @@ _TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int"
 
 
 class _Loader(yaml.CSafeLoader):
-    """Refuses what Kubernetes refuses, and what readers of YAML 1.1 and 1.2 take for different things."""
+    """Rejects what Kubernetes rejects, and what parsers of YAML 1.1 and 1.2 read differently."""
 
 
 def _refuse(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
@@ -57,7 +57,7 @@ def _refuse(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
 
 def _read_scalar(loader: _Loader, node: yaml.ScalarNode) -> Any:
     if not node.style and _READ_IN_TWO_WAYS.fullmatch(node.value):
-        raise _refuse(node, f"{node.value} is not read alike by all: put it in quotes, or write it out")
+        raise _refuse(node, f"{node.value} is ambiguous in YAML: put it in quotes, or write it out")
     return yaml.CSafeLoader.yaml_constructors[node.tag](loader, node)
 
 
@@ -69,12 +69,12 @@ def _read_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
     seen = set()
     for key, _ in node.value:
         if key.tag not in {"tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"}:
-            raise _refuse(key, f"the key {getattr(key, 'value', '')!s:.40} is no text: put it in quotes")
+            raise _refuse(key, f"the key {getattr(key, 'value', '')!s:.40} is not a string: put it in quotes")
         if key.value in seen:
-            raise _refuse(key, f"the key {key.value} is there twice")
+            raise _refuse(key, f"duplicate key {key.value}")
         seen.add(key.value)
     loader.flatten_mapping(node)
-    # A null is a field that is not set.
+    # A null means that the field is not set.
     given = loader.construct_mapping(node, deep=True)
     return {str(key): value for key, value in given.items() if value is not None}
 
@@ -93,7 +93,7 @@ _Loader.yaml_constructors = {
 
 
 def read_file(file: Path) -> list[Manifest]:
-    """The objects of a file; a `ValueError` of one line names the file and what is not supported in it."""
+    """Return the objects of a file; raise `ValueError` with one line that names the file and what is not supported."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
         documents = list(yaml.load_all(text, _Loader))
@@ -110,7 +110,7 @@ def read_file(file: Path) -> list[Manifest]:
         raise ValueError(f"{file}: is nested too deeply") from None
     objects = [one for one in documents if one is not None]
     if not objects:
-        raise ValueError(f"{file}: holds no object")
+        raise ValueError(f"{file}: contains no object")
     for number, one in enumerate(objects, 1):
         if problem := _find_unsupported(one):
             raise ValueError(f"{file}: object {number}: {problem}")
@@ -125,7 +125,7 @@ def _find_unsupported(one: Any) -> str:
         return "has no apiVersion and kind"
     group = version.rpartition("/")[0]
     if kind not in KINDS.get(group, "").split():
-        return f"{version} {kind} is no kind that the platform uses, so nothing is known of it"
+        return f"{version} {kind} is not a kind that the platform uses, so no rules cover it"
     if not isinstance(metadata, dict) or not isinstance(metadata.get("name"), str) or not metadata["name"]:
         return f"{kind} has no metadata.name (a generateName is not supported)"
     return ""

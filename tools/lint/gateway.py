@@ -1,4 +1,4 @@
-"""Routes, listeners, grants, policies and certificates: who is let in where, and what answers there."""
+"""Rules for routes, listeners, grants, policies and certificates."""
 
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -14,7 +14,7 @@ TLS_PORTS = frozenset({"443", "8443"})
 
 
 class Attachment(NamedTuple):
-    """A parentRef: the Gateway it names, if it is there, the listeners it means, and those of them that admit it."""
+    """A parentRef: its Gateway, if that exists, the listeners that it refers to, and those of them that admit it."""
 
     route: Manifest
     reference: Manifest
@@ -54,37 +54,37 @@ def attachments(inventory: Inventory) -> Iterator[tuple[Manifest, str, Attachmen
 
 @every(attachments)
 def admission(_: Inventory, one: Attachment) -> Iterator[str]:
-    """The listener refuses routes of that namespace; only its allowedRoutes consents, not a ReferenceGrant."""
+    """The listener rejects routes of that namespace; only its allowedRoutes can admit them, not a ReferenceGrant."""
     if one.gateway and not one.admitting:
-        yield f"{name(one.gateway)}: no listener it means admits routes of namespace {namespace_of(one.route)}"
+        yield f"{name(one.gateway)}: no selected listener admits routes of namespace {namespace_of(one.route)}"
 
 
 @every(attachments)
 def section_name(_: Inventory, one: Attachment) -> Iterator[str]:
-    """The route is served over plain http too: passwords and cookies travel in the clear."""
+    """The route is also served over plain HTTP: passwords and cookies are sent unencrypted."""
     if "sectionName" not in one.reference and one.protocols > {"HTTP"}:
-        yield "parentRefs has no sectionName, and the gateway listens without TLS as well"
+        yield "parentRefs has no sectionName, and the gateway also has a listener without TLS"
 
 
 @every(attachments)
 def plain_route(_: Inventory, one: Attachment) -> Iterator[str]:
-    """A user who types the address without https talks to the service in the clear."""
+    """A user who types the address without https sends requests to the service unencrypted."""
     secured = "HTTPS" in get_path(one.gateway, "spec.listeners[].protocol")
     if secured and one.protocols == {"HTTP"} and any(get_path(one.route, "spec.rules[].backendRefs[]")):
-        yield "leads from a listener without TLS to a Service"
+        yield "routes requests from a listener without TLS to a Service"
 
 
 @every(attachments)
 def hostname(_: Inventory, one: Attachment) -> Iterator[str]:
-    """A host outside the listener's is dropped from the route in silence, and answers 404."""
+    """A host that does not match the listener's is silently dropped from the route, and requests for it get 404."""
     for host in get_path(one.route, "spec.hostnames[]"):
         if one.admitting and not any(fnmatchcase(host, each.get("hostname", host)) for each in one.admitting):
-            yield f"no listener it is attached to has the host {host}"
+            yield f"no listener of this route has the host {host}"
 
 
 @every(of("Gateway"))
 def redirect(inventory: Inventory, gateway: Manifest) -> Iterator[str]:
-    """A user who types the address without https gets nothing, or the page in the clear."""
+    """A user who types the address without https gets no page, or gets it unencrypted."""
     redirecting = [
         listener
         for route, _, one in attachments(inventory)
@@ -94,57 +94,57 @@ def redirect(inventory: Inventory, gateway: Manifest) -> Iterator[str]:
     for listener in get_path(gateway, "spec.listeners[]"):
         secured = "HTTPS" in get_path(gateway, "spec.listeners[].protocol")
         if listener["protocol"] == "HTTP" and secured and listener not in redirecting:
-            yield f"listener {listener['name']}: no route there redirects to https"
+            yield f"listener {listener['name']}: no route redirects to https"
 
 
 @every(attachments)
 def redirect_hostnames(_: Inventory, one: Attachment) -> Iterator[str]:
-    """NGINX makes a server of its own for the ACME solver's name, without the redirect: http answers 404 meanwhile."""
+    """NGINX creates a separate server for the ACME solver's host, without the redirect: http then answers 404."""
     redirects = "https" in get_path(one.route, "spec.rules[].filters[].requestRedirect.scheme")
     if redirects and not any(get_path(one.route, "spec.hostnames[]")):
-        yield "redirects to https and lists no hostnames"
+        yield "redirects to https but lists no hostnames"
 
 
 @every(of("NginxProxy"))
 def graceful_stop(_: Inventory, one: Manifest) -> Iterator[str]:
-    """The data plane's entrypoint answers TERM with a fast stop: each replaced pod cuts the requests it holds."""
+    """The data plane's entrypoint stops NGINX fast on TERM: each replaced pod cuts off its requests."""
     if "nginx -s quit" not in str(first(one, "spec.kubernetes.deployment.container.lifecycle.preStop", "")):
-        yield "its preStop does not let NGINX finish (nginx -s quit)"
+        yield "its preStop hook does not let NGINX finish its requests (nginx -s quit)"
 
 
 @every(links("backend"))
 def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """Argo CD's page and command line lose each stream that was silent for 60 s."""
+    """Argo CD's page and command line lose each stream that is silent for 60 s."""
     policies = [one for one in inventory.of("ProxySettingsPolicy") if namespace_of(one) == namespace_of(link.source)]
     if link.target[2] == "argocd-server" and "1h" not in get_path(policies, "[].spec.timeout.read"):
-        yield f"no ProxySettingsPolicy lets a stream of {link} be silent for 1h"
+        yield f"no ProxySettingsPolicy allows a stream of {link} to be silent for 1h"
 
 
 @every(links("backend"))
 def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """The service answers http with a redirect to https, round and round, or https is spoken to by http and refused."""
+    """The service redirects plain HTTP to https in a loop, or rejects plain HTTP on its TLS port."""
     offered = TLS_PORTS & (inventory.keys(*link.target) or frozenset()) if link.source["kind"] == "HTTPRoute" else set()
     policies = (target for one in inventory.of("BackendTLSPolicy") for _, target, _ in references(one, "reference"))
     if offered and not offered & {*link.keys}:
-        yield f"goes to port {', '.join(link.keys)} of {link}, which has TLS on {min(offered)}"
+        yield f"uses port {', '.join(link.keys)} of {link}, which offers TLS on {min(offered)}"
     elif offered and link.target not in policies:
-        yield f"no BackendTLSPolicy makes the gateway speak TLS to {link}"
+        yield f"no BackendTLSPolicy makes the gateway use TLS to {link}"
 
 
 @every(links("configuration"))
 def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """The gateway refuses the backend's certificate and answers 502."""
+    """The gateway rejects the backend's certificate and answers 502."""
     host, maker = first(link.source, "spec.validation.hostname"), inventory.get(*link.target)
     if host and maker and maker["kind"] == "Certificate" and host not in get_path(maker, "spec.dnsNames[]"):
         yield f"expects the name {host}, which {name(maker)} does not have"
 
 
 crossings = links("backend", "listener-certificate")
-"""What a namespace must have consented to where another refers to it."""
+"""References that need a ReferenceGrant if they cross namespaces."""
 
 
 def grants(inventory: Inventory, link: Reference) -> Iterator[Manifest]:
-    """The ReferenceGrants that allow it to cross namespaces."""
+    """Yield the ReferenceGrants that allow a reference to cross namespaces."""
     kind, namespace, named = link.target
     source = (link.source["kind"], namespace_of(link.source))
     for one in inventory.of("ReferenceGrant") if namespace != namespace_of(link.source) else ():
@@ -156,21 +156,21 @@ def grants(inventory: Inventory, link: Reference) -> Iterator[Manifest]:
 
 @every(crossings)
 def grant(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """The gateway refuses to follow a reference into a namespace that has not consented, and answers 500."""
+    """The gateway does not follow a reference into a namespace without a ReferenceGrant, and answers 500."""
     if link.target[1] != namespace_of(link.source) and not any(grants(inventory, link)):
-        yield f"refers to {link}, and no ReferenceGrant there allows it"
+        yield f"refers to {link}, but no ReferenceGrant there allows it"
 
 
 @every(of("ReferenceGrant"))
 def unused_grant(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """A door that nobody uses stays open for anyone who finds it."""
+    """An unused permission stays open to misuse."""
     if not any(one is used for _, _, link in crossings(inventory) for used in grants(inventory, link)):
-        yield "no object of the namespaces it lets in refers to anything here"
+        yield "no object of the namespaces that it allows refers to anything here"
 
 
 @every(of("ClusterIssuer", "Issuer"))
 def acme_solver(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
-    """The challenge's route meets https listeners or a redirect, and no certificate is ever issued."""
+    """The challenge's route is attached to https listeners or is redirected, and no certificate is ever issued."""
     for solver in get_path(issuer, "spec.acme.solvers[].http01.gatewayHTTPRoute"):
         if solver.get("serviceType") != "ClusterIP":
             yield "serviceType is not ClusterIP: the solver opens a port on every node"
@@ -179,19 +179,19 @@ def acme_solver(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
             if "sectionName" not in reference:
                 yield "the solver's parentRef has no sectionName"
             elif found.protocols != {"HTTP"}:
-                yield f"the solver's sectionName {reference['sectionName']} is no plain listener that admits it"
+                yield f"the solver's sectionName {reference['sectionName']} is not an HTTP listener that admits it"
 
 
 @every(of("ClusterIssuer", "Issuer"))
 def acme_staging(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
-    """Let's Encrypt allows few certificates a week; the first mistakes use them up, and https is down for days."""
+    """Let's Encrypt limits certificates per week; a few mistakes can exhaust the limit, and https is down for days."""
     servers = list(get_path([*inventory.of("ClusterIssuer", "Issuer")], "[].spec.acme.server"))
     if "letsencrypt" in first(issuer, "spec.acme.server", "") and not any("staging" in server for server in servers):
-        yield "there is no issuer of the staging server to try first"
+        yield "no issuer uses the staging server, which should be tried first"
 
 
 def fields(value: Any, path: str = "") -> Iterator[str]:
-    """The paths of what a policy sets."""
+    """Yield the paths of the fields that a policy sets."""
     for key, one in value.items() if isinstance(value, dict) else ():
         if key not in {"targetRef", "targetRefs"}:
             yield from fields(one, f"{path}{key}.") if isinstance(one, dict) else (f"{path}{key}",)
@@ -199,7 +199,7 @@ def fields(value: Any, path: str = "") -> Iterator[str]:
 
 @rule
 def policy_overlap(inventory: Inventory) -> Findings:
-    """NGINX Gateway Fabric refuses the policy (TargetConflict): limits and time-outs are not in force."""
+    """NGINX Gateway Fabric rejects the policy (TargetConflict): its limits and timeouts do not apply."""
     setters: dict[tuple[str, ...], Manifest] = {}
     seen: dict[tuple[str, ...], Manifest] = {}
     ruled = set()
@@ -207,15 +207,15 @@ def policy_overlap(inventory: Inventory) -> Findings:
         if policy["apiVersion"].startswith("gateway.nginx.org/") and "Policy" in policy["kind"]:
             for _, target, _ in references(policy, "reference"):
                 ruled.add(target)
-                # Those that set different fields are merged.
+                # Policies that set different fields are merged.
                 for field in fields(policy["spec"]):
                     other = setters.setdefault((policy["kind"], *target, field), policy)
                     if other is not policy:
-                        yield policy, f"{name(other)} sets {field} of the same target"
+                        yield policy, f"{name(other)} also sets {field} of the same target"
     for route, _, one in attachments(inventory):
         for host in get_path(route, "spec.hostnames[]"):
             for path in get_path(route, "spec.rules[].matches[].path.value"):
                 other = seen.setdefault((one.reference.get("sectionName", ""), host, path), route)
                 pair = {(each["kind"], namespace_of(each), each["metadata"]["name"]) for each in (route, other)}
                 if other is not route and pair & ruled:
-                    yield route, f"shares {host}{path} with {name(other)}, and one of them has a policy"
+                    yield route, f"shares {host}{path} with {name(other)}, and a policy targets one of them"

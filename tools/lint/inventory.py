@@ -1,4 +1,4 @@
-"""What a set of manifests puts into a cluster, with what operators make of it: one thing is found from another."""
+"""The objects that a set of manifests, and operators because of them, create in a cluster, and how to look them up."""
 
 import functools
 import re
@@ -19,11 +19,11 @@ CNPG_APP = frozenset(
 CERTIFICATE = frozenset({"tls.crt", "tls.key", "ca.crt"})
 PARTS = ("spec.listeners[].name", "spec.listeners[].port", "spec.ports[].name", "spec.ports[].port")
 ANY = None
-"""Keys that only the cluster knows."""
+"""Stands for keys that only the cluster can determine."""
 
 
 class Pod(NamedTuple):
-    """What a workload starts, or an operator in its stead: `manifest` asks for it, `spec` is empty for operators'."""
+    """The pods of a workload or an operator: `manifest` requests them, `spec` is empty if an operator creates them."""
 
     name: str
     namespace: str
@@ -34,7 +34,7 @@ class Pod(NamedTuple):
 
 
 class Container(NamedTuple):
-    """A container of a workload's pod with its environment; no value for what only the cluster knows."""
+    """A container of a workload's pod with its environment; a value is None if only the cluster can determine it."""
 
     pod: Pod
     spec: Manifest
@@ -42,17 +42,17 @@ class Container(NamedTuple):
 
     @property
     def is_ours(self) -> bool:
-        """Tell whether it runs the service."""
+        """Return whether it runs the service."""
         return is_service(self.spec.get("image", ""))
 
     @property
     def serves(self) -> bool:
-        """Tell whether it runs as long as its pod, and not before."""
+        """Return whether it runs as long as its pod, unlike an init container."""
         return self.spec in self.pod.spec["containers"]
 
     @property
     def command(self) -> str:
-        """What our image is asked to do."""
+        """The command for our image."""
         return str(next(iter(self.spec.get("args", ())), "serve"))
 
 
@@ -62,7 +62,7 @@ def _steps(path: str) -> list[str]:
 
 
 def get_path(value: Any, *paths: str) -> Iterator[Any]:
-    """Every value at paths such as `spec.rules[].backendRefs[]` or `data[a.key]`; nothing where a part is missing."""
+    """Yield each value at paths such as `spec.rules[].backendRefs[]` or `data[a.key]`; missing parts yield nothing."""
     for path in paths:
         found = [value]
         for step in _steps(path):
@@ -75,12 +75,12 @@ def get_path(value: Any, *paths: str) -> Iterator[Any]:
 
 
 def first(value: Any, path: str, default: Any = None) -> Any:
-    """The first value at a path."""
+    """Return the first value at a path."""
     return next(get_path(value, path), default)
 
 
 def namespace_of(manifest: Manifest) -> str:
-    """The namespace it lands in; empty where its kind has none."""
+    """Return the namespace of an object; empty if its kind is cluster-scoped."""
     return "" if manifest["kind"] in SPACELESS else str(first(manifest, "metadata.namespace", "default"))
 
 
@@ -89,7 +89,7 @@ def annotation(manifest: Manifest, key: str) -> str:
 
 
 def matches(selector: Manifest, labels: dict[str, str]) -> bool:
-    """A label selector, as Kubernetes reads it: an empty one matches everything."""
+    """Return whether a label selector matches, as in Kubernetes: an empty one matches everything."""
     operators: dict[str, Callable[[str, Any], bool]] = {
         "In": lambda key, values: labels.get(key) in values,
         "NotIn": lambda key, values: labels.get(key) not in values,
@@ -102,7 +102,7 @@ def matches(selector: Manifest, labels: dict[str, str]) -> bool:
 
 
 def template(manifest: Manifest) -> Manifest:
-    """The pod template of a workload."""
+    """Return the pod template of a workload."""
     if manifest["kind"] == "Pod":
         return manifest
     path = "spec.jobTemplate.spec.template" if manifest["kind"] == "CronJob" else "spec.template"
@@ -114,7 +114,7 @@ def containers(spec: Manifest) -> list[Manifest]:
 
 
 def _secrets(one: Manifest, name: str, spec: Manifest) -> Iterator[tuple[str, frozenset[str] | None]]:
-    """The Secrets that an object is, or that an operator makes for it, with their keys."""
+    """Yield the Secrets that an object is, or that an operator creates for it, with their keys."""
     match one["kind"]:
         case "Secret":
             yield name, frozenset({*one.get("data", {}), *one.get("stringData", {})}) or ANY
@@ -140,7 +140,7 @@ def _secrets(one: Manifest, name: str, spec: Manifest) -> Iterator[tuple[str, fr
 
 
 class Inventory:
-    """The objects of some renders, and what exists because of them."""
+    """The objects of some renders, and those that exist because of them."""
 
     def __init__(
         self,
@@ -149,14 +149,14 @@ class Inventory:
         limits: Mapping[str, float] = LIMITS,
         refused: frozenset[tuple[str, str, str]] = frozenset(),
     ) -> None:
-        """Objects by the name of what they come from; `operators` narrows those that are installed.
+        """Take the objects by the name of their source; `operators` limits which operators are installed.
 
-        `limits` are those of the service. `refused` are kind, namespace and name of objects that are there but say
-        nothing that can be relied on.
+        `limits` are those of the service. `refused` are kind, namespace and name of objects that exist but are
+        invalid, so their fields are not used.
         """
         self.limits = limits
         self.refused = refused
-        # Some kinds may leave their spec out.
+        # Some kinds may omit their spec.
         given: list[tuple[str, Manifest]] = [
             (where, {"spec": {}, **one}) for where, manifests in renders.items() for one in manifests
         ]
@@ -170,24 +170,24 @@ class Inventory:
         self.operators = [one for one in OPERATORS["pods"] if operators is None or one["from"] in operators]
 
     def origin(self, manifest: Manifest) -> str:
-        """What it was rendered from; empty for what an operator brings."""
+        """Return the source that an object was rendered from; empty if an operator creates it."""
         return self._origins.get(id(manifest), "")
 
     def may_run_more(self, namespace: str) -> bool:
-        """Tell whether there are pods of which nothing is known, as their workload would be refused."""
+        """Return whether the namespace may have unknown pods, because a workload is invalid."""
         return any(kind in WORKLOADS and where == namespace for kind, where, _ in self.refused)
 
     def of(self, *kinds: str) -> Iterator[Manifest]:
         return (one for one in self.objects if one["kind"] in kinds)
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
-        """The object itself; for a Secret the one that it comes from."""
+        """Return the object; for a Secret, the object that creates it."""
         if kind == "Secret":
             return self._secrets.get((namespace, name), (None, ANY))[0]
         return self.known.get((kind, "" if kind in SPACELESS else namespace, name))
 
     def keys(self, kind: str, namespace: str, name: str) -> frozenset[str] | None:
-        """What can be asked for: a Secret's or ConfigMap's keys, a Gateway's listeners, a Service's ports."""
+        """Return what others can refer to: a Secret's or ConfigMap's keys, a Gateway's listeners, a Service's ports."""
         found = self.get(kind, namespace, name)
         match kind:
             case "Secret":
@@ -200,7 +200,7 @@ class Inventory:
 
     @functools.cached_property
     def namespaces(self) -> dict[str, dict[str, str]]:
-        """Labels by name, the name's own label included; a namespace that only its objects mention has no other."""
+        """Labels by namespace, including the label with its name; a namespace without a manifest has only that one."""
         found = {namespace_of(one): {} for one in self.objects if namespace_of(one)} | {
             one["namespace"]: {} for one in self.operators
         }
@@ -228,7 +228,7 @@ class Inventory:
 
     @functools.cached_property
     def containers(self) -> list[Container]:
-        """The containers of those."""
+        """The containers of the workloads."""
         found = []
         for pod in self.workloads:
             for one in containers(pod.spec):
@@ -249,7 +249,7 @@ class Inventory:
             labels = first(one, "spec.inheritedMetadata.labels", {}) | {
                 "cnpg.io/cluster": first(one, "spec.cluster.name", name),
                 "cnpg.io/podRole": "pooler" if pooler else "instance",
-                "cnpg.io/instanceRole": "primary",  # one of them; no policy asks for a standby
+                "cnpg.io/instanceRole": "primary",  # true for one instance; no policy selects standbys
                 "cnpg.io/poolerName" if pooler else "cnpg.io/instanceName": name,
             }
             ports = (
@@ -272,7 +272,7 @@ class Inventory:
         return found
 
     def policies(self, pod: Pod, direction: str) -> list[Manifest]:
-        """The network policies that rule what comes to a pod (ingress) or goes from it (egress)."""
+        """Return the network policies for the connections to a pod (ingress) or from it (egress)."""
         key = (pod.namespace, pod.name, direction)
         if key not in self._policies:
             self._policies[key] = [
@@ -290,7 +290,7 @@ class Inventory:
 
     @functools.cached_property
     def _secrets(self) -> dict[tuple[str, str], tuple[Manifest, frozenset[str] | None]]:
-        """What each Secret comes from, and its keys."""
+        """The object that creates each Secret, and the Secret's keys."""
         return {
             (namespace_of(one), secret): (one, keys)
             for one in [*OPERATORS["objects"], *self.objects]
@@ -298,7 +298,7 @@ class Inventory:
         }
 
     def targets(self, service: Manifest, port: Manifest) -> list[tuple[Pod, int]]:
-        """The pods and their ports that one port of a Service leads to."""
+        """Return the pods and their ports that one port of a Service forwards to."""
         target = port.get("targetPort", port["port"])
         return [
             (pod, number)

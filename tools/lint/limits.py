@@ -1,4 +1,4 @@
-"""The arithmetic of time: each layer waits a little longer than the one behind it, in code, gateway and compose."""
+"""Rules for timeouts: each layer must wait a little longer than the one behind it, in code, gateway and compose."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -33,22 +33,22 @@ ORDER = {
     "keepalive_timeout": ["keepalive_timeout < keep_alive"],
     "proxy_read_timeout": ["gateway_patience <= proxy_read_timeout <= gateway_patience"],
 }
-"""What must be below (`<`) or at most (`<=`) what, by where it is said: limits of code, fields of policies."""
+"""Which limit must be below (`<`) or at most (`<=`) which, by their place: limits of code, fields of policies."""
 
 NGINX = {"keepalive_timeout": r"upstream\s+\S+\s*\{([^}]*)\}", "proxy_read_timeout": r"((?s:.+))"}
-"""Directives of nginx, and the blocks in which they count."""
+"""Directives of nginx, and the blocks in which they apply."""
 
 GATEWAYS_DEFAULT = 60.0
-"""What nginx waits where nothing is said."""
+"""nginx's default timeout, in seconds."""
 
 
 def seconds(text: Any) -> float:
-    """A duration such as 1m30s, 500ms or 4; raises `ValueError` for anything else."""
+    """Return a duration such as 1m30s, 500ms or 4 in seconds; raise `ValueError` for anything else."""
     return float(text) if re.fullmatch(r"[0-9.]+", str(text)) else parse_duration(text)
 
 
 def find_unordered(where: str, limits: Mapping[str, float]) -> Iterator[str]:
-    """Compare each sum of a line with the next; limits are the service's own and others by name."""
+    """Compare each sum of a line with the next one; `limits` are the service's and others, by name."""
 
     def total(terms: str) -> float:
         return sum(float(limits.get(term, term)) for term in terms.split(" + "))
@@ -62,20 +62,20 @@ def find_unordered(where: str, limits: Mapping[str, float]) -> Iterator[str]:
 
 
 def drain(variables: dict[str, Any]) -> float:
-    """How long the service drains; of a variable of compose its default counts."""
+    """Return how long the service drains, in seconds; for a variable of compose, use its default."""
     stated = str(variables.get("GOALS_DRAIN_SECONDS") or SETTINGS["GOALS_DRAIN_SECONDS"])
     return seconds(re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", stated))
 
 
 @every(of_the_service)
 def service_limits(inventory: Inventory, one: Container) -> Iterator[str]:
-    """A try that nobody waits for any more holds a connection, and the answer comes from the wrong layer."""
+    """An attempt that no client waits for keeps its connection, and the response comes from the wrong layer."""
     if one.spec.get("ports"):
         yield from find_unordered("service", inventory.limits)
 
 
 def stops(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[str, dict[str, float]]]]:
-    """What serves requests, and how it is stopped."""
+    """Yield what serves requests, and the limits of its shutdown."""
     for manifest, where, (pod, spec, variables) in of_the_service(inventory):
         probe = first(spec, "readinessProbe", {})
         limits = {
@@ -96,12 +96,12 @@ def stops(inventory: Inventory) -> Iterator[tuple[Manifest, str, tuple[str, dict
 
 @every(stops)
 def shutdown(inventory: Inventory, one: tuple[str, dict[str, float]]) -> Iterator[str]:
-    """Requests are cut off at each rollout: the pod is killed before the last of them is answered."""
+    """Each rollout cuts off requests: the pod is killed before it has answered the last of them."""
     yield from find_unordered(one[0], {**inventory.limits, **one[1]})
 
 
 def _leads_to_service(inventory: Inventory, link: Reference) -> bool:
-    """Tell whether a Service, or a route, leads to pods of the service."""
+    """Return whether a Service or a route forwards to pods of the service."""
     kind, namespace, _ = link.target
     found = inventory.get(*link.target) or {}
     if kind == "HTTPRoute":
@@ -117,7 +117,7 @@ def _fields(policy: Manifest) -> dict[str, float]:
 
 @rule
 def gateway_limits(inventory: Inventory) -> Findings:
-    """The gateway uses a connection that is just being closed, or answers 504 in the service's place."""
+    """The gateway uses a connection that the service is closing, or answers 504 instead of the service."""
     ruled = set()
     for policy in inventory.of(*(kind for kind in ORDER if kind.endswith("Policy"))):
         targets = list(references(policy, "reference"))
@@ -127,11 +127,11 @@ def gateway_limits(inventory: Inventory) -> Findings:
             yield from ((policy, problem) for problem in find_unordered(policy["kind"], limits))
     for route, _, link in links("backend")(inventory):
         if link.target not in ruled and _leads_to_service(inventory, link):
-            yield route, f"no UpstreamSettingsPolicy keeps idle connections to {link} below the service's keep-alive"
+            yield route, f"no UpstreamSettingsPolicy limits idle connections to {link} below the service's keep-alive"
 
 
 def find_in_compose(root: Path) -> Iterator[Finding]:
-    """The laptop's gateway and the cluster's behave differently: what is tried in one breaks in the other."""
+    """The gateways in compose and in the cluster behave differently: what works in one fails in the other."""
     file = root / "compose.yaml"
     if file.is_file():
         (compose,) = read(file.read_text(encoding="utf-8")) or [{}]
@@ -144,7 +144,7 @@ def _stopped_early(compose: Manifest) -> Iterator[tuple[str, str]]:
     ours = {key: one for key, one in services.items() if is_service(str(one.get("image", key)))}
     serving = {key: one for key, one in ours.items() if "migrate" not in str(one.get("command"))}
     if not serving:
-        yield "services", "none runs the image goals, so its limits cannot be checked"
+        yield "services", "no service uses the image goals, so its limits cannot be checked"
     for key, one in serving.items():
         given = one.get("environment", {})
         given = dict(item.split("=", 1) for item in given) if isinstance(given, list) else given
@@ -158,7 +158,7 @@ def _proxied(root: Path, compose: Manifest) -> Iterator[tuple[str, str]]:
         if "nginx" in image and "exporter" not in image:
             text = "\n".join(_mounted(root, one))
             if "upstream" not in text:
-                yield key, "no file it mounts has an upstream, so its limits cannot be checked"
+                yield key, "no mounted file has an upstream, so its limits cannot be checked"
                 continue
             for directive, block in NGINX.items():
                 for each in re.findall(block, text):
@@ -168,7 +168,7 @@ def _proxied(root: Path, compose: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _mounted(root: Path, one: Manifest) -> Iterator[str]:
-    """The texts of the files and folders that a service of compose mounts."""
+    """Yield the texts of the files and folders that a service of compose mounts."""
     for path in (root / str(each).partition(":")[0] for each in one.get("volumes", ())):
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file():

@@ -1,4 +1,4 @@
-"""Manifests as the cluster gets them: read from YAML as Kubernetes reads it, or rendered by `kubectl kustomize`."""
+"""Load manifests: read YAML as Kubernetes does, or render them with `kubectl kustomize`."""
 
 import os
 import subprocess
@@ -12,11 +12,11 @@ import yaml
 Manifest = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2] / "k8s"
-"""The folder k8s."""
+"""The folder `k8s`."""
 
 
 class Finding(NamedTuple):
-    """One line of the report: which file or kustomization, which object in it, what is wrong, and what comes of it."""
+    """One line of the report: the file or kustomization, the object in it, the problem, and its consequence."""
 
     where: str
     what: str
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 class RenderError(Exception):
-    """A kustomization that does not build; the message is kubectl's own."""
+    """A kustomization does not build; the message is kubectl's."""
 
 
 class _Loader(yaml.CSafeLoader):
@@ -45,43 +45,43 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def read(text: str) -> list[Manifest]:
-    """Every object in a stream of YAML; raises `yaml.YAMLError`."""
+    """Return every object in a stream of YAML; raise `yaml.YAMLError` if it is invalid."""
     documents = yaml.load_all(text, _Loader)
     return [document for document in documents if isinstance(document, dict)]
 
 
 def name(manifest: Manifest) -> str:
-    """`Kind namespace/name`, as people call it."""
+    """Return the object's name in reports, `Kind namespace/name`."""
     metadata = manifest.get("metadata") or {}
     return f"{manifest.get('kind', '?')} {metadata.get('namespace', '')}/{metadata.get('name', '?')}".replace(" /", " ")
 
 
 def kustomizations(root: Path = ROOT) -> Iterator[Path]:
-    """Every folder under `root` that can be applied or included, found and not listed, so that none is forgotten."""
+    """Yield every folder under `root` that contains a kustomization."""
     yield from sorted(file.parent for file in root.rglob("kustomization.yaml"))
 
 
 def includes(folder: Path, field: str) -> set[Path]:
-    """The folders and files that a kustomization lists under `resources` or `components`."""
+    """Return the folders and files that a kustomization lists under `resources` or `components`."""
     (kustomization,) = read((folder / "kustomization.yaml").read_text(encoding="utf-8"))
     return {(folder / entry).resolve() for entry in kustomization.get(field, ()) if "://" not in entry}
 
 
 def is_remote(folder: Path) -> bool:
-    """Tell whether it takes something from elsewhere, so that rendering it needs the network."""
+    """Return whether a kustomization has a remote resource, so that rendering it needs the network."""
     (kustomization,) = read((folder / "kustomization.yaml").read_text(encoding="utf-8"))
     return any("://" in entry for entry in kustomization.get("resources", ()))
 
 
 def render(folder: Path) -> list[Manifest]:
-    """The objects of a kustomization; where it patches something from elsewhere, the patches.
+    """Return the objects of a kustomization or, if it patches a remote resource, the patches.
 
     Raises `RenderError` and, without kubectl, `FileNotFoundError`.
     """
     if is_remote(folder):
         (kustomization,) = read((folder / "kustomization.yaml").read_text(encoding="utf-8"))
         patches = [one for file in sorted(folder.glob("configmap-*.yaml")) for one in read(file.read_text("utf-8"))]
-        for one in patches:  # a patch names no namespace: the release's objects have none either, and get it afterwards
+        for one in patches:  # patches have no namespace: the release's objects have none, and get it afterwards
             one["metadata"].setdefault("namespace", kustomization["namespace"])
         return patches
     command = ["kubectl", "kustomize", str(folder)]
@@ -92,7 +92,7 @@ def render(folder: Path) -> list[Manifest]:
 
 
 def render_all(root: Path, folders: Iterable[Path] = ()) -> dict[str, list[Manifest]]:
-    """Render all kustomizations under `root`, or some of them, at once; by their path."""
+    """Render all kustomizations under `root`, or some of them, in parallel; return their objects by path."""
     folders = list(folders or kustomizations(root))
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         return dict(zip((str(folder.relative_to(root)) for folder in folders), pool.map(render, folders), strict=True))

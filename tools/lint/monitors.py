@@ -1,4 +1,4 @@
-"""What Prometheus watches, and who else can see it."""
+"""Rules for Prometheus' monitors and for who else can read the metrics."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from tools.lint.service import routes
 
 
 class Scrape(NamedTuple):
-    """An endpoint of a monitor with the pods' ports that it leads to."""
+    """An endpoint of a monitor with the pods' ports that it selects."""
 
     endpoint: Manifest
     ends: list[tuple[Pod, int]]
@@ -40,19 +40,19 @@ def scrapes(inventory: Inventory) -> Iterator[tuple[Manifest, str, Scrape]]:
 
 @every(scrapes)
 def monitor(inventory: Inventory, one: Scrape) -> Iterator[str]:
-    """Prometheus finds no target and says nothing; alerts on what it would have seen never fire."""
+    """Prometheus silently finds no target; alerts on the missing metrics never fire."""
     path = one.endpoint.get("path", "/metrics")
     if not one.ends:
         yield f"selects nothing that has the port {one.endpoint.get('port', one.endpoint.get('portNumber'))}"
     ours = [container.pod for container in inventory.containers if container.is_ours and container.serves]
     for pod, number in one.ends:
         if pod in ours and path not in routes().get(number, ()):
-            yield f"asks {path} on {number}, where the service has no such route"
+            yield f"requests {path} on port {number}, where the service has no such route"
 
 
 @every(scrapes)
 def public_metrics(inventory: Inventory, one: Scrape) -> Iterator[str]:
-    """The whole world reads the service's metrics, and can make it draw them as often as it likes."""
+    """Anyone can read the service's metrics, and make the service render them as often as they like."""
     public = [
         end
         for _, _, link in links("backend")(inventory)
@@ -62,4 +62,4 @@ def public_metrics(inventory: Inventory, one: Scrape) -> Iterator[str]:
     ]
     for pod, number in one.ends:
         if (pod, number) in public:
-            yield f"scrapes port {number} of {pod.name}, to which a route leads"
+            yield f"scrapes port {number} of {pod.name}, which a route exposes"

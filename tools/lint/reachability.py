@@ -1,6 +1,6 @@
-"""Evaluates the network policies into who may talk to whom, and compares that with the reviewed table, reachability.md.
+"""Evaluate which pods may connect to which, by the network policies, and compare that with reachability.md.
 
-`python -m tools.lint.reachability` prints the tables as the manifests make them, to be read and put into that file.
+`python -m tools.lint.reachability` prints the tables of the manifests, to be reviewed and put into that file.
 """
 
 import sys
@@ -15,12 +15,12 @@ from tools.lint.rules import Findings, name_and_consequence, rule
 FILE = "reachability.md"
 PARTS = ("On AKS", "What is different in kind")
 OUTSIDE = Pod("outside", "", {}, {}, {}, {})
-"""Whatever is no pod: users, nodes, the API server, the internet."""
+"""Everything that is not a pod: users, nodes, the API server, the internet."""
 
 OTHER = 1
-"""Stands for every port that nobody speaks of."""
+"""Stands for every port that no policy and no pod names."""
 
-DENIED = "–"  # noqa: RUF001  a dash as people write it
+DENIED = "–"  # noqa: RUF001  a typographic dash
 NO_POD = "anything that is not a pod"
 AKS = ("argocd/goals", "argocd/server", "platform/namespaces", "components/loadtest", "components/restore-check")
 KIND = ("overlays/local", "platform/namespaces", "components/loadtest")
@@ -33,7 +33,7 @@ def title(pod: Pod) -> str:
 
 
 def _means(inventory: Inventory, peer: Manifest, namespace: str, pod: Pod) -> bool:
-    """Tell whether a peer of a policy's rule is this pod; an ipBlock means what is no pod (so Cilium reads it)."""
+    """Return whether a peer of a policy's rule selects this pod; as in Cilium, an ipBlock never selects a pod."""
     if pod is OUTSIDE or "ipBlock" in peer:
         return pod is OUTSIDE and "ipBlock" in peer
     spaces = peer.get("namespaceSelector")
@@ -45,14 +45,14 @@ def _has_port(ports: list[Manifest], number: int, protocol: str, target: Pod) ->
     for one in ports:
         start: int | str | None = target.ports.get(str(one.get("port")), one.get("port"))
         if isinstance(start, str):
-            continue  # a name that this pod does not know
+            continue  # the pod has no port of this name
         if one.get("protocol", "TCP") == protocol and (start is None or start <= number <= one.get("endPort", start)):
             return True
     return not ports
 
 
 def is_open(inventory: Inventory, source: Pod, target: Pod, number: int) -> bool:
-    """Tell whether a connection passes the policies at both ends; names are resolved over TCP and UDP."""
+    """Return whether the policies at both ends allow a connection; DNS needs both TCP and UDP."""
     for protocol in ("TCP", "UDP") if number == 53 else ("TCP",):  # noqa: PLR2004  DNS
         for pod, other, direction, field in ((source, target, "egress", "to"), (target, source, "ingress", "from")):
             policies = inventory.policies(pod, direction) if pod is not OUTSIDE else []
@@ -67,7 +67,7 @@ def is_open(inventory: Inventory, source: Pod, target: Pod, number: int) -> bool
 
 
 def matrix(inventory: Inventory) -> Cells:
-    """The open ports from each pod, and from outside, to each pod that listens and to outside."""
+    """Return the open ports from each pod, and from outside, to each pod that listens and to outside."""
     egress = (
         each for one in inventory.of("NetworkPolicy") for each in get_path(one, "spec.egress[]") if "to" not in each
     )
@@ -84,7 +84,7 @@ def matrix(inventory: Inventory) -> Cells:
 
 
 def tables(cells: Cells) -> Iterator[str]:
-    """Markdown: one table for each namespace that is talked to; a cell that is not there is empty."""
+    """Yield Markdown: one table for each target namespace; a missing cell is empty."""
     targets = list(dict.fromkeys(target for _, target in cells))
     for namespace in sorted({target.rpartition("/")[0] for target in targets}, key=lambda one: (not one, one)):
         columns = [target for target in targets if target.rpartition("/")[0] == namespace]
@@ -100,7 +100,7 @@ def tables(cells: Cells) -> Iterator[str]:
 
 
 def reviewed(text: str) -> list[Cells]:
-    """The cells of the file: those of AKS, and those that are different in kind."""
+    """Return the cells of the file: those of AKS, and those that differ in kind."""
     parts: list[Cells] = []
     namespace, targets = "", list[str]()
     for line in text[text.index(f"## {PARTS[0]}") :].splitlines():
@@ -118,7 +118,7 @@ def reviewed(text: str) -> list[Cells]:
 
 
 def inventories(renders: dict[str, list[Manifest]]) -> tuple[Inventory, Inventory]:
-    """What is on AKS and what is in kind, with a load test going on in each."""
+    """Return the inventories of AKS and of kind, each during a load test."""
     everywhere = {one["from"] for one in OPERATORS["pods"]}
     return (
         Inventory({where: renders[where] for where in AKS}),
@@ -127,23 +127,23 @@ def inventories(renders: dict[str, list[Manifest]]) -> tuple[Inventory, Inventor
 
 
 def evaluated(renders: dict[str, list[Manifest]]) -> list[Cells]:
-    """The same of the manifests."""
+    """Return the cells that follow from the manifests: those of AKS, and those that differ in kind."""
     aks, kind = map(matrix, inventories(renders))
     return [aks, {key: value for key, value in kind.items() if value != aks.get(key, DENIED)}]
 
 
 def find_unreviewed(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Finding]:
-    """Somebody who should not can reach the database, or somebody who must cannot."""
+    """A pod that must not reach another one can, such as the database, or one that must cannot."""
     said = reviewed((root / FILE).read_text(encoding="utf-8"))
     for part, table, is_so in zip(PARTS, said, evaluated(renders), strict=True):
         for key in sorted(key for key in table.keys() | is_so.keys() if table.get(key) != is_so.get(key)):
-            problem = f"{is_so.get(key, 'nothing')} by the manifests, {table.get(key, 'nothing')} in the table ({part})"
+            problem = f"{is_so.get(key, 'nothing')} in the manifests, {table.get(key, 'nothing')} in the table ({part})"
             yield Finding(FILE, " → ".join(key), problem, "reachability", name_and_consequence(find_unreviewed)[1])
 
 
 @rule
 def policy_end(inventory: Inventory) -> Findings:
-    """One end is open and the other is not, or nobody is there: what the policy is for does not work."""
+    """The policy has no effect: only one end of the connection is open, or it selects no pod."""
     for policy in inventory.of("NetworkPolicy"):
         chosen = inventory.select(policy["spec"].get("podSelector") or {}, namespace_of(policy))
         if not chosen:
@@ -152,20 +152,20 @@ def policy_end(inventory: Inventory) -> Findings:
         for peer, ports, is_ingress in _flows(policy):
             peers = [pod for pod in inventory.pods if _means(inventory, peer, namespace_of(policy), pod)]
             if not peers and "ipBlock" not in peer:
-                yield policy, f"a peer of its {'ingress' if is_ingress else 'egress'} is no pod: {peer}"
+                yield policy, f"a peer of its {'ingress' if is_ingress else 'egress'} selects no pod: {peer}"
             for port in ports if peers else ():
                 targets, sources = (chosen, peers) if is_ingress else (peers, chosen)
                 ends = [(pod, pod.ports.get(str(port), port)) for pod in targets]
                 ends = [(pod, number) for pod, number in ends if number in pod.ports.values()]
                 if not ends:
-                    yield policy, f"port {port}: no pod meant listens on it (is it the Service's port?)"
+                    yield policy, f"port {port}: no selected pod listens on it (is it the Service's port?)"
                 elif not any(is_open(inventory, source, *end) for end in ends for source in sources):
-                    other = "sender may not send" if is_ingress else "receiver does not let it in"
+                    other = "sender's egress denies it" if is_ingress else "receiver's ingress denies it"
                     yield policy, f"port {port}: the {other}"
 
 
 def _flows(policy: Manifest) -> Iterator[tuple[Manifest, list[Any], bool]]:
-    """The peers that a policy names, with their ports, and whether they are senders."""
+    """Yield the peers that a policy names, with their ports, and whether they are senders."""
     for direction, field in (("ingress", "from"), ("egress", "to")):
         for each in get_path(policy, f"spec.{direction}[]"):
             for peer in each.get(field, ()):

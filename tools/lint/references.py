@@ -1,4 +1,4 @@
-"""One object names another: is it there, does it hold what is asked for, and who else says it is theirs."""
+"""Rules for references: the target must exist and have the requested keys, and each object one source."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -55,25 +55,25 @@ REFERENCES = {
     "parent": [("GRPCRoute HTTPRoute TLSRoute", "spec.parentRefs[]", "Gateway")],
     "backend": [("GRPCRoute HTTPRoute TLSRoute", "spec.rules[].backendRefs[]", "Service")],
 }
-"""Where an object names another, by the rule that asks for it: whose field, and the kind where it does not say one."""
+"""References by rule: the kinds that have them, the path, and the target's kind if the reference does not name one."""
 
 CONSEQUENCES = {
-    "reference": "What depends on the missing object waits for it forever, or is refused",
-    "configuration": "The pod stays in CreateContainerConfigError: what it is configured by does not exist",
-    "listener-certificate": "The listener never comes up: it has no certificate",
-    "gateway-issuer": "cert-manager makes no certificate, and https never answers",
-    "parent": "The route belongs to no gateway, and its address answers 404",
-    "backend": "The gateway answers 500: it has nowhere to send the request",
+    "reference": "An object that depends on the missing one waits for it forever, or is rejected",
+    "configuration": "The pod stays in CreateContainerConfigError: its configuration does not exist",
+    "listener-certificate": "The listener never becomes ready: it has no certificate",
+    "gateway-issuer": "cert-manager issues no certificate, and https never works",
+    "parent": "The route is attached to no gateway, and its address answers 404",
+    "backend": "The gateway answers 500: the route has no backend",
 }
 
 BUILT_IN = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
 UNKNOWN = frozenset({"ClusterRole", "Group", "User"})
-"""What the cluster, its operators or its directory of people bring: nobody can tell here whether it is there."""
+"""Kinds that the cluster, its operators or its user directory provide: the linter cannot check whether they exist."""
 ISSUERS_NAMESPACE = "cert-manager"
 
 
 class Reference(NamedTuple):
-    """Who asks for what, by kind, namespace and name, and for which of its keys, listeners or ports; none means all."""
+    """The source, the target's kind, namespace and name, and its keys, listeners or ports (none means all)."""
 
     source: Manifest
     target: tuple[str, str, str]
@@ -85,7 +85,7 @@ class Reference(NamedTuple):
 
 
 def references(one: Manifest, *rules: str) -> Iterator[Reference]:
-    """What an object refers to: by these rules, or by all of them."""
+    """Yield the references of an object, by these rules or by all of them."""
     spec = first(template(one), "spec", {})
     whole = one | {"pod": spec | {"containers": containers(spec)}}
     for rule, kinds, path, kind in ((key, *row) for key in rules or REFERENCES for row in REFERENCES[key]):
@@ -101,7 +101,7 @@ def references(one: Manifest, *rules: str) -> Iterator[Reference]:
 
 
 def links(*rules: str) -> Things[Reference]:
-    """All references by these rules."""
+    """Yield all references by these rules."""
     return lambda inventory: ((one, "", link) for one in inventory.objects for link in references(one, *rules))
 
 
@@ -111,10 +111,10 @@ def find_missing(inventory: Inventory, link: Reference) -> Iterator[str]:
         return
     if inventory.get(*link.target) is None:
         elsewhere = [name(other) for other in inventory.of(kind) if other["metadata"]["name"] == named]
-        yield f"there is no {link}, " + (f"only {elsewhere[0]}" if elsewhere else "and nothing makes it")
+        yield f"there is no {link}, " + (f"only {elsewhere[0]}" if elsewhere else "and nothing creates it")
     elif known is not ANY:
         has = ", ".join(sorted(known)) or "nothing"
-        yield from (f"{link} has no {key}, but {has}" for key in link.keys if key not in known)
+        yield from (f"{link} has no {key}, only {has}" for key in link.keys if key not in known)
 
 
 for _rule, _consequence in CONSEQUENCES.items():
@@ -123,21 +123,21 @@ for _rule, _consequence in CONSEQUENCES.items():
 
 @every(of())
 def conflict(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """Two who apply one object in two ways undo each other's work forever."""
+    """Two sources that define an object differently overwrite each other's changes forever."""
     last = inventory.known[one["kind"], namespace_of(one), one["metadata"]["name"]]
     if last != one:
-        yield f"is another in {inventory.origin(last)}"
+        yield f"is defined differently in {inventory.origin(last)}"
 
 
 @every(links("configuration"))
 def private_key(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """An intruder in the pod holds the key of the CA and can be any server."""
+    """An intruder in the pod has the CA's private key and can impersonate any server."""
     if "ca.key" in (inventory.keys(*link.target) or ()) and ("ca.key" in link.keys or not link.keys):
-        yield f"takes all of the {link}, the CA's private key too"
+        yield f"mounts the whole {link}, including the CA's private key"
 
 
 @every(of())
 def default_namespace(_: Inventory, one: Manifest) -> Iterator[str]:
-    """Everything shares one namespace: no policy, quota or right can tell one part from another."""
+    """Everything shares one namespace: policies, quotas and permissions cannot separate the parts."""
     if namespace_of(one) == "default":
-        yield "lands in the namespace default"
+        yield "is in the namespace default"

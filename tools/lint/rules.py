@@ -1,7 +1,7 @@
-"""The list of rules: each has a name, the failure it prevents, and a function that finds what is wrong.
+"""The list of rules: each has a name, the failure that it prevents, and a function that finds violations.
 
-A rule over all objects is a function under `@rule`; most look at one thing at a time, and are under `@every` of what
-yields such things. The name is the function's, the failure its docstring. Tables enter theirs by `enter`.
+A rule over all objects is a function with `@rule`; most rules check one object at a time and have `@every` with a
+function that yields these. A rule's name is the function's, its failure the docstring. Tables use `enter`.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,11 +13,11 @@ from tools.lint.manifests import Finding, Manifest, name
 Thing = TypeVar("Thing")
 Findings = Iterator[tuple[Manifest, str]]
 Things = Callable[[Inventory], Iterable[tuple[Manifest, str, Thing]]]
-"""What a rule looks at: the object to name in a finding, where in it, and the thing itself."""
+"""What a rule checks: the object to name in a finding, the place in it, and the thing itself."""
 
 
 class Rule(NamedTuple):
-    """A failure and what leads to it."""
+    """A failure, and a function that finds its causes."""
 
     consequence: str
     find: Callable[[Inventory], Findings]
@@ -27,12 +27,12 @@ RULES: dict[str, Rule] = {}
 
 
 def name_and_consequence(check: Callable[..., object]) -> tuple[str, str]:
-    """What a rule's function says of itself."""
+    """Return the name of a rule and its consequence, from the function's name and docstring."""
     return check.__name__.strip("_").replace("_", "-"), (check.__doc__ or "").strip().rstrip(".")
 
 
 def rule(find: Callable[[Inventory], Findings]) -> Callable[[Inventory], Findings]:
-    """Enter a function over all objects."""
+    """Register a rule over all objects."""
     identity, consequence = name_and_consequence(find)
     RULES[identity] = Rule(consequence, find)
     return find
@@ -41,7 +41,7 @@ def rule(find: Callable[[Inventory], Findings]) -> Callable[[Inventory], Finding
 def enter(
     identity: str, consequence: str, things: Things[Thing], check: Callable[[Inventory, Thing], Iterable[str]]
 ) -> None:
-    """Enter a function over one thing at a time."""
+    """Register a rule that checks one thing at a time."""
 
     def find(inventory: Inventory) -> Findings:
         for one, where, thing in things(inventory):
@@ -52,12 +52,12 @@ def enter(
 
 
 def every(things: Things[Thing]) -> Callable[[Callable[[Inventory, Thing], Iterable[str]]], None]:
-    """Enter a function over one thing at a time."""
+    """Register a function that checks one thing at a time."""
     return lambda check: enter(*name_and_consequence(check), things, check)
 
 
 def of(*kinds: str) -> Things[Manifest]:
-    """Objects of these kinds; all, where none is named."""
+    """Yield the objects of these kinds, or all objects."""
     return lambda inventory: ((one, "", one) for one in (inventory.of(*kinds) if kinds else inventory.objects))
 
 
@@ -74,7 +74,7 @@ def of_the_service(inventory: Inventory) -> Iterator[tuple[Manifest, str, Contai
 
 
 def find_broken(inventory: Inventory, only: str = "") -> Iterator[Finding]:
-    """Run all rules, or one, over what is in one cluster at one time."""
+    """Run all rules, or one, over the objects of one cluster."""
     for identity, (consequence, find) in RULES.items() if not only else ((only, RULES[only]),):
         for manifest, problem in find(inventory):
             yield Finding(inventory.origin(manifest), name(manifest), problem, identity, consequence)

@@ -1,6 +1,6 @@
-"""Refuses what the API server would: built-in kinds by the pinned Kubernetes, custom resources by the pinned CRDs.
+"""Validate objects like the API server: built-in kinds by the pinned Kubernetes, custom resources by the pinned CRDs.
 
-Unknown fields are errors, as with `kubectl apply --validate=strict`: a misspelt field would be dropped in silence.
+Unknown fields are errors, as with `kubectl apply --validate=strict`: a misspelt field would be silently dropped.
 The CRDs' CEL rules and the operators' webhooks are not run; only a cluster does.
 """
 
@@ -17,7 +17,7 @@ import kubernetes_validate
 from tools.lint.manifests import Manifest, read
 
 KUBERNETES = "1.36"
-"""The version the platform is pinned to, on AKS and in kind."""
+"""The platform's Kubernetes version, on AKS and in kind."""
 
 CLUSTER_WIDE = frozenset(
     {
@@ -31,7 +31,7 @@ CLUSTER_WIDE = frozenset(
         "ValidatingAdmissionPolicyBinding",
     }
 )
-"""The built-in kinds that live in no namespace, as far as they are used here."""
+"""The cluster-scoped built-in kinds that are used here."""
 
 _IGNORED = frozenset({"description", "nullable", "format", "example", "externalDocs", "title"})
 _TEXT = {"type": "string"}
@@ -41,28 +41,28 @@ _OBJECT = {"apiVersion": _TEXT, "kind": _TEXT, "metadata": {"type": "object", "p
 
 
 class Schemas:
-    """The schemas of one folder of CRDs; each is read when its first object comes."""
+    """The schemas of one folder of CRDs; each is parsed when its first object is checked."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the files' names and kinds; a folder without CRDs is a `FileNotFoundError`."""
+        """Read the files; raise `FileNotFoundError` if the folder contains no CRDs."""
         self._texts = {file: file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.yaml"))}
         self._seen: dict[str, list[str]] = {}
         if not self._texts:
-            raise FileNotFoundError(f"{folder} holds no CRDs: run `make crds`, or name another folder by CRDS=")
+            raise FileNotFoundError(f"{folder} contains no CRDs: run `make crds`, or set CRDS to another folder")
 
     def problems(self, manifest: Manifest) -> list[str]:
-        """Everything that is wrong with one object, each in one line; an object seen before is not looked at again."""
+        """Return one line for each problem of an object; the result is cached."""
         identity = json.dumps(manifest, sort_keys=True)
         if identity not in self._seen:
             self._seen[identity] = list(self._problems(manifest))
         return self._seen[identity]
 
     def is_sound(self, manifest: Manifest) -> bool:
-        """Tell whether it is what its kind's schema says, wherever it may land."""
+        """Return whether an object matches the schema of its kind, ignoring its namespace."""
         return not any(problem for problem in self.problems(manifest) if not problem.startswith("metadata.namespace"))
 
     def newer(self, manifest: Manifest) -> str:
-        """The stable version that is served beside a custom resource's alpha or beta; empty where there is none."""
+        """Return the stable version that is served in addition to a custom resource's alpha or beta, if any."""
         group, _, version = str(manifest.get("apiVersion")).rpartition("/")
         definition = self._definition(group, str(manifest.get("kind"))) if re.search("alpha|beta", version) else None
         served = [one["name"] for one in (definition or {}).get("versions", ()) if one["served"]]
@@ -95,9 +95,9 @@ class Schemas:
             cluster_wide = definition["scope"] == "Cluster"
         namespace = (manifest.get("metadata") or {}).get("namespace")
         if cluster_wide and namespace:
-            yield f"metadata.namespace: {kind} lives in no namespace"
+            yield f"metadata.namespace: {kind} is cluster-scoped"
         if not cluster_wide and not namespace:
-            yield "metadata.namespace is missing: it would land wherever the one who applies it happens to be"
+            yield "metadata.namespace is missing: the current namespace of kubectl would be used"
 
     @functools.cache  # noqa: B019  one instance for each run
     def _validator(self, version: str, kind: str) -> jsonschema.Draft202012Validator:
@@ -108,7 +108,7 @@ class Schemas:
 
     @functools.cache  # noqa: B019  one instance for each run
     def _definition(self, group: str, kind: str) -> dict[str, Any] | None:
-        """The `spec` of a CRD; the search in the text spares parsing 13 MB of others."""
+        """Return the `spec` of a CRD; the search in the text avoids parsing 13 MB of others."""
         wanted = re.compile(rf"^\s+kind: {re.escape(kind)}$", re.MULTILINE)
         for text in self._texts.values():
             if f"group: {group}\n" not in text or not wanted.search(text):
@@ -120,10 +120,10 @@ class Schemas:
 
 
 def _strict(schema: dict[str, Any], *, closed: bool = True) -> dict[str, Any]:
-    """A CRD's schema as plain JSON Schema that refuses unknown fields.
+    """Return a CRD's schema as plain JSON Schema that rejects unknown fields.
 
-    Where Kubernetes keeps unknown fields so does this; inside allOf, anyOf and oneOf nothing is closed, as each of
-    their parts knows only some of the fields.
+    Fields that Kubernetes preserves are allowed. Inside allOf, anyOf and oneOf all fields are allowed, because each
+    of their parts lists only some of the fields.
     """
     result: dict[str, Any] = {}
     for key, value in schema.items():
@@ -149,7 +149,7 @@ def _strict(schema: dict[str, Any], *, closed: bool = True) -> dict[str, Any]:
 
 
 def _filled(value: Any, schema: Any) -> Any:
-    """A value with the defaults that the API server fills in before it validates."""
+    """Return a value with the defaults that the API server sets before validation."""
     if isinstance(value, list):
         return [_filled(one, schema.get("items", {})) for one in value]
     if not isinstance(value, dict):

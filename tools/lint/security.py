@@ -1,4 +1,4 @@
-"""What a namespace needs so that nothing else may run or talk in it."""
+"""Rules that restrict what may run in a namespace and which connections are allowed."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tools.lint.schemas import KUBERNETES
 from tools.lint.workloads import scaled
 
 LESS_THAN_RESTRICTED = {
-    "monitoring": "baseline",  # the chart's pods lack a seccomp profile here and there
+    "monitoring": "baseline",  # some of the chart's pods have no seccomp profile
     "node-exporter": "privileged",  # reads the node's files and network, which is its purpose
 }
 WANTED = {"pods", "services.loadbalancers", "services.nodeports"}
@@ -17,7 +17,7 @@ WANTED = {"pods", "services.loadbalancers", "services.nodeports"}
 
 @every(of("Namespace"))
 def namespace_level(_: Inventory, one: Manifest) -> Iterator[str]:
-    """Any pod may be started there, a privileged one too."""
+    """Any pod can be started there, even a privileged one."""
     wanted = LESS_THAN_RESTRICTED.get(one["metadata"]["name"], "restricted")
     for field, value in (("enforce", wanted), ("enforce-version", f"v{KUBERNETES}")):
         if first(one, f"metadata.labels[pod-security.kubernetes.io/{field}]") != value:
@@ -25,7 +25,7 @@ def namespace_level(_: Inventory, one: Manifest) -> Iterator[str]:
 
 
 def spaces(inventory: Inventory) -> Iterator[tuple[Manifest, str, str]]:
-    """Each namespace that these manifests make or put pods into, and an object to speak of it by."""
+    """Yield each namespace that these manifests create or put pods into, and an object for its findings."""
     found = {pod.namespace: pod.manifest for pod in inventory.workloads}
     found |= {one["metadata"]["name"]: one for one in inventory.of("Namespace")}
     return ((one, "", namespace) for namespace, one in found.items())
@@ -33,18 +33,18 @@ def spaces(inventory: Inventory) -> Iterator[tuple[Manifest, str, str]]:
 
 @every(spaces)
 def default_deny(inventory: Inventory, namespace: str) -> Iterator[str]:
-    """An intruder in one pod reaches every other, the database first."""
+    """An intruder in one pod can reach every other, including the database."""
     policies = (each for each in inventory.of("NetworkPolicy") if namespace_of(each) == namespace)
     everyone = [each["spec"] for each in policies if not each["spec"].get("podSelector")]
     for direction in ("Ingress", "Egress"):
         denied = any(direction in spec.get("policyTypes", ["Ingress"]) for spec in everyone)
-        # A privileged one is in the network of its node, where no policy reaches.
+        # Pods of a privileged namespace use the node's network, to which policies do not apply.
         if not denied and LESS_THAN_RESTRICTED.get(namespace) != "privileged":
             yield f"no NetworkPolicy of {namespace} denies {direction} for all pods"
 
 
 def pods_needed(inventory: Inventory, namespace: str) -> int:
-    """How many there may be: a workload surges by one in a rollout, PostgreSQL has a Job while an instance joins."""
+    """Return the most pods at one time: each workload surges by one, PostgreSQL runs a Job while an instance joins."""
     most = {id(target): scaler["spec"]["maxReplicas"] for _, _, (scaler, target) in scaled(inventory)}
     counts: list[int] = [
         most.get(id(one), first(one, "spec.replicas", first(one, "spec.instances", 1)))
@@ -56,7 +56,7 @@ def pods_needed(inventory: Inventory, namespace: str) -> int:
 
 @rule
 def quota(inventory: Inventory) -> Findings:
-    """A controller that runs away fills the cluster, or somebody opens a door beside the gateway."""
+    """A runaway controller can fill the cluster, or a Service can bypass the gateway."""
     limited = {namespace_of(one): first(one, "spec.hard", {}) for one in inventory.of("ResourceQuota")}
     for namespace, one in {pod.namespace: pod.manifest for pod in reversed(inventory.workloads)}.items():
         if missing := WANTED - limited.get(namespace, {}).keys():
@@ -64,4 +64,4 @@ def quota(inventory: Inventory) -> Findings:
     for one in inventory.of("ResourceQuota"):
         needed = pods_needed(inventory, namespace_of(one))
         if int(first(one, "spec.hard.pods", needed)) < needed:
-            yield one, f"allows fewer pods than the {needed} that its workloads may have"
+            yield one, f"allows fewer pods than the {needed} that its workloads may need"

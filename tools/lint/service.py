@@ -1,4 +1,4 @@
-"""What the manifests must agree with in the service's own code: settings, routes and limits, read and not repeated."""
+"""Settings, routes and limits of the service, read from its code, which the manifests must match."""
 
 import dataclasses
 import functools
@@ -9,19 +9,19 @@ from goals.limits import Limits
 from goals.settings import Settings, read_settings
 
 IMAGE = "goals"
-"""The image's name without registry, by which the service's containers are known."""
+"""The image's name without its registry, which identifies the service's containers."""
 
 
 LIMITS: dict[str, float] = dataclasses.asdict(Limits())
-"""The service's limits by their names."""
+"""The service's limits by name."""
 SETTINGS = {name.upper(): field.default for name, field in Settings.model_fields.items()}
-"""Names of the environment's variables with their defaults."""
+"""Environment variables with their defaults."""
 
 
 @functools.cache
 def routes() -> dict[int, frozenset[str]]:
     """The service's paths by port."""
-    from goals import app  # noqa: PLC0415  half a second, only where a path is looked for
+    from goals import app  # noqa: PLC0415  takes half a second, and only some rules need it
 
     return {
         int(str(SETTINGS["GOALS_PORT"])): frozenset(route.path for route in app.PUBLIC_ROUTES),
@@ -30,10 +30,10 @@ def routes() -> dict[int, frozenset[str]]:
 
 
 def problem(values: dict[str, str]) -> str:
-    """What the service would refuse of these variables at its start; empty where nothing."""
+    """Return the service's error for these variables at startup; empty if there is none."""
     kept = dict(os.environ)
     os.environ.clear()
-    # Files are the container's, not this machine's.
+    # Files are in the container, not on this machine.
     os.environ.update({key: value for key, value in values.items() if not key.endswith("_FILE")})
     try:
         read_settings()

@@ -1,4 +1,4 @@
-"""Keeps the one file that a user fills in, overlays/aks/site/site.yaml, honest: nothing forgotten, nothing idle."""
+"""Check the one file that a user fills in, overlays/aks/site/site.yaml: each value is set and has an effect."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ from tools.lint.manifests import Finding, includes, kustomizations, read, render
 FOLDER = Path("overlays/aks/site")
 SITE = FOLDER / "site.yaml"
 PLACEHOLDERS = ("fill-me-in", "0" * 64)
-"""What the template puts where a value, or an image's digest, is the user's."""
+"""The template's placeholders for a value, or an image's digest, that the user must fill in."""
 
 IGNORED = shutil.ignore_patterns("__pycache__", "node_modules")
-"""What a copy of the tree does without."""
+"""Files that a copy of the tree does not need."""
 
 PROBES = {
     "host": "goals.probe.test",
@@ -32,24 +32,24 @@ PROBES = {
     "revision": "probe-revision",
     "restoreTime": "2026-02-03T04:05:06Z",
 }
-"""One value for each key, found nowhere else (`issuer` apart, which names one of ours)."""
+"""One value for each key that occurs nowhere else, except `issuer`, which names an existing one."""
 
-WHY = ("site", "The site runs with a value of the template: somebody else's address, or none")
+WHY = ("site", "The site runs with a value of the template, such as an address that does not exist")
 HAS_DEFAULT = frozenset({"issuer", "revision", "restoreTime"})
 """The keys that need not be filled in."""
 
 
 def values(root: Path) -> dict[str, str]:
-    """What the file says, by key."""
+    """Return the values of the file by key."""
     (site,) = read((root / SITE).read_text(encoding="utf-8"))
     return dict(site["data"])
 
 
 def find_forgotten(root: Path) -> Iterator[Finding]:
-    """Name each value that still is a placeholder; with all of them untouched this is the template, which may be so."""
+    """Yield each value that is still a placeholder, unless all are: that is the template, which is valid."""
     given = values(root)
     if differing := PROBES.keys() ^ given.keys():
-        problem = "stands in the file or in tools/lint/site.py, but not in both"
+        problem = "is in the file or in tools/lint/site.py, but not in both"
         yield Finding(str(SITE), ", ".join(sorted(differing)), problem, *WHY)
     forgotten = [key for key, value in given.items() if any(text in value for text in PLACEHOLDERS)]
     if len(forgotten) < len(PROBES.keys() - HAS_DEFAULT):
@@ -58,10 +58,10 @@ def find_forgotten(root: Path) -> Iterator[Finding]:
 
 
 def find_unplaced(root: Path) -> Iterator[Finding]:
-    """Fill in a copy and look: each value must come out somewhere, and no placeholder may be left."""
+    """Fill in a copy and render it: each value must occur in the output, and no placeholder may remain."""
     with tempfile.TemporaryDirectory(prefix="goals-k8s-") as folder:
         copy = Path(folder) / root.name
-        # The copy needs what stands beside k8s as well: the monitoring component includes it.
+        # The copy also needs the folder next to k8s that the monitoring component includes.
         for source in (root, root.parent / "observability"):
             shutil.copytree(source, Path(folder) / source.name, ignore=IGNORED)
         fill(copy)
@@ -70,14 +70,14 @@ def find_unplaced(root: Path) -> Iterator[Finding]:
     for where, text in texts.items():
         for remnant in (*PLACEHOLDERS, "localhost"):
             if remnant in text:
-                yield Finding(where, remnant, f"is left with every value of {SITE} filled in: a replacement is missing")
+                yield Finding(where, remnant, f"remains although {SITE} is filled in: a replacement is missing")
     for key, value in PROBES.items():
         if not any(value in text for text in texts.values()):
-            yield Finding(str(SITE), key, "has no effect: no replacement puts it anywhere", *WHY)
+            yield Finding(str(SITE), key, "has no effect: no replacement uses it", *WHY)
 
 
 def fill(root: Path) -> None:
-    """Write the probes into `root`'s file: for a copy, never for the user's own."""
+    """Write the probes into the file under `root`, which must be a copy, never the user's tree."""
     lines = (root / SITE).read_text(encoding="utf-8").splitlines(keepends=True)
     for number, line in enumerate(lines):
         key = line.strip().partition(": ")[0]

@@ -1,4 +1,4 @@
-"""The files themselves: each is used by something, and what is installed is what was checked."""
+"""Rules for the files themselves: each must be used, and the installed versions must be those that were checked."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from tools.lint.rules import name_and_consequence
 from tools.lint.schemas import KUBERNETES
 
 Found = Iterator[tuple[str, str, str]]
-"""File, thing in it, what is wrong."""
+"""File, place in it, problem."""
 
 TREE: dict[str, Callable[["Tree"], Found]] = {}
 PATHS = ("spec.source.path", "spec.sources[].helm.valueFiles[]")
@@ -20,7 +20,7 @@ COMMAND = re.compile(r"\b(?:kubectl|kustomize|kind|helm|k8s/\S+\.sh)\b.*")
 
 
 class Tree:
-    """The folder k8s with its texts, and the Applications it renders."""
+    """The folder k8s with its texts, and its rendered Applications."""
 
     def __init__(self, root: Path, applications: list[Manifest]) -> None:
         self.root = root.resolve()
@@ -34,7 +34,7 @@ class Tree:
         }
 
     def commands(self) -> Iterator[tuple[str, str]]:
-        """Every command that a document gives, or that a script runs."""
+        """Yield every command in a document or a script."""
         for path, text in [*self.texts.items(), *self.documents.items()]:
             for line in text.splitlines():
                 named = path.endswith((".md", ".sh")) or line.lstrip().startswith("#")
@@ -42,11 +42,11 @@ class Tree:
                     yield path, found[0].partition("`")[0]
 
     def paths(self) -> list[str]:
-        """Where the Applications lead to in this repository."""
+        """Return the paths in this repository that the Applications refer to."""
         return [path for one in self.applications for path in get_path(one, *PATHS)]
 
     def steps(self) -> list[str]:
-        """The steps of install.sh, in their order."""
+        """Return the steps of install.sh, in order."""
         found = re.search(r"ORDER=\(([^)]*)\)", self.texts.get("platform/install.sh", ""))
         return found[1].split() if found else []
 
@@ -64,7 +64,7 @@ def find_misplaced(tree: Tree, only: str = "") -> Iterator[Finding]:
 
 
 def applied(tree: Tree) -> Iterator[Path]:
-    """What somebody applies: overlays, the steps of the scripts, and where a command or an Application leads."""
+    """Yield what is applied: overlays, steps of scripts, and the folders that commands or Applications name."""
     yield from (folder for folder in tree.folders if folder.parent.name == "overlays")
     applying = re.findall(r"^\s*apply (\S+)$", "\n".join(tree.texts.values()), re.MULTILINE)
     yield from (tree.root / "platform" / step for step in [*tree.steps(), *applying])
@@ -75,7 +75,7 @@ def applied(tree: Tree) -> Iterator[Path]:
 
 
 def used(tree: Tree) -> set[Path]:
-    """What is applied, with all that it includes."""
+    """Return what is applied, and everything that it includes."""
     found, waiting = set[Path](), list(applied(tree))
     while waiting:
         one = waiting.pop()
@@ -89,7 +89,7 @@ def used(tree: Tree) -> set[Path]:
 
 
 def _named_in(value: Any) -> Iterator[str]:
-    """Every string in a kustomization that can be a path: the files it names are among them."""
+    """Yield every string in a kustomization that can be a path, including all file names."""
     for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from _named_in(one)
         if isinstance(one, str) and "://" not in one and "\n" not in one:
@@ -98,7 +98,7 @@ def _named_in(value: Any) -> Iterator[str]:
 
 @tree_rule
 def orphan(tree: Tree) -> Found:
-    """Nobody applies it: what it says is true of no cluster."""
+    """The file is never applied, so it has no effect in any cluster."""
     included = used(tree)
     named = "\n".join([*tree.documents.values(), *tree.paths(), *(command for _, command in tree.commands())])
     scripts = {path: text for path, text in tree.texts.items() if path.endswith(".sh")}
@@ -116,33 +116,33 @@ def orphan(tree: Tree) -> Found:
 
 @tree_rule
 def application_path(tree: Tree) -> Found:
-    """Argo CD finds nothing at the path, and the Application stays unknown."""
+    """Argo CD finds nothing at the path, and the Application's sync status stays Unknown."""
     for one in tree.applications:
         for path in get_path(one, *PATHS):
             if not (tree.root.parent / path.removeprefix("$values/")).exists():
-                yield "argocd/apps", one["metadata"]["name"], f"there is no {path}"
+                yield "argocd/apps", one["metadata"]["name"], f"{path} does not exist"
 
 
 @tree_rule
 def checked_version(tree: Tree) -> Found:
-    """The manifests were checked against other CRDs than those that are installed."""
+    """The manifests were checked against CRDs other than the installed ones."""
     checked = {"/".join(source.split("/")[:2]): source.split("/")[2].lstrip("v") for source in SOURCES.values()}
     for path, text in tree.texts.items():
         lines = text.splitlines() if path.endswith("kustomization.yaml") or path == "platform/charts.txt" else []
         for line in (line for line in lines if "://" in line and not line.startswith("#")):
             versions = set(re.findall(r"(?<![\d.])v?(\d+\.\d+\.\d+)(?![\d.])", line))
             if not versions:
-                yield path, line.strip(" -"), "is no fixed version"
+                yield path, line.strip(" -"), "has no exact version"
             for project, version in checked.items():
                 named = f"/{project}/" in line or line.split()[0] == project.rpartition("/")[2]
                 if versions - {version} and named:
                     found = ", ".join(sorted(versions))
-                    yield path, project, f"{found} is installed, {version} was checked (tools/lint/crds.py)"
+                    yield path, project, f"{found} is installed, but {version} was checked (tools/lint/crds.py)"
 
 
 @tree_rule
 def kubernetes_version(tree: Tree) -> Found:
-    """The manifests were checked against another Kubernetes than the one that is made."""
+    """The manifests were checked against a Kubernetes version other than that of the clusters."""
     for path, text in tree.texts.items():
         for version in re.findall(r"KUBERNETES_VERSION:-([\d.]+)", text):
             if version != KUBERNETES:
@@ -151,7 +151,7 @@ def kubernetes_version(tree: Tree) -> Found:
 
 @tree_rule
 def server_side(tree: Tree) -> Found:
-    """A large CRD or dashboard does not fit into the annotation of a client-side apply, and is refused."""
+    """A large CRD or dashboard does not fit into the annotation of a client-side apply, and is rejected."""
     for path, command in tree.commands():
         if re.match(r"kubectl\b.*\bapply\b.* (-k|-f|--kustomize) \S", command) and "--server-side" not in command:
             yield path, command, "has no --server-side"
@@ -159,7 +159,7 @@ def server_side(tree: Tree) -> Found:
 
 @tree_rule
 def replaced_whole(tree: Tree) -> Found:
-    """The workers of the load test before join the next one, and it is invalid."""
+    """Workers of the previous load test join the next one, which makes it invalid."""
     for path, command in tree.commands():
         if "kubectl replace --force" in command and "--cascade=foreground" not in command:
             yield path, command, "has no --cascade=foreground"
@@ -167,11 +167,11 @@ def replaced_whole(tree: Tree) -> Found:
 
 @tree_rule
 def install_order(tree: Tree) -> Found:
-    """An operator starts without what it looks for only then, or an object meets no CRD."""
+    """An operator lacks something that it checks only at startup, or an object's CRD does not exist yet."""
     steps = tree.steps()
     for step, one in OPERATORS["order"].items():
         if step not in steps:
-            yield "platform/install.sh", step, "is not among its steps"
+            yield "platform/install.sh", step, "is not one of its steps"
         for other in one["after"]:
             if step in steps and other in steps and steps.index(other) > steps.index(step):
                 yield "platform/install.sh", step, f"comes before {other}, which it needs"
@@ -179,7 +179,7 @@ def install_order(tree: Tree) -> Found:
 
 @tree_rule
 def gateway_certificates(tree: Tree) -> Found:
-    """cert-manager looks at no Gateway, and https never answers."""
+    """cert-manager ignores Gateways, and https never works."""
     if any("cert-manager.io/cluster-issuer" in text and "kind: Gateway\n" in text for text in tree.texts.values()):
         (values,) = read(tree.texts["platform/cert-manager/values.yaml"])
         if True not in get_path(values, "config.gatewayAPI.enabled"):

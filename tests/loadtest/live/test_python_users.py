@@ -125,13 +125,13 @@ def test_a_threshold_and_a_check_of_a_class_fail_the_run(python: Python) -> None
 def test_what_makes_no_sense_is_refused(python: Python) -> None:
     played = python(TWO.replace("p(95)<5000", "p95<5000"))
     assert played.code == 2
-    assert "error: Reader.thresholds: `p95<5000` is no threshold" not in played.out
+    assert "error: Reader.thresholds: `p95<5000` is not a threshold" not in played.out
     assert "Reader.thresholds: `http_req_duration` has no `p95`" in played.err
     played = python(
         TWO, "-f", f"{ROOT / 'loadtest' / 'locustfile.py'},{ROOT / 'loadtest' / 'scenarios' / 'shoppers.py'}"
     )
     assert played.code == 2
-    assert "are two runs: give -f one of them" in played.err
+    assert "cannot run together: give -f only one" in played.err
 
 
 CLIENT = (

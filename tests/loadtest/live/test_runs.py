@@ -89,10 +89,10 @@ def test_objectives_are_the_default_thresholds(play: Play, server: Server, tmp_p
     ("scenario", "options", "message"),
     [
         (write_scenario(closed(), "paht = '/'"), (), "task.0.step.0.paht: unknown key (and 1 more)"),
-        (write_scenario(opened()), ("-u", "5"), "-u has no meaning for"),
-        (write_scenario(closed()), ("--host", "127.0.0.1:80"), "is no base URL"),
-        (write_scenario(closed()), ("--host", "http://127.0.0.1:0"), "is no base URL"),
-        (write_scenario(closed()), ("--host", "http://127.0.0.1:80/a b"), "a URL is of visible ASCII"),
+        (write_scenario(opened()), ("-u", "5"), "-u cannot be used with"),
+        (write_scenario(closed()), ("--host", "127.0.0.1:80"), "is not a base URL"),
+        (write_scenario(closed()), ("--host", "http://127.0.0.1:0"), "is not a base URL"),
+        (write_scenario(closed()), ("--host", "http://127.0.0.1:80/a b"), "a URL may only contain visible ASCII"),
         (write_scenario(closed(), head=OBJECTIVES), ("--slo", "/proc/none.toml"), "the objectives in /proc/none.toml"),
         (write_scenario(closed(), head=OBJECTIVES), ("--slo", "/proc"), "cannot be read: Is a directory"),
         (write_scenario(closed()), ("--journal", "/proc/none/journal"), "the journal cannot be written"),
@@ -308,7 +308,7 @@ def test_the_web_ui_tells_what_was_not_played_and_what_was_not_finished(server: 
         _, err = process.communicate(timeout=20)
         assert process.returncode == 2, "what was pressed last could not be played"
         assert "Traceback" not in err
-        assert err.count("error: the target `http://127.0.0.1:0` is no base URL") >= 2
+        assert err.count("error: the target `http://127.0.0.1:0` is not a base URL") >= 2
 
 
 @pytest.mark.parametrize("listens", [True, False])

@@ -97,7 +97,7 @@ def test_another_site_is_refused_before_any_route(url: str, server: Server, shap
     body = urllib.parse.urlencode({"host": server.url, "scenario": "smoke", "user_count": 1, "spawn_rate": 1})
     status, _, _, text = ask(url, method, path, {**FORM, **FOREIGN[shape]}, body if method == "POST" else "")
     assert status == 403
-    assert text.startswith("This request was made by another site: ")
+    assert text.startswith("This request comes from another site: ")
     assert server.count == 0
 
 
