@@ -139,7 +139,7 @@ def test_an_interrupted_start_leaves_no_half_made_data(tmp_path: Path) -> None:
 def test_data_of_another_version_are_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "postgres").mkdir()
     (tmp_path / "postgres" / "PG_VERSION").write_text("16\n")
-    with pytest.raises(ConfigurationError, match="PostgreSQL 16 and this is 18: dump and restore"):
+    with pytest.raises(ConfigurationError, match="PostgreSQL 16, but this is version 18: dump and restore"):
         start_and_stop(tmp_path)
 
 

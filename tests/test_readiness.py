@@ -43,7 +43,7 @@ async def test_without_a_schema_it_lives_and_waits_and_says_why(
             await until_not_ready_because(service, "has the migration run?")
             assert await status(service, "/") == 503
             await connection.execute("CREATE TABLE alembic_version AS SELECT '0000' AS version_num")
-            await until_not_ready_because(service, f"at revision 0000, this version needs {SCHEMA_REVISION}")
+            await until_not_ready_because(service, f"at revision 0000, but this version needs {SCHEMA_REVISION}")
             await connection.execute("DROP TABLE alembic_version")
             await upgrade(empty)
             await until_ready(service)

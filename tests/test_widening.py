@@ -346,7 +346,7 @@ async def test_what_comes_up_meanwhile_is_named_before_the_swap(
     async with halfway(own, connection) as task:
         await connection.execute("CREATE STATISTICS two ON id, goal_name FROM goals")
         await connection.execute("SELECT pg_advisory_unlock(7)")
-        with pytest.raises(ConfigurationError, match="statistics object two needs"):
+        with pytest.raises(ConfigurationError, match="statistics object two depends on"):
             await task
     await connection.execute("DROP STATISTICS two")
     await connection.execute('ALTER TABLE goals DROP CONSTRAINT "~goals_widening"')  # as somebody might try

@@ -120,7 +120,7 @@ def test_where_nothing_could_be_reached_that_is_said_first_and_nothing_is_judged
         (("http_req_duration{name:page}", "p(99.9)<15"), "http_req_duration{name:page} p99.9 19.9 ms, limit 15 ms"),
         (("http_req_failed", "rate<=0.001"), "http_req_failed 1.5 %, limit 0.1 %"),
         (("checks", "rate>0.999"), "checks 98.53 %, required over 99.9 %"),
-        (("http_reqs", "count==0"), "http_reqs count 200, wanted == 0"),
+        (("http_reqs", "count==0"), "http_reqs count 200, required == 0"),
         (("http_req_duration{expected_response:false,name:page}", "count>9"), "nothing was measured"),
         (("http_req_duration", "count<100"), "count 200, limit 100"),
     ],

@@ -116,7 +116,7 @@ def test_a_threshold_and_a_check_of_a_class_fail_the_run(python: Python) -> None
     text = TWO.replace('"OK"', '"NO"')
     played = python(text, seconds="2s")
     assert played.code == 99
-    assert played.summary["loadtest"]["reasons"] == ["checks 0 %, wanted == 100 %"]
+    assert played.summary["loadtest"]["reasons"] == ["checks 0 %, required == 100 %"]
     played = python(text.replace(', "checks": ["rate==1"]', ""), seconds="2s")
     assert played.code == 1
     assert "the check `is a page` failed every time" in played.out
