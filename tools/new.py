@@ -13,8 +13,8 @@ from tools.parts import OPTIONAL, PARTS, PATCH, Tree, complete
 
 GENERATORS = ("observability.generate",)
 """Modules of the copy that write files again, in the order of the new names."""
-RULES = ("I", "RUF022", "SIM102", "SIM108", "SIM117")
-"""Of ruff: what depends on the order of names or on their length."""
+RULES = ("F401", "I", "RUF022", "SIM102", "SIM108", "SIM117")
+"""Of ruff: what depends on the order of names or on their length, and imports that only a part needed."""
 RUFF = Path(sys.executable).parent / "ruff"
 
 
@@ -89,7 +89,7 @@ def write(texts: Mapping[str, str], modes: Mapping[str, int], names: Names, fold
 
 
 def tidy(folder: Path) -> None:
-    """Sort and wrap again what words of another letter or length have moved."""
+    """Sort and wrap again what words of another letter or length have moved, and drop what nothing imports any more."""
     rules = ",".join(RULES)
     run(folder, RUFF, "check", "--quiet", "--fix-only", "--unsafe-fixes", "--select", rules, ".")
     run(folder, RUFF, "format", "--quiet", ".")

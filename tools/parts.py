@@ -70,6 +70,8 @@ class Tree:
         for path, old, new in (change for part in (_DATA["always"], *parts) for change in part.get("instead", [])):
             if path in texts:
                 texts[path] = texts[path].replace(old, new)
+        for path, word in (each for part in parts for each in part.get("lines", []) if each[0] in texts):
+            texts[path] = "".join(line for line in texts[path].splitlines(keepends=True) if word not in line)
         texts["tools/versions.toml"] = prune_pins(texts["tools/versions.toml"], texts)
         roots = set(re.findall(r'"([\w.-]+)[^"]*"', texts["pyproject.toml"].partition("[build-system]")[0]))
         texts |= {path: prune_lock(text, roots) for path, text in texts.items() if fnmatch(path, "requirements/*.txt")}
@@ -107,7 +109,7 @@ class Tree:
 
             def is_gone(path: str, text: str, now: dict[str, set[str]] = now) -> bool:
                 named = {word for each in re.findall(r"\bmake((?: +[\w=.-]+)+)", text) for word in each.split()}
-                if named & lost or any(word.search(text) for word in words):
+                if named & lost or any(word.search(re.sub(r"\s+", " ", text)) for word in words):
                     return True
                 for target, anchor in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
                     file = os.path.normpath(Path(path).parent / target) if target else path

@@ -154,6 +154,10 @@ last stays.
 |---|---|
 | kubes | 1 |
 
+| who | kubes port | port |
+|---|---|---|
+| kubes/a, paper/b, outside | 1 | 2 \\| 3 |
+
 These commands do it:
 
 ```sh
@@ -197,6 +201,10 @@ One sentence stays.
 |---|---|
 | paper | 2, 3 |
 | proof | `wood` |
+
+| who | port |
+|---|---|
+| paper/b, outside | 2 \\| 3 |
 
 ```sh
 make up
@@ -282,6 +290,8 @@ def test_everything_that_is_said_of_a_part_is_still_there(name: str) -> None:
         assert any(belongs(each, path) for each in EVERYTHING.modes), path
     for path, old, _ in part.get("instead", []):
         assert old in EVERYTHING.sources[path], f"{path}: {old}"
+    for path, word in part.get("lines", []):
+        assert word in EVERYTHING.sources[path], f"{path}: {word}"
     assert set(part.get("needs", [])) <= PARTS.keys()
 
 
