@@ -20,7 +20,7 @@ from tools.lint.reachability import find_unreviewed
 from tools.lint.rules import RULES, find_broken
 from tools.lint.schemas import Schemas
 from tools.lint.service import LIMITS
-from tools.lint.tree import TREE, find_misplaced
+from tools.lint.tree import TREE, Tree, find_misplaced
 
 OTHERS = ("schema", "stable-version", "duplicate", "immutable", "site", "compose", "reachability", "render")
 """What is checked beside the two lists of rules; `render`: kubectl itself refuses."""
@@ -429,7 +429,7 @@ class Copy:
             for where in touched:
                 yield from lint.check_objects(where, self._renders[where], schemas)
         elif self.mutant.rule in TREE:
-            yield from find_misplaced(lint.tree_of(self.root, self._renders), self.mutant.rule)
+            yield from find_misplaced(Tree(self.root), self.mutant.rule)
         elif self.mutant.rule == "reachability":
             yield from find_unreviewed(self.root, self._renders)
         else:

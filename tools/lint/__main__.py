@@ -39,7 +39,9 @@ TOGETHER = (
         *(f"overlays/aks/upgrade/{way}" for way in ("in-place", "forth", "back")),
         "platform/namespaces",
     ),
+    # part argocd
     ("argocd/goals", "platform/namespaces", "argocd/server", "argocd", "argocd/apps", "platform/argocd"),
+    # end argocd
 )
 """What is in a cluster at one time: in kind, with a load test, on AKS by hand, restored, upgraded, and by Argo CD."""
 
@@ -69,14 +71,6 @@ def sound(renders: dict[str, list[Manifest]], schemas: Schemas) -> dict[str, lis
     }
 
 
-def tree_of(root: Path, renders: dict[str, list[Manifest]]) -> tree.Tree:
-    """The files, with the Applications that lead to them."""
-    applications = [
-        one for where in ("argocd", "argocd/apps") for one in renders[where] if one["kind"] == "Application"
-    ]
-    return tree.Tree(root, applications)
-
-
 def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
     """Every kustomization, the site filled in and not, a new image over the old one, and the files themselves."""
     renders = render_all(root)
@@ -96,7 +90,7 @@ def check_files(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Find
         for image in ("goals:dev", site.values(root)["image"]):
             after = changes.with_image(renders[where], image, "registry.probe.test/goals:after")
             yield from changes.find_refused(where, renders[where], after)
-    yield from tree.find_misplaced(tree_of(root, renders))
+    yield from tree.find_misplaced(tree.Tree(root))
     yield from limits.find_in_compose(root.parent)
     yield from reachability.find_unreviewed(root, renders)
 

@@ -15,16 +15,17 @@ Found = Iterator[tuple[str, str, str]]
 """File, thing in it, what is wrong."""
 
 TREE: dict[str, Callable[["Tree"], Found]] = {}
+# part argocd
 PATHS = ("spec.source.path", "spec.sources[].helm.valueFiles[]")
+# end argocd
 COMMAND = re.compile(r"\b(?:kubectl|kustomize|kind|helm|k8s/\S+\.sh)\b.*")
 
 
 class Tree:
-    """The folder k8s with its texts, and the Applications it renders."""
+    """The folder k8s with its texts."""
 
-    def __init__(self, root: Path, applications: list[Manifest]) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self.applications = applications
         self.folders = list(kustomizations(self.root))
         self.files = [one for one in sorted(self.root.rglob("*")) if one.is_file()]
         self.texts = {str(one.relative_to(self.root)): one.read_text(encoding="utf-8") for one in self.files}
@@ -41,9 +42,18 @@ class Tree:
                 if named and (found := COMMAND.search(line)):
                     yield path, found[0].partition("`")[0]
 
+    # part argocd
+    def applications(self) -> Iterator[Manifest]:
+        """Those of Argo CD, as they are before the site is filled in."""
+        for path, text in self.texts.items():
+            if path.startswith("argocd/") and path.endswith(".yaml"):
+                yield from (one for one in read(text) if one["kind"] == "Application")
+
     def paths(self) -> list[str]:
         """Where the Applications lead to in this repository."""
-        return [path for one in self.applications for path in get_path(one, *PATHS)]
+        return [path for one in self.applications() for path in get_path(one, *PATHS)]
+
+    # end argocd
 
     def steps(self) -> list[str]:
         """The steps of install.sh, in their order."""
@@ -114,15 +124,17 @@ def orphan(tree: Tree) -> Found:
             yield path, file.name, "no overlay, Application, script or documented command uses it"
 
 
+# part argocd
 @tree_rule
 def application_path(tree: Tree) -> Found:
     """Argo CD finds nothing at the path, and the Application stays unknown."""
-    for one in tree.applications:
+    for one in tree.applications():
         for path in get_path(one, *PATHS):
             if not (tree.root.parent / path.removeprefix("$values/")).exists():
                 yield "argocd/apps", one["metadata"]["name"], f"there is no {path}"
 
 
+# end argocd
 @tree_rule
 def checked_version(tree: Tree) -> Found:
     """The manifests were checked against other CRDs than those that are installed."""
