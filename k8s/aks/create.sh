@@ -161,7 +161,9 @@ pass_on() {
 new_password() { openssl rand -hex 24; }
 alert_url() { echo "${ALERT_URL:-https://alerts.invalid/}"; }
 keep grafana-admin-password new_password
+# part argocd
 keep argocd-admin-password new_password
+# end argocd
 keep alert-receiver-url alert_url
 # Only these three: what else is in the vault, the cluster cannot read.
 for secret in grafana-admin-password argocd-admin-password alert-receiver-url; do
@@ -226,7 +228,9 @@ trust backup goals goals-db
 trust backup goals goals-db-restored
 trust backup goals goals-db-next
 trust secrets monitoring key-vault
+# part argocd
 trust secrets argocd key-vault
+# end argocd
 
 say "What Azure decided, into ${SITE#"$PWD"/}"
 # write KEY VALUE

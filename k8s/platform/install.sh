@@ -9,7 +9,9 @@ usage: k8s/platform/install.sh [--dry-run] local | aks | gitops | STEP…
 
   local    what overlays/local needs: all but backups and Argo CD
   aks      everything
+  # part argocd
   gitops   Argo CD alone; it installs the rest (k8s/argocd)
+  # end argocd
   STEP…    one or more of: namespaces gateway-api prometheus-operator-crds cert-manager cloudnative-pg external-secrets
            nginx-gateway-fabric plugin-barman-cloud kube-prometheus-stack argocd
 
@@ -28,7 +30,9 @@ for argument in "$@"; do
     -h | --help) usage; exit 0 ;;
     local) for step in "${ORDER[@]}"; do case $step in plugin-barman-cloud | argocd) ;; *) steps+=("$step") ;; esac; done ;;
     aks) steps+=("${ORDER[@]}") ;;
+    # part argocd
     gitops) steps+=(namespaces argocd) ;;
+    # end argocd
     *)
       case " ${ORDER[*]} " in
         *" $argument "*) steps+=("$argument") ;;
@@ -138,6 +142,7 @@ for step in "${steps[@]}"; do
       settle "$namespace" deployment/kube-prometheus-stack-operator deployment/kube-prometheus-stack-kube-state-metrics
       settle "$namespace" statefulset/prometheus-kube-prometheus-stack-prometheus statefulset/alertmanager-kube-prometheus-stack-alertmanager
       ;;
+    # part argocd
     argocd)
       namespace=argocd
       apply "$step" --force-conflicts
@@ -145,6 +150,7 @@ for step in "${steps[@]}"; do
       settle "$namespace" deployment/argocd-redis deployment/argocd-repo-server deployment/argocd-server \
         deployment/argocd-dex-server deployment/argocd-applicationset-controller deployment/argocd-notifications-controller statefulset/argocd-application-controller
       ;;
+    # end argocd
   esac
 done
 step=

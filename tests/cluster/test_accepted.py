@@ -15,11 +15,15 @@ BY_HAND = (
     ("overlays/local", "components/loadtest"),
     (
         "overlays/aks",
+        # part argocd
         "argocd/server",
+        # end argocd
         "overlays/aks/restore",
         "overlays/aks-restored",
         "overlays/aks/loadtest",
+        # part argocd
         "argocd",
+        # end argocd
     ),
 )
 """What k8s/README.md applies, in its order, one site after the other."""

@@ -37,7 +37,7 @@ class Mutant(NamedTuple):
     """A defect of the original Go app's manifests that this one repeats, as people would call it."""
 
 
-BASE, GATEWAY, POLICIES, APPS = "base", "components/gateway", "components/network-policies", "argocd/apps"
+BASE, GATEWAY, POLICIES = "base", "components/gateway", "components/network-policies"
 DEPLOYMENT, CLUSTER = "base/deployment.yaml", "components/database/cluster.yaml"
 INSTANCES = "components/database/service.yaml"
 ROUTE, EDGE, HPA = "base/httproute-goals.yaml", "components/gateway/gateway.yaml", "base/horizontalpodautoscaler.yaml"
@@ -45,7 +45,9 @@ ISSUER = "components/certificates/letsencrypt/clusterissuer-letsencrypt-staging.
 CODE = "the service's code"
 """In the place of a file: `old` is a limit of `lint.service.Service`, `new` its value."""
 
-HOOK, SERVER = "argocd/goals/job-migrate.yaml", "argocd/server"
+# part argocd
+APPS, HOOK, SERVER = "argocd/apps", "argocd/goals/job-migrate.yaml", "argocd/server"
+# end argocd
 CONTAINER = "          securityContext: &restricted\n"
 POD = "      securityContext:\n        runAsNonRoot: true\n        runAsUser: 10001\n"
 SERVES = "          args: [serve]\n"
@@ -60,7 +62,7 @@ GRANT = """apiVersion: gateway.networking.k8s.io/v1
 kind: ReferenceGrant
 metadata: {name: goals, namespace: goals}
 spec:
-  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: argocd}]
+  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: edge}]
   to: [{group: "", kind: Service, name: goals}]
 """
 HAND_MADE = """apiVersion: v1
@@ -80,9 +82,9 @@ MUTANTS = (
     Mutant("schema", "base/service.yaml", "  namespace: goals\n", ""),
     Mutant("stable-version", ROUTE, "networking.k8s.io/v1\n", "networking.k8s.io/v1beta1\n", "beta versions of the Gateway API"),
     Mutant("render", "base/kustomization.yaml", "  - service.yaml\n", "  - service.yaml\n  - service.yaml\n"),
-    # kustomize refuses a second object itself, but not in a file that patches what comes from elsewhere.
-    Mutant("duplicate", "platform/argocd/configmap-argocd-cm.yaml", "", "---\n" + (ROOT / "platform/argocd/configmap-argocd-cm.yaml").read_text("utf-8")),
-    Mutant("conflict", "argocd/server/kustomization.yaml", "resources:\n", "resources:\n  - gateway.yaml\n", "one Gateway in two files"),
+    # kustomize refuses a second object itself, but not in another version.
+    Mutant("duplicate", ROUTE, "", "---\n" + (ROOT / ROUTE).read_text("utf-8").replace("io/v1\n", "io/v1beta1\n")),
+    Mutant("conflict", "platform/namespaces/kustomization.yaml", "resources:\n", "resources:\n  - gateway.yaml\n", "one Gateway in two files"),
     # Routes and listeners.
     Mutant("parent", ROUTE, "      namespace: edge\n", "      namespace: nginx-gateway\n", "the Gateway sought in the controller's namespace"),
     Mutant("parent", ROUTE, "sectionName: https-goals", "sectionName: https"),
@@ -93,17 +95,12 @@ MUTANTS = (
     Mutant("hostname", ROUTE, "hostnames: [goals.localhost]", "hostnames: [www.localhost]"),
     Mutant("redirect", "components/gateway/kustomization.yaml", "  - httproute-redirect.yaml\n", "", "no redirect to https"),
     Mutant("redirect", "components/gateway/httproute-redirect.yaml", "scheme: https", "scheme: http"),
-    Mutant("silent-streams", f"{SERVER}/kustomization.yaml", "  - proxysettingspolicy.yaml\n", ""),
-    Mutant("silent-streams", f"{SERVER}/proxysettingspolicy.yaml", "read: 1h", "read: 1m"),
-    Mutant("redirect-hostnames", "components/gateway/httproute-redirect.yaml", "  hostnames: [goals.localhost, argocd.localhost]\n", ""),
+    Mutant("redirect-hostnames", "components/gateway/httproute-redirect.yaml", "  hostnames: [", "  # ["),
     Mutant("graceful-stop", "components/gateway/nginxproxy.yaml", "nginx -s quit", "nginx -s stop"),
     Mutant("backend", ROUTE, "name: goals, port: 8080", "name: goals, port: 80"),
     Mutant("backend", ROUTE, "name: goals, port: 8080", "name: goal, port: 8080"),
-    Mutant("backend-tls", f"{SERVER}/httproute.yaml", "port: 443", "port: 80", "Argo CD's route to port 80"),
-    Mutant("backend-tls", f"{SERVER}/kustomization.yaml", "  - backendtlspolicy.yaml\n", ""),
-    Mutant("backend-name", f"{SERVER}/certificate.yaml", "    - argocd-server.argocd.svc\n", ""),
-    Mutant("argocd-insecure", "platform/argocd/configmap-argocd-cmd-params-cm.yaml", "\ndata:\n", '\ndata:\n  server.insecure: "true"\n', "server.insecure"),
-    Mutant("grant", ROUTE, "kind: Service, name: goals", "kind: Service, namespace: argocd, name: argocd-server"),
+    Mutant("backend-tls", "base/service.yaml", "port: 8080", "port: 443"),
+    Mutant("grant", ROUTE, "kind: Service, name: goals", "kind: Service, namespace: edge, name: goals"),
     Mutant("unused-grant", ROUTE, "", "---\n" + GRANT, "a ReferenceGrant that nobody needs"),
     Mutant("listener-certificate", EDGE, "    cert-manager.io/cluster-issuer: private-ca\n", ""),
     Mutant("gateway-issuer", EDGE, "cluster-issuer: private-ca", "cluster-issuer: private"),
@@ -123,8 +120,8 @@ MUTANTS = (
     Mutant("reference", "components/backup/scheduledbackup.yaml", "  cluster:\n    name: goals-db", "  cluster:\n    name: goals"),
     Mutant("reference", "components/certificates/private-ca/certificate.yaml", "name: selfsigned}", "name: self-signed}"),
     Mutant("reference", "components/secrets/generated/externalsecret.yaml", "          name: grafana-admin", "          name: grafana"),
-    Mutant("reference", "components/secrets/key-vault/argocd/secretstore.yaml", "        name: key-vault", "        name: vault"),
-    Mutant("reference", "components/secrets/key-vault/argocd/rolebinding.yaml", "  name: key-vault-token\nsubjects", "  name: token\nsubjects"),
+    Mutant("reference", "components/secrets/key-vault/monitoring/secretstore.yaml", "        name: key-vault", "        name: vault"),
+    Mutant("reference", "components/secrets/key-vault/monitoring/rolebinding.yaml", "  name: key-vault-token\nsubjects", "  name: token\nsubjects"),
     Mutant("reference", EDGE, "gatewayClassName: nginx", "gatewayClassName: ngf"),
     Mutant("reference", DEPLOYMENT, "serviceAccountName: goals", "serviceAccountName: web"),
     Mutant("configuration", DEPLOYMENT, "secretKeyRef: {name: goals-db-app, key: dbname}", "secretKeyRef: {name: goals-db-app, key: database}"),
@@ -257,7 +254,6 @@ MUTANTS = (
             ("{path: /livez, port: ops}", "{path: /livez, port: ops, host: 127.0.0.1}", ""),
         )
     ),
-    Mutant("pod-security", HOOK, "            allowPrivilegeEscalation: false\n", ""),
     Mutant("hardening", DEPLOYMENT, "      automountServiceAccountToken: false\n", ""),
     Mutant("hardening", DEPLOYMENT, "            readOnlyRootFilesystem: true\n", ""),
     Mutant("namespace-level", "base/namespace.yaml", "enforce: restricted", "enforce: baseline"),
@@ -287,8 +283,9 @@ MUTANTS = (
     Mutant("reachability", f"{POLICIES}/every-namespace/networkpolicy-default-deny.yaml", "[Ingress, Egress]", "[Egress]"),
     Mutant("reachability", f"{POLICIES}/goals/networkpolicy-database-to-api-server.yaml", "podSelector: {matchExpressions: [{key: cnpg.io/cluster, operator: Exists}]}", "podSelector: {}"),
     Mutant("reachability", f"{POLICIES}/goals/networkpolicy-goals-from-gateway.yaml", "    - from:\n        - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: edge}}\n          podSelector: {matchLabels: {gateway.networking.k8s.io/gateway-name: edge}}\n      ports", "    - ports"),
-    Mutant("reachability", "reachability.md", "| goals/goals, goals/migrate, goals/restore-check | – | – | 5432 |", "| goals/goals, goals/migrate, goals/restore-check | – | – | – |"),
+    Mutant("reachability", "reachability.md", "| edge/gateway edge | 8443 |", "| edge/gateway edge | – |"),
     Mutant("reachability", "overlays/local/kustomization.yaml", "value: {port: 6443, protocol: TCP}", "value: {port: 8443, protocol: TCP}"),
+    # part argocd
     # Argo CD.
     Mutant("sync-wave", "argocd/goals/kustomization.yaml", "kind: ImageCatalog|ObjectStore|Cluster}", "kind: Cluster}"),
     Mutant("sync-wave", HOOK, 'sync-wave: "-1"', 'sync-wave: "1"'),
@@ -308,16 +305,24 @@ MUTANTS = (
     Mutant("application-health", "platform/argocd/configmap-argocd-cm.yaml", "argoproj.io_Application", "argoproj.io_AppProject"),
     Mutant("application-right", "argocd/projects/appproject-goals.yaml", "    - {group: policy, kind: PodDisruptionBudget}\n", ""),
     Mutant("application-right", "argocd/projects/appproject-goals.yaml", "    - {server: https://kubernetes.default.svc, namespace: nginx-gateway}\n", ""),
+    Mutant("silent-streams", f"{SERVER}/kustomization.yaml", "  - proxysettingspolicy.yaml\n", ""),
+    Mutant("silent-streams", f"{SERVER}/proxysettingspolicy.yaml", "read: 1h", "read: 1m"),
+    Mutant("backend-tls", f"{SERVER}/httproute.yaml", "port: 443", "port: 80", "Argo CD's route to port 80"),
+    Mutant("backend-tls", f"{SERVER}/kustomization.yaml", "  - backendtlspolicy.yaml\n", ""),
+    Mutant("backend-name", f"{SERVER}/certificate.yaml", "    - argocd-server.argocd.svc\n", ""),
+    Mutant("argocd-insecure", "platform/argocd/configmap-argocd-cmd-params-cm.yaml", "\ndata:\n", '\ndata:\n  server.insecure: "true"\n', "server.insecure"),
+    Mutant("pod-security", HOOK, "            allowPrivilegeEscalation: false\n", ""),
+    Mutant("orphan", "argocd/application.yaml", "path: k8s/argocd/apps", "path: k8s/argocd/goals", "no Application"),
+    Mutant("application-path", f"{APPS}/application-goals.yaml", "path: k8s/argocd/goals", "path: k8s/argocd/site"),
+    # end argocd
     # Files.
     Mutant("orphan", "1", "", "package main\n", "a file that is there by accident"),
     Mutant("orphan", "components/monitoring/kustomization.yaml", "  - servicemonitor-goals.yaml\n", "", "manifests that nothing applies"),
-    Mutant("orphan", "argocd/application.yaml", "path: k8s/argocd/apps", "path: k8s/argocd/goals", "no Application"),
-    Mutant("application-path", f"{APPS}/application-goals.yaml", "path: k8s/argocd/goals", "path: k8s/argocd/site"),
     Mutant("checked-version", "platform/cloudnative-pg/kustomization.yaml", "v1.30.0/releases/cnpg-1.30.0", "v1.23.1/releases/cnpg-1.23.1", "an old operator"),
     Mutant("checked-version", "platform/gateway-api/kustomization.yaml", "gateway-api/v1.5.1/", "gateway-api/main/", "CRDs of another version than the gateway's"),
     Mutant("checked-version", "platform/charts.txt", "cert-manager v1.21.1", "cert-manager v1.15.3"),
     Mutant("kubernetes-version", "aks/settings.sh", "KUBERNETES_VERSION:-1.36", "KUBERNETES_VERSION:-1.29", "Kubernetes 1.29"),
-    Mutant("server-side", "platform/install.sh", "kubectl apply --server-side", "kubectl apply", "Argo CD by a plain apply"),
+    Mutant("server-side", "platform/install.sh", "kubectl apply --server-side", "kubectl apply", "a plain apply"),
     Mutant("replaced-whole", "overlays/aks/loadtest/kustomization.yaml", " --cascade=foreground", ""),
     Mutant("install-order", "platform/install.sh", "ORDER=(namespaces gateway-api prometheus-operator-crds cert-manager", "ORDER=(namespaces prometheus-operator-crds cert-manager gateway-api"),
     Mutant("gateway-certificates", "platform/cert-manager/values.yaml", "  gatewayAPI:\n    enabled: true", "  gatewayAPI:\n    enabled: false", "the Gateway API switched on by hand"),
@@ -328,7 +333,9 @@ MUTANTS = (
 
 BESIDE = {
     "conflict": {
-        "argocd/server/gateway.yaml": (ROOT / EDGE).read_text(encoding="utf-8").replace("port: 80\n", "port: 8080\n")
+        "platform/namespaces/gateway.yaml": (ROOT / EDGE)
+        .read_text(encoding="utf-8")
+        .replace("port: 80\n", "port: 8080\n")
     },
     "compose": {"../compose.yaml": GOOD_COMPOSE, "../nginx.conf": GOOD_NGINX},
     "section-name": {

@@ -38,7 +38,9 @@ def test_a_change_is_shown_in_each_overlay_that_has_it(after: Path) -> None:
         "overlays/aks",
         "overlays/aks-restored",
         "overlays/aks-other-region",
+        # part argocd
         "argocd/goals",
+        # end argocd
     ):
         assert f"<summary>k8s/{overlay}: 2 lines</summary>" in shown
     assert "\n-      terminationGracePeriodSeconds: 30\n+      terminationGracePeriodSeconds: 31\n" in shown

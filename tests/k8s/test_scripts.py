@@ -106,7 +106,9 @@ def test_create_dry_run_needs_no_az_and_changes_nothing(tmp_path: Path) -> None:
         "system:serviceaccount:goals:goals-db-restored ",
         "system:serviceaccount:goals:goals-db-next ",
         "system:serviceaccount:monitoring:key-vault ",
+        # part argocd
         "system:serviceaccount:argocd:key-vault ",
+        # end argocd
         # A drain ends, upgrades keep to their window, the backups outlive their region.
         "--name postgres --zones 1 2 3 --node-count 3",
         "--max-surge 3 --drain-timeout 30 --undrainable-node-behavior Cordon",
@@ -115,7 +117,9 @@ def test_create_dry_run_needs_no_az_and_changes_nothing(tmp_path: Path) -> None:
         "--sku Standard_RAGZRS",
         "--assignee-principal-type User --role Storage\\ Blob\\ Data\\ Reader",
         "/vaults/goals-00000000/secrets/grafana-admin-password",
+        # part argocd
         "/vaults/goals-00000000/secrets/argocd-admin-password",
+        # end argocd
         "/vaults/goals-00000000/secrets/alert-receiver-url",
     ):
         assert needed in done.stdout, needed
@@ -222,7 +226,9 @@ def test_install_dry_run_has_the_order_and_the_pinned_versions() -> None:
         "cloudnative-pg",
         "nginx-gateway-fabric",
         "plugin-barman-cloud",
+        # part argocd
         "argocd",
+        # end argocd
     ]
     lines = done.stdout.splitlines()
     places = [next(number for number, line in enumerate(lines) if f" {step}" in line) for step in order]
@@ -232,7 +238,9 @@ def test_install_dry_run_has_the_order_and_the_pinned_versions() -> None:
     assert all(" --version " in line for line in helm)
     local = run("platform/install.sh", "--dry-run", "local").stdout
     assert "barman" not in local
+    # part argocd
     assert "argocd" not in local
+    # end argocd
 
 
 def test_install_waits_for_all_that_it_installs_and_names_the_step_that_hangs(tmp_path: Path) -> None:
@@ -254,8 +262,10 @@ def test_install_waits_for_all_that_it_installs_and_names_the_step_that_hangs(tm
     for waited in (
         "crd/gateways.gateway.networking.k8s.io",
         "wait --for=create statefulset/prometheus-kube-prometheus-stack-prometheus",
+        # part argocd
         "rollout status deployment/argocd-repo-server",
         "rollout status statefulset/argocd-application-controller",
+        # end argocd
     ):
         assert waited in made, waited
 
@@ -265,8 +275,8 @@ def test_published_files_are_fetched_once_and_only_with_the_known_bytes(tmp_path
     there.write_text("kind: CustomResourceDefinition\n")
     other = hashlib.sha256(b"other bytes").hexdigest()
     with pytest.raises(ValueError, match="it is not the file"):
-        crds.fetch(tmp_path / "here", {"argo-cd/a.yaml": (there.as_uri(), other)})
+        crds.fetch(tmp_path / "here", {"a/a.yaml": (there.as_uri(), other)})
     assert not (tmp_path / "here").exists()
-    files = {"argo-cd/a.yaml": (there.as_uri(), hashlib.sha256(there.read_bytes()).hexdigest())}
+    files = {"a/a.yaml": (there.as_uri(), hashlib.sha256(there.read_bytes()).hexdigest())}
     assert crds.fetch(tmp_path / "here", files) == 1
     assert crds.fetch(tmp_path / "here", files) == 0

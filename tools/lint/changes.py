@@ -27,8 +27,10 @@ def find_refused(where: str, before: list[Manifest], after: list[Manifest]) -> I
     old = {(manifest["apiVersion"], name(manifest)): manifest for manifest in before}
     for manifest in after:
         previous = old.get((manifest["apiVersion"], name(manifest)))
+        # part argocd
         # Argo CD deletes such a one before it makes it again, so that all of it may change.
         is_replaced = "BeforeHookCreation" in annotation(manifest, "argocd.argoproj.io/hook-delete-policy")
+        # end argocd
         for path in IMMUTABLE.get(manifest["kind"], ()) if previous and not is_replaced else ():
             if first(previous, path) != first(manifest, path):
                 problem = f"{path} changes, and the API server refuses to change it"

@@ -13,7 +13,9 @@ import urllib.request
 from pathlib import Path
 
 SOURCES = {
+    # part argocd
     "argo-cd": "argoproj/argo-cd/v3.5.1/manifests/crds",
+    # end argocd
     "cert-manager": "cert-manager/cert-manager/v1.21.1/deploy/crds",
     "cloudnative-pg": "cloudnative-pg/cloudnative-pg/v1.30.0/config/crd/bases",
     "external-secrets": "external-secrets/external-secrets/v2.9.0/config/crds/bases",

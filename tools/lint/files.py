@@ -13,7 +13,9 @@ KINDS = {
     "admissionregistration.k8s.io": "ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding",
     "": "ConfigMap Namespace ResourceQuota Secret Service ServiceAccount",
     "apps": "Deployment",
+    # part argocd
     "argoproj.io": "AppProject Application",
+    # end argocd
     "autoscaling": "HorizontalPodAutoscaler",
     "barmancloud.cnpg.io": "ObjectStore",
     "batch": "CronJob Job",

@@ -112,6 +112,7 @@ def graceful_stop(_: Inventory, one: Manifest) -> Iterator[str]:
         yield "its preStop does not let NGINX finish (nginx -s quit)"
 
 
+# part argocd
 @every(links("backend"))
 def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
     """Argo CD's page and command line lose each stream that was silent for 60 s."""
@@ -120,6 +121,7 @@ def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
         yield f"no ProxySettingsPolicy lets a stream of {link} be silent for 1h"
 
 
+# end argocd
 @every(links("backend"))
 def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The service answers http with a redirect to https, round and round, or https is spoken to by http and refused."""
@@ -131,6 +133,7 @@ def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
         yield f"no BackendTLSPolicy makes the gateway speak TLS to {link}"
 
 
+# part argocd
 @every(links("configuration"))
 def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The gateway refuses the backend's certificate and answers 502."""
@@ -139,6 +142,7 @@ def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
         yield f"expects the name {host}, which {name(maker)} does not have"
 
 
+# end argocd
 crossings = links("backend", "listener-certificate")
 """What a namespace must have consented to where another refers to it."""
 

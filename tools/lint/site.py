@@ -18,7 +18,9 @@ IGNORED = shutil.ignore_patterns("__pycache__", "node_modules")
 
 PROBES = {
     "host": "goals.probe.test",
+    # part argocd
     "argocdHost": "argocd.probe.test",
+    # end argocd
     "email": "operator@probe.test",
     "issuer": "letsencrypt-production",
     "image": f"registry.probe.test/goals:1.2.3@sha256:{'1' * 64}",
@@ -28,8 +30,10 @@ PROBES = {
     "secretsClientId": "22222222-0000-0000-0000-000000000000",
     "backupUrl": "https://probe.blob.core.windows.net/goals-db",
     "backupClientId": "33333333-0000-0000-0000-000000000000",
+    # part argocd
     "repository": "https://git.probe.test/goals.git",
     "revision": "probe-revision",
+    # end argocd
     "restoreTime": "2026-02-03T04:05:06Z",
 }
 """One value for each key, found nowhere else (`issuer` apart, which names one of ours)."""
