@@ -9,6 +9,8 @@ from pathlib import Path
 CHANGELOG = Path("CHANGELOG.md")
 # part k8s
 SITE = Path("k8s/overlays/aks/site/site.yaml")
+KEYS = ("image", "loadtestImage")
+"""The site's lines that name an image, in the order in which the command is given them."""
 IMAGE = re.compile(r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+:[\w.-]+@sha256:[0-9a-f]{64}")
 # end k8s
 
@@ -22,8 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of_notes.add_argument("--changelog", type=Path, default=CHANGELOG)
     # part k8s
     of_images = commands.add_parser("images", help="put a release's images into the site")
-    of_images.add_argument("service")
-    of_images.add_argument("loadtest")
+    of_images.add_argument("images", nargs=len(KEYS), metavar="IMAGE")
     of_images.add_argument("--site", type=Path, default=SITE)
     # end k8s
     options = parser.parse_args(arguments)
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(notes(options.changelog.read_text(encoding="utf-8"), options.version))
         # part k8s
         else:
-            text = with_images(options.site.read_text(encoding="utf-8"), options.service, options.loadtest)
+            text = with_images(options.site.read_text(encoding="utf-8"), options.images)
             options.site.write_text(text, encoding="utf-8")
         # end k8s
     except ValueError as error:
@@ -53,9 +54,9 @@ def notes(changelog: str, version: str | None = None) -> str:
 
 
 # part k8s
-def with_images(site: str, service: str, loadtest: str) -> str:
-    """Return the site's file with both images, which are named by tag and digest: a tag alone can be moved."""
-    for key, image in (("image", service), ("loadtestImage", loadtest)):
+def with_images(site: str, images: Sequence[str]) -> str:
+    """Return the site's file with its images, which are named by tag and digest: a tag alone can be moved."""
+    for key, image in zip(KEYS, images, strict=True):
         if not IMAGE.fullmatch(image):
             raise ValueError(f"{image!r} is not REGISTRY/NAME:VERSION@sha256:DIGEST")
         site, changed = re.subn(rf"^  {key}: .*$", f"  {key}: {image}", site, flags=re.MULTILINE)

@@ -35,7 +35,9 @@ CHANGELOG = """# Changelog
 """
 # part k8s
 GOALS = f"ghcr.io/owner/goals:0.2.0@sha256:{'a' * 64}"
+# part loadtest
 LOADTEST = f"registry.example.com:5000/goals-loadtest:0.2.0@sha256:{'b' * 64}"
+# end loadtest
 # end k8s
 
 
@@ -94,7 +96,7 @@ def test_an_image_without_a_digest_is_refused(image: str, tmp_path: Path, capsys
 
 def test_a_site_without_the_line_is_refused() -> None:
     with pytest.raises(ValueError, match="0 lines `image:`"):
-        release.with_images("data: {}\n", GOALS, LOADTEST)
+        release.with_images("data: {}\n", [GOALS, LOADTEST])
 
 
 # end k8s
