@@ -108,8 +108,9 @@ class Tree:
             now = {path: _anchors(text) for path, text in texts.items() if path.endswith(".md")}
 
             def is_gone(path: str, text: str, now: dict[str, set[str]] = now) -> bool:
+                text = re.sub(r"\s+", " ", text)
                 named = {word for each in re.findall(r"\bmake((?: +[\w=.-]+)+)", text) for word in each.split()}
-                if named & lost or any(word.search(re.sub(r"\s+", " ", text)) for word in words):
+                if named & lost or any(word.search(text) for word in words):
                     return True
                 for target, anchor in re.findall(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)", text):
                     file = os.path.normpath(Path(path).parent / target) if target else path

@@ -138,7 +138,9 @@ MUTANTS = (
     Mutant("selector", DEPLOYMENT, "      app.kubernetes.io/component: web\n  template", "      app.kubernetes.io/component: api\n  template"),
     Mutant("selector", DEPLOYMENT, "              app.kubernetes.io/component: web\n", "              app.kubernetes.io/component: api\n"),
     Mutant("selector", "components/database/cluster.yaml", "cnpg.io/podRole: instance", "cnpg.io/podRole: pooler"),
+    # part loadtest
     Mutant("selector", "components/loadtest/deployment.yaml", "app.kubernetes.io/name: goals\n", "app.kubernetes.io/name: goal\n"),
+    # end loadtest
     Mutant("image", "base/deployment.yaml", "image: goals:dev", "image: goals:latest"),
     Mutant("image", "components/database/imagecatalog.yaml", "@sha256:771f", "#"),
     Mutant("pull-policy", DEPLOYMENT, SERVES, SERVES + "          imagePullPolicy: Always\n", "imagePullPolicy Always"),
@@ -323,7 +325,9 @@ MUTANTS = (
     Mutant("checked-version", "platform/charts.txt", "cert-manager v1.21.1", "cert-manager v1.15.3"),
     Mutant("kubernetes-version", "aks/settings.sh", "KUBERNETES_VERSION:-1.36", "KUBERNETES_VERSION:-1.29", "Kubernetes 1.29"),
     Mutant("server-side", "platform/install.sh", "kubectl apply --server-side", "kubectl apply", "a plain apply"),
+    # part loadtest
     Mutant("replaced-whole", "overlays/aks/loadtest/kustomization.yaml", " --cascade=foreground", ""),
+    # end loadtest
     Mutant("install-order", "platform/install.sh", "ORDER=(namespaces gateway-api prometheus-operator-crds cert-manager", "ORDER=(namespaces prometheus-operator-crds cert-manager gateway-api"),
     Mutant("gateway-certificates", "platform/cert-manager/values.yaml", "  gatewayAPI:\n    enabled: true", "  gatewayAPI:\n    enabled: false", "the Gateway API switched on by hand"),
     Mutant("immutable", DEPLOYMENT, "      app.kubernetes.io/name: goals\n      app.kubernetes.io/component: web\n  template:\n    metadata:\n      labels:\n", "      app.kubernetes.io/name: goals\n      app.kubernetes.io/version: goals:dev\n      app.kubernetes.io/component: web\n  template:\n    metadata:\n      labels:\n        app.kubernetes.io/version: goals:dev\n"),

@@ -30,7 +30,9 @@ PARTS = frozenset({"every-namespace", "api-server"})
 
 TOGETHER = (
     ("overlays/local", "platform/namespaces"),
+    # part loadtest
     ("overlays/local", "platform/namespaces", "components/loadtest"),
+    # end loadtest
     ("overlays/aks", "overlays/aks/restore-check", "platform/namespaces", "argocd/server"),
     ("overlays/aks-restored", "platform/namespaces", "argocd/server"),
     ("overlays/aks-other-region", "platform/namespaces", "argocd/server"),

@@ -24,7 +24,9 @@ PROBES = {
     "email": "operator@probe.test",
     "issuer": "letsencrypt-production",
     "image": f"registry.probe.test/goals:1.2.3@sha256:{'1' * 64}",
+    # part loadtest
     "loadtestImage": f"registry.probe.test/goals-loadtest:1.2.3@sha256:{'2' * 64}",
+    # end loadtest
     "vaultUrl": "https://probe.vault.azure.net",
     "tenantId": "11111111-0000-0000-0000-000000000000",
     "secretsClientId": "22222222-0000-0000-0000-000000000000",

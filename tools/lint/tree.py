@@ -169,6 +169,7 @@ def server_side(tree: Tree) -> Found:
             yield path, command, "has no --server-side"
 
 
+# part loadtest
 @tree_rule
 def replaced_whole(tree: Tree) -> Found:
     """The workers of the load test before join the next one, and it is invalid."""
@@ -177,6 +178,7 @@ def replaced_whole(tree: Tree) -> Found:
             yield path, command, "has no --cascade=foreground"
 
 
+# end loadtest
 @tree_rule
 def install_order(tree: Tree) -> Found:
     """An operator starts without what it looks for only then, or an object meets no CRD."""
