@@ -76,16 +76,10 @@ CONSEQUENCES = {
     "pull-policy": "A registry that is down stops pods from starting whose image is already there",
     "resources": "A node is packed until the kernel kills what it likes; the autoscaler has no number to start from",
     "secret-in-git": "Anyone who reads the repository has the password, and a second place must be changed with it",
-    # part argocd
-    "argocd-insecure": "Argo CD's sessions and passwords cross the cluster's network in the clear",
-    # end argocd
     "database-quorum": "A commit that was answered is lost with its node, or the whole database with one node",
     "database-failover": "A failover takes longer than writes wait, or a standby that answers reads falls behind",
     "database-plain": "A client that asks for no TLS is served, and the password is read on the way",
     "monitor-label": "Prometheus does not see the monitor or rule and says nothing; its alerts never fire",
-    # part argocd
-    "application-apply": "The sync fails: a large CRD or dashboard is too long for a client-side apply's annotation",
-    # end argocd
 }
 
 ISOLATED = ("RuntimeDefault", "Localhost")
@@ -142,9 +136,6 @@ FIELDS = [
     ),
     Row("secret-in-git", of("Secret"), "data", MADE),
     Row("secret-in-git", of("Secret"), "stringData", MADE),
-    # part argocd
-    Row("argocd-insecure", of("ConfigMap"), "data[server.insecure]", one_of(None, "false")),
-    # end argocd
     Row("database-quorum", of("Cluster"), "spec.instances", Demand(lambda count: (count or 1) >= 3, "at least 3")),  # noqa: PLR2004  said in words
     Row("database-quorum", of("Cluster"), "spec.postgresql.synchronous.dataDurability", one_of("required")),
     Row("database-quorum", of("Cluster"), "spec.postgresql.synchronous.failoverQuorum", TRUE),
@@ -171,9 +162,6 @@ FIELDS = [
     ),
     Row("database-plain", of("Cluster"), "spec.postgresql.pg_hba", having("host all all all reject")),
     Row("monitor-label", of("ServiceMonitor", "PodMonitor", "PrometheusRule"), "metadata.labels.release", SET),
-    # part argocd
-    Row("application-apply", of("Application"), "spec.syncPolicy.syncOptions", having("ServerSideApply=true")),
-    # end argocd
 ]
 
 

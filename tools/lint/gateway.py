@@ -112,16 +112,6 @@ def graceful_stop(_: Inventory, one: Manifest) -> Iterator[str]:
         yield "its preStop does not let NGINX finish (nginx -s quit)"
 
 
-# part argocd
-@every(links("backend"))
-def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """Argo CD's page and command line lose each stream that was silent for 60 s."""
-    policies = [one for one in inventory.of("ProxySettingsPolicy") if namespace_of(one) == namespace_of(link.source)]
-    if link.target[2] == "argocd-server" and "1h" not in get_path(policies, "[].spec.timeout.read"):
-        yield f"no ProxySettingsPolicy lets a stream of {link} be silent for 1h"
-
-
-# end argocd
 @every(links("backend"))
 def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The service answers http with a redirect to https, round and round, or https is spoken to by http and refused."""
@@ -133,16 +123,6 @@ def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
         yield f"no BackendTLSPolicy makes the gateway speak TLS to {link}"
 
 
-# part argocd
-@every(links("configuration"))
-def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """The gateway refuses the backend's certificate and answers 502."""
-    host, maker = first(link.source, "spec.validation.hostname"), inventory.get(*link.target)
-    if host and maker and maker["kind"] == "Certificate" and host not in get_path(maker, "spec.dnsNames[]"):
-        yield f"expects the name {host}, which {name(maker)} does not have"
-
-
-# end argocd
 crossings = links("backend", "listener-certificate")
 """What a namespace must have consented to where another refers to it."""
 

@@ -124,17 +124,6 @@ def orphan(tree: Tree) -> Found:
             yield path, file.name, "no overlay, Application, script or documented command uses it"
 
 
-# part argocd
-@tree_rule
-def application_path(tree: Tree) -> Found:
-    """Argo CD finds nothing at the path, and the Application stays unknown."""
-    for one in tree.applications():
-        for path in get_path(one, *PATHS):
-            if not (tree.root.parent / path.removeprefix("$values/")).exists():
-                yield "argocd/apps", one["metadata"]["name"], f"there is no {path}"
-
-
-# end argocd
 @tree_rule
 def checked_version(tree: Tree) -> Found:
     """The manifests were checked against other CRDs than those that are installed."""
