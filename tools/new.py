@@ -41,11 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for part in sorted(without - PARTS.keys())
         ),
         *(f"WITH={part}: there is no such part; there is {' '.join(OPTIONAL)}" for part in sorted(included - OPTIONAL)),
-        *(
-            f"WITHOUT={part}: it goes only with {whole}, whose linter judges them together (docs/make-it-yours.md)"
-            for part in sorted(without & PARTS.keys())
-            if (whole := PARTS[part].get("within", part)) not in left_out
-        ),
         *find_errors(names, tree.sources),
         *find_obstacles(folder),
     ]

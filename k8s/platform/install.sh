@@ -8,7 +8,9 @@ usage() {
 usage: k8s/platform/install.sh [--dry-run] local | aks | gitops | STEP…
 
   local    what overlays/local needs: all but backups and Argo CD
+  # part azure
   aks      everything
+  # end azure
   # part argocd
   gitops   Argo CD alone; it installs the rest (k8s/argocd)
   # end argocd
@@ -29,7 +31,9 @@ for argument in "$@"; do
     --dry-run) dry_run=yes ;;
     -h | --help) usage; exit 0 ;;
     local) for step in "${ORDER[@]}"; do case $step in plugin-barman-cloud | argocd) ;; *) steps+=("$step") ;; esac; done ;;
+    # part azure
     aks) steps+=("${ORDER[@]}") ;;
+    # end azure
     # part argocd
     gitops) steps+=(namespaces argocd) ;;
     # end argocd
@@ -129,12 +133,14 @@ for step in "${steps[@]}"; do
       know nginxproxies.gateway.nginx.org snippetsfilters.gateway.nginx.org
       install "$step" --wait --timeout 5m
       ;;
+    # part azure
     plugin-barman-cloud)
       namespace=cnpg-system
       apply "$step"
       know objectstores.barmancloud.cnpg.io
       settle "$namespace" deployment/barman-cloud
       ;;
+    # end azure
     kube-prometheus-stack)
       namespace=monitoring
       install "$step"

@@ -168,7 +168,7 @@ class Limits:
     keys_pause: float = 60.0
     """Between two looks for old keys."""
 
-    # part k8s
+    # part azure
     # The check of the backups.
     api_timeout: float = 10.0
     """For an answer of the API server."""
@@ -185,7 +185,7 @@ class Limits:
     """What is younger need not be in the archive yet: it gets WAL every five minutes at the latest."""
     restore_sample: int = 1000
     """Goals, and keys, that are compared one by one: the newest."""
-    # end k8s
+    # end azure
 
     # The start.
     first_schema_pause: float = 0.1

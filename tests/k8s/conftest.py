@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tools.lint import __main__ as lint, site
-from tools.lint.manifests import ROOT, Manifest, render_all
+from tools.lint import __main__ as lint
+from tools.lint.manifests import IGNORED, ROOT, Manifest, render_all
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the folder k8s, and of what stands beside it, to break."""
     for source in (ROOT, ROOT.parent / "observability"):
-        shutil.copytree(source, tmp_path / source.name, ignore=site.IGNORED)
+        shutil.copytree(source, tmp_path / source.name, ignore=IGNORED)
     return tmp_path / ROOT.name
 
 

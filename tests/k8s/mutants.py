@@ -13,9 +13,20 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from tools.lint import __main__ as lint, site
+from tools.lint import __main__ as lint
 from tools.lint.inventory import Inventory
-from tools.lint.manifests import ROOT, Finding, Manifest, RenderError, includes, is_remote, read, render, render_all
+from tools.lint.manifests import (
+    IGNORED,
+    ROOT,
+    Finding,
+    Manifest,
+    RenderError,
+    includes,
+    is_remote,
+    read,
+    render,
+    render_all,
+)
 from tools.lint.reachability import find_unreviewed
 from tools.lint.rules import RULES, find_broken
 from tools.lint.schemas import Schemas
@@ -41,7 +52,9 @@ BASE, GATEWAY, POLICIES = "base", "components/gateway", "components/network-poli
 DEPLOYMENT, CLUSTER = "base/deployment.yaml", "components/database/cluster.yaml"
 INSTANCES = "components/database/service.yaml"
 ROUTE, EDGE, HPA = "base/httproute-goals.yaml", "components/gateway/gateway.yaml", "base/horizontalpodautoscaler.yaml"
+# part azure
 ISSUER = "components/certificates/letsencrypt/clusterissuer-letsencrypt-staging.yaml"
+# end azure
 CODE = "the service's code"
 """In the place of a file: `old` is a limit of `lint.service.Service`, `new` its value."""
 
@@ -104,10 +117,6 @@ MUTANTS = (
     Mutant("unused-grant", ROUTE, "", "---\n" + GRANT, "a ReferenceGrant that nobody needs"),
     Mutant("listener-certificate", EDGE, "    cert-manager.io/cluster-issuer: private-ca\n", ""),
     Mutant("gateway-issuer", EDGE, "cluster-issuer: private-ca", "cluster-issuer: private"),
-    Mutant("acme-solver", ISSUER, "                sectionName: http", "                port: 80 ", "a solver without sectionName"),
-    Mutant("acme-solver", ISSUER, "sectionName: http", "sectionName: https-goals"),
-    Mutant("acme-solver", ISSUER, "            serviceType: ClusterIP # NodePort otherwise\n", ""),
-    Mutant("acme-staging", ISSUER, "acme-staging-v02", "acme-v02", "Let's Encrypt's production at the first try"),
     Mutant("policy-overlap", ROUTE, "value: /}", "value: /api/v1/goals}"),
     Mutant("policy-overlap", "components/gateway/clientsettingspolicy-goals-writes.yaml", "    name: goals-writes\n  body", "    name: goals\n  body"),
     # References.
@@ -115,19 +124,13 @@ MUTANTS = (
     Mutant("reference", "components/gateway/ratelimitpolicy.yaml", "namespace: goals", "namespace: edge"),
     Mutant("reference", "components/gateway/upstreamsettingspolicy.yaml", "name: goals}", "name: web}"),
     Mutant("reference", CLUSTER, "    name: postgresql\n", "    name: postgres\n"),
-    Mutant("reference", "overlays/aks/database/patch-cluster.yaml", "storageClass: goals-db", "storageClass: fast"),
-    Mutant("reference", "components/backup/patch-cluster.yaml", "barmanObjectName: goals-db", "barmanObjectName: goals"),
-    Mutant("reference", "components/backup/scheduledbackup.yaml", "  cluster:\n    name: goals-db", "  cluster:\n    name: goals"),
     Mutant("reference", "components/certificates/private-ca/certificate.yaml", "name: selfsigned}", "name: self-signed}"),
     Mutant("reference", "components/secrets/generated/externalsecret.yaml", "          name: grafana-admin", "          name: grafana"),
-    Mutant("reference", "components/secrets/key-vault/monitoring/secretstore.yaml", "        name: key-vault", "        name: vault"),
-    Mutant("reference", "components/secrets/key-vault/monitoring/rolebinding.yaml", "  name: key-vault-token\nsubjects", "  name: token\nsubjects"),
     Mutant("reference", EDGE, "gatewayClassName: nginx", "gatewayClassName: ngf"),
     Mutant("reference", DEPLOYMENT, "serviceAccountName: goals", "serviceAccountName: web"),
     Mutant("configuration", DEPLOYMENT, "secretKeyRef: {name: goals-db-app, key: dbname}", "secretKeyRef: {name: goals-db-app, key: database}"),
     Mutant("configuration", CLUSTER, "      dataChecksums: true\n", "      dataChecksums: true\n      secret: {name: goals-db-credentials}\n", "a Secret made by hand after the Cluster that needs it"),
     Mutant("configuration", DEPLOYMENT, "                name: goals\n", "                name: settings\n"),
-    Mutant("configuration", "components/monitoring/receiver/alertmanagerconfig.yaml", "key: url", "key: webhook"),
     Mutant("configuration", "components/certificates/private-ca/clusterissuer-private-ca.yaml", "secretName: private-ca", "secretName: ca"),
     Mutant("private-key", DEPLOYMENT, CA, ""),
     Mutant("secret-in-git", "base/service.yaml", "", "---\n" + HAND_MADE, "passwords written by hand"),
@@ -179,7 +182,6 @@ MUTANTS = (
     Mutant("database-quorum", CLUSTER, "instances: 3", "instances: 1"),
     Mutant("database-quorum", CLUSTER, "dataDurability: required", "dataDurability: preferred", "no synchronous replication"),
     Mutant("database-quorum", CLUSTER, "enablePodAntiAffinity: true", "enablePodAntiAffinity: false", "instances on one node"),
-    Mutant("database-quorum", "overlays/aks/database/patch-cluster.yaml", 'limits: {cpu: "1", memory: 4Gi}', 'limits: {cpu: "1", memory: 8Gi}', "no resources"),
     Mutant("database-failover", CLUSTER, "leaseDurationSeconds: 5", "leaseDurationSeconds: 15"),
     Mutant("database-failover", CLUSTER, "renewDeadlineSeconds: 4", "renewDeadlineSeconds: 10"),
     Mutant("database-failover", CLUSTER, "    retryPeriodSeconds: 1\n", ""),
@@ -192,18 +194,12 @@ MUTANTS = (
     Mutant("database-instances", INSTANCES, "  publishNotReadyAddresses: true\n", ""),
     Mutant("database-instances", INSTANCES, "cnpg.io/podRole: instance", "cnpg.io/podRole: pooler"),
     Mutant("database-instances", INSTANCES, "    cnpg.io/cluster: goals-db\n    cnpg.io/podRole: instance\n", "    app.kubernetes.io/name: goals\n"),
-    Mutant("database-instances", "overlays/aks/restore/template/patch-service.yaml", "cluster, value: goals-db-restored", "cluster, value: goals-db"),
     Mutant("standby-reads", "base/goals.env", "DB_STANDBY_HOST=goals-db-all\n", ""),
     Mutant("standby-reads", "base/goals.env", "DB_STANDBY_HOST=goals-db-all", "DB_STANDBY_HOST=goals-db-r"),
     Mutant("standby-reads", "base/goals.env", "DB_STANDBY_REPLIES=2", "DB_STANDBY_REPLIES=1"),
     Mutant("standby-reads", CLUSTER, "instances: 3", "instances: 4"),
-    Mutant("database-backup", "components/backup/kustomization.yaml", "  - scheduledbackup.yaml\n", "", "no backups"),
-    Mutant("database-backup", "components/backup/patch-cluster.yaml", "isWALArchiver: true", "isWALArchiver: false"),
-    Mutant("database-backup", "overlays/aks/database/patch-cluster.yaml", "size: 32Gi", "size: 1Gi", "a disk of 1 GiB"),
-    Mutant("backup-schedule", "components/backup/scheduledbackup.yaml", '"0 30 2 * * *"', '"30 2 * * *"'),
     Mutant("database-log", CLUSTER, '      log_parameter_max_length: "0"\n', ""),
     Mutant("database-log", CLUSTER, 'log_parameter_max_length_on_error: "0"', 'log_parameter_max_length_on_error: "-1"'),
-    Mutant("database-archive", "overlays/aks/restore/template/patch-cluster.yaml", "serverName, value: goals-db-restored", "serverName, value: goals-db"),
     Mutant("database-credentials", DEPLOYMENT, "            secretName: goals-db-app\n", "            secretName: other-db-app\n", "two passwords that must agree"),
     Mutant("database-tls", "base/goals.env", "SSL=verify-full\n", "", "no SSL setting"),
     Mutant("database-plain", CLUSTER, "      - host all all all reject\n", ""),
@@ -287,6 +283,28 @@ MUTANTS = (
     Mutant("reachability", f"{POLICIES}/goals/networkpolicy-goals-from-gateway.yaml", "    - from:\n        - namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: edge}}\n          podSelector: {matchLabels: {gateway.networking.k8s.io/gateway-name: edge}}\n      ports", "    - ports"),
     Mutant("reachability", "reachability.md", "| edge/gateway edge | 8443 |", "| edge/gateway edge | – |"),
     Mutant("reachability", "overlays/local/kustomization.yaml", "value: {port: 6443, protocol: TCP}", "value: {port: 8443, protocol: TCP}"),
+    # part azure
+    # AKS.
+    Mutant("acme-solver", ISSUER, "                sectionName: http", "                port: 80 ", "a solver without sectionName"),
+    Mutant("acme-solver", ISSUER, "sectionName: http", "sectionName: https-goals"),
+    Mutant("acme-solver", ISSUER, "            serviceType: ClusterIP # NodePort otherwise\n", ""),
+    Mutant("acme-staging", ISSUER, "acme-staging-v02", "acme-v02", "Let's Encrypt's production at the first try"),
+    Mutant("reference", "overlays/aks/database/patch-cluster.yaml", "storageClass: goals-db", "storageClass: fast"),
+    Mutant("reference", "components/backup/patch-cluster.yaml", "barmanObjectName: goals-db", "barmanObjectName: goals"),
+    Mutant("reference", "components/backup/scheduledbackup.yaml", "  cluster:\n    name: goals-db", "  cluster:\n    name: goals"),
+    Mutant("reference", "components/secrets/key-vault/monitoring/secretstore.yaml", "        name: key-vault", "        name: vault"),
+    Mutant("reference", "components/secrets/key-vault/monitoring/rolebinding.yaml", "  name: key-vault-token\nsubjects", "  name: token\nsubjects"),
+    Mutant("configuration", "components/monitoring/receiver/alertmanagerconfig.yaml", "key: url", "key: webhook"),
+    Mutant("database-quorum", "overlays/aks/database/patch-cluster.yaml", 'limits: {cpu: "1", memory: 4Gi}', 'limits: {cpu: "1", memory: 8Gi}', "no resources"),
+    Mutant("database-instances", "overlays/aks/restore/template/patch-service.yaml", "cluster, value: goals-db-restored", "cluster, value: goals-db"),
+    Mutant("database-backup", "components/backup/kustomization.yaml", "  - scheduledbackup.yaml\n", "", "no backups"),
+    Mutant("database-backup", "components/backup/patch-cluster.yaml", "isWALArchiver: true", "isWALArchiver: false"),
+    Mutant("database-backup", "overlays/aks/database/patch-cluster.yaml", "size: 32Gi", "size: 1Gi", "a disk of 1 GiB"),
+    Mutant("backup-schedule", "components/backup/scheduledbackup.yaml", '"0 30 2 * * *"', '"30 2 * * *"'),
+    Mutant("database-archive", "overlays/aks/restore/template/patch-cluster.yaml", "serverName, value: goals-db-restored", "serverName, value: goals-db"),
+    Mutant("kubernetes-version", "aks/settings.sh", "KUBERNETES_VERSION:-1.36", "KUBERNETES_VERSION:-1.29", "Kubernetes 1.29"),
+    Mutant("site", "overlays/aks/site/site.yaml", "host: goals.fill-me-in.example", "host: goals.example.org"),
+    # end azure
     # part argocd
     # Argo CD.
     Mutant("sync-wave", "argocd/goals/kustomization.yaml", "kind: ImageCatalog|ObjectStore|Cluster}", "kind: Cluster}"),
@@ -323,15 +341,13 @@ MUTANTS = (
     Mutant("checked-version", "platform/cloudnative-pg/kustomization.yaml", "v1.30.0/releases/cnpg-1.30.0", "v1.23.1/releases/cnpg-1.23.1", "an old operator"),
     Mutant("checked-version", "platform/gateway-api/kustomization.yaml", "gateway-api/v1.5.1/", "gateway-api/main/", "CRDs of another version than the gateway's"),
     Mutant("checked-version", "platform/charts.txt", "cert-manager v1.21.1", "cert-manager v1.15.3"),
-    Mutant("kubernetes-version", "aks/settings.sh", "KUBERNETES_VERSION:-1.36", "KUBERNETES_VERSION:-1.29", "Kubernetes 1.29"),
     Mutant("server-side", "platform/install.sh", "kubectl apply --server-side", "kubectl apply", "a plain apply"),
     # part loadtest
-    Mutant("replaced-whole", "overlays/aks/loadtest/kustomization.yaml", " --cascade=foreground", ""),
+    Mutant("replaced-whole", "components/loadtest/kustomization.yaml", " --cascade=foreground", ""),
     # end loadtest
     Mutant("install-order", "platform/install.sh", "ORDER=(namespaces gateway-api prometheus-operator-crds cert-manager", "ORDER=(namespaces prometheus-operator-crds cert-manager gateway-api"),
     Mutant("gateway-certificates", "platform/cert-manager/values.yaml", "  gatewayAPI:\n    enabled: true", "  gatewayAPI:\n    enabled: false", "the Gateway API switched on by hand"),
     Mutant("immutable", DEPLOYMENT, "      app.kubernetes.io/name: goals\n      app.kubernetes.io/component: web\n  template:\n    metadata:\n      labels:\n", "      app.kubernetes.io/name: goals\n      app.kubernetes.io/version: goals:dev\n      app.kubernetes.io/component: web\n  template:\n    metadata:\n      labels:\n        app.kubernetes.io/version: goals:dev\n"),
-    Mutant("site", "overlays/aks/site/site.yaml", "host: goals.fill-me-in.example", "host: goals.example.org"),
 )
 # fmt: on
 
@@ -356,7 +372,7 @@ def copy(folder: Path) -> Path:
     """The folder k8s, with what it includes and who speaks of it."""
     for source in (ROOT, ROOT.parent / "observability", ROOT.parent / "docs"):
         if source.is_dir():
-            shutil.copytree(source, folder / source.name, ignore=site.IGNORED)
+            shutil.copytree(source, folder / source.name, ignore=IGNORED)
     for file in ("README.md", "Makefile"):
         if (ROOT.parent / file).is_file():
             shutil.copy(ROOT.parent / file, folder / file)

@@ -33,10 +33,7 @@ DEFECTS = {
     "a table made by hand": ("migration", "Deployment default/web"),
     "no TLS to the database": ("database-tls", "Deployment default/web"),
     "no synchronous replication, no anti-affinity, no resources": ("database-quorum", "Cluster default/pg"),
-    "no backups, a disk of 1 GiB": ("database-backup", "Cluster default/pg"),
     "an image of PostgreSQL that changes": ("image", "Cluster default/pg"),
-    "production of Let's Encrypt at the first try": ("acme-staging", "ClusterIssuer letsencrypt"),
-    "a solver without sectionName": ("acme-solver", "ClusterIssuer letsencrypt"),
     "replicas against the autoscaler": ("autoscaler-replicas", "Deployment default/web"),
     "a hair trigger, a memory target, one replica": ("autoscaler-target", "HorizontalPodAutoscaler default/web"),
     "public metrics": ("public-metrics", "ServiceMonitor default/web"),
@@ -53,6 +50,11 @@ DEFECTS = {
     "everything in default": ("default-namespace", "Deployment default/web"),
     "too few connections for so many pods": ("connections", "Cluster default/pg"),
     "idle connections that outlive the service's": ("gateway-limits", "HTTPRoute default/web"),
+    # part azure
+    "no backups, a disk of 1 GiB": ("database-backup", "Cluster default/pg"),
+    "production of Let's Encrypt at the first try": ("acme-staging", "ClusterIssuer letsencrypt"),
+    "a solver without sectionName": ("acme-solver", "ClusterIssuer letsencrypt"),
+    # end azure
     # part argocd
     "an unneeded ReferenceGrant": ("unused-grant", "ReferenceGrant argocd/argocd"),
     "a Gateway sought where the controller is": ("parent", "HTTPRoute argocd/argocd"),

@@ -22,7 +22,7 @@ for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"tools.lint.{_module.name}")  # its rules enter the list
 
 CRDS = ROOT.parent / ".cache" / "crds"
-APPLIED_OVER = ("overlays/local", "overlays/aks", "argocd/goals")
+APPLIED_OVER = ["overlays/local", "overlays/aks", "argocd/goals"]
 """What is applied over an older version of itself; a load test replaces the one before."""
 
 PARTS = frozenset({"every-namespace", "api-server"})
@@ -33,6 +33,7 @@ TOGETHER = (
     # part loadtest
     ("overlays/local", "platform/namespaces", "components/loadtest"),
     # end loadtest
+    # part azure
     ("overlays/aks", "overlays/aks/restore-check", "platform/namespaces", "argocd/server"),
     ("overlays/aks-restored", "platform/namespaces", "argocd/server"),
     ("overlays/aks-other-region", "platform/namespaces", "argocd/server"),
@@ -41,6 +42,7 @@ TOGETHER = (
         *(f"overlays/aks/upgrade/{way}" for way in ("in-place", "forth", "back")),
         "platform/namespaces",
     ),
+    # end azure
     # part argocd
     ("argocd/goals", "platform/namespaces", "argocd/server", "argocd", "argocd/apps", "platform/argocd"),
     # end argocd
@@ -86,8 +88,10 @@ def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
 
 def check_files(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Finding]:
     """What no object says by itself: the site's values, a next version, files, compose, and the reviewed table."""
+    # part azure
     yield from site.find_forgotten(root)
     yield from site.find_unplaced(root)
+    # end azure
     for where in APPLIED_OVER:
         for image in ("goals:dev", site.values(root)["image"]):
             after = changes.with_image(renders[where], image, "registry.probe.test/goals:after")

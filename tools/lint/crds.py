@@ -21,7 +21,9 @@ SOURCES = {
     "external-secrets": "external-secrets/external-secrets/v2.9.0/config/crds/bases",
     "gateway-api": "kubernetes-sigs/gateway-api/v1.5.1/config/crd/standard",
     "nginx-gateway-fabric": "nginx/nginx-gateway-fabric/v2.6.7/config/crd/bases",
+    # part azure
     "plugin-barman-cloud": "cloudnative-pg/plugin-barman-cloud/v0.14.0/config/crd/bases",
+    # end azure
     "prometheus-operator": "prometheus-operator/prometheus-operator/v0.93.0/example/prometheus-operator-crd",
 }
 """Folder here: repository, tag and folder there."""

@@ -17,7 +17,9 @@ KINDS = {
     "argoproj.io": "AppProject Application",
     # end argocd
     "autoscaling": "HorizontalPodAutoscaler",
+    # part azure
     "barmancloud.cnpg.io": "ObjectStore",
+    # end azure
     "batch": "CronJob Job",
     "cert-manager.io": "Certificate ClusterIssuer",
     "external-secrets.io": "ExternalSecret SecretStore",

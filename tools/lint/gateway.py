@@ -152,6 +152,7 @@ def unused_grant(inventory: Inventory, one: Manifest) -> Iterator[str]:
         yield "no object of the namespaces it lets in refers to anything here"
 
 
+# part azure
 @every(of("ClusterIssuer", "Issuer"))
 def acme_solver(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
     """The challenge's route meets https listeners or a redirect, and no certificate is ever issued."""
@@ -174,6 +175,7 @@ def acme_staging(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
         yield "there is no issuer of the staging server to try first"
 
 
+# end azure
 def fields(value: Any, path: str = "") -> Iterator[str]:
     """The paths of what a policy sets."""
     for key, one in value.items() if isinstance(value, dict) else ():

@@ -6,15 +6,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.lint.manifests import Finding, includes, kustomizations, read, render_all
+from tools.lint.manifests import IGNORED, Finding, includes, kustomizations, read, render_all
 
 FOLDER = Path("overlays/aks/site")
 SITE = FOLDER / "site.yaml"
 PLACEHOLDERS = ("fill-me-in", "0" * 64)
 """What the template puts where a value, or an image's digest, is the user's."""
-
-IGNORED = shutil.ignore_patterns("__pycache__", "node_modules")
-"""What a copy of the tree does without."""
 
 PROBES = {
     "host": "goals.probe.test",

@@ -141,6 +141,7 @@ def checked_version(tree: Tree) -> Found:
                     yield path, project, f"{found} is installed, {version} was checked (tools/lint/crds.py)"
 
 
+# part azure
 @tree_rule
 def kubernetes_version(tree: Tree) -> Found:
     """The manifests were checked against another Kubernetes than the one that is made."""
@@ -150,6 +151,7 @@ def kubernetes_version(tree: Tree) -> Found:
                 yield path, "KUBERNETES_VERSION", f"{version}, but {KUBERNETES} was checked (tools/lint/schemas.py)"
 
 
+# end azure
 @tree_rule
 def server_side(tree: Tree) -> Found:
     """A large CRD or dashboard does not fit into the annotation of a client-side apply, and is refused."""
