@@ -50,13 +50,11 @@ def test_install_dry_run_has_the_order_and_the_pinned_versions() -> None:
     helm = [line for line in lines if "helm upgrade" in line]
     assert len(helm) == 4
     assert all(" --version " in line for line in helm)
-    local = run("platform/install.sh", "--dry-run", "local").stdout
     # part azure
+    local = run("platform/install.sh", "--dry-run", "local").stdout
     assert "barman" not in local
-    # end azure
-    # part argocd
     assert "argocd" not in local
-    # end argocd
+    # end azure
 
 
 def test_install_waits_for_all_that_it_installs_and_names_the_step_that_hangs(tmp_path: Path) -> None:
