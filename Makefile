@@ -300,11 +300,11 @@ actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that the
 release-notes:  ## print the notes of the newest version's release, from the changelog (or VERSION=1.2.3)
 	@$(PYTHON) -m tools.release notes $(VERSION)
 
-# part k8s
+# part azure
 .PHONY: site-images
 site-images: $(VENV)/.dev  ## put the images GOALS and LOADTEST, each REGISTRY/NAME:VERSION@sha256:DIGEST, into the site
 	@$(BIN)/python -m tools.release images "$(GOALS)" "$(LOADTEST)"
-# end k8s
+# end azure
 
 help:
 	@awk 'BEGIN {FS = ":.*## "} /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

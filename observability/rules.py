@@ -22,9 +22,9 @@ def build_groups(objectives: Objectives) -> list[dict[str, Any]]:
             "rules": [
                 *_alert_on_symptoms(objectives.links.runbooks),
                 *_alert_on_ids(objectives.links.runbooks),
-                # part k8s
+                # part azure
                 _alert_on_backups(objectives.links.runbooks),
-                # end k8s
+                # end azure
             ],
         },
     ]
@@ -255,7 +255,7 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
     return rules
 
 
-# part k8s
+# part azure
 def _alert_on_backups(runbooks: str) -> Rule:
     """Alert if the check of the backups is installed but has not succeeded for a week, or ever."""
     check = '{namespace="goals",cronjob="restore-check"}'
@@ -271,7 +271,7 @@ def _alert_on_backups(runbooks: str) -> Rule:
     )
 
 
-# end k8s
+# end azure
 def _alert(
     name: str,
     expr: str,

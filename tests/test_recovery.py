@@ -29,6 +29,7 @@ from goals import embedded, recovery
 from goals.connections import connect_arguments
 from goals.errors import ConfigurationError
 from goals.limits import Limits
+from goals.models import SCHEMA_REVISION
 from goals.scratch import Scratch
 from goals.settings import Settings
 from tests.conftest import ROOT, WIDE, upgrade
@@ -159,7 +160,7 @@ async def test_a_good_backup_is_good_and_each_difference_is_named(backups: Backu
             ("DELETE FROM goal_keys WHERE created_at > now() - interval '25 hours'", "1 of the 3 newest idempotency"),
             ("UPDATE goals SET goal_name = 'changed' WHERE id = 15", "1 of the 3 newest goals, or their last change"),
             ("DELETE FROM goals WHERE id IN (14, 15)", "lack 1 of 15 goals"),
-            ("UPDATE alembic_version SET version_num = '0001'", "schema: revision 0001, the database has 0002"),
+            ("UPDATE alembic_version SET version_num = '0000'", f"revision 0000, the database has {SCHEMA_REVISION}"),
         ):
             await execute(restored, change)
             with pytest.raises(ConfigurationError, match=complaint):

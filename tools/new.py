@@ -13,8 +13,8 @@ from tools.parts import OPTIONAL, PARTS, PATCH, Tree, complete
 
 GENERATORS = ("observability.generate",)
 """Modules of the copy that generate files again, because their order depends on the names."""
-RULES = ("I", "RUF022", "SIM102", "SIM108", "SIM117")
-"""Ruff's rules that depend on the order or the length of names."""
+RULES = ("F401", "I", "RUF022", "SIM102", "SIM108", "SIM117")
+"""Ruff's rules that depend on the order or the length of names, or on imports that only a part needed."""
 RUFF = Path(sys.executable).parent / "ruff"
 
 
@@ -38,11 +38,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = [
         *(f"WITHOUT={part}: unknown part; the parts are {' '.join(PARTS)}" for part in sorted(without - PARTS.keys())),
         *(f"WITH={part}: not an optional part; these are {' '.join(OPTIONAL)}" for part in sorted(included - OPTIONAL)),
-        *(
-            f"WITHOUT={part}: leave out {whole} too, whose linter checks them together (docs/make-it-yours.md)"
-            for part in sorted(without & PARTS.keys())
-            if (whole := PARTS[part].get("within", part)) not in left_out
-        ),
         *find_errors(names, tree.sources),
         *find_obstacles(folder),
     ]
@@ -86,7 +81,7 @@ def write(texts: Mapping[str, str], modes: Mapping[str, int], names: Names, fold
 
 
 def tidy(folder: Path) -> None:
-    """Sort and wrap the code again, because the new words sort differently and have other lengths."""
+    """Sort and wrap the code again, because the new words differ in order and length, and drop unused imports."""
     rules = ",".join(RULES)
     run(folder, RUFF, "check", "--quiet", "--fix-only", "--unsafe-fixes", "--select", rules, ".")
     run(folder, RUFF, "format", "--quiet", ".")

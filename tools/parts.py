@@ -70,6 +70,8 @@ class Tree:
         for path, old, new in (change for part in (_DATA["always"], *parts) for change in part.get("instead", [])):
             if path in texts:
                 texts[path] = texts[path].replace(old, new)
+        for path, word in (each for part in parts for each in part.get("lines", []) if each[0] in texts):
+            texts[path] = "".join(line for line in texts[path].splitlines(keepends=True) if word not in line)
         texts["tools/versions.toml"] = prune_pins(texts["tools/versions.toml"], texts)
         roots = set(re.findall(r'"([\w.-]+)[^"]*"', texts["pyproject.toml"].partition("[build-system]")[0]))
         texts |= {path: prune_lock(text, roots) for path, text in texts.items() if fnmatch(path, "requirements/*.txt")}
@@ -106,6 +108,7 @@ class Tree:
             now = {path: _anchors(text) for path, text in texts.items() if path.endswith(".md")}
 
             def is_gone(path: str, text: str, now: dict[str, set[str]] = now) -> bool:
+                text = re.sub(r"\s+", " ", text)
                 named = {word for each in re.findall(r"\bmake((?: +[\w=.-]+)+)", text) for word in each.split()}
                 if named & lost or any(word.search(text) for word in words):
                     return True

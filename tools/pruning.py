@@ -69,6 +69,7 @@ def _prune_block(block: str, gone: Gone) -> str:
     if "```" in block and lines[0].lstrip().startswith("```"):
         return _prune_fence(lines, gone)
     if lines[0].startswith("|"):
+        lines = _prune_columns(lines, gone)
         rows = [row for line in lines[2:] if (row := _prune_row(line, gone))]
         return "\n".join([*lines[:2], *rows]) if rows else ""
     if lines[0].startswith("!["):
@@ -87,11 +88,18 @@ def _prune_fence(lines: list[str], gone: Gone) -> str:
     return "\n".join([lines[0], *kept, lines[-1]])
 
 
+def _prune_columns(lines: list[str], gone: Gone) -> list[str]:
+    """The table without the columns of what is gone; nothing where no other is left."""
+    table = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines]
+    kept = [number for number, head in enumerate(table[0]) if not number or not gone(head)]
+    return [f"|{'|'.join(row[number] for number in kept)}|" for row in table] if kept[1:] else []
+
+
 def _prune_row(row: str, gone: Gone) -> str:
     cells = row.strip().strip("|").split(" | ")
     for number, cell in enumerate(cells):
         entries = cell.strip().split(", ")
-        if len(entries) > 1 and all(re.match(r"[`\[]", entry) for entry in entries):
+        if len(entries) > 1 and all(re.match(r"[`\[]|[\w-]+/|outside$", entry) for entry in entries):
             left = [entry for entry in entries if not gone(entry)]
             if left:
                 cells[number] = cell.replace(cell.strip(), ", ".join(left))

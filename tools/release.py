@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CHANGELOG = Path("CHANGELOG.md")
-# part k8s
+# part azure
 SITE = Path("k8s/overlays/aks/site/site.yaml")
+KEYS = ("image", "loadtestImage")
+"""The site's lines that name an image, in the order in which the command is given them."""
 IMAGE = re.compile(r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+:[\w.-]+@sha256:[0-9a-f]{64}")
-# end k8s
+# end azure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,21 +22,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     of_notes = commands.add_parser("notes", help="print the changelog's section of a version")
     of_notes.add_argument("version", nargs="?", help="default: the newest version")
     of_notes.add_argument("--changelog", type=Path, default=CHANGELOG)
-    # part k8s
+    # part azure
     of_images = commands.add_parser("images", help="put a release's images into the site's file")
-    of_images.add_argument("service")
-    of_images.add_argument("loadtest")
+    of_images.add_argument("images", nargs=len(KEYS), metavar="IMAGE")
     of_images.add_argument("--site", type=Path, default=SITE)
-    # end k8s
+    # end azure
     options = parser.parse_args(arguments)
     try:
         if options.command == "notes":
             print(notes(options.changelog.read_text(encoding="utf-8"), options.version))
-        # part k8s
+        # part azure
         else:
-            text = with_images(options.site.read_text(encoding="utf-8"), options.service, options.loadtest)
+            text = with_images(options.site.read_text(encoding="utf-8"), options.images)
             options.site.write_text(text, encoding="utf-8")
-        # end k8s
+        # end azure
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -52,10 +53,10 @@ def notes(changelog: str, version: str | None = None) -> str:
     return found[1].strip()
 
 
-# part k8s
-def with_images(site: str, service: str, loadtest: str) -> str:
-    """Return the site's file with both images, each with its tag and its digest: a tag alone can be moved."""
-    for key, image in (("image", service), ("loadtestImage", loadtest)):
+# part azure
+def with_images(site: str, images: Sequence[str]) -> str:
+    """Return the site's file with its images, which are named by tag and digest: a tag alone can be moved."""
+    for key, image in zip(KEYS, images, strict=True):
         if not IMAGE.fullmatch(image):
             raise ValueError(f"{image!r} is not REGISTRY/NAME:VERSION@sha256:DIGEST")
         site, changed = re.subn(rf"^  {key}: .*$", f"  {key}: {image}", site, flags=re.MULTILINE)
@@ -64,6 +65,6 @@ def with_images(site: str, service: str, loadtest: str) -> str:
     return site
 
 
-# end k8s
+# end azure
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,8 +3,18 @@
 set -euo pipefail
 before=$1 after=$2
 limit=${LIMIT:-60000} # GitHub takes 65,536 characters in a comment
-overlays=(k8s/overlays/{local,aks,aks/loadtest,aks/restore,aks/restore-check,aks-restored,aks-other-region}
-  k8s/overlays/{aks-upgrade,aks/upgrade/forth,aks/upgrade/back,aks/upgrade/in-place} k8s/argocd{,/apps,/goals,/server} k8s/platform/namespaces)
+overlays=(k8s/overlays/local
+  # part loadtest
+  k8s/components/loadtest
+  # end loadtest
+  # part azure
+  k8s/overlays/{aks,aks/loadtest,aks/restore,aks/restore-check,aks-restored,aks-other-region}
+  k8s/overlays/{aks-upgrade,aks/upgrade/forth,aks/upgrade/back,aks/upgrade/in-place}
+  # end azure
+  # part argocd
+  k8s/argocd{,/apps,/goals,/server}
+  # end argocd
+  k8s/platform/namespaces)
 
 render() { [ ! -d "$1" ] || kubectl kustomize "$1"; }
 

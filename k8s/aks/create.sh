@@ -165,9 +165,11 @@ pass_on() {
 new_password() { openssl rand -hex 24; }
 alert_url() { echo "${ALERT_URL:-https://alerts.invalid/}"; }
 keep grafana-admin-password new_password
+# part argocd
 keep argocd-admin-password new_password
+# end argocd
 keep alert-receiver-url alert_url
-# Only these three. The cluster cannot read any other secret in the vault.
+# The cluster cannot read any other secret in the vault.
 for secret in grafana-admin-password argocd-admin-password alert-receiver-url; do
   allow secrets "Key Vault Secrets User" "$vault/secrets/$secret"
 done
@@ -230,7 +232,9 @@ trust backup goals goals-db
 trust backup goals goals-db-restored
 trust backup goals goals-db-next
 trust secrets monitoring key-vault
+# part argocd
 trust secrets argocd key-vault
+# end argocd
 
 say "Azure's values, written to ${SITE#"$PWD"/}"
 # write KEY VALUE

@@ -8,8 +8,12 @@ usage() {
 usage: k8s/platform/install.sh [--dry-run] local | aks | gitops | STEP…
 
   local    everything except backups and Argo CD, for overlays/local
+  # part azure
   aks      everything
+  # end azure
+  # part argocd
   gitops   only Argo CD, which installs the rest (k8s/argocd)
+  # end argocd
   STEP…    one or more of: namespaces gateway-api prometheus-operator-crds cert-manager cloudnative-pg external-secrets
            nginx-gateway-fabric plugin-barman-cloud kube-prometheus-stack argocd
 
@@ -27,8 +31,12 @@ for argument in "$@"; do
     --dry-run) dry_run=yes ;;
     -h | --help) usage; exit 0 ;;
     local) for step in "${ORDER[@]}"; do case $step in plugin-barman-cloud | argocd) ;; *) steps+=("$step") ;; esac; done ;;
+    # part azure
     aks) steps+=("${ORDER[@]}") ;;
+    # end azure
+    # part argocd
     gitops) steps+=(namespaces argocd) ;;
+    # end argocd
     *)
       case " ${ORDER[*]} " in
         *" $argument "*) steps+=("$argument") ;;
@@ -125,12 +133,14 @@ for step in "${steps[@]}"; do
       know nginxproxies.gateway.nginx.org snippetsfilters.gateway.nginx.org
       install "$step" --wait --timeout 5m
       ;;
+    # part azure
     plugin-barman-cloud)
       namespace=cnpg-system
       apply "$step"
       know objectstores.barmancloud.cnpg.io
       settle "$namespace" deployment/barman-cloud
       ;;
+    # end azure
     kube-prometheus-stack)
       namespace=monitoring
       install "$step"
@@ -138,6 +148,7 @@ for step in "${steps[@]}"; do
       settle "$namespace" deployment/kube-prometheus-stack-operator deployment/kube-prometheus-stack-kube-state-metrics
       settle "$namespace" statefulset/prometheus-kube-prometheus-stack-prometheus statefulset/alertmanager-kube-prometheus-stack-alertmanager
       ;;
+    # part argocd
     argocd)
       namespace=argocd
       apply "$step" --force-conflicts
@@ -145,6 +156,7 @@ for step in "${steps[@]}"; do
       settle "$namespace" deployment/argocd-redis deployment/argocd-repo-server deployment/argocd-server \
         deployment/argocd-dex-server deployment/argocd-applicationset-controller deployment/argocd-notifications-controller statefulset/argocd-application-controller
       ;;
+    # end argocd
   esac
 done
 step=

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# `make platform-sums` fetches every file and chart that install.sh and Argo CD fetch, and compares its checksum with
+# `make platform-sums` fetches every pinned file and chart, and compares its checksum with
 # sums.txt. It adds missing checksums. Review and commit them; from then on, any changed byte is an error.
 set -euo pipefail
 cd "$(dirname "$0")"

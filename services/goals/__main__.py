@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command.set_defaults(run=run)
         if run is migrate:
             command.add_argument("--dry-run", action="store_true", help="only check, and print what would be done")
-        # part k8s
+        # part azure
         if run is check_restore:
             command.add_argument("folder", type=Path, help="the folder that k8s/components/restore-check mounts")
-        # end k8s
+        # end azure
     if sys.stdout is None:  # the shell's `>&-`
         sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  for as long as the program runs
     options = vars(parser.parse_args(arguments))
@@ -128,7 +128,7 @@ def widen() -> None:
 
 
 # end adoption
-# part k8s
+# part azure
 def check_restore(*, folder: Path) -> None:
     """Restore the backups into a scratch cluster, compare it with the database, and remove it."""
     from goals import recovery  # noqa: PLC0415  no other command needs it
@@ -140,7 +140,7 @@ def check_restore(*, folder: Path) -> None:
     recovery.check(folder, settings, Limits())
 
 
-# end k8s
+# end azure
 def openapi() -> None:
     """Print the API's OpenAPI document."""
     sys.stdout.buffer.write(orjson.dumps(DOCUMENT, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))

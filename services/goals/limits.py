@@ -37,7 +37,7 @@ class Limits:
     keep_alive: float = 5.0
     """Time without a request: longer than a gateway keeps an idle connection (4 s), shorter than the drain (6 s)."""
     keep_alive_requests: int = 1_000_000_000
-    """Requests on one connection. Only the benchmark's unmodified Hypercorn counts them, up to a thousand otherwise."""
+    """Requests on one connection; Hypercorn's default is 1,000."""
     stop_margin: float = 1.0
     """Time for the server itself to stop, after the time that active requests may take."""
     transport_grace: float = 0.5
@@ -168,7 +168,7 @@ class Limits:
     keys_pause: float = 60.0
     """Between two searches for old keys."""
 
-    # part k8s
+    # part azure
     # The check of the backups.
     api_timeout: float = 10.0
     """Time for a response of the API server."""
@@ -185,7 +185,7 @@ class Limits:
     """Newer data need not be in the archive yet, which gets WAL at least every five minutes."""
     restore_sample: int = 1000
     """The newest goals, and the newest keys, that are compared one by one."""
-    # end k8s
+    # end azure
 
     # The start.
     first_schema_pause: float = 0.1

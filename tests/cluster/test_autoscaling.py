@@ -80,9 +80,9 @@ def test_a_request_of_a_pod_fits_its_work(site: Site, tmp_path: Path, figures: F
         load.until(1_000)
         each = (used(site) - before) / (load.count() - at)
         load.stop()
-    # As on AKS: the requests of overlays/local are small, so that it fits on a laptop.
+    # Of the base: the requests of overlays/local are small, so that it fits on a laptop.
     deployment, target = (
-        next(one for one in renders()["overlays/aks"] if one["kind"] == kind)
+        next(one for one in renders()["base"] if one["kind"] == kind)
         for kind in ("Deployment", "HorizontalPodAutoscaler")
     )
     share = first(target, "spec.metrics[].resource.target.averageUtilization") / 100

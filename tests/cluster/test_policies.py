@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -44,8 +45,8 @@ def name(row: str) -> str:
 
 def trials(pods: list[Pod]) -> Iterator[Trial]:
     """All of the table's cells, port by port; a port that nobody speaks of stands for every other."""
-    aks, kind = reachability.reviewed((ROOT / reachability.FILE).read_text(encoding="utf-8"))
-    cells = aks | kind
+    *others, kind = reachability.reviewed((ROOT / reachability.FILE).read_text(encoding="utf-8"))
+    cells = ChainMap(kind, *others)
     outside = {
         int(port)
         for (_, target), cell in cells.items()

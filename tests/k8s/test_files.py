@@ -82,11 +82,13 @@ kind: UpstreamSettingsPolicy
 metadata: {name: NAME, namespace: shop}
 spec: {targetRefs: [{group: "", kind: Service, name: web}], FIELD}
 """
+# part azure
 BACKUP = """apiVersion: postgresql.cnpg.io/v1
 kind: ScheduledBackup
 metadata: {name: a, namespace: shop}
 spec: {schedule: "SCHEDULE", cluster: {name: db}}
 """
+# end azure
 SOUND = {
     text.split("kind: ")[1].split("\n")[0]: text
     for text in (CONFIG, POD, SERVICE, POLICY, SCALER, JOB, BUDGET, BINDING, ROLE, QUOTA, GATEWAY)
@@ -322,11 +324,13 @@ def test_policies_clash_only_where_they_set_the_same(check: Check, fields: tuple
     assert ("[policy-overlap:" in check(SERVICE, *policies)[1]) == clash
 
 
+# part azure
 @pytest.mark.parametrize(("schedule", "is_right"), [("0 0 2 * * *", True), ("@daily", True), ("0 2 * * *", False)])
 def test_a_schedule_of_cloudnativepg_has_seconds(check: Check, schedule: str, *, is_right: bool) -> None:
     assert ("[backup-schedule:" in check(BACKUP.replace("SCHEDULE", schedule))[1]) != is_right
 
 
+# end azure
 def test_the_kinds_that_are_supported_are_those_of_the_platform() -> None:
     kustomized: set[tuple[str, str]] = set()
     for path in ROOT.rglob("*.yaml"):

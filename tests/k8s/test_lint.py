@@ -2,15 +2,14 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tools.lint import __main__ as lint, changes, site
-from tools.lint.manifests import ROOT, Manifest, RenderError, kustomizations, name, read, render
+from tools.lint import __main__ as lint, changes
+from tools.lint.manifests import ROOT, Manifest, RenderError, name, read, render
 from tools.lint.schemas import Schemas
 from tools.lint.tree import Tree, find_misplaced
 
@@ -18,14 +17,6 @@ from tools.lint.tree import Tree, find_misplaced
 @pytest.fixture(scope="module")
 def schemas() -> Schemas:
     return Schemas(Path(os.environ.get("CRDS") or lint.CRDS))
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the folder k8s, and of what stands beside it, to break."""
-    for source in (ROOT, ROOT.parent / "observability"):
-        shutil.copytree(source, tmp_path / source.name, ignore=site.IGNORED)
-    return tmp_path / ROOT.name
 
 
 def manifest(text: str) -> Manifest:
@@ -111,48 +102,15 @@ def test_a_kustomization_that_does_not_build_is_named(tree: Path) -> None:
 
 
 def test_a_step_that_the_installer_forgets_is_found(tree: Path) -> None:
-    assert list(find_misplaced(Tree(tree, []), "install-order")) == []
+    assert list(find_misplaced(Tree(tree), "install-order")) == []
     script = tree / "platform/install.sh"
     script.write_text(script.read_text().replace("ORDER=(namespaces gateway-api ", "ORDER=(namespaces "))
-    (finding,) = find_misplaced(Tree(tree, []), "install-order")
+    (finding,) = find_misplaced(Tree(tree), "install-order")
     assert (finding.where, finding.what) == ("platform/install.sh", "gateway-api")
 
 
 def test_where_no_gateway_asks_for_certificates_none_need_be_made(tmp_path: Path) -> None:
-    assert list(find_misplaced(Tree(tmp_path, []), "gateway-certificates")) == []
-
-
-def forgotten(tree: Path) -> dict[str, str]:
-    return {finding.what: finding.problem for finding in site.find_forgotten(tree)}
-
-
-def test_the_template_may_be_empty_and_a_site_may_be_full_but_nothing_between(tree: Path) -> None:
-    assert forgotten(tree) == {}
-    file = tree / site.SITE
-    untouched = file.read_text()
-    file.write_text(untouched.replace("goals.fill-me-in.example", "goals.example.org"))
-    assert set(forgotten(tree)) == site.PROBES.keys() - site.HAS_DEFAULT - {"host"}
-    site.fill(tree)
-    assert forgotten(tree) == {}
-    file.write_text(file.read_text().replace(f"goals:1.2.3@sha256:{'1' * 64}", f"goals:1.2.3@sha256:{'0' * 64}"))
-    assert set(forgotten(tree)) == {"image"}
-    file.write_text(untouched + "  unknown: value\n")
-    assert "tools/lint/site.py" in forgotten(tree)["unknown"]
-
-
-def test_a_value_without_a_replacement_is_found_from_both_ends(tree: Path) -> None:
-    assert list(site.find_unplaced(tree)) == []
-    file = tree / site.FOLDER / "kustomization.yaml"
-    text = file.read_text()
-    assert text.count("[spec.provider.azurekv.vaultUrl]") == 1
-    file.write_text(
-        text.replace("[spec.provider.azurekv.vaultUrl]", "[metadata.name]").replace(
-            "{kind: SecretStore}", "{kind: Nothing}"
-        )
-    )
-    found = {(finding.where, finding.what) for finding in site.find_unplaced(tree)}
-    assert ("overlays/aks", "fill-me-in") in found
-    assert (str(site.SITE), "vaultUrl") in found
+    assert list(find_misplaced(Tree(tmp_path), "gateway-certificates")) == []
 
 
 def test_no_immutable_field_follows_the_image() -> None:
@@ -160,14 +118,6 @@ def test_no_immutable_field_follows_the_image() -> None:
     after = changes.with_image(before, "goals:dev", "goals:next")
     assert json.dumps(before) != json.dumps(after)
     assert list(changes.find_refused("local", before, after)) == []
-
-
-def test_no_immutable_field_follows_any_value_of_the_site(tree: Path) -> None:
-    before = render(tree / "overlays/aks")
-    site.fill(tree)
-    after = render(tree / "overlays/aks")
-    assert site.PROBES["image"] in json.dumps(after)
-    assert list(changes.find_refused("aks", before, after)) == []
 
 
 @pytest.mark.parametrize(
@@ -182,18 +132,14 @@ def test_an_immutable_field_that_follows_the_image_is_found(kind: str, version: 
     before: list[Manifest] = [{"apiVersion": version, "kind": kind, "metadata": {"name": "a"}, "spec": spec}]
     (finding,) = changes.find_refused("here", before, changes.with_image(before, "goals:dev", "goals:next"))
     assert finding.what == f"{kind} a"
+    # part argocd
     hook = {"argocd.argoproj.io/hook-delete-policy": "BeforeHookCreation"}
     before[0]["metadata"]["annotations"] = hook
     assert list(changes.find_refused("here", before, changes.with_image(before, "goals:dev", "goals:next"))) == []
+    # end argocd
 
 
 # What the manifests promise beyond their schemas.
-
-
-@pytest.fixture(scope="module")
-def everything() -> dict[str, list[Manifest]]:
-    wanted = ("overlays/local", "overlays/aks", "argocd/apps", "argocd/goals", "argocd/server", "components/loadtest")
-    return {folder: render(ROOT / folder) for folder in wanted}
 
 
 def walk(value: Any) -> Iterator[tuple[str, Any]]:
@@ -218,74 +164,10 @@ def test_nothing_is_beta_floating_or_secret(everything: dict[str, list[Manifest]
                 assert key != "server.insecure", (where, name(one))
 
 
-def test_argocd_children_have_the_versions_that_are_installed_by_hand(everything: dict[str, list[Manifest]]) -> None:
-    lines = [
-        line.split() for line in (ROOT / "platform/charts.txt").read_text().splitlines() if not line.startswith("#")
-    ]
-    by_hand = {
-        release: (chart.removeprefix("oci://").rpartition("/")[0], version, namespace)
-        for release, namespace, chart, version in lines
-    }
-    by_git = {
-        one["metadata"]["name"]: (
-            one["spec"]["sources"][0]["repoURL"],
-            one["spec"]["sources"][0]["targetRevision"],
-            one["spec"]["destination"]["namespace"],
-        )
-        for one in everything["argocd/apps"]
-        if one["kind"] == "Application" and "sources" in one["spec"]
-    }
-    assert by_hand == by_git
-    assert len(by_git) == 4
-
-
-def test_argocd_may_do_what_the_manifests_need_and_git_brings_no_secret(everything: dict[str, list[Manifest]]) -> None:
-    (project,) = (one["spec"] for one in everything["argocd/apps"] if name(one) == "AppProject argocd/goals")
-    inside = {(rule["group"], rule["kind"]) for rule in project["namespaceResourceWhitelist"]}
-    outside = {(rule["group"], rule["kind"]) for rule in project["clusterResourceWhitelist"]}
-    namespaces = {destination["namespace"] for destination in project["destinations"]}
-    assert ("", "Secret") not in inside | outside
-    for one in [*everything["argocd/goals"], *everything["argocd/server"]]:
-        group = one["apiVersion"].rpartition("/")[0]
-        namespace = one["metadata"].get("namespace")
-        assert (group, one["kind"]) in (inside if namespace else outside), name(one)
-        assert namespace is None or namespace in namespaces, name(one)
-
-
-def test_argocd_paths_exist(everything: dict[str, list[Manifest]]) -> None:
-    sources = [one["spec"]["source"] for one in everything["argocd/apps"] if "source" in one["spec"]]
-    assert sources
-    assert {ROOT.parent / source["path"] for source in sources} <= set(kustomizations())
-
-
-def test_the_migration_comes_after_the_database_and_before_the_service(everything: dict[str, list[Manifest]]) -> None:
-    waves = {
-        name(one): int((one["metadata"].get("annotations") or {}).get("argocd.argoproj.io/sync-wave", 0))
-        for one in everything["argocd/goals"]
-    }
-    order = [
-        "Namespace goals",
-        "ExternalSecret monitoring/grafana-admin",
-        "Cluster goals/goals-db",
-        "Job goals/migrate",
-        "Deployment goals/goals",
-        "HTTPRoute goals/goals",
-    ]
-    assert sorted(order, key=waves.__getitem__) == order
-    assert len({waves[one] for one in order}) == len(order)
-
-
-def test_the_job_and_the_init_container_migrate_alike(everything: dict[str, list[Manifest]]) -> None:
-    objects = {name(one): one for one in everything["argocd/goals"]}
-    (init,) = objects["Deployment goals/goals"]["spec"]["template"]["spec"]["initContainers"]
-    (job,) = objects["Job goals/migrate"]["spec"]["template"]["spec"]["containers"]
-    assert init == job
-
-
 def test_policies_of_the_gateway_never_share_a_path_with_another_route(everything: dict[str, list[Manifest]]) -> None:
     """NGINX Gateway Fabric compares host and path, whatever the match's type and method, and refuses the policy."""
     seen: dict[tuple[str, str, str], str] = {}
-    for one in everything["overlays/aks"]:
+    for one in everything["overlays/local"]:
         if one["kind"] != "HTTPRoute" or "hostnames" not in one["spec"]:
             continue
         for rule in one["spec"]["rules"]:
@@ -318,10 +200,14 @@ def test_both_ends_of_each_flow_are_open(everything: dict[str, list[Manifest]]) 
         ("goals/goals-to-database", "goals/database-from-goals"),
         ("edge/gateway-to-goals", "goals/goals-from-gateway"),
         ("edge/gateway-to-control-plane", "nginx-gateway/control-plane-from-gateway"),
+        # part argocd
         ("edge/gateway-to-argocd", "argocd/server-from-gateway"),
+        # end argocd
         ("edge/gateway-to-acme-solver", "edge/acme-solver-from-gateway"),
         ("cnpg-system/operator-to-database", "goals/database-from-operator"),
+        # part azure
         ("cnpg-system/operator-to-barman", "cnpg-system/barman-from-operator"),
+        # end azure
     ):
         (out,), (into,) = policies[sender]["egress"], policies[receiver]["ingress"]
         assert out["ports"] == into["ports"], (sender, receiver)
@@ -329,24 +215,3 @@ def test_both_ends_of_each_flow_are_open(everything: dict[str, list[Manifest]]) 
         assert into["from"][0].get("podSelector", {}) == policies[sender]["podSelector"]
     (local,) = policies["goals/database-to-api-server"]["egress"]
     assert [port["port"] for port in local["ports"]] == [443, 6443]
-
-
-def test_after_the_switch_nothing_of_the_service_uses_the_old_database(tree: Path) -> None:
-    file = tree / "argocd/goals/kustomization.yaml"
-    text = file.read_text()
-    assert text.count("components:\n") == 1
-    file.write_text(text.replace("components:\n", "components:\n  - ../../overlays/aks/restore/switch\n"))
-    for where in ("argocd/goals", "overlays/aks-restored", "overlays/aks-other-region"):
-        manifests = {name(one): one for one in render(tree / where)}
-        pods = [manifests["Deployment goals/goals"]]
-        if where == "argocd/goals":
-            pods.append(manifests["Job goals/migrate"])
-        used = {
-            value for key, value in walk(pods) if key in {"secretName", "name"} and str(value).startswith("goals-db")
-        }
-        assert used == {"goals-db-restored-app", "goals-db-restored-ca"}
-        (settings,) = (one for key, one in manifests.items() if key.startswith("ConfigMap goals/goals-"))
-        assert settings["data"]["DB_STANDBY_HOST"] == "goals-db-restored-all"
-        restored = manifests["Cluster goals/goals-db-restored"]["spec"]
-        archived = restored["plugins"][0]["parameters"]["serverName"]
-        assert archived != restored["externalClusters"][0]["plugin"]["parameters"]["serverName"]

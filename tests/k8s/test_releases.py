@@ -43,6 +43,7 @@ def test_every_file_from_elsewhere_has_a_recorded_sum() -> None:
     assert not [path for path, (_, digest) in releases().items() if not digest]
 
 
+# part azure
 def test_the_backup_plugin_runs_released_images(tmp_path: Path) -> None:
     objects = render("plugin-barman-cloud", tmp_path)
     (plugin,) = (one for one in objects if one["kind"] == "Deployment")
@@ -56,6 +57,8 @@ def test_the_backup_plugin_runs_released_images(tmp_path: Path) -> None:
     assert sidecar == f"ghcr.io/cloudnative-pg/plugin-barman-cloud-sidecar:{version}"
 
 
+# end azure
+# part argocd
 def test_argo_cd_gets_its_settings_and_none_of_its_own_policies(tmp_path: Path) -> None:
     objects = render("argocd", tmp_path)
     assert {one["metadata"].get("namespace", "argocd") for one in objects} == {"argocd"}
@@ -64,6 +67,7 @@ def test_argo_cd_gets_its_settings_and_none_of_its_own_policies(tmp_path: Path) 
     assert "resource.customizations.health.argoproj.io_Application" in settings["data"]
 
 
+# end argocd
 def test_the_database_operator_runs_twice_and_leaves_a_lost_node_soon(tmp_path: Path) -> None:
     objects = render("cloudnative-pg", tmp_path)
     assert not [one for one in objects if one["kind"] == "Namespace"]

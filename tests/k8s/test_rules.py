@@ -24,26 +24,16 @@ from tools.lint.workloads import quantity
 ORIGINAL = Path(__file__).with_name("original.yaml")
 
 DEFECTS = {
-    "an unneeded ReferenceGrant": ("unused-grant", "ReferenceGrant argocd/argocd"),
-    "a Gateway sought where the controller is": ("parent", "HTTPRoute argocd/argocd"),
     "a beta version of HTTPRoute": ("stable-version", "HTTPRoute default/web"),
-    "a beta version of ReferenceGrant": ("stable-version", "ReferenceGrant argocd/argocd"),
     "a route on plain http as well": ("section-name", "HTTPRoute default/web"),
     "no redirect": ("redirect", "Gateway default/front"),
-    "Argo CD without TLS": ("argocd-insecure", "ConfigMap argocd/argocd-cmd-params-cm"),
-    "Argo CD's plain port": ("backend-tls", "HTTPRoute argocd/argocd"),
     "a password in a manifest": ("secret-in-git", "Secret default/app-credentials"),
     "two passwords that must agree": ("database-credentials", "Deployment default/web"),
     "a password made after the database that needs it": ("configuration", "Cluster default/pg"),
     "a table made by hand": ("migration", "Deployment default/web"),
     "no TLS to the database": ("database-tls", "Deployment default/web"),
     "no synchronous replication, no anti-affinity, no resources": ("database-quorum", "Cluster default/pg"),
-    "no backups, a disk of 1 GiB": ("database-backup", "Cluster default/pg"),
     "an image of PostgreSQL that changes": ("image", "Cluster default/pg"),
-    "a chart without a version, from its old address": ("application-version", "Application argocd/gateway"),
-    "no server-side apply": ("application-apply", "Application argocd/gateway"),
-    "production of Let's Encrypt at the first try": ("acme-staging", "ClusterIssuer letsencrypt"),
-    "a solver without sectionName": ("acme-solver", "ClusterIssuer letsencrypt"),
     "replicas against the autoscaler": ("autoscaler-replicas", "Deployment default/web"),
     "a hair trigger, a memory target, one replica": ("autoscaler-target", "HorizontalPodAutoscaler default/web"),
     "public metrics": ("public-metrics", "ServiceMonitor default/web"),
@@ -60,6 +50,20 @@ DEFECTS = {
     "everything in default": ("default-namespace", "Deployment default/web"),
     "too few connections for so many pods": ("connections", "Cluster default/pg"),
     "idle connections that outlive the service's": ("gateway-limits", "HTTPRoute default/web"),
+    # part azure
+    "no backups, a disk of 1 GiB": ("database-backup", "Cluster default/pg"),
+    "production of Let's Encrypt at the first try": ("acme-staging", "ClusterIssuer letsencrypt"),
+    "a solver without sectionName": ("acme-solver", "ClusterIssuer letsencrypt"),
+    # end azure
+    # part argocd
+    "an unneeded ReferenceGrant": ("unused-grant", "ReferenceGrant argocd/argocd"),
+    "a Gateway sought where the controller is": ("parent", "HTTPRoute argocd/argocd"),
+    "a beta version of ReferenceGrant": ("stable-version", "ReferenceGrant argocd/argocd"),
+    "Argo CD without TLS": ("argocd-insecure", "ConfigMap argocd/argocd-cmd-params-cm"),
+    "Argo CD's plain port": ("backend-tls", "HTTPRoute argocd/argocd"),
+    "a chart without a version, from its old address": ("application-version", "Application argocd/gateway"),
+    "no server-side apply": ("application-apply", "Application argocd/gateway"),
+    # end argocd
 }  # fmt: skip
 
 
@@ -123,11 +127,13 @@ kind: RoleBinding
 metadata: {name: a, namespace: b}
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: view}
 subjects: [{kind: User, name: someone}, {kind: ServiceAccount, name: default, namespace: b}]
+# part argocd
 ---
 apiVersion: argoproj.io/v1alpha1
 kind: Application
 metadata: {name: a, namespace: b, annotations: {argocd.argoproj.io/sync-wave: soon}}
 spec: {project: default, destination: {}}
+# end argocd
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
@@ -173,11 +179,10 @@ def test_a_finding_is_one_line_with_file_object_problem_rule_and_harm(capsys: py
     assert lint.main([str(ORIGINAL)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(set(lines)) > len(DEFECTS)
-    (line,) = [one for one in lines if "argocd-insecure" in one]
+    (line,) = [one for one in lines if "monitor-label" in one]
     assert line == (
-        f"{ORIGINAL}: ConfigMap argocd/argocd-cmd-params-cm: "
-        'data[server.insecure] is "true"; it must be unset or "false"'
-        " [argocd-insecure: Argo CD's sessions and passwords are sent unencrypted over the cluster's network]"
+        f"{ORIGINAL}: ServiceMonitor default/web: metadata.labels.release is not set; it must be set"
+        " [monitor-label: Prometheus does not see the monitor or rule and says nothing; its alerts never fire]"
     )
 
 

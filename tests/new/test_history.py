@@ -21,6 +21,11 @@ IDENTITY = {f"GIT_{who}_{what}": "x" for who in ("AUTHOR", "COMMITTER") for what
             ["--without", "k8s loadtest"],
             "k8s, azure, argocd, loadtest, drills, adoption",
         ),
+        (
+            Names("visits", "visit", "visits"),
+            ["--without", "azure loadtest"],
+            "azure, argocd, loadtest, drills, adoption",
+        ),
     ],
 )
 def test_a_copy_has_other_names_and_a_history_of_its_own(

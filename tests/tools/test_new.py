@@ -154,6 +154,10 @@ last stays.
 |---|---|
 | kubes | 1 |
 
+| who | kubes port | port |
+|---|---|---|
+| kubes/a, paper/b, outside | 1 | 2 \\| 3 |
+
 These commands do it:
 
 ```sh
@@ -197,6 +201,10 @@ One sentence stays.
 |---|---|
 | paper | 2, 3 |
 | proof | `wood` |
+
+| who | port |
+|---|---|
+| paper/b, outside | 2 \\| 3 |
 
 ```sh
 make up
@@ -271,8 +279,26 @@ places = ["here: a:{version}"]
 
 
 def test_a_part_goes_with_what_it_needs() -> None:
-    assert complete({"k8s"}) >= {"k8s", "azure", "argocd"}
+    assert complete({"k8s"}) == {"k8s", "azure", "argocd"}
+    assert complete({"azure"}) == {"azure", "argocd"}
+    assert complete({"loadtest"}) == {"loadtest", "drills"}
+    assert complete({"argocd"}) == {"argocd"}
     assert complete(set()) == set()
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "kept"),
+    [
+        ("argocd", r"argo", {"k8s/overlays/aks/kustomization.yaml", "drills/__init__.py"}),
+        ("azure", r"\bAKS\b|azure|overlays/aks|barman", {"k8s/overlays/local/kustomization.yaml"}),
+        ("loadtest", r"load.?test|locust|cluster-test", {"k8s/overlays/aks/kustomization.yaml"}),
+    ],
+)
+def test_a_part_of_k8s_goes_alone_and_nothing_speaks_of_it(part: str, words: str, kept: set[str]) -> None:
+    texts = Tree.read(complete({part, *OPTIONAL})).texts
+    assert kept <= texts.keys()
+    speaking = {path for path, text in texts.items() if re.search(words, text, re.IGNORECASE)}
+    assert {path for path in speaking if not path.startswith(("docs/adr/", "requirements/"))} == set()
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -282,6 +308,8 @@ def test_everything_that_is_said_of_a_part_is_still_there(name: str) -> None:
         assert any(belongs(each, path) for each in EVERYTHING.modes), path
     for path, old, _ in part.get("instead", []):
         assert old in EVERYTHING.sources[path], f"{path}: {old}"
+    for path, word in part.get("lines", []):
+        assert word in EVERYTHING.sources[path], f"{path}: {word}"
     assert set(part.get("needs", [])) <= PARTS.keys()
 
 

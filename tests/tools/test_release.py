@@ -1,9 +1,9 @@
 """A release's notes and images."""
 
-# part k8s
+# part azure
 import shutil
 
-# end k8s
+# end azure
 import subprocess
 import sys
 import tomllib
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-# part k8s
+# part azure
 import yaml
 
-# end k8s
+# end azure
 from goals import __version__
 from tests.conftest import ROOT
 from tools import release
@@ -33,10 +33,12 @@ CHANGELOG = """# Changelog
 
 - It.
 """
-# part k8s
+# part azure
 GOALS = f"ghcr.io/owner/goals:0.2.0@sha256:{'a' * 64}"
+# part loadtest
 LOADTEST = f"registry.example.com:5000/goals-loadtest:0.2.0@sha256:{'b' * 64}"
-# end k8s
+# end loadtest
+# end azure
 
 
 def test_the_notes_are_the_version_s_section_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,7 +76,7 @@ def test_make_prints_the_newest_version_s_notes_and_the_workflow_runs_the_same()
     assert workflow.count("make release-notes VERSION=") == 2
 
 
-# part k8s
+# part azure
 def test_the_images_arrive_in_the_site_and_nothing_else_changes(tmp_path: Path) -> None:
     site = tmp_path / "site.yaml"
     shutil.copy(release.SITE, site)
@@ -94,10 +96,10 @@ def test_an_image_without_a_digest_is_refused(image: str, tmp_path: Path, capsys
 
 def test_a_site_without_the_line_is_refused() -> None:
     with pytest.raises(ValueError, match="0 lines `image:`"):
-        release.with_images("data: {}\n", GOALS, LOADTEST)
+        release.with_images("data: {}\n", [GOALS, LOADTEST])
 
 
-# end k8s
+# end azure
 def test_the_command_exits_with_what_main_returns() -> None:
     done = subprocess.run([sys.executable, "-m", "tools.release", "notes", "0.0.0"], capture_output=True, check=False)
     assert done.returncode == 1

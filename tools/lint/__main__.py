@@ -22,15 +22,18 @@ for _module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         importlib.import_module(f"tools.lint.{_module.name}")  # registers its rules
 
 CRDS = ROOT.parent / ".cache" / "crds"
-APPLIED_OVER = ("overlays/local", "overlays/aks", "argocd/goals")
-"""Folders that are applied over an older version of themselves; a load test replaces the previous one."""
+APPLIED_OVER = ["overlays/local", "overlays/aks", "argocd/goals"]
+"""Folders that are applied over an older version of themselves."""
 
 PARTS = frozenset({"every-namespace", "api-server"})
 """Folders that are only included by others, which set their namespace."""
 
 TOGETHER = (
     ("overlays/local", "platform/namespaces"),
+    # part loadtest
     ("overlays/local", "platform/namespaces", "components/loadtest"),
+    # end loadtest
+    # part azure
     ("overlays/aks", "overlays/aks/restore-check", "platform/namespaces", "argocd/server"),
     ("overlays/aks-restored", "platform/namespaces", "argocd/server"),
     ("overlays/aks-other-region", "platform/namespaces", "argocd/server"),
@@ -39,9 +42,12 @@ TOGETHER = (
         *(f"overlays/aks/upgrade/{way}" for way in ("in-place", "forth", "back")),
         "platform/namespaces",
     ),
+    # end azure
+    # part argocd
     ("argocd/goals", "platform/namespaces", "argocd/server", "argocd", "argocd/apps", "platform/argocd"),
+    # end argocd
 )
-"""Folders in a cluster at the same time: in kind, with a load test, on AKS by hand, restored, upgraded, by Argo CD."""
+"""Folders that are in a cluster at the same time."""
 
 
 def check_objects(where: str, manifests: list[Manifest], schemas: Schemas) -> Iterator[Finding]:
@@ -69,16 +75,8 @@ def sound(renders: dict[str, list[Manifest]], schemas: Schemas) -> dict[str, lis
     }
 
 
-def tree_of(root: Path, renders: dict[str, list[Manifest]]) -> tree.Tree:
-    """Return the files with the Applications that refer to them."""
-    applications = [
-        one for where in ("argocd", "argocd/apps") for one in renders[where] if one["kind"] == "Application"
-    ]
-    return tree.Tree(root, applications)
-
-
 def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
-    """Check every kustomization, the site with and without values, a change of the image, and the files themselves."""
+    """Check every kustomization, with the values of a site and without them, and the files themselves."""
     renders = render_all(root)
     for where, manifests in renders.items():
         if Path(where).name not in PARTS:
@@ -89,14 +87,16 @@ def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
 
 
 def check_files(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Finding]:
-    """Check what no single object shows: the site's values, a new version, files, compose, and the reviewed table."""
+    """Check what no single object shows: a new version, files, compose, and the reviewed table."""
+    # part azure
     yield from site.find_forgotten(root)
     yield from site.find_unplaced(root)
+    # end azure
     for where in APPLIED_OVER:
         for image in ("goals:dev", site.values(root)["image"]):
             after = changes.with_image(renders[where], image, "registry.probe.test/goals:after")
             yield from changes.find_refused(where, renders[where], after)
-    yield from tree.find_misplaced(tree_of(root, renders))
+    yield from tree.find_misplaced(tree.Tree(root))
     yield from limits.find_in_compose(root.parent)
     yield from reachability.find_unreviewed(root, renders)
 

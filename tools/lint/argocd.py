@@ -1,16 +1,29 @@
-"""Rules for Argo CD: the order in which it applies the manifests, its permissions, and the versions it installs."""
+"""Rules for Argo CD: the order in which it applies the manifests, its permissions, its versions, and the way to it."""
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
+from tools.lint.fields import FIELDS, Row, asked_by, find_unmet, having, one_of
 from tools.lint.inventory import OPERATORS, Inventory, annotation, first, get_path, namespace_of
 from tools.lint.manifests import Manifest, name
-from tools.lint.references import references
-from tools.lint.rules import every, of
+from tools.lint.references import Reference, links, references
+from tools.lint.rules import enter, every, of
 from tools.lint.service import is_service
+from tools.lint.tree import PATHS, Found, Tree, tree_rule
 
 HEALTH = "resource.customizations.health.argoproj.io_Application"
 MOVED = {"ghcr.io/nginxinc/charts": "ghcr.io/nginx/charts"}
+CONSEQUENCES = {
+    "argocd-insecure": "Argo CD's sessions and passwords cross the cluster's network in the clear",
+    "application-apply": "The sync fails: a large CRD or dashboard is too long for a client-side apply's annotation",
+}
+FIELDS += [
+    Row("argocd-insecure", of("ConfigMap"), "data[server.insecure]", one_of(None, "false")),
+    Row("application-apply", of("Application"), "spec.syncPolicy.syncOptions", having("ServerSideApply=true")),
+]
+for _rule, _consequence in CONSEQUENCES.items():
+    enter(_rule, _consequence, partial(asked_by, _rule), find_unmet)
 
 
 def wave(one: Manifest) -> int:
@@ -149,3 +162,28 @@ def application_right(_: Inventory, pair: tuple[Manifest, Manifest]) -> Iterator
         yield f"{name(project)} does not allow {one['kind']}"
     if namespace_of(one):
         yield from forbidden(project, namespace_of(one))
+
+
+@tree_rule
+def application_path(tree: Tree) -> Found:
+    """Argo CD finds nothing at the path, and the Application stays unknown."""
+    for one in tree.applications():
+        for path in get_path(one, *PATHS):
+            if not (tree.root.parent / path.removeprefix("$values/")).exists():
+                yield "argocd/apps", one["metadata"]["name"], f"there is no {path}"
+
+
+@every(links("backend"))
+def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
+    """Argo CD's page and command line lose each stream that was silent for 60 s."""
+    policies = [one for one in inventory.of("ProxySettingsPolicy") if namespace_of(one) == namespace_of(link.source)]
+    if link.target[2] == "argocd-server" and "1h" not in get_path(policies, "[].spec.timeout.read"):
+        yield f"no ProxySettingsPolicy lets a stream of {link} be silent for 1h"
+
+
+@every(links("configuration"))
+def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
+    """The gateway refuses the backend's certificate and answers 502."""
+    host, maker = first(link.source, "spec.validation.hostname"), inventory.get(*link.target)
+    if host and maker and maker["kind"] == "Certificate" and host not in get_path(maker, "spec.dnsNames[]"):
+        yield f"expects the name {host}, which {name(maker)} does not have"

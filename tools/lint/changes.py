@@ -27,8 +27,10 @@ def find_refused(where: str, before: list[Manifest], after: list[Manifest]) -> I
     old = {(manifest["apiVersion"], name(manifest)): manifest for manifest in before}
     for manifest in after:
         previous = old.get((manifest["apiVersion"], name(manifest)))
+        # part argocd
         # Argo CD deletes such a hook before it creates the new one, so every field may change.
         is_replaced = "BeforeHookCreation" in annotation(manifest, "argocd.argoproj.io/hook-delete-policy")
+        # end argocd
         for path in IMMUTABLE.get(manifest["kind"], ()) if previous and not is_replaced else ():
             if first(previous, path) != first(manifest, path):
                 problem = f"{path} changes, but it is immutable"

@@ -13,13 +13,17 @@ import urllib.request
 from pathlib import Path
 
 SOURCES = {
+    # part argocd
     "argo-cd": "argoproj/argo-cd/v3.5.1/manifests/crds",
+    # end argocd
     "cert-manager": "cert-manager/cert-manager/v1.21.1/deploy/crds",
     "cloudnative-pg": "cloudnative-pg/cloudnative-pg/v1.30.0/config/crd/bases",
     "external-secrets": "external-secrets/external-secrets/v2.9.0/config/crds/bases",
     "gateway-api": "kubernetes-sigs/gateway-api/v1.5.1/config/crd/standard",
     "nginx-gateway-fabric": "nginx/nginx-gateway-fabric/v2.6.7/config/crd/bases",
+    # part azure
     "plugin-barman-cloud": "cloudnative-pg/plugin-barman-cloud/v0.14.0/config/crd/bases",
+    # end azure
     "prometheus-operator": "prometheus-operator/prometheus-operator/v0.93.0/example/prometheus-operator-crd",
 }
 """Repository, tag and folder of the CRDs, by local folder."""

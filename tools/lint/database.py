@@ -9,11 +9,14 @@ from tools.lint.rules import every, of, of_the_service
 from tools.lint.service import LIMITS, SETTINGS
 from tools.lint.workloads import quantity, scaled
 
+# part azure
 LEAST_STORAGE = "10Gi"
+# end azure
 RESERVED = 3 + 4
 """Reserved connections: PostgreSQL's for superusers, and the operator's."""
 
 
+# part azure
 @every(of("Cluster"))
 def database_backup(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """The goals of a public site are lost with the cluster, or with a full disk."""
@@ -26,6 +29,7 @@ def database_backup(inventory: Inventory, one: Manifest) -> Iterator[str]:
         yield f"storage.size is below {LEAST_STORAGE}"
 
 
+# end azure
 def _services_of_instances(inventory: Inventory, cluster: Manifest) -> list[str]:
     (instances,) = (pod for pod in inventory.pods if pod.manifest is cluster)
     return [
@@ -69,6 +73,7 @@ def database_log(_: Inventory, one: Manifest) -> Iterator[str]:
             yield f"{parameter} is not 0: the parameters of slow or failed statements are logged"
 
 
+# part azure
 @every(of("Cluster"))
 def database_archive(inventory: Inventory, one: Manifest) -> Iterator[str]:
     """Two clusters that archive into the same folder corrupt both backups."""
@@ -91,6 +96,7 @@ def archives(cluster: Manifest) -> set[tuple[str, str]]:
     return {(str(one.get("barmanObjectName")), one.get("serverName", cluster["metadata"]["name"])) for one in given}
 
 
+# end azure
 def _databases(one: Container) -> list[str]:
     """Return the names of the Clusters whose Secrets the container uses."""
     mounted = set(get_path(one.spec, "volumeMounts[].name"))

@@ -76,12 +76,10 @@ CONSEQUENCES = {
     "pull-policy": "Pods whose image is already on the node do not start while the registry is down",
     "resources": "A node is overcommitted until the kernel kills processes; the autoscaler has no baseline",
     "secret-in-git": "Anyone who can read the repository has the password, and each change needs a second place",
-    "argocd-insecure": "Argo CD's sessions and passwords are sent unencrypted over the cluster's network",
     "database-quorum": "The loss of one node can lose an acknowledged commit, or the whole database",
     "database-failover": "A failover takes longer than writes wait, or a standby that serves reads falls behind",
     "database-plain": "A client can connect without TLS, and its password can be read in transit",
     "monitor-label": "Prometheus silently ignores the monitor or rule; its alerts never fire",
-    "application-apply": "The sync fails: a large CRD or dashboard exceeds the annotation of a client-side apply",
 }
 
 ISOLATED = ("RuntimeDefault", "Localhost")
@@ -138,7 +136,6 @@ FIELDS = [
     ),
     Row("secret-in-git", of("Secret"), "data", MADE),
     Row("secret-in-git", of("Secret"), "stringData", MADE),
-    Row("argocd-insecure", of("ConfigMap"), "data[server.insecure]", one_of(None, "false")),
     Row("database-quorum", of("Cluster"), "spec.instances", Demand(lambda count: (count or 1) >= 3, "at least 3")),  # noqa: PLR2004  said in words
     Row("database-quorum", of("Cluster"), "spec.postgresql.synchronous.dataDurability", one_of("required")),
     Row("database-quorum", of("Cluster"), "spec.postgresql.synchronous.failoverQuorum", TRUE),
@@ -165,7 +162,6 @@ FIELDS = [
     ),
     Row("database-plain", of("Cluster"), "spec.postgresql.pg_hba", having("host all all all reject")),
     Row("monitor-label", of("ServiceMonitor", "PodMonitor", "PrometheusRule"), "metadata.labels.release", SET),
-    Row("application-apply", of("Application"), "spec.syncPolicy.syncOptions", having("ServerSideApply=true")),
 ]
 
 

@@ -13,9 +13,13 @@ KINDS = {
     "admissionregistration.k8s.io": "ValidatingAdmissionPolicy ValidatingAdmissionPolicyBinding",
     "": "ConfigMap Namespace ResourceQuota Secret Service ServiceAccount",
     "apps": "Deployment",
+    # part argocd
     "argoproj.io": "AppProject Application",
+    # end argocd
     "autoscaling": "HorizontalPodAutoscaler",
+    # part azure
     "barmancloud.cnpg.io": "ObjectStore",
+    # end azure
     "batch": "CronJob Job",
     "cert-manager.io": "Certificate ClusterIssuer",
     "external-secrets.io": "ExternalSecret SecretStore",

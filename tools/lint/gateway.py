@@ -113,14 +113,6 @@ def graceful_stop(_: Inventory, one: Manifest) -> Iterator[str]:
 
 
 @every(links("backend"))
-def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """Argo CD's page and command line lose each stream that is silent for 60 s."""
-    policies = [one for one in inventory.of("ProxySettingsPolicy") if namespace_of(one) == namespace_of(link.source)]
-    if link.target[2] == "argocd-server" and "1h" not in get_path(policies, "[].spec.timeout.read"):
-        yield f"no ProxySettingsPolicy allows a stream of {link} to be silent for 1h"
-
-
-@every(links("backend"))
 def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
     """The service redirects plain HTTP to https in a loop, or rejects plain HTTP on its TLS port."""
     offered = TLS_PORTS & (inventory.keys(*link.target) or frozenset()) if link.source["kind"] == "HTTPRoute" else set()
@@ -129,14 +121,6 @@ def backend_tls(inventory: Inventory, link: Reference) -> Iterator[str]:
         yield f"uses port {', '.join(link.keys)} of {link}, which offers TLS on {min(offered)}"
     elif offered and link.target not in policies:
         yield f"no BackendTLSPolicy makes the gateway use TLS to {link}"
-
-
-@every(links("configuration"))
-def backend_name(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """The gateway rejects the backend's certificate and answers 502."""
-    host, maker = first(link.source, "spec.validation.hostname"), inventory.get(*link.target)
-    if host and maker and maker["kind"] == "Certificate" and host not in get_path(maker, "spec.dnsNames[]"):
-        yield f"expects the name {host}, which {name(maker)} does not have"
 
 
 crossings = links("backend", "listener-certificate")
@@ -168,6 +152,7 @@ def unused_grant(inventory: Inventory, one: Manifest) -> Iterator[str]:
         yield "no object of the namespaces that it allows refers to anything here"
 
 
+# part azure
 @every(of("ClusterIssuer", "Issuer"))
 def acme_solver(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
     """The challenge's route is attached to https listeners or is redirected, and no certificate is ever issued."""
@@ -190,6 +175,7 @@ def acme_staging(inventory: Inventory, issuer: Manifest) -> Iterator[str]:
         yield "no issuer uses the staging server, which should be tried first"
 
 
+# end azure
 def fields(value: Any, path: str = "") -> Iterator[str]:
     """Yield the paths of the fields that a policy sets."""
     for key, one in value.items() if isinstance(value, dict) else ():

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from loadtest.executors import parse_duration
 from tools.lint.inventory import Container, Inventory, first
 from tools.lint.manifests import Finding, Manifest, read
 from tools.lint.references import Reference, links, references
@@ -41,10 +40,16 @@ NGINX = {"keepalive_timeout": r"upstream\s+\S+\s*\{([^}]*)\}", "proxy_read_timeo
 GATEWAYS_DEFAULT = 60.0
 """nginx's default timeout, in seconds."""
 
+UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
 
 def seconds(text: Any) -> float:
     """Return a duration such as 1m30s, 500ms or 4 in seconds; raise `ValueError` for anything else."""
-    return float(text) if re.fullmatch(r"[0-9.]+", str(text)) else parse_duration(text)
+    if re.fullmatch(r"[0-9.]+", str(text)):
+        return float(text)
+    if not re.fullmatch(r"([0-9.]+(ms|[smhd]))+", str(text)):
+        raise ValueError(f"a duration is text such as 1m30s, 500ms or 4, not {text!r}")
+    return sum(float(number) * UNITS[unit] for number, unit in re.findall(r"([0-9.]+)(ms|[smhd])", text))
 
 
 def find_unordered(where: str, limits: Mapping[str, float]) -> Iterator[str]:

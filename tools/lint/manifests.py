@@ -1,6 +1,7 @@
 """Load manifests: read YAML as Kubernetes does, or render them with `kubectl kustomize`."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,9 @@ Manifest = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2] / "k8s"
 """The folder `k8s`."""
+
+IGNORED = shutil.ignore_patterns("__pycache__", "node_modules")
+"""What a copy of the tree does without."""
 
 
 class Finding(NamedTuple):

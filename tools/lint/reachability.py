@@ -13,7 +13,6 @@ from tools.lint.manifests import ROOT, Finding, Manifest, render_all
 from tools.lint.rules import Findings, name_and_consequence, rule
 
 FILE = "reachability.md"
-PARTS = ("On AKS", "What is different in kind")
 OUTSIDE = Pod("outside", "", {}, {}, {}, {})
 """Everything that is not a pod: users, nodes, the API server, the internet."""
 
@@ -22,9 +21,12 @@ OTHER = 1
 
 DENIED = "–"  # noqa: RUF001  a typographic dash
 NO_POD = "anything that is not a pod"
+# part azure
 AKS = ("argocd/goals", "argocd/server", "platform/namespaces", "components/loadtest", "components/restore-check")
-KIND = ("overlays/local", "platform/namespaces", "components/loadtest")
 NOT_IN_KIND = frozenset({"argocd", "plugin-barman-cloud"})
+# end azure
+KIND = ("overlays/local", "platform/namespaces", "components/loadtest")
+PARTS = {"On AKS": AKS, "What is different in kind": KIND}
 Cells = dict[tuple[str, str], str]
 
 
@@ -100,10 +102,10 @@ def tables(cells: Cells) -> Iterator[str]:
 
 
 def reviewed(text: str) -> list[Cells]:
-    """Return the cells of the file: those of AKS, and those that differ in kind."""
+    """Return the cells of the file, part by part."""
     parts: list[Cells] = []
     namespace, targets = "", list[str]()
-    for line in text[text.index(f"## {PARTS[0]}") :].splitlines():
+    for line in text[text.index(f"## {next(iter(PARTS))}") :].splitlines():
         source, *row = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("## "):
             parts.append({})
@@ -117,19 +119,23 @@ def reviewed(text: str) -> list[Cells]:
     return parts
 
 
-def inventories(renders: dict[str, list[Manifest]]) -> tuple[Inventory, Inventory]:
-    """Return the inventories of AKS and of kind, each during a load test."""
+def inventories(renders: dict[str, list[Manifest]]) -> list[Inventory]:
+    """Return an inventory for each part of the file."""
+    # part azure
     everywhere = {one["from"] for one in OPERATORS["pods"]}
-    return (
+    # end azure
+    return [
+        # part azure
         Inventory({where: renders[where] for where in AKS}),
+        # end azure
         Inventory({where: renders[where] for where in KIND}, frozenset(everywhere - NOT_IN_KIND)),
-    )
+    ]
 
 
 def evaluated(renders: dict[str, list[Manifest]]) -> list[Cells]:
-    """Return the cells that follow from the manifests: those of AKS, and those that differ in kind."""
-    aks, kind = map(matrix, inventories(renders))
-    return [aks, {key: value for key, value in kind.items() if value != aks.get(key, DENIED)}]
+    """Return the cells that follow from the manifests: all of the first part, and those that differ in another."""
+    whole, *others = map(matrix, inventories(renders))
+    return [whole, *({key: cell for key, cell in one.items() if cell != whole.get(key, DENIED)} for one in others)]
 
 
 def find_unreviewed(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Finding]:
@@ -174,7 +180,8 @@ def _flows(policy: Manifest) -> Iterator[tuple[Manifest, list[Any], bool]]:
 
 def main() -> int:
     """Print the tables."""
-    for part, cells in zip(PARTS, evaluated(render_all(ROOT, [ROOT / one for one in {*AKS, *KIND}])), strict=True):
+    rendered = render_all(ROOT, {ROOT / one for folders in PARTS.values() for one in folders})
+    for part, cells in zip(PARTS, evaluated(rendered), strict=True):
         print(f"## {part}\n", *tables(cells), sep="\n")
     return 0
 

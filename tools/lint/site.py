@@ -6,30 +6,33 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.lint.manifests import Finding, includes, kustomizations, read, render_all
+from tools.lint.manifests import IGNORED, Finding, includes, kustomizations, read, render_all
 
 FOLDER = Path("overlays/aks/site")
 SITE = FOLDER / "site.yaml"
 PLACEHOLDERS = ("fill-me-in", "0" * 64)
 """The template's placeholders for a value, or an image's digest, that the user must fill in."""
 
-IGNORED = shutil.ignore_patterns("__pycache__", "node_modules")
-"""Files that a copy of the tree does not need."""
-
 PROBES = {
     "host": "goals.probe.test",
+    # part argocd
     "argocdHost": "argocd.probe.test",
+    # end argocd
     "email": "operator@probe.test",
     "issuer": "letsencrypt-production",
     "image": f"registry.probe.test/goals:1.2.3@sha256:{'1' * 64}",
+    # part loadtest
     "loadtestImage": f"registry.probe.test/goals-loadtest:1.2.3@sha256:{'2' * 64}",
+    # end loadtest
     "vaultUrl": "https://probe.vault.azure.net",
     "tenantId": "11111111-0000-0000-0000-000000000000",
     "secretsClientId": "22222222-0000-0000-0000-000000000000",
     "backupUrl": "https://probe.blob.core.windows.net/goals-db",
     "backupClientId": "33333333-0000-0000-0000-000000000000",
+    # part argocd
     "repository": "https://git.probe.test/goals.git",
     "revision": "probe-revision",
+    # end argocd
     "restoreTime": "2026-02-03T04:05:06Z",
 }
 """One value for each key that occurs nowhere else, except `issuer`, which names an existing one."""

@@ -15,16 +15,17 @@ Found = Iterator[tuple[str, str, str]]
 """File, place in it, problem."""
 
 TREE: dict[str, Callable[["Tree"], Found]] = {}
+# part argocd
 PATHS = ("spec.source.path", "spec.sources[].helm.valueFiles[]")
+# end argocd
 COMMAND = re.compile(r"\b(?:kubectl|kustomize|kind|helm|k8s/\S+\.sh)\b.*")
 
 
 class Tree:
-    """The folder k8s with its texts, and its rendered Applications."""
+    """The folder k8s with its texts."""
 
-    def __init__(self, root: Path, applications: list[Manifest]) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self.applications = applications
         self.folders = list(kustomizations(self.root))
         self.files = [one for one in sorted(self.root.rglob("*")) if one.is_file()]
         self.texts = {str(one.relative_to(self.root)): one.read_text(encoding="utf-8") for one in self.files}
@@ -41,9 +42,18 @@ class Tree:
                 if named and (found := COMMAND.search(line)):
                     yield path, found[0].partition("`")[0]
 
+    # part argocd
+    def applications(self) -> Iterator[Manifest]:
+        """Those of Argo CD, as they are before the site is filled in."""
+        for path, text in self.texts.items():
+            if path.startswith("argocd/") and path.endswith(".yaml"):
+                yield from (one for one in read(text) if one["kind"] == "Application")
+
     def paths(self) -> list[str]:
         """Return the paths in this repository that the Applications refer to."""
-        return [path for one in self.applications for path in get_path(one, *PATHS)]
+        return [path for one in self.applications() for path in get_path(one, *PATHS)]
+
+    # end argocd
 
     def steps(self) -> list[str]:
         """Return the steps of install.sh, in order."""
@@ -64,7 +74,7 @@ def find_misplaced(tree: Tree, only: str = "") -> Iterator[Finding]:
 
 
 def applied(tree: Tree) -> Iterator[Path]:
-    """Yield what is applied: overlays, steps of scripts, and the folders that commands or Applications name."""
+    """Yield what is applied: overlays, steps of scripts, and the folders that something refers to."""
     yield from (folder for folder in tree.folders if folder.parent.name == "overlays")
     applying = re.findall(r"^\s*apply (\S+)$", "\n".join(tree.texts.values()), re.MULTILINE)
     yield from (tree.root / "platform" / step for step in [*tree.steps(), *applying])
@@ -115,15 +125,6 @@ def orphan(tree: Tree) -> Found:
 
 
 @tree_rule
-def application_path(tree: Tree) -> Found:
-    """Argo CD finds nothing at the path, and the Application's sync status stays Unknown."""
-    for one in tree.applications:
-        for path in get_path(one, *PATHS):
-            if not (tree.root.parent / path.removeprefix("$values/")).exists():
-                yield "argocd/apps", one["metadata"]["name"], f"{path} does not exist"
-
-
-@tree_rule
 def checked_version(tree: Tree) -> Found:
     """The manifests were checked against CRDs other than the installed ones."""
     checked = {"/".join(source.split("/")[:2]): source.split("/")[2].lstrip("v") for source in SOURCES.values()}
@@ -140,6 +141,7 @@ def checked_version(tree: Tree) -> Found:
                     yield path, project, f"{found} is installed, but {version} was checked (tools/lint/crds.py)"
 
 
+# part azure
 @tree_rule
 def kubernetes_version(tree: Tree) -> Found:
     """The manifests were checked against a Kubernetes version other than that of the clusters."""
@@ -149,6 +151,7 @@ def kubernetes_version(tree: Tree) -> Found:
                 yield path, "KUBERNETES_VERSION", f"{version}, but {KUBERNETES} was checked (tools/lint/schemas.py)"
 
 
+# end azure
 @tree_rule
 def server_side(tree: Tree) -> Found:
     """A large CRD or dashboard does not fit into the annotation of a client-side apply, and is rejected."""
@@ -157,6 +160,7 @@ def server_side(tree: Tree) -> Found:
             yield path, command, "has no --server-side"
 
 
+# part loadtest
 @tree_rule
 def replaced_whole(tree: Tree) -> Found:
     """Workers of the previous load test join the next one, which makes it invalid."""
@@ -165,6 +169,7 @@ def replaced_whole(tree: Tree) -> Found:
             yield path, command, "has no --cascade=foreground"
 
 
+# end loadtest
 @tree_rule
 def install_order(tree: Tree) -> Found:
     """An operator lacks something that it checks only at startup, or an object's CRD does not exist yet."""
