@@ -130,7 +130,7 @@ def test_what_cannot_be_played_and_what_is_stopped_is_said(page: Page, tmp_path:
         page.get_by_label("Host").fill("http://127.0.0.1:0")
         page.get_by_role("button", name="Start").click()
         verdict = page.locator("section.verdict")
-        expect(verdict).to_contain_text("there was no run: the target `http://127.0.0.1:0` is no base URL")
+        expect(verdict).to_contain_text("there was no run: the target `http://127.0.0.1:0` is not a base URL")
         page.get_by_label("Host").fill(server.url)
         page.get_by_role("button", name="Start").click()
         page.get_by_role("button", name="Stop").click(timeout=20_000)

@@ -277,7 +277,7 @@ def test_two_who_edit_one_goal_see_each_other_s_text(
     expect(page.get_by_role("textbox")).to_have_value("My text")
     expect(page.get_by_role("textbox")).to_be_focused()
     expect(page.get_by_role("textbox")).to_have_accessible_description(
-        re.compile("changed this goal to “Their <text>” meanwhile")
+        re.compile("changed this goal to “Their <text>” in the meantime")
     )
     assert service.goals() == ["Their <text>"]
     page.get_by_role("button", name="Save anyway").click()
