@@ -182,7 +182,7 @@ def test_a_finding_is_one_line_with_file_object_problem_rule_and_harm(capsys: py
     (line,) = [one for one in lines if "monitor-label" in one]
     assert line == (
         f"{ORIGINAL}: ServiceMonitor default/web: metadata.labels.release is not set; it must be set"
-        " [monitor-label: Prometheus does not see the monitor or rule and says nothing; its alerts never fire]"
+        " [monitor-label: Prometheus silently ignores the monitor or rule; its alerts never fire]"
     )
 
 
