@@ -127,7 +127,7 @@ EXCLUSIVE = [
     ("pod", "containers[].env[]", ("value", "valueFrom")),
     *(("pod", f"containers[].{one}Probe", HANDLERS) for one in ("liveness", "readiness", "startup")),
 ]
-"""The kind, the path, and the fields of which only one may be set."""
+"""The kind, the path, and the fields that exclude each other."""
 
 TABLES: list[tuple[list[tuple[Any, ...]], Callable[..., bool], str]] = [
     (PATTERNS, lambda text, pattern: bool(re.fullmatch(pattern, str(text))), "does not have the required format"),
