@@ -381,6 +381,7 @@ async def _move(drill: Drill, stage: Stage, new: Cluster, name: str, explanation
     await _prepare_the_way_back(new)
     # Clients do not learn of commits from now on, and repeat their requests.
     stage.database.replies_to_drop = _LOST_REPLIES
+    await _until_committed(stage.cluster)
     at = time.time()
     before = await _switch(stage, new)
     done = time.time()
@@ -390,6 +391,17 @@ async def _move(drill: Drill, stage: Stage, new: Cluster, name: str, explanation
     drill.end(case)
     await _check_ids(case, new, before)
     return case
+
+
+async def _until_committed(cluster: Cluster) -> None:
+    """Wait for an add, so that at least one reply is lost."""
+    keys = "SELECT count(*) FROM goal_keys"
+    before = await cluster.fetch(keys)
+
+    async def is_there() -> bool:
+        return bool(await cluster.fetch(keys) > before)
+
+    await until(is_there, "an add is committed")
 
 
 async def _prepare_the_way_back(new: Cluster) -> None:
