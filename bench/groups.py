@@ -41,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130  # a shell's exit code after Ctrl-C
-    print("\n".join(write_markdown(["statements at once", "adds/s, of bare Hypercorn", "µs of CPU", "p99, ms"], rows)))
+    columns = ["concurrent statements", "adds/s relative to bare Hypercorn", "CPU µs/add", "p99 ms"]
+    print("\n".join(write_markdown(columns, rows)))
     return 0
 
 
