@@ -84,16 +84,21 @@ async def _hand_over_again_and_again(drill: Drill, operator: Operator, alone: Re
     """Lose the primary in each way, several times. The first outage that is long enough also serves the control."""
     at_once = drill.promotion == "at-once"
     ways: dict[str, tuple[str, Callable[[], Awaitable[Event]], int, int]] = {
-        "kill": ("SIGKILL to the primary and all its children", operator.lose, KILLS, 1 + at_once),
-        "deletion": ("the primary's pod deleted, which shuts it down cleanly", operator.delete, DELETIONS, 0),
+        "kill": ("SIGKILL is sent to the primary and all its children", operator.lose, KILLS, 1 + at_once),
+        "deletion": (
+            "the primary's pod is deleted, which shuts PostgreSQL down cleanly",
+            operator.delete,
+            DELETIONS,
+            0,
+        ),
         "switchover": (
-            "a switchover requested: the former primary is shut down cleanly and becomes a standby",
+            "a switchover is requested: the former primary is shut down cleanly and becomes a standby",
             operator.switch_over,
             SWITCHOVERS,
             1,
         ),
         "lost node": (
-            "the primary and its host fall silent; Kubernetes gives up the node after 40 s",
+            "the primary and its host stop responding, and Kubernetes stops routing to the node after 40 s",
             operator.lose_node,
             LOST_NODES,
             int(at_once),
@@ -118,7 +123,7 @@ async def _hand_over_again_and_again(drill: Drill, operator: Operator, alone: Re
 
 
 async def _lag_behind(drill: Drill, operator: Operator) -> Events:
-    explanation = f"a switchover that the Service of one node in two follows only after {_LAG:g} s"
+    explanation = f"after a switchover, one of two nodes routes to the new primary only after {_LAG:g} s"
     events = Events(drill.begin("lagging Service", explanation))
     await asyncio.sleep(drill.random.uniform(0.3, 1.5))
     events.add(await operator.switch_over(lag=_LAG))
@@ -130,7 +135,9 @@ async def _lag_behind(drill: Drill, operator: Operator) -> Events:
 async def _crowd(drill: Drill, stage: Stage, operator: Operator, attempts: list[Attempt]) -> Events:
     """Run more writers than can wait at a replica; each repeats its write after the time in `Retry-After`."""
     programs = 2 * FEW_WRITES
-    explanation = f"kills and switchovers with {programs} programs at a replica where {FEW_WRITES} writes can wait"
+    explanation = (
+        f"{programs} programs write to a replica where only {FEW_WRITES} writes can wait, during kills and switchovers"
+    )
     events = Events(drill.begin("crowd", explanation))
     narrow = await stage.start_replica((MODULE, let_few_writes_wait.__name__))
     for lose in (operator.lose, operator.switch_over, operator.lose, operator.switch_over):
@@ -172,11 +179,15 @@ def _judge(drill: Drill, events: Events, attempts: Sequence[Attempt]) -> None:
     by_standby = [_measure_standby(attempts, began, ended) for began, ended in spans]
     if drill.promotion == "cnpg":
         case.check("events with reads from a standby", sum(seconds > 0 for seconds in by_standby), "=", len(spans))
-    times = f"{len(spans)} times: " if len(spans) > 1 else ""
+    times = f"in {len(spans)} repetitions, " if len(spans) > 1 else ""
     case.explanation += (
-        f"; {times}reads came from a standby for {median(by_standby):.1f} s ({max(by_standby):.1f} at most), "
-        f"no write was acknowledged for {median(waits):.1f} s ({max(waits):.1f})"
+        f"; {times}reads came from a standby for {_show(by_standby)}, and no write was acknowledged for {_show(waits)}"
     )
+
+
+def _show(seconds: Sequence[float]) -> str:
+    """Return the median of several times and, in parentheses, their maximum; return a single time as it is."""
+    return f"{median(seconds):.1f} s" + (f" (at most {max(seconds):.1f} s)" if len(seconds) > 1 else "")
 
 
 def _judge_reads(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attempt]) -> None:
@@ -221,8 +232,8 @@ async def _control_alone(drill: Drill, alone: Replica, lose: Callable[[], Awaita
     await asyncio.wait({asking})
     drill.control(
         "no standby reads",
-        "one replica that only reads from the primary",
-        "pages refused",
+        "one replica reads only from the primary",
+        "page requests failed",
         sum(status != httpx2.codes.OK for status in statuses),
     )
 
@@ -240,7 +251,7 @@ async def _control_asynchronous(drill: Drill, stage: Stage) -> None:
     await cluster.replicate("")
     # Over loopback, even an asynchronous standby is hardly ever behind; over a network, it is.
     lost = await _count_lost(drill, stage, behind=cluster.standbys, promoted=cluster.standbys)
-    explanation = "commits wait for no standby, both are half a second behind, and the primary is killed"
+    explanation = "commits wait for no standby, both standbys are half a second behind, and the primary is killed"
     drill.control("asynchronous replication", explanation, "acknowledged writes lost", lost)
     await cluster.replicate(QUORUM)
     await cluster.rejoin(former)
@@ -252,7 +263,7 @@ async def _control_stale(drill: Drill, stage: Stage) -> None:
     cluster = stage.cluster
     stale = cluster.standbys[:1]
     lost = await _count_lost(drill, stage, behind=stale, promoted=stale)
-    explanation = "the standby that is half a second behind is promoted, not the one that has everything"
+    explanation = "a standby that is half a second behind is promoted instead of the one that has every commit"
     drill.control("stale standby", explanation, "acknowledged writes lost", lost)
 
 
@@ -270,8 +281,8 @@ async def _control_early(drill: Drill, stage: Stage) -> None:
     await cluster.rejoin(lost)
     await cluster.until_whole()
     verdict = await stage.reconcile(await load.stop())
-    explanation = "a group of adds is acknowledged when it is sent, and the primary is down longer than its retries"
-    drill.control("answers before the commit", explanation, "acknowledged writes lost", verdict.lost)
+    explanation = "groups of adds are acknowledged when they are sent, and the outage outlasts the retries"
+    drill.control("acknowledgement before the commit", explanation, "acknowledged writes lost", verdict.lost)
     await stage.serve(2)
 
 

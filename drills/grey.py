@@ -49,19 +49,22 @@ _NEWEST_UNKNOWN = {"no rewind"}
 async def run(drill: Drill) -> None:
     looked: list[Attempt] = []
     faults: dict[str, tuple[str, Callable[[Drill, Stage, Case], Awaitable[None]]]] = {
-        "frozen primary": ("SIGSTOP to the primary and all its children, a standby promoted", _freeze),
-        "zombie primary": ("the frozen primary resumes, and for a while the service is routed to it", _thaw),
+        "frozen primary": ("SIGSTOP is sent to the primary and all its children, and a standby is promoted", _freeze),
+        "zombie primary": ("the frozen primary resumes, and for a while the service is connected to it", _thaw),
         "two primaries": (
             "a frozen primary resumes after another was promoted, and keeps a standby that can confirm its commits",
             _split,
         ),
-        "black hole": ("the primary's host falls silent and drops every SYN, a standby promoted", _lose_host),
-        "half-open": ("every connection falls silent and stays open, new ones work", _leave_half_open),
-        "no standby": ("both standbys are killed: the primary runs but may acknowledge nothing", _lose_standbys),
-        "DNS down": ("no name resolves any more, and the primary is killed", _lose_names),
+        "black hole": (
+            "the primary's host stops responding and drops every SYN, and a standby is promoted",
+            _lose_host,
+        ),
+        "half-open": ("every existing connection stops responding but stays open; new ones work", _leave_half_open),
+        "no standby": ("both standbys are killed, so the primary must not acknowledge any write", _lose_standbys),
+        "DNS down": ("host names no longer resolve, and the primary is killed", _lose_names),
         "lost replies": ("commits succeed, but their replies are lost with the connection", _drop_replies),
         "held keys": (f"another session locks one key in 32, for {_HELD:g} s each time", _hold_keys),
-        "read-only": ("the address leads to a standby for a while (SQLSTATE 25006)", _lead_to_standby),
+        "read-only": ("the database address points to a standby for a while (SQLSTATE 25006)", _lead_to_standby),
     }
     if not drill.short:
         faults |= {
@@ -485,7 +488,7 @@ async def _control_key(drill: Drill, stage: Stage) -> None:
     verdict = await stage.reconcile(await load.stop(), standbys=False)
     drill.control(
         "retry without a key",
-        "replies to commits are lost, and statements are retried",
+        "replies to commits are lost, and statements are retried without a key",
         "writes duplicated",
         verdict.duplicated,
     )
@@ -500,7 +503,7 @@ async def _control_group(drill: Drill, stage: Stage) -> None:
     attempts = await load.stop()
     drill.control(
         "groups that fail together",
-        "another session locks one key in 32, and an add that has to wait fails its whole group",
-        "errors shown",
+        "another session locks one key in 32, and an add that has to wait makes its whole group fail",
+        "requests failed",
         sum(attempt.shows_error for attempt in attempts),
     )

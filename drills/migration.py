@@ -95,7 +95,7 @@ class Hop(NamedTuple):
 # part adoption
 ORIGINAL = Version("the original Go app", ROOT, (seed.MODULE,), has_api=False)
 # end adoption
-TREE = Version("this tree", ROOT)
+TREE = Version("this version", ROOT)
 
 
 async def run(drill: Drill) -> None:
@@ -222,20 +222,20 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
     loads, cases = [load], []
     # In the short form directly to the last one, as pods do.
     for revision in hop.revisions[-1:] if drill.short else hop.revisions:
-        what = f"{MIGRATORS} migrators race while a long transaction locks the table and {hop.former.name} runs"
+        what = f"{MIGRATORS} migrations start while a long transaction locks the table and {hop.former.name} is running"
         case = drill.begin(f"revision {revision}" if revision in list_revisions(ROOT) else NEXT, what)
         cases.append(case)
         logged = len(stage.cluster.read_log())
         has_met = await _migrate(drill, stage, case, hop.new, revision)
         if revision == hop.revisions[-1]:
-            case.explanation += f", then {hop.new.name} beside it"
+            case.explanation += f"; then {hop.new.name} runs alongside"
             added = await _start(stage, hop.new)
             replicas[added] = hop.new
             loads.append(await _work_beside(drill, stage, case, hop.new, added))
             if hop.former.has_api:
                 await _roll_back(drill, stage, case, hop.former)
         else:
-            case.explanation += ", and keeps running: no version was ever served at this revision"
+            case.explanation += f"; {hop.former.name} keeps running alone, because no version ever ran on this revision"
             await asyncio.sleep(1)
         drill.end(case)
         _check_waits(case, stage.cluster.read_log()[logged:], has_met=has_met)
@@ -397,7 +397,7 @@ def _check_waits(case: Case, log: str, *, has_met: bool) -> None:
     if has_met:
         case.check("statements that had to wait for a lock", len(waits), ">", 0)
     else:
-        case.explanation += "; it takes no lock that others wait for"
+        case.explanation += "; the migration takes no lock that others wait for"
     case.check("longest wait for a lock, s", max(waits, default=0.0), "<=", LONGEST_WAIT, kind="timing")
 
 
@@ -424,7 +424,8 @@ async def _control(drill: Drill, stage: Stage, hop: Hop) -> None:
         connection.terminate()
         migrators.kill()
     attempts = await load.stop()
-    explanation = "a revision without lock_timeout waits behind a long transaction, and all others wait behind it"
+    explanation = "a migration without lock_timeout waits for a long transaction, and other statements wait behind it"
     drill.control("no lock_timeout", explanation, "requests refused or failed", sum(a.shows_error for a in attempts))
     longest = max(read_waits(stage.cluster.read_log()[logged:]), default=0.0)
-    drill.control("no lock_timeout, by PostgreSQL's log", "the same", "s for the longest wait", longest, LONGEST_WAIT)
+    name, explanation = "no lock_timeout, in the log", "PostgreSQL's log of the same migration"
+    drill.control(name, explanation, "s for the longest lock wait", longest, LONGEST_WAIT)

@@ -101,7 +101,7 @@ async def _take(drill: Drill, stage: Stage, load: Load, prober: Prober | None = 
 
 async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
     """Bisect between a rate without rejections and a rate with rejections."""
-    case = drill.begin("capacity", "the highest rate without a rejection, by bisection")
+    case = drill.begin("capacity", "the highest request rate without a rejection, found by bisection")
     ideal = _POOL / _STATEMENT
     low, high = 0.0, 1.4 * ideal
     seconds = 2.0 if drill.short else 10.0
@@ -127,7 +127,7 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
 
 
 async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
-    case = drill.begin("overload", f"{TIMES} times the capacity, and back to half of it")
+    case = drill.begin("overload", f"requests arrive at {TIMES} times the capacity, and then at half of it")
     before, peak, after = (0.5, 4, 1.5) if drill.short else (5, 20, 10)
     steps = [(before, knee.rate / 2), (peak, TIMES * knee.rate), (after, knee.rate / 2)]
     load = await stage.load(arrivals(steps), stage.replicas[0].port)
@@ -190,7 +190,7 @@ def _time_to_recover(attempts: Sequence[Attempt], until: float, knee: Knee) -> f
 
 
 async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
-    case = drill.begin("slow clients", "clients that stall or drip in head and body, among normal ones")
+    case = drill.begin("slow clients", "some clients stall or send requests very slowly; others behave normally")
     replica = stage.replicas[0]
     alone, beside = (1, 5) if drill.short else (5, 10)
     load = await stage.load(arrivals([(alone + beside, knee.rate / 2)]), replica.port)
@@ -258,5 +258,5 @@ async def _control(drill: Drill, stage: Stage, knee: Knee) -> None:
     attempts = await load.finish()
     until = min(attempt.begun for attempt in attempts) + before + peak
     recovery = _time_to_recover(attempts, until, knee)
-    explanation = "the same peak, with unbounded waiting"
-    drill.control("wait without a gate", explanation, "s to recover at least", recovery, _RECOVERY)
+    explanation = "the overload case, with an unbounded queue"
+    drill.control("no gate", explanation, "s or more to recover", recovery, _RECOVERY)

@@ -134,7 +134,7 @@ def write_html(drill: Drill) -> str:
         for control in drill.controls
     ]
     heads = ["Control", "Damage", "Limit", "Result"]
-    title = "Controls: one safety removed, which must show damage"
+    title = "Controls: one safeguard removed, which must show damage"
     parts += [write_table(title, heads, controls)] if drill.held else []
     return write_page(f"Drill {drill.name}: {drill.outcome}", "\n".join(parts))
 
@@ -199,11 +199,11 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
     broken = {name: sum(report[name] for report in reports) for name in ("lost", "duplicated", "phantom", "failed")}
     machine = reports[0]["machine"]
     conditions = (
-        f"The drills ran on {reports[0]['started'][:10]}, with Python {machine['python']} and {machine['cores']} cores "
-        f"for all processes. The clients sent {sum(report['requests'] for report in reports):,} requests. Of "
+        f"The drills ran on {reports[0]['started'][:10]}, with Python {machine['python']}, and all processes shared "
+        f"{machine['cores']} cores. The clients sent {sum(report['requests'] for report in reports):,} requests. Of "
         f"{acknowledged:,} acknowledged writes, {broken['lost']} were lost and {broken['duplicated']} were duplicated. "
-        f"The table contained {broken['phantom']} rows that no client had written. {broken['failed']} requests failed "
-        "in any way other than with a `503`."
+        f"The table contained {broken['phantom']} rows that no client had written. Apart from "
+        f"requests that got a `503`, {broken['failed']} requests failed."
     )
     cases = [[report["drill"], *_write_cells(case)] for report in reports for case in report["cases"]]
     controls = [
@@ -215,8 +215,8 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
         "drill",
         "what happens",
         "requests",
-        "errors shown",
-        "longest answer, s",
+        "errors",
+        "longest response, s",
         LONGEST_READ,
         "longest pause between writes, s",
     ]
@@ -226,7 +226,7 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
             "",
             *write_markdown(heads, cases),
             "",
-            *write_markdown(["control: the same without a safety", "damage it shows"], controls),
+            *write_markdown(["control: a case without one safeguard", "damage"], controls),
             "",
         ]
     )

@@ -166,8 +166,8 @@ async def run(drill: Drill) -> None:
             await stage.cluster.execute("DELETE FROM goals")
             await store.until_archived()
             drill.say("every goal is deleted by mistake")
-            await _restore(drill, stage, store, attempts, points, "to a named point")
-            await _restore(drill, stage, store, attempts, times, "to a moment in time")
+            await _restore(drill, stage, store, attempts, points, "to a restore point")
+            await _restore(drill, stage, store, attempts, times, "to a point in time")
             await _move_over(drill, stage, cut(attempts, times[-1].asked, times[-1].answered))
             await _leave_gap(drill, stage, store, points[-1], times[-1])
             await _control(drill, stage, store, attempts, times[-1])
@@ -179,7 +179,7 @@ async def run(drill: Drill) -> None:
 async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt], list[Marker], list[Marker]]:
     """Run the load, take a base backup and set markers; return the clients' attempts and the markers of both kinds."""
     case = drill.begin(
-        "backup", "a base backup under load, with WAL archived continuously and moments marked to restore to"
+        "backup", "a base backup is taken under load, WAL is archived continuously, and restore targets are marked"
     )
     load = await stage.load(writers(short=drill.short))
     case.began = at = time.time()
@@ -220,7 +220,7 @@ async def _restore(
     drill: Drill, stage: Stage, store: Store, attempts: Sequence[Attempt], markers: Sequence[Marker], name: str
 ) -> None:
     """Restore to each of the markers; the last restored cluster keeps running and accepts writes."""
-    case = drill.begin(name, "a second cluster from the backup and the archive, compared with the journal")
+    case = drill.begin(name, "a second cluster is restored from backup and archive, and compared with the journal")
     longest, fetched, megabytes = 0.0, 0, 0.0
     for marker in markers:
         at = time.time()
@@ -234,7 +234,9 @@ async def _restore(
         drill.say(f"{marker.name}: restored in {seconds:.1f} s")
     drill.end(case)
     case.check("time until the new cluster accepts writes, s", longest, "<", _LIMIT, kind="timing")
-    case.explanation += f": {longest:.1f} s at most, for {megabytes:.0f} MB and {fetched} segments of WAL fetched"
+    case.explanation += (
+        f"; each restore took at most {longest:.1f} s for {megabytes:.0f} MB of data and {fetched} WAL segments"
+    )
 
 
 def _read_log(cluster: Cluster) -> str:
@@ -278,7 +280,7 @@ async def judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: M
 
 async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> None:
     """Route the service to the second cluster, where users continue."""
-    case = drill.begin("moved over", "the service switches to the restored cluster, and users continue there")
+    case = drill.begin("switched", "the service switches to the restored cluster, and clients write to it")
     stage.database.route_to([stage.cluster.ports[RESTORED]])
     stage.database.sever()
     load = await stage.load(writers(short=drill.short))
@@ -297,7 +299,7 @@ async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> No
 
 async def _leave_gap(drill: Drill, stage: Stage, store: Store, point: Marker, marker: Marker) -> None:
     """Remove the segment that contains `point`, which is before `marker`, and restore to `marker`."""
-    case = drill.begin("gap", "a segment before the moment is missing from the archive: no cluster may result")
+    case = drill.begin("gap", "a WAL segment is missing from the archive before the chosen time; the restore must fail")
     cluster = stage.cluster
     broken = cluster.folder / "wal-with-a-gap"
     await asyncio.to_thread(shutil.copytree, store.wal, broken)

@@ -153,22 +153,32 @@ async def _play(play: Play) -> None:
     await stage.serve(2)
     load = await stage.load(writers(short=drill.short))
     await asyncio.sleep(1)
+    lag = f"{play.lag:g} s"
     cases: dict[str, tuple[str, Callable[[Play, Case], Awaitable[None]]]] = {
         "password, server first": (
-            f"PostgreSQL changed, the file {play.lag:g} s later; two in five connections lost meanwhile, later all",
+            (
+                f"the password changes in PostgreSQL, and {lag} later in the file; "
+                "at first, two in five connections are lost, and then all of them"
+            ),
             _change_server_first,
         ),
         "password, file first": (
-            f"the file changed, PostgreSQL {play.lag:g} s later; every connection lost again and again",
+            f"the password changes in the file, and {lag} later in PostgreSQL; all connections are lost repeatedly",
             _change_file_first,
         ),
-        "certificate": ("a new one from the same CA, and every connection lost", _renew_certificate),
-        "authority": (
-            "the new CA is trusted beside the former, then used, then the only one; every connection lost",
+        "certificate": (
+            "PostgreSQL gets a new certificate from the same CA, and all connections are lost",
+            _renew_certificate,
+        ),
+        "CA": (
+            "the new CA is trusted and then used, and the old CA is removed; all connections are lost after each step",
             _change_authority,
         ),
-        "authority, unannounced": (
-            "the new CA is used before the file has it; two in five connections lost meanwhile, later all",
+        "CA, unannounced": (
+            (
+                "the new CA is used before it is in the file; "
+                "at first, two in five connections are lost, and then all of them"
+            ),
             _use_authority_first,
         ),
     }
@@ -284,20 +294,20 @@ async def _control(play: Play) -> None:
     await asyncio.sleep(0.3)
     forgetful, trusting, stubborn = [await load.stop() for load in loads]
     drill.control(
-        "forget the former password",
-        "the file is changed first, and every connection lost",
-        "requests failed before PostgreSQL followed",
+        "forget the old password",
+        "the password changes first in the file, and all connections are lost",
+        "requests failed before it changed in PostgreSQL",
         sum(attempt.shows_error and attempt.ended < changed for attempt in forgetful),
     )
     drill.control(
-        "read the authority once",
-        "the authority is changed in the file and in PostgreSQL, and every connection lost",
+        "read the CA once",
+        "the CA changes in the file and in PostgreSQL, and all connections are lost",
         "requests failed",
         sum(attempt.shows_error and attempt.ended < changed for attempt in trusting),
     )
     drill.control(
         "read the password once",
-        "PostgreSQL is changed after the file, and every connection lost",
-        "requests failed after that",
+        "the password changes in the file and then in PostgreSQL, and all connections are lost",
+        "requests failed after both changes",
         sum(attempt.shows_error and attempt.begun >= changed for attempt in stubborn),
     )

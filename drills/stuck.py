@@ -116,18 +116,18 @@ class Fault(NamedTuple):
 
 async def run(drill: Drill) -> None:
     lock = "another session holds an ACCESS EXCLUSIVE lock on the table"
-    clients = "others use all of PostgreSQL's connections (53300)"
-    start = "killed, then replaying its WAL (57P03)"
+    clients = "other clients use all of PostgreSQL's connections (53300)"
+    start = "PostgreSQL is killed and then replays its WAL (57P03)"
     # A second in the queue and one at the lock: after two, a statement that waits for the lock has failed.
     long = 2.5 if drill.short else 8.0
     faults = {
         "terminated": Fault(
-            "every connection terminated by pg_terminate_backend, again and again", _terminate, long, None, "never"
+            "pg_terminate_backend repeatedly terminates every connection", _terminate, long, None, "never"
         ),
         "brief lock": Fault(f"{lock}, for {_BRIEF:g} s", _lock, _BRIEF, None, "never"),
         "lock": Fault(f"{lock} (57014)", _lock, long, "57014", "always"),
         "no other connection": Fault(
-            "others use all connections except those of the service",
+            "other clients use all connections except those of the service",
             _take_the_rest,
             long,
             None,
@@ -138,13 +138,17 @@ async def run(drill: Drill) -> None:
         "brief start": Fault(f"{start}, for {_OUTAGE:g} s", _start_slowly, _OUTAGE, "57P03", "never"),
         "start": Fault(start, _start_slowly, long, "57P03", "never"),
         "slow statements": Fault(
-            "every INSERT takes longer than a statement may (57014)", _slow_down, long, "57014", "always"
+            "every INSERT takes longer than the statement timeout (57014)", _slow_down, long, "57014", "always"
         ),
         "disk full": Fault(
-            "the disk of the primary's data is full, not that of its log (53100)", _fill_disk, long, "53100", "always"
+            "the disk with the primary's data is full, but not the disk with its WAL (53100)",
+            _fill_disk,
+            long,
+            "53100",
+            "always",
         ),
         "clock": Fault(
-            "the clock of one of two replicas jumps an hour ahead, and back later; without TLS",
+            "the clock of one of two replicas jumps an hour ahead, and later back; TLS is off",
             _jump,
             long,
             None,
@@ -370,17 +374,18 @@ async def _control(drill: Drill, stage: Stage) -> None:
         await asyncio.sleep(seconds)
     without_limits = await loads[1].stop()
     drill.control(
-        "send nothing again",
-        "every connection terminated, three times",
-        "errors shown",
+        "no retries",
+        "every connection is terminated three times",
+        "requests failed",
         sum(attempt.shows_error for attempt in without_retries),
     )
     drill.control(
-        "wait without time limits",
-        f"the table locked for {seconds:g} s",
-        "s for the longest answer",
+        "no time limits",
+        f"the table is locked for {seconds:g} s",
+        "s for the longest response",
         max(attempt.seconds for attempt in without_limits),
         LONGEST_ANSWER,
     )
     stray = await stage.cluster.fetch(_STRAY)
-    drill.control("stamp goals by its own clock", "a replica is an hour ahead", "goals with another hour", stray)
+    explanation = "a replica whose clock is an hour ahead sets the times of goals"
+    drill.control("timestamps from the replica", explanation, "goal(s) with a wrong time", stray)

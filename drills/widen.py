@@ -95,7 +95,8 @@ async def _serve(drill: Drill, stage: Stage, version: Version) -> Load:
 async def _widen(drill: Drill, stage: Stage, loads: list[Load]) -> list[Attempt]:
     """Stop the first run halfway and resume it; then push the ids past the largest 32-bit integer."""
     case = drill.begin(
-        "widen", f"{ORIGINAL.name}, this version and its successor are running; ended half-way, then resumed"
+        "widen",
+        f"the command is stopped halfway and resumed, while {ORIGINAL.name}, this version and its successor run",
     )
     logged = len(stage.cluster.read_log())
     began = time.time()
@@ -183,10 +184,10 @@ async def _control(drill: Drill, stage: Stage) -> None:
     async def has_waited() -> bool:
         return bool(read_waits(stage.cluster.read_log()[logged:]))
 
-    await until(has_waited, "somebody waits for the table")
+    await until(has_waited, "a statement waits for the table")
     attempts = await load.stop()
     longest = max(read_waits(stage.cluster.read_log()[logged:]))
     explanation = "ALTER COLUMN … TYPE BIGINT rewrites the table, and all clients wait for it"
-    drill.control("ALTER TYPE, by PostgreSQL's log", explanation, "s for the longest wait", longest, LONGEST_WAIT)
+    drill.control("ALTER TYPE, in the log", explanation, "s for the longest lock wait", longest, LONGEST_WAIT)
     slow = sum(attempt.shows_error or attempt.seconds > LONGEST_WAIT for attempt in attempts)
-    drill.control("ALTER TYPE", "the same", "requests refused or late", slow)
+    drill.control("ALTER TYPE", "the same statement, as clients see it", "requests failed or late", slow)

@@ -92,7 +92,7 @@ def test_every_metric_that_the_documents_name_is_explained() -> None:
 
 
 def test_every_time_limit_is_the_codes() -> None:
-    rows = re.findall(r"^\| [^|]+ \| ([\d.]+|what is left of [\d.]+) \| `([a-z_]+)` \|", OPERATIONS, re.MULTILINE)
+    rows = re.findall(r"^\| [^|]+ \| ([\d.]+|the remainder of [\d.]+) \| `([a-z_]+)` \|", OPERATIONS, re.MULTILINE)
     assert rows
     for said, name in rows:
         assert float(said.rpartition(" ")[2]) == getattr(Limits(), name), name
