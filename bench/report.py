@@ -11,20 +11,20 @@ from loadtest.charts import draw_bars
 from loadtest.pages import write_banner, write_charts, write_figures, write_markdown, write_page, write_table
 
 HYPERCORN = "bare Hypercorn, as released"
-SERVER = "the same application in our server"
+SERVER = "the same application on our server"
 HEALTH = "GET /health"
 POST = "POST /add_goal"
-_HEADS = ["request", "requests/s", "of bare", "CPU µs each", "times bare", "p50 ms", "p99 ms"]
+_HEADS = ["request", "requests/s", "rate vs. bare", "CPU µs/request", "CPU vs. bare", "p50 ms", "p99 ms"]
 
 
 def page_of(size: int) -> str:
     """Return the name of the request for the page of a table with `size` goals."""
-    return f"GET / of {size:,}"
+    return f"GET / with {size:,} rows"
 
 
 def list_of(size: int) -> str:
     """Return the name of the request for the API's list of a table with `size` goals."""
-    return f"GET /api/v1/goals of {size:,}"
+    return f"GET /api/v1/goals with {size:,} rows"
 
 
 class Run(BaseModel):
@@ -106,7 +106,7 @@ def draw(figures: Figures) -> str:
     promises = [[one.what, one.limit, one.measured, "yes" if one.holds else "**no**"] for one in _promises(figures)]
     rates = write_markdown(_HEADS, list(_rows(figures)))
     return "\n".join(
-        [_conditions(figures), "", *rates, "", *write_markdown(["must hold", "limit", "measured", "holds"], promises)]
+        [_conditions(figures), "", *rates, "", *write_markdown(["figure", "limit", "measured", "met"], promises)]
     )
 
 
@@ -141,10 +141,11 @@ def write_html(figures: Figures) -> str:
 def _conditions(figures: Figures) -> str:
     machine = figures.machine
     return (
-        f"{machine.system}, {machine.processors} processors for client, service and database, "
-        f"load average {machine.load:.1f} before the run; "
-        f"Python {machine.python}, Hypercorn {machine.hypercorn}, PostgreSQL {machine.postgresql}; "
-        f"{figures.connections} connections, {figures.rounds} rounds of {figures.seconds} s. "
+        f"The machine ran {machine.system} on {machine.processors} processors, shared by the client, the service and "
+        f"the database. Its load average before the run was {machine.load:.1f}. "
+        f"The versions were Python {machine.python}, Hypercorn {machine.hypercorn} and PostgreSQL "
+        f"{machine.postgresql}. wrk used {figures.connections} connections, in {figures.rounds} rounds of "
+        f"{figures.seconds} s per request. "
         "The figures are medians, with the minimum and maximum in brackets. "
         "Each run is compared with a run of bare Hypercorn immediately before it."
     )
@@ -201,13 +202,17 @@ def _promises(figures: Figures) -> Iterable[Promise]:
     flat = [big.service.rate / small.service.rate for small, big in zip(thousand.pairs, million.pairs, strict=True)]
     early, late = figures.memory
     server, page, post = figures.of(SERVER), figures.of(page_of(10)), figures.of(POST)
-    yield Promise("requests/s of our server, of bare", "≥", 1.3, server.over_pairs(_relative_rate), ".2f")
-    yield Promise("CPU of `GET /` of 10, times bare", "≤", 1.55, page.over_pairs(_relative_cost), ".2f")
-    yield Promise("requests/s of `GET /` of 1,000,000, of those of 1,000", "≥", 0.85, flat, ".2f")
-    yield Promise("requests/s of `POST /add_goal`, of bare", "≥", 0.45, post.over_pairs(_relative_rate), ".2f")
-    yield Promise("process start to first 200 of `GET /`, s", "≤", 0.8, figures.seconds_to_first_answer, ".2f")
+    yield Promise("rate of our server vs. bare", "≥", 1.3, server.over_pairs(_relative_rate), ".2f")
+    yield Promise("CPU of `GET /` with 10 rows vs. bare", "≤", 1.55, page.over_pairs(_relative_cost), ".2f")
+    yield Promise("rate of `GET /` with 1,000,000 rows vs. 1,000 rows", "≥", 0.85, flat, ".2f")
+    yield Promise("rate of `POST /add_goal` vs. bare", "≥", 0.45, post.over_pairs(_relative_rate), ".2f")
+    yield Promise(
+        "time from process start to the first 200 of `GET /`, s", "≤", 0.8, figures.seconds_to_first_answer, ".2f"
+    )
     yield Promise(f"RSS after {early.requests:,} requests, MB", "≤", 100, [early.rss / 1e6], ".1f")
-    yield Promise(f"RSS after {late.requests:,} requests, of that", "≤", 1.05, [late.rss / early.rss], ".3f")
+    yield Promise(
+        f"RSS after {late.requests:,} requests vs. after {early.requests:,}", "≤", 1.05, [late.rss / early.rss], ".3f"
+    )
 
 
 def _spread(figures: list[float], form: str) -> str:

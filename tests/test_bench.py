@@ -34,18 +34,18 @@ def figures() -> report.Figures:
 def test_each_request_is_compared_with_the_bare_run_before_it(figures: report.Figures) -> None:
     table = report.draw(figures)
     assert (
-        "| GET / of 10 | 3,000 [3,000-3,500] | 0.60 [0.50-0.70] | 270 [240-300] | 1.80 [1.50-2.00] | 10.0 | 20.0 |"
-        in table
+        "| GET / with 10 rows | 3,000 [3,000-3,500] | 0.60 [0.50-0.70] | 270 [240-300] | 1.80 [1.50-2.00] | 10.0 "
+        "| 20.0 |" in table
     )
-    assert "| CPU of `GET /` of 10, times bare | ≤ 1.55 | 1.80 [1.50-2.00] | **no** |" in table
-    assert "| process start to first 200 of `GET /`, s | ≤ 0.8 | 0.50 [0.40-0.60] | yes |" in table
-    assert "| RSS after 100,200 requests, of that | ≤ 1.05 | 1.025 | yes |" in table
+    assert "| CPU of `GET /` with 10 rows vs. bare | ≤ 1.55 | 1.80 [1.50-2.00] | **no** |" in table
+    assert "| time from process start to the first 200 of `GET /`, s | ≤ 0.8 | 0.50 [0.40-0.60] | yes |" in table
+    assert "| RSS after 100,200 requests vs. after 10,100 | ≤ 1.05 | 1.025 | yes |" in table
 
 
 def test_the_page_begins_with_what_misses_its_limit(figures: report.Figures) -> None:
     page = report.write_html(figures)
     assert '<span class="outcome bad">2 of 7 limits missed</span>' in page
-    assert "<li>CPU of `GET /` of 10, times bare: 1.80 [1.50-2.00], must be ≤ 1.55</li>" in page
+    assert "<li>CPU of `GET /` with 10 rows vs. bare: 1.80 [1.50-2.00], must be ≤ 1.55</li>" in page
     assert '<td>≤ 0.8</td><td class="good">pass</td>' in page
     assert "<svg" in page
     for comparison in figures.comparisons:

@@ -69,7 +69,7 @@ def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float
         judge("cpu_events", "at most 0.333", cpu, holds=cpu <= 1 / 3)
     if {"fast", "python"} <= medians.keys():
         cpu = medians["python"].cpu_us / medians["fast"].cpu_us
-        judge("cpu_python", "at most 1.3 of fast", cpu, holds=cpu <= 1.3)
+        judge("cpu_python", "at most 1.3, relative to fast", cpu, holds=cpu <= 1.3)
     if {"k6-tls", "fast-tls"} <= medians.keys():
         cpu = medians["fast-tls"].cpu_us / medians["k6-tls"].cpu_us
         judge("cpu_tls", "below 1", cpu, holds=cpu < 1)
@@ -92,7 +92,7 @@ def compare(rounds: Mapping[str, Sequence[Measurement]], cores: int, load: float
 
 def _agree(k6: Measurement, ours: Measurement, judge: Any) -> None:
     rps = ours.rps / k6.rps
-    judge("slow_rps", "within 5 %", rps, holds=abs(rps - 1) <= 0.05)
+    judge("slow_rps", "within 5%", rps, holds=abs(rps - 1) <= 0.05)
     for name, share, least in (("p50_ms", 0.05, 1.0), ("p95_ms", 0.10, 2.0)):
         theirs, own = getattr(k6, name), getattr(ours, name)
         limit = f"within {share:.0%} or {least:g} ms"
@@ -119,14 +119,14 @@ def _explain(medians: Mapping[str, Measurement], cores: int, load: float) -> lis
         notes.append(
             "If the server is faster than the tools, the tools are expected to report different figures. "
             f"On {cores} cores, k6 used {k6.cores:.2f} cores for {k6.rps:,.0f} requests/s, and `fast` used "
-            f"{fast.cores:.2f} cores for {fast.rps:,.0f} requests/s. The server cannot use the CPU time that a tool "
-            "uses, so the tool causes most of the measured latency."
+            f"{fast.cores:.2f} cores for {fast.rps:,.0f} requests/s. The tool and the server share these cores, so the "
+            "tool causes most of the measured latency."
         )
     if {"k6-slow", "fast-slow"} <= medians.keys():
         k6, fast = medians["k6-slow"], medians["fast-slow"]
         notes.append(
-            f"If the server is the bottleneck, both tools need little CPU (k6 used {k6.cores:.2f} of {cores} cores, "
-            f"and `fast` used {fast.cores:.2f}). In a closed loop, they must then report the same figures."
+            f"If the server is the bottleneck, both tools need little CPU time (k6 used {k6.cores:.2f} of {cores} "
+            f"cores, and `fast` used {fast.cores:.2f}). In the closed model, they must then report the same figures."
         )
     return notes
 
@@ -149,10 +149,10 @@ def write_markdown(document: Mapping[str, Any]) -> str:
         for name, ratio in document["ratios"].items()
     ]
     lines = [*pages.write_markdown(heads, tools), ""]
-    lines += pages.write_markdown(["ours to k6's", "measured", "limit", "holds"], ratios)
+    lines += pages.write_markdown(["ratio, ours to k6's", "measured", "limit", "met"], ratios)
     wrong = [name for name, holds in document["verdicts"].items() if name.startswith("count_") and not holds]
     counts = f"differ for {', '.join(wrong)}" if wrong else "agree for every tool and round"
-    lines += ["", f"Counts of requests by tool and by server {counts}.", ""]
+    lines += ["", f"The request counts of the tool and the server {counts}.", ""]
     lines += [
         f"**{name.removeprefix('exit_')} did not report its own run as passed (its exit code was not 0).**\n"
         for name, holds in document["verdicts"].items()

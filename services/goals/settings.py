@@ -26,34 +26,35 @@ class Settings(BaseSettings):
         None, description="File that contains the password, read again for each new connection; overrides `DB_PASSWORD`"
     )
     ssl: Literal["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
-        "prefer", description="TLS to PostgreSQL: a value of libpq's `sslmode`"
+        "prefer", description="TLS mode of connections to PostgreSQL: a value of libpq's `sslmode`"
     )
     db_ca_file: Path | None = Field(
-        None, description="CA certificate for `SSL=verify-ca` and `verify-full`; unset means the system's"
+        None,
+        description="CA certificate for `SSL=verify-ca` and `verify-full`; unset means the system's CA certificates",
     )
 
     db_standby_host: str | None = Field(
         None,
-        description="Host name of all PostgreSQL servers, including the primary: reads come from a standby while the "
-        "primary is down; unset means that only the primary is read",
+        description="Host name that resolves to all PostgreSQL servers, including the primary: a standby serves reads "
+        "while the primary is down; unset means that only the primary serves reads",
     )
     db_standby_replies: int | None = Field(
         None,
         ge=1,
-        description="How many servers must reply before a standby is read: n - k + 1 if a commit waits for k of n "
-        "standbys; unset means that no standby is read",
+        description="Number of servers that must reply before a standby serves a read: n - k + 1 if a commit waits for "
+        "k of n standbys; unset means that no standby serves reads",
     )
 
     goals_bind: str = Field("127.0.0.1", description="Address of both listeners; `0.0.0.0` in a container")
-    goals_port: int = Field(8080, ge=0, le=65535, description="Port of the page and the API; 0 lets the kernel choose")
+    goals_port: int = Field(8080, ge=0, le=65535, description="Port for the page and the API; 0 lets the kernel choose")
     goals_ops_port: int = Field(
-        9464, ge=0, le=65535, description="Port of probes and metrics; 0 lets the kernel choose"
+        9464, ge=0, le=65535, description="Port for probes and metrics; 0 lets the kernel choose"
     )
     goals_max_connections: int | None = Field(
         None,
         ge=1,
-        description="Maximum connections to the page and the API; unset means as many as file descriptors and "
-        "memory allow",
+        description="Maximum number of connections to the page and the API; unset means as many as file descriptors "
+        "and memory allow",
     )
     goals_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -61,26 +62,32 @@ class Settings(BaseSettings):
         "or only loopback names if `GOALS_BIND` is a loopback address",
     )
     goals_drain_seconds: float = Field(
-        6.0, ge=0, le=300, description="How long responses say `Connection: close` between SIGTERM and the stop"
+        6.0,
+        ge=0,
+        le=300,
+        description="Seconds between SIGTERM and the shutdown; meanwhile, responses have a `Connection: close` header",
     )
-    goals_pool_size: int = Field(10, ge=5, le=10, description="Connections to PostgreSQL, all opened at start")
+    goals_pool_size: int = Field(
+        10, ge=5, le=10, description="Number of connections to PostgreSQL, all opened at startup"
+    )
     goals_key_hours: float = Field(
-        24.0, gt=0, le=24 * 365, description="How long a repeat of an `Idempotency-Key` is recognised"
+        24.0, gt=0, le=24 * 365, description="Hours for which a repeated `Idempotency-Key` is recognised"
     )
     goals_write_wait_seconds: float = Field(
-        15.0, ge=0, le=15, description="How long a write waits for the primary in a failover"
+        15.0, ge=0, le=15, description="Seconds that a write waits for the primary during a failover"
     )
     goals_hsts: bool = Field(
-        default=False, description="Send `Strict-Transport-Security`; only with a real certificate"
+        default=False, description="Send `Strict-Transport-Security`; set this only with a publicly trusted certificate"
     )
     goals_log_format: Literal["auto", "json", "console"] = Field(
-        "auto", description="`json` lines, `console` for people; `auto` is `console` on a terminal"
+        "auto",
+        description="`json`, or `console` for people; `auto` means `console` on a terminal and `json` elsewhere",
     )
     otel_exporter_otlp_endpoint: HttpUrl | None = Field(
         None,
         description="Base URL of a trace collector (OTLP over HTTP); unset means no traces",
     )
-    goals_revision: str = Field("unknown", description="Commit the build came from, shown by `/version`")
+    goals_revision: str = Field("unknown", description="Commit of the build, shown by `/version`")
 
     @field_validator("goals_hosts", mode="before")
     @classmethod

@@ -101,9 +101,14 @@ class RequestMetrics:
             "Successful requests by path.",
             lambda: [(count, {"path": path}) for path, count in self._successes.items()],
         )
-        _counter(meter, "add_goal_requests", "Goals added by the page.", lambda: [(self._successes["/add_goal"], {})])
         _counter(
-            meter, "remove_goal_requests", "Goals removed by the page.", lambda: [(self._successes["/remove_goal"], {})]
+            meter, "add_goal_requests", "Goals added through the page.", lambda: [(self._successes["/add_goal"], {})]
+        )
+        _counter(
+            meter,
+            "remove_goal_requests",
+            "Goals removed through the page.",
+            lambda: [(self._successes["/remove_goal"], {})],
         )
         # end adoption
 
@@ -165,7 +170,10 @@ class DatabaseMetrics:
         self._wait, self._use, self._create = (
             _histogram(meter, f"db.client.connection.{name}", description, _DATABASE_BOUNDS)
             for name, description in (
-                ("wait_time", "The time it took to obtain an open connection from the pool, its queue included."),
+                (
+                    "wait_time",
+                    "The time it took to obtain an open connection from the pool, including the wait in its queue.",
+                ),
                 ("use_time", "The time between borrowing a connection and returning it to the pool."),
                 ("create_time", "The time it took to create a new connection."),
             )
@@ -174,7 +182,7 @@ class DatabaseMetrics:
         _counter(
             meter,
             "goals.standby.reads",
-            "Reads that queried all servers: answered by a standby, by a primary, or not at all (refused).",
+            "Reads that queried all servers, by outcome: answered by a standby, by a primary, or not at all (refused).",
             lambda: [(count, {"outcome": outcome}) for outcome, count in self._standby_reads.items()],
         )
 
@@ -243,7 +251,8 @@ class DatabaseMetrics:
         _counter(
             self._meter,
             "goals.gate.rejections",
-            "Statements rejected before they got a connection: queue full, or waited too long (slow, down).",
+            "Statements rejected before they got a connection, by reason: the queue was full (full), or they waited "
+            "too long while the database was slow (slow) or down (down).",
             lambda: [(count, {"reason": reason}) for reason, count in rejections.items()],
         )
         _counter(
@@ -261,14 +270,14 @@ class GroupMetrics:
         self._size = meter.create_histogram(
             "goals.add.group.size",
             unit="{add}",
-            description="Adds per statement: committed (single adds included), undone (each is then tried alone) or "
-            "failed.",
+            description="Adds per statement, by outcome: committed (including single adds), undone (each add is then "
+            "retried alone) or failed.",
             explicit_bucket_boundaries_advisory=_GROUP_BOUNDS,
         )
         self._wait = _histogram(
             meter,
             "goals.add.group.wait",
-            "How long the oldest add of a statement waited for its turn.",
+            "How long the oldest add in a statement waited before the statement started.",
             _DATABASE_BOUNDS,
         )
 
@@ -311,7 +320,7 @@ class Telemetry:
             "goals.ids.used_ratio",  # the exporter does not add Prometheus's suffix for a unit of 1
             callbacks=[self._observe_ids],
             unit="1",
-            description="The last id as a share of the highest one that the column and its sequence can hold.",
+            description="The last id divided by the highest id that the column and its sequence allow.",
         )
 
     def _observe_ids(self, _options: CallbackOptions) -> Iterable[Observation]:
@@ -329,7 +338,7 @@ class Telemetry:
         _counter(
             self._meter,
             "goals.read.queries",
-            "Queries that served read requests; concurrent reads of the same kind and key share one.",
+            "Queries that served read requests; concurrent reads of the same kind and key share one query.",
             lambda: [(one.queries, {"kind": kind}) for kind, one in reads.items()],
         )
 
@@ -345,13 +354,13 @@ class Telemetry:
             "goals.connections.limit",
             callbacks=[lambda _: [Observation(port.most, {"port": port.name}) for port in ports]],
             unit="{connection}",
-            description="Maximum client connections of a port; further ones are closed at once.",
+            description="Maximum number of client connections to a port; further connections are closed immediately.",
         )
         _counter(
             self._meter,
             "goals.connections.dropped",
-            "Connections dropped: over the limit (full), the client did not read (unread), an unsupported HTTP version"
-            " (version), or not accepted (accept).",
+            "Connections dropped, by reason: the port was at its limit (full), the client did not read (unread), the "
+            "HTTP version is not supported (version), or the connection could not be accepted (accept).",
             lambda: [
                 (count, {"port": port.name, "reason": reason})
                 for port in ports
