@@ -81,9 +81,10 @@ def _alert_on_budgets(objectives: Objectives) -> list[Rule]:
                     "\n".join([f"{ratios[0]} > {limit}", f"and {ratios[1]} > {limit}", guard]),
                     burn.for_,
                     burn.severity,
-                    f"The {name} error budget of goals burns {burn.rate:g} times too fast",
-                    f"{{{{ $value | humanizePercentage }}}} of the requests in the last {burn.long} {promise};"
-                    f" the objective allows {budget_text(objective)}. The last {burn.short} were as bad.",
+                    f"The {name} error budget of goals is burning at {burn.rate:g}x the allowed rate",
+                    f"In the last {burn.long}, {{{{ $value | humanizePercentage }}}} of the requests {promise};"
+                    f" the objective allows {100 * (1 - objective):.6g}%."
+                    f" In the last {burn.short}, the share was also too high.",
                     objectives.links.runbooks,
                     {"long": burn.long, "short": burn.short},
                 )
@@ -105,31 +106,31 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 f"absent(up{{{JOB}}} == 1)",
                 "5m",
                 "critical",
-                "No instance of goals answers Prometheus",
-                "Either all are down, or Prometheus cannot reach them. Users probably see errors.",
+                "Prometheus cannot scrape any instance of goals",
+                "Either all instances are down, or Prometheus cannot reach them. Users probably see errors.",
             ),
             (
                 "GoalsInstanceDown",
                 f"up{{{JOB}}} == 0",
                 "10m",
                 "warning",
-                "{{ $labels.instance }} does not answer Prometheus",
-                "The other instances take its share of the load.",
+                "Prometheus cannot scrape {{ $labels.instance }}",
+                "The other instances handle the requests of this instance.",
             ),
             (
                 "GoalsUnhandledExceptions",
                 f"sum by (http_route, error_type) (increase({by_class}[15m])) > 5",
                 None,
                 "warning",
-                "{{ $labels.error_type }} crashes requests to {{ $labels.http_route }}",
-                "{{ $value | humanize }} requests in 15 minutes failed with an unexpected exception: a bug.",
+                "Requests to {{ $labels.http_route }} fail with {{ $labels.error_type }}",
+                "In 15 minutes, {{ $value | humanize }} requests failed with an unexpected exception, which is a bug.",
             ),
             (
                 "GoalsDatabaseErrors",
                 f'sum(rate({STATEMENTS}{{{JOB},error_type!=""}}[5m])) / sum(rate({STATEMENTS}{{{JOB}}}[5m])) > 0.05',
                 "10m",
                 "warning",
-                "{{ $value | humanizePercentage }} of the SQL statements fail",
+                "{{ $value | humanizePercentage }} of SQL statements fail",
                 "Retries hide some of these errors from users, at the cost of slower responses.",
             ),
             (
@@ -137,16 +138,16 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 f"sum(increase(db_client_connection_timeouts_total{{{JOB}}}[5m])) > 0",
                 "5m",
                 "critical",
-                "Requests give up waiting for a connection to PostgreSQL",
-                "Each of them gets a 503: PostgreSQL is too slow for the load, or it is down.",
+                "Requests time out while they wait for a PostgreSQL connection",
+                "Each of these requests gets a 503. PostgreSQL is too slow for the load, or it is down.",
             ),
             (
                 "GoalsPrimaryAway",
                 f'sum(increase(goals_standby_reads_total{{{JOB},outcome="standby"}}[1m])) > 0',
                 "2m",
                 "critical",
-                "Pages come from a standby: PostgreSQL has no primary",
-                "A failover takes seconds; this one has not ended. Each write waits for 15 seconds, then gets a 503.",
+                "Reads come from a standby because no PostgreSQL primary responds",
+                "The failover is taking longer than usual. Each write waits for 15 seconds and then gets a 503.",
             ),
             (
                 "GoalsRequestsRefused",
@@ -154,15 +155,15 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "5m",
                 "critical",
                 "Requests are rejected because the queue for PostgreSQL is full",
-                "Each of them gets a 503 at once, so that the others are served in time.",
+                "Each rejected request gets a 503 immediately, so the accepted requests are served in time.",
             ),
             (
                 "GoalsCutOffAtTheGateway",
                 f"(sum(rate({DURATION}_count{{{JOB}}}[2m])) or vector(0)) / {at_gateway} < 0.1 and {at_gateway} > 1",
                 "2m",
                 "critical",
-                "The gateway passes only {{ $value | humanizePercentage }} of its requests on to goals",
-                "It answers the others itself: it considers every instance dead, or a client exceeds its rate limit.",
+                "Only {{ $value | humanizePercentage }} of the gateway's requests reach goals",
+                "The gateway answers the rest: it considers every instance down, or a client exceeds the rate limit.",
             ),
             (
                 "GoalsPoolSaturated",
@@ -170,7 +171,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its PostgreSQL connections",
-                "Requests queue for a connection; if this continues, they will be rejected.",
+                "In the next burst, requests will queue, and some may be rejected.",
             ),
             (
                 "GoalsEventLoopBlocked",
@@ -178,7 +179,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "The event loop of {{ $labels.instance }} lags by {{ $value | humanizeDuration }}",
-                "The process needs more CPU than it gets, or something blocks it: every request waits that long.",
+                "Requests to this instance are slow. It gets too little CPU, or a call blocks its event loop.",
             ),
             (
                 "GoalsRestarting",
@@ -186,15 +187,15 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 None,
                 "warning",
                 "{{ $labels.instance }} restarted {{ $value }} times in 30 minutes",
-                "It crashes, is killed, or fails its liveness probe.",
+                "The instance crashes, is killed, or fails its liveness probe.",
             ),
             (
                 "GoalsConnectionsFull",
                 f"sum by (instance) (increase({turned_away}[5m])) > 0",
                 "5m",
                 "warning",
-                "{{ $labels.instance }} rejects clients: it has reached its connection limit",
-                "It closes further connections without reading from them; the ops port has a separate limit.",
+                "{{ $labels.instance }} rejects connections because it has reached its limit",
+                "The instance closes new connections without reading from them. The ops port has a separate limit.",
             ),
             (
                 "GoalsFileDescriptors",
@@ -202,7 +203,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "10m",
                 "warning",
                 "{{ $labels.instance }} uses {{ $value | humanizePercentage }} of its file descriptors",
-                "At the limit, it accepts no more connections.",
+                "At the limit, the instance accepts no more connections.",
             ),
             (
                 "GoalsCardinality",
@@ -210,7 +211,7 @@ def _alert_on_symptoms(runbooks: str) -> list[Rule]:
                 "30m",
                 "warning",
                 "{{ $labels.instance }} exposes {{ $value }} samples",
-                "A label has unbounded values; each value costs Prometheus memory and disk space.",
+                "A label has too many values. Each value uses memory and disk space in Prometheus.",
             ),
         )
     ]
@@ -224,7 +225,7 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
     billion, the alert pages before that failsafe starts.
     """
     database = 'job="goals/goals-db"'  # its PodMonitor
-    held_up = "Vacuum cannot keep up, or something holds it back. When the ids run out,"
+    held_up = "Vacuum cannot keep up, or something holds it back. Once the ids run out,"
     rules = []
     for kind, used, critical, summary, description in (
         (
@@ -232,21 +233,21 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
             f"max(goals_ids_used_ratio{{{JOB}}})",
             0.9,
             "{{ $value | humanizePercentage }} of the ids for goals are used",
-            "When they run out, no goal can be added; everything else keeps working.",
+            "Once the ids run out, no goal can be added. Everything else keeps working.",
         ),
         (
             "transactions",
             f"max by (datname) (cnpg_pg_database_xid_age{{{database}}}) / 2^31",
             0.7,
             "{{ $labels.datname }} has used {{ $value | humanizePercentage }} of its transaction ids",
-            f"{held_up} every write fails, in all databases.",
+            f"{held_up} every write fails in every database.",
         ),
         (
             "multixacts",
             f"max by (datname) (cnpg_pg_database_mxid_age{{{database}}}) / 2^31",
             0.7,
             "{{ $labels.datname }} has used {{ $value | humanizePercentage }} of its multixact ids",
-            f"{held_up} writes that need one fail, in all databases.",
+            f"{held_up} every write that needs a multixact id fails in every database.",
         ),
     ):
         for severity, share in (("warning", 0.5), ("critical", critical)):
@@ -266,7 +267,7 @@ def _alert_on_backups(runbooks: str) -> Rule:
         None,
         "warning",
         "No backup has been restored and verified for {{ $value | humanizeDuration }}",
-        "A check does this twice a week. Until it succeeds again, the backups may be unusable.",
+        "The backup check runs twice a week. Until it succeeds, it is unclear whether the backups can be restored.",
         runbooks,
     )
 
