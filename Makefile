@@ -1,11 +1,11 @@
-# All commands; CI calls the same targets. `make` alone lists them.
+# All commands; CI uses the same targets. `make` without a target lists them.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
-# Additional arguments of a command. A shell variable of this name, or of HOST and USERS below, may have another meaning.
+# Additional arguments of a command. It is reset here because shell variables named ARGS, or HOST and USERS below, may have another meaning.
 ARGS =
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +26,7 @@ WITH =
 new: $(VENV)/.lint  ## create your own service in a new folder: NAME=orders NOUN=order [PLURAL=…] [DIR=../orders] [WITHOUT="k8s azure argocd loadtest drills compose"] [WITH=adoption]
 	@$(BIN)/python -m tools.new --name "$(NAME)" --noun "$(NOUN)" --plural "$(PLURAL)" --dir "$(DIR)" --without "$(WITHOUT)" --with "$(WITH)"
 
-new-test: $(VENV)/.lint  ## create three services with other names and parts, and run their checks and tests (ARGS="-k small" for one of them)
+new-test: $(VENV)/.lint  ## create three services with different names and parts, and run their checks and tests (ARGS="-k small" for one of them)
 	$(BIN)/python -m pytest tests/new --timeout 1200 $(ARGS)
 
 # end new
@@ -63,7 +63,7 @@ fix: $(VENV)/.lint  ## fix what ruff can fix, and format
 	$(BIN)/ruff format .
 
 WORKERS ?= 3  # some tests wait, so two cores can serve three workers
-test: $(VENV)/.dev  ## test service, load test and tools on a real PostgreSQL 18, with branch coverage; CONTRIBUTING.md lists the other suites
+test: $(VENV)/.dev  ## test the service, the load test and the tools on a real PostgreSQL 18, with branch coverage; CONTRIBUTING.md lists the other suites
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --dist worksteal $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -88,20 +88,20 @@ LOCK = $(LOCK_GROUP) pyproject.toml
 .PHONY: bench flood growth groups
 ROUNDS ?= 7
 SECONDS ?= 2
-bench: $(VENV)/.dev .cache/bench/.goals  ## measure speed relative to bare Hypercorn, cost of a request, start and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json and out/bench.html
+bench: $(VENV)/.dev .cache/bench/.goals  ## measure speed relative to bare Hypercorn, the cost of a request, start time and memory (needs wrk; ROUNDS=7 SECONDS=2); writes out/bench.json and out/bench.html
 	@$(BIN)/python -m bench --python .cache/bench/bin/python --rounds $(ROUNDS) --seconds $(SECONDS)
 
 growth: $(VENV)/.dev .cache/bench/.goals  ## compare the same requests with a million goals and with ten million (5 minutes); writes out/growth.json
 	@$(BIN)/python -m bench.growth --python .cache/bench/bin/python $(ARGS)
 
-groups: $(VENV)/.dev  ## measure adds with 1, 2, 4 and 10 concurrent statements, and with one for each add (2 minutes; needs wrk)
+groups: $(VENV)/.dev  ## measure adds with 1, 2, 4 and 10 concurrent statements, and with one statement for each add (2 minutes; needs wrk)
 	@$(BIN)/python -m bench.groups
 
-flood: $(VENV)/.dev .cache/bench/.goals  ## measure what honest clients see while thousands of hostile ones do not read, only connect, or send junk (7 minutes)
+flood: $(VENV)/.dev .cache/bench/.goals  ## measure what honest clients see while thousands of hostile ones send without reading, only connect, or send junk (7 minutes)
 	@echo "flooding the service, half a minute for each kind of client"
 	@$(BIN)/python -m bench.flood --python .cache/bench/bin/python $(ARGS)
 
-# Only what the image contains: a tool's libraries would affect the service's start and memory.
+# Contains only what the image contains: the tools' libraries would affect the service's start time and memory.
 .cache/bench/.goals: requirements/goals.txt $(UV)
 	@echo "installing $< into .cache/bench"
 	@$(UV) venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .cache/bench
@@ -115,7 +115,7 @@ flood: $(VENV)/.dev .cache/bench/.goals  ## measure what honest clients see whil
 e2e: $(VENV)/.dev  ## test the page in the Chromium or Chrome on the PATH (Debian: apt-get install chromium)
 	$(BIN)/pytest tests/e2e $(ARGS)
 
-screenshots: $(VENV)/.dev  ## retake the screenshots in docs/img/, also of the reports in out/ (install fonts-noto-core first, to look like a desktop)
+screenshots: $(VENV)/.dev  ## retake the screenshots in docs/img/, including those of the reports in out/ (install fonts-noto-core first, for desktop-like fonts)
 	@echo "taking screenshots into docs/img"
 	@$(BIN)/python -m tests.e2e.screenshots
 
@@ -146,14 +146,14 @@ WHAT = $(if $(USERS),--locustfile $(USERS),--scenario $(SCENARIO))
 load: $(VENV)/.loadtest  ## run SCENARIO (original, smoke, browse, ramp, spike, soak, breakpoint), or the Python file USERS, against HOST; reports in out/load/
 	$(BIN)/locust --headless $(WHAT) --host $(HOST) $(ARGS)
 
-load-ui: $(VENV)/.loadtest  ## serve the web UI on 127.0.0.1:8089: choose, start, watch, read the verdict
+load-ui: $(VENV)/.loadtest  ## serve the web UI on 127.0.0.1:8089: choose a scenario, start it, watch it, read the verdict
 	@$(BIN)/locust $(WHAT) --host $(HOST) $(ARGS)
 
 load-test: export SOAK := $(or $(SOAK),20)
 load-test: $(VENV)/.dev  ## test the load test itself against a scripted server: protocol, verdicts, stall, processes, soak (3 minutes; SOAK=60 is the full soak)
 	$(BIN)/python -m pytest tests/loadtest/live $(ARGS)
 
-parity: $(VENV)/.parity  ## compare k6 and Locust in turns on the same targets (needs nginx, 5 minutes); figures in out/parity/
+parity: $(VENV)/.parity  ## compare k6 and Locust, alternating on the same targets (needs nginx, 5 minutes); figures in out/parity/
 	$(BIN)/python -m bench.parity.compare $(ARGS)
 # end loadtest
 
@@ -167,7 +167,7 @@ drill: $(VENV)/.dev  ## run DRILL (failover, grey, rollout, overload, migration,
 drills: $(VENV)/.dev  ## run all drills in full (under 45 minutes)
 	@$(BIN)/python -m drills $(ARGS)
 
-drills-short: $(VENV)/.dev  ## run a short form of all drills, with faults at the same moments every time (7 minutes)
+drills-short: $(VENV)/.dev  ## run a short form of all drills, with faults at the same times in every run (7 minutes)
 	@$(BIN)/python -m drills --short --seed 1 --out out/drills/short $(ARGS)
 # end drills
 
@@ -175,14 +175,14 @@ drills-short: $(VENV)/.dev  ## run a short form of all drills, with faults at th
 ##@ Kubernetes
 .PHONY: k8s k8s-mutants cluster-up cluster-down crds platform-sums
 k8s k8s-mutants crds: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
-k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes and CRDs; test the scripts
+k8s: $(VENV)/.dev  ## render every overlay and component, check them against the pinned Kubernetes version and CRDs; test the scripts
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	@command -v shellcheck >/dev/null || { echo "error: shellcheck checks the scripts; install it (Debian and Ubuntu: apt-get install shellcheck)" >&2; exit 1; }
 	@[ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || { echo "error: nginx serves both gateways' configurations; install it (Debian and Ubuntu: apt-get install nginx-light)" >&2; exit 1; }
 	$(BIN)/python -m tools.lint
 	$(BIN)/python -m pytest -q -rs tests/k8s
 
-k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule should catch, and check that it does
+k8s-mutants: $(VENV)/.dev  ## break a copy of the manifests in every way that a rule should catch, and check that the rule catches it
 	@command -v kubectl >/dev/null || { echo "error: kubectl renders the manifests; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	$(BIN)/python -m tests.k8s.mutants
 
@@ -195,10 +195,10 @@ cluster-down:  ## delete the cluster that cluster-up created, and no other
 # part drills
 .PHONY: cluster-images cluster-test
 cluster-test: export CRDS := $(abspath $(or $(CRDS),.cache/crds))
-cluster-images: image  ## build what a cluster test runs: the images, and a database with TLS that stands in for CloudNativePG's
+cluster-images: image  ## build what a cluster test runs: the images, and a database with TLS that replaces CloudNativePG's
 	docker build --quiet --tag goals-standin:$(TAG) tests/cluster/standin
 
-cluster-test: $(VENV)/.dev  ## test the site on the cluster that CLUSTER_CONTEXT names (kind-goals; for another, also CONFIRM_CONTEXT); SHORT=1, NEED=all
+cluster-test: $(VENV)/.dev  ## test the site on the cluster that CLUSTER_CONTEXT names (default kind-goals; any other also needs CONFIRM_CONTEXT); SHORT=1, NEED=all
 	@command -v kubectl >/dev/null || { echo "error: kubectl connects to the cluster; install it: https://kubernetes.io/docs/tasks/tools/" >&2; exit 1; }
 	$(BIN)/python -m pytest tests/cluster --quiet --capture no --timeout 1500 $(ARGS)
 # end drills
@@ -259,7 +259,7 @@ clean:  ## remove everything that `make` has generated (.data/ stays: it contain
 	rm -rf $(VENV) .cache out .coverage .coverage.* .mypy_cache alembic/.mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .schemathesis observability/node_modules uv.lock
 	find . -path ./.data -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-clean-data:  ## remove the embedded server's data with your goals; not while it runs
+clean-data:  ## remove the embedded server's data, including your goals; refused while it runs
 	@[ ! -e .data ] || $(PYTHON) -c "$$REMOVE_DATA"
 
 define REMOVE_DATA
@@ -283,8 +283,8 @@ docs-test: $(VENV)/.dev  ## check the documents against the code and each progra
 audit: $(VENV)/.dev  ## report known vulnerabilities of the locked packages, from osv.dev; warn if it cannot be reached
 	@$(BIN)/python -m tools.audit $(ARGS)
 
-wheels: $(VENV)/.dev  ## check that up, test and load install wheels only, on Linux, Apple Silicon and every supported Python
-	@echo "asking the package index for the wheels of each lock, platform and Python"
+wheels: $(VENV)/.dev  ## check that up, test and load install only wheels, on Linux, Apple Silicon and every supported Python
+	@echo "querying the package index for the wheels of each lock, platform and Python"
 	@$(BIN)/python -m tools.wheels $(UV)
 
 versions: $(VENV)/.dev  ## list every pinned chart, release, image and action with its age; fail if support has ended or a vulnerability affects us
@@ -293,8 +293,8 @@ versions: $(VENV)/.dev  ## list every pinned chart, release, image and action wi
 licences: $(VENV)/.dev  ## list the licence of each package in the images; fail if one has not been considered
 	@$(BIN)/python -m tools.licences
 
-actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions currently name
-	@echo "asking GitHub for the commits of the workflows' actions"
+actions-pin: $(VENV)/.dev  ## pin the workflows' actions to the commits that their versions currently point to
+	@echo "querying GitHub for the commits of the workflows' actions"
 	@$(BIN)/python -m tools.pins
 
 release-notes:  ## print the notes of the newest version's release, from the changelog (or VERSION=1.2.3)

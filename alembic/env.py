@@ -1,4 +1,4 @@
-"""Runs the migrations on the database of the service's settings: one migrator at a time, and never in writers' way."""
+"""Runs the migrations on the database in the service's settings: one migrator at a time, without blocking writers."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ log = logging.getLogger("goals.migrations")
 
 limits: Limits = context.config.attributes.get("limits", Limits())
 _PAUSE = 0.2
-"""Between two looks for a primary."""
+"""Seconds between checks for a primary."""
 _ADVISORY_LOCK = int.from_bytes(b"goals"[:7])  # a bigint has room for no longer name
 
 
@@ -68,7 +68,7 @@ def run() -> None:
 
 
 def _configure_logs() -> None:
-    """Show what is waited for, and Alembic's own lines too unless the caller asks for quiet."""
+    """Show what the migration waits for, and Alembic's own lines too, unless the caller asks for quiet."""
     theirs = logging.getLogger("alembic.runtime.migration")
     for logger in (log, theirs):
         logger.setLevel(logging.INFO)
@@ -91,7 +91,7 @@ def _number(_context: MigrationContext, _revision: object, directives: list[Migr
 
 
 async def _migrate_when_possible(settings: Settings) -> None:
-    """Wait for a primary as a write does; what has been done stays done."""
+    """Wait for a primary as a write does; revisions that have been applied stay applied."""
     patience = min(settings.goals_write_wait_seconds, limits.write_wait)
     lost_at = None
     while True:
@@ -185,7 +185,7 @@ def _run_migrations(connection: Connection) -> None:
 
 
 def _look(connection: Connection) -> bool:
-    """Check the database before anything changes, and return whether to migrate: not in a dry run."""
+    """Check the database before anything changes, and return whether to migrate, which a dry run does not."""
     # part adoption
     adoption.check_versions(connection)
     # end adoption

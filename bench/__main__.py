@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table and write the figures; return 1 if something cannot be measured."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--rounds", type=_positive, default=7, help="paired rounds (7)")
-    parser.add_argument("--seconds", type=_positive, default=2, help="seconds of each run of wrk (2)")
+    parser.add_argument("--seconds", type=_positive, default=2, help="seconds for each run of wrk (2)")
     parser.add_argument(
         "--python", type=Path, default=Path(sys.executable), help="Python of the servers (default: this interpreter)"
     )
@@ -76,7 +76,7 @@ def measure(servers: Servers, rounds: int, seconds: int) -> Figures:
     program = wrk.find()
     machine = _machine()
     if machine.load > machine.processors / 2:
-        _say(f"the machine is busy (load {machine.load:.1f}): rates will mean little, ratios a little more")
+        _say(f"the machine is busy (load {machine.load:.1f}): rates will be unreliable, and ratios somewhat less so")
     compileall.compile_dir(Path(goals.__file__).parent, quiet=1)
     with contextlib.ExitStack() as running:
         _say("starting PostgreSQL and filling its databases")

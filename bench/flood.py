@@ -30,7 +30,7 @@ JUNK_RATE = 500_000
 """Bytes per second."""
 LONGEST = Limits().body_deadline + Limits().request_deadline + Limits().transport_grace + 1
 """Seconds until the connection of a client that does not read is closed."""
-VALID = "requests for nothing"
+VALID = "requests for a missing page"
 """Each needs a response, like honest requests: no limit applies here, but the gateway's rate limit bounds them."""
 JUNK = {
     "bad heads": b"GET / HTTP/1.1\r\nX : " + b"a" * 1000 + b"\r\n\r\n",
@@ -160,10 +160,10 @@ async def stay_silent(service: "Service", clients: int, seconds: float) -> list[
         ends.append(service.process.memory_info().rss / 1e6)
     left, growth = connections(service.process, service.port), ends[2] - ends[0]
     return [
-        Finding("RSS, peak of three floods, MB", "< 150", f"{max(peaks):.0f}", max(peaks) < 150),
-        Finding("RSS after the third, above the first, MB", "≤ 5", f"{growth:.1f}", growth <= 5),
+        Finding("peak RSS of three floods, MB", "< 150", f"{max(peaks):.0f}", max(peaks) < 150),
+        Finding("growth of RSS from the first flood to the third, MB", "≤ 5", f"{growth:.1f}", growth <= 5),
         Finding("connections left", "0", str(left), left == 0),
-        Finding("all cut after, s", f"≤ {LONGEST:g}", f"{max(gone):.1f}", max(gone) <= LONGEST),
+        Finding("all cut off after, s", f"≤ {LONGEST:g}", f"{max(gone):.1f}", max(gone) <= LONGEST),
     ]
 
 
@@ -182,14 +182,16 @@ async def take_descriptors(service: "Service", name: str, seconds: float, sent: 
     statuses = Counter(status for status, took in honest if status or took <= 1)
     well = sum(status == 200 for status, _ in after) / len(after)
     return [
-        Finding(f"{name}: /livez, longest, s", "≤ 1", f"{slowest:.2f}, {bad} failed", slowest <= 1 and not bad),
         Finding(
-            f"{name}: honest, 200 or closed at once",
+            f"{name}: longest response of /livez, s", "≤ 1", f"{slowest:.2f}, {bad} failed", slowest <= 1 and not bad
+        ),
+        Finding(
+            f"{name}: honest clients, 200 or closed immediately",
             "all",
             f"{statuses[200]} and {statuses[0]} of {len(honest)}",
             statuses[200] + statuses[0] == len(honest),
         ),
-        Finding(f"{name}: 200 ten seconds later", "≥ 95 %", f"{well:.0%}", well >= 0.95),
+        Finding(f"{name}: share of 200 ten seconds later", "≥ 95 %", f"{well:.0%}", well >= 0.95),
         Finding(f"{name}: log lines besides requests", "≤ 100", str(lines), lines <= 100),
     ]
 
@@ -257,7 +259,7 @@ async def throw_junk(service: "Service", rounds: int, seconds: float) -> list[Fi
             where = "new connections" if fresh else "one connection"
             spread = f"{ratio:.2f} [{min(ratios):.2f}-{max(ratios):.2f}]"
             limit = "none" if kind == VALID else "≤ 2"
-            what = f"{kind} on {where}: honest p99, times that without"
+            what = f"{kind} on {where}: honest p99, relative to that without"
             findings.append(Finding(what, limit, spread, ratio <= 2 or kind == VALID))
     return findings
 
@@ -291,7 +293,7 @@ def main() -> int:
     parser.add_argument("--python", type=Path, default=Path(sys.executable), help="interpreter of the service")
     chosen = parser.parse_args()
     servers = Servers(chosen.python.absolute())
-    print("| must hold | limit | measured | |\n|---|--:|--:|---|")
+    print("| figure | limit | measured | |\n|---|--:|--:|---|")
     missed = 0
     try:
         for finding in measure(servers, chosen.seconds, chosen.rounds):
@@ -314,7 +316,7 @@ def measure(servers: Servers, seconds: float, rounds: int) -> Iterator[Finding]:
         with running(servers, folder, descriptors=1024) as service:
             for name, sent, ends in (
                 ("2,000 that do not read", GET * PIPELINED, False),
-                ("2,000 that do not read and end their half", GET * PIPELINED, True),
+                ("2,000 that do not read and close their half", GET * PIPELINED, True),
                 ("2,000 that only connect", b"", False),
             ):
                 yield from asyncio.run(take_descriptors(service, name, seconds, sent, ends=ends))

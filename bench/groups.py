@@ -1,6 +1,7 @@
 """Measures the cost of several concurrent statements with adds: `make groups`.
 
-`python -m bench.groups serve NUMBER` serves like `python -m goals serve`, with that many, which no setting allows.
+`python -m bench.groups serve NUMBER` works like `python -m goals serve`, with that many concurrent statements. No
+setting allows this.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def measure(servers: Servers) -> list[list[str]]:
-    """Return the rows of the table; each round measures every number in turn, compared with the bare server."""
+    """Return the rows of the table; each round measures every number, compared with the bare server."""
     program = wrk.find()
     with ExitStack() as running:
         socket = running.enter_context(databases.run(()))

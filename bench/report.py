@@ -111,7 +111,7 @@ def draw(figures: Figures) -> str:
 
 
 def write_html(figures: Figures) -> str:
-    """Return the same as one self-contained page."""
+    """Return the same tables as one self-contained page."""
     promises = list(_promises(figures))
     missed = [f"{one.what}: {one.measured}, must be {one.limit}" for one in promises if not one.holds]
     page = figures.of(page_of(10))
@@ -120,9 +120,9 @@ def write_html(figures: Figures) -> str:
     rates = {name: statistics.median(run.rate for run in of_name) for name, of_name in runs.items()}
     shown = [
         (page.name, f"{rates[page.name]:,.0f}", "requests/s"),
-        ("CPU for each", f"{statistics.median(pair.service.cost for pair in page.pairs) * 1e6:,.0f} µs", ""),
-        ("Beside bare Hypercorn", f"{statistics.median(page.over_pairs(_relative_cost)):.2f}", "times its CPU"),
-        ("Start to first answer", f"{statistics.median(figures.seconds_to_first_answer):.2f} s", ""),
+        ("CPU per request", f"{statistics.median(pair.service.cost for pair in page.pairs) * 1e6:,.0f} µs", ""),
+        ("Compared with bare Hypercorn", f"{statistics.median(page.over_pairs(_relative_cost)):.2f}", "times its CPU"),
+        ("Start to first response", f"{statistics.median(figures.seconds_to_first_answer):.2f} s", ""),
         ("Memory", f"{figures.memory[-1].rss / 1e6:.0f} MB", f"after {figures.memory[-1].requests:,} requests"),
     ]
     bars = [(name, rate, f"{rate:,.0f}") for name, rate in rates.items()]
@@ -131,9 +131,9 @@ def write_html(figures: Figures) -> str:
     body = [
         write_banner("Benchmark", outcome, "bad" if missed else "good", reasons=missed, about=_conditions(figures)),
         write_figures(shown),
-        write_table("What must hold", ["Figure", "Measured", "Limit", "Result"], rows),
+        write_table("Limits", ["Figure", "Measured", "Limit", "Result"], rows),
         write_charts([draw_bars("Requests/s", bars, across="longer is better")]),
-        write_table("Every request", _HEADS, list(_rows(figures))),
+        write_table("All requests", _HEADS, list(_rows(figures))),
     ]
     return write_page(f"Benchmark: {outcome}", "\n".join(body))
 

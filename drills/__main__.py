@@ -1,4 +1,4 @@
-"""The command that runs the drills: `python -m drills [NAME...] [--short] [--seed N] [--promotion PACE]`."""
+"""Runs the drills: `python -m drills [NAME...] [--short] [--seed N] [--promotion PACE]`."""
 
 import argparse
 import asyncio
@@ -24,12 +24,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m drills", description=(__doc__ or "").partition(":")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"drills to run: {', '.join(DRILLS)} (default: all)")
     parser.add_argument("--short", action="store_true", help="run the short form")
-    parser.add_argument("--seed", type=int, help="random seed for the moments of faults; random by default")
+    parser.add_argument("--seed", type=int, help="seed for the times of the faults (default: random)")
     parser.add_argument(
         "--promotion",
         choices=get_args(Promotion),
         default="cnpg",
-        help="how fast the primary changes in failover and grey: as with CloudNativePG, or at once",
+        help="how fast the primary changes in failover and grey: as with CloudNativePG, or immediately",
     )
     parser.add_argument("--out", type=Path, default=Path("out/drills"), help="folder for the reports")
     parser.add_argument(
@@ -51,7 +51,7 @@ def main() -> int:
     try:
         return _run_all(options)
     except KeyboardInterrupt:
-        sys.stderr.write("error: ended early, without a result; all processes of the drills have been ended\n")
+        sys.stderr.write("error: ended early, without a result; all the drills' processes have been stopped\n")
         return ENDED_EARLY
 
 
@@ -71,7 +71,7 @@ def _run_all(options: argparse.Namespace) -> int:
     if options.again:
         failed = [drill for drill, result in results.items() if result == FAILED or drill.is_late]
         for first in (drill for drill in failed if drill.may_be_tried_again):
-            sys.stdout.write(f"{first.name}: a second attempt, because a busy machine may explain the first\n")
+            sys.stdout.write(f"{first.name}: a second attempt, because a busy machine may explain the first failure\n")
             report.keep_files(first, options.out)
             second = Drill(first.name, short=first.short, seed=seed, promotion=first.promotion)
             second.first_attempt = first

@@ -1,7 +1,7 @@
 """The service with one safeguard removed, to show that a drill detects the damage.
 
-`python -m drills.broken NAME...` serves like `python -m goals serve`. No setting of the product can do this: this
-module changes its limits or replaces one of its functions before it serves.
+`python -m drills.broken NAME...` works like `python -m goals serve`. No setting of the service can do this: this
+module changes the service's limits or replaces one of its functions before it serves.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ FEW_WRITES = 48
 
 
 def retry_without_a_key() -> None:
-    """Statements are retried after a failure, but nothing distinguishes a retry from another goal of that name."""
+    """Statements are retried after a failure, but nothing distinguishes a retry from another goal with that name."""
 
     async def insert_goal(database: Database, values: Mapping[str, object], key: UUID, fingerprint: bytes) -> Goal:
         (row,) = await database.fetch(insert(goals).values(**values).returning(*store._COLUMNS))
@@ -49,7 +49,7 @@ def retry_without_a_key() -> None:
 
 
 async def refuse_groups(database: Database, new: Iterable[NewGoal], stall: float) -> NoReturn:
-    """Refuse groups where a single add is changed, so that each add goes alone."""
+    """Refuse groups, because the variant changes single adds: each add then gets its own statement."""
     raise LockedError("There are no groups here.")
 
 
@@ -74,7 +74,7 @@ def let_a_group_fail_together() -> None:
 
 
 def stop_without_a_drain() -> None:
-    """SIGTERM stops the listeners at once, and no client is asked to reconnect elsewhere."""
+    """SIGTERM stops the listeners immediately, and no client is asked to reconnect elsewhere."""
     os.environ["GOALS_DRAIN_SECONDS"] = "0"
 
 
@@ -105,7 +105,7 @@ def wait_without_time_limits() -> Limits:
 
 
 def send_nothing_again() -> None:
-    """A statement that was interrupted is reported as an error at once."""
+    """A statement that was interrupted is reported as an error immediately."""
     sqlstates.is_transient = lambda error: False  # noqa: ARG005  its type includes the name
     translate = sqlstates.translate
 
@@ -117,7 +117,7 @@ def send_nothing_again() -> None:
 
 
 def jump_by_an_hour() -> None:
-    """No safeguard is removed, but the machine is worse: SIGUSR1 moves Python's clocks an hour ahead, then back."""
+    """No safeguard is removed, but the machine misbehaves: SIGUSR1 moves Python's clocks an hour ahead, then back."""
     clock, clock_ns, make_uuid = time.time, time.time_ns, uuid_utils.uuid7
     ahead = 0
 
@@ -139,13 +139,13 @@ def jump_by_an_hour() -> None:
 
 
 def accept_a_former_primary() -> None:
-    """A server that says it is the primary is read and written, even if a newer timeline was seen."""
+    """A server that says it is the primary is used for reads and writes, even if a newer timeline was seen."""
     Lineage.admit = lambda self, connection, timeline: None  # type: ignore[method-assign]  # noqa: ARG005  likewise
     Lineage.learn = lambda self, timeline: None  # type: ignore[method-assign]  # noqa: ARG005  likewise
 
 
 def read_before_replay() -> None:
-    """The standby that has received most is read at once, although it has not replayed everything yet."""
+    """The standby that has received the most WAL is read immediately, although it has not replayed everything yet."""
 
     async def wait_for_nothing(self: Standbys, reply: Reply) -> None: ...
 
@@ -153,7 +153,7 @@ def read_before_replay() -> None:
 
 
 def read_names_from_a_file() -> None:
-    """No safeguard is removed, but names are resolved from the file DRILL_NAMES; without the file, none is found."""
+    """No safeguard is removed, but names are resolved from the file DRILL_NAMES; without the file, no name resolves."""
     resolve = socket.getaddrinfo
     file = Path(os.environ["DRILL_NAMES"])
 
@@ -174,12 +174,12 @@ def read_names_from_a_file() -> None:
 
 
 def let_few_writes_wait() -> Limits:
-    """No safeguard is removed, but a few programs fill the queue."""
+    """No safeguard is removed, but the queue is so short that a few programs fill it."""
     return Limits(write_queue=FEW_WRITES)
 
 
 def stamp_goals_itself() -> None:
-    """The time of a goal comes from the replica's clock, which jumps as above, instead of PostgreSQL's."""
+    """A goal's time comes from the replica's clock, which jumps as in `jump_by_an_hour`, instead of PostgreSQL's."""
     jump_by_an_hour()
     insert_goal = store.insert_goal
 

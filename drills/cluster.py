@@ -72,16 +72,16 @@ def find_programs(major: str) -> Path:
     programs = newest if major == embedded.VERSION else newest.parent.with_name("pginstall") / "bin"
     version = subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, text=True).stdout
     if f" {major}." not in version:
-        raise DrillError(f"the wheel has no PostgreSQL {major}, but {version.strip()}")
+        raise DrillError(f"the wheel contains {version.strip()}, not PostgreSQL {major}")
     return programs
 
 
 class Cluster:
     """A primary and two standbys on 127.0.0.1, which can change roles. An asynchronous context manager.
 
-    As with CloudNativePG, a promotion first waits until no standby receives WAL any more, then takes the one that has
-    received most: with a quorum of one, only that one may have the last acknowledged commit. With an `archive`, also
-    as in CloudNativePG, a promoted instance knows which timelines are taken.
+    As with CloudNativePG, a promotion first waits until no standby receives WAL any longer, then takes the one that has
+    received the most: with a quorum of one, only that one may have the last acknowledged commit. With an `archive`,
+    also as in CloudNativePG, a promoted instance knows which timelines are taken.
 
     With `disk`, the first primary has its data on a disk of that many megabytes, and its WAL on another, as with
     CloudNativePG's `walStorage`. If no disk can be mounted, `no_disk` gives the reason, and the data is in the folder.
@@ -95,7 +95,7 @@ class Cluster:
         self.ports: dict[str, int] = {}
         self.choose_ports(NAMES)
         self.primary = NAMES[0]
-        self.no_disk = "none was asked for"
+        self.no_disk = "no disk was requested"
         self._disk = disk
         self._mounted = False
         embedded.ignore_client_variables()
@@ -332,9 +332,9 @@ class Cluster:
             await until(receives_nothing, f"{name} stops receiving")
 
     async def promote(self, candidates: Iterable[str] | None = None, *, follow: bool = True) -> str:
-        """Promote the candidate that has received most (default: of all standbys).
+        """Promote the candidate that has received the most WAL (default: of all standbys).
 
-        The other candidates follow it at once, or only after a call of `follow`.
+        The other candidates follow it immediately, or only after a call of `follow`.
         """
         standbys = list(candidates or self.standbys)
         await self.detach(standbys)
@@ -346,7 +346,7 @@ class Cluster:
         return best
 
     async def find_best(self, standbys: Iterable[str]) -> str:
-        """Return the standby that has received most; a random one of equals, so that each instance has a turn."""
+        """Return the standby that has received the most WAL; among equals, a random one, so that each has a turn."""
         query = "SELECT pg_last_wal_receive_lsn() - '0/0'"
         received = {name: await self.fetch(query, name=name, database="postgres") or 0 for name in standbys}
         return max(received, key=lambda name: (received[name], random.random()))  # noqa: S311  no secret
@@ -499,7 +499,7 @@ class Cluster:
 async def read_to_the_end(process: asyncio.subprocess.Process) -> bytes:
     """Return what the program wrote to standard error once it has ended, even if this is cancelled.
 
-    So the cleanup of the drill also finds processes that the program started, such as a server that is starting up.
+    The drill's cleanup thus also finds processes that the program started, such as a server that is starting up.
     """
     end = asyncio.ensure_future(process.communicate())
     try:

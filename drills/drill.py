@@ -15,7 +15,7 @@ from drills.journal import Attempt, Verdict, longest_gap
 from drills.timeline import Mark, Timeline
 
 LONGEST_ANSWER = 3.5
-"""Seconds: the service's request deadline, and the time to notice it on two busy cores."""
+"""Seconds: the service's request deadline, plus the time to notice it on two busy cores."""
 LONGEST_READ = "longest read, s"
 
 _REFUSED = 503
@@ -32,7 +32,7 @@ _COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 Promotion = Literal["cnpg", "at-once"]
 """With `cnpg`, a change of the primary takes as long as CloudNativePG took on a cluster."""
 Kind = Literal["safety", "timing"]
-"""A safety check must pass on every machine, however busy; a timing check may fail on a machine that others share."""
+"""A safety check must pass on every machine, however busy; a timing check may fail on a shared machine."""
 
 
 class Check(NamedTuple):
@@ -82,8 +82,8 @@ def median(values: Sequence[float]) -> float:
 
 
 SHORT_PATIENCE = 2.0
-"""Factor for the limits in seconds of short drills, which run on shared machines; limits of counts stay the same.
-The full drills judge times."""
+"""Factor for the limits in seconds of short drills, which run on shared machines; limits on counts stay the same.
+Full drills use all limits unchanged."""
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Drill:
         cores = os.cpu_count() or 1
         if self.load_before <= cores / 2:
             return ""
-        return f"the machine was busy before (load {self.load_before:.1f} on {cores} cores), which may affect the times"
+        return f"the machine was already busy (load {self.load_before:.1f} on {cores} cores), which may affect times"
 
     def begin(self, name: str, explanation: str) -> Case:
         self.say(f"{name}: {explanation}")

@@ -174,7 +174,7 @@ def _judge(drill: Drill, events: Events, attempts: Sequence[Attempt]) -> None:
             if event.possible <= write.ended < ended and not write.is_cut_off
         ]
         late = max(answered_after, default=float("inf"))
-        case.check("longest time to a write's answer once a commit was possible, s", late, "<=", _LATE, kind="timing")
+        case.check("longest time to a write's response once a commit was possible, s", late, "<=", _LATE, kind="timing")
     waits = [longest_gap(writes, began, ended) for began, ended in spans]
     by_standby = [_measure_standby(attempts, began, ended) for began, ended in spans]
     if drill.promotion == "cnpg":
@@ -194,14 +194,14 @@ def _judge_reads(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attemp
     case.figures = observe(attempts, case.began, case.ended)
     reads = [a for a in attempts if a.is_read and case.began <= a.ended < case.ended and not a.is_cut_off]
     case.check("pages and lists read", len(reads), ">", 0)
-    case.check("of them failed", sum(a.shows_error for a in reads), "=", 0)
+    case.check("reads that failed", sum(a.shows_error for a in reads), "=", 0)
     old = sum(case.began <= a.ended < case.ended for a in stale)
-    case.check("of them without a write that was acknowledged before", old, "=", 0)
+    case.check("reads that lack a write acknowledged earlier", old, "=", 0)
     case.check(LONGEST_READ, max((a.seconds for a in reads), default=0.0), "<=", _LONGEST_READ, kind="timing")
 
 
 def _measure_standby(attempts: Sequence[Attempt], began: float, ended: float) -> float:
-    """Return for how many seconds a standby answered reads."""
+    """Return the number of seconds for which a standby answered reads."""
     answered = [a for a in attempts if a.is_from_standby and began <= a.ended < ended]
     return answered[-1].ended - answered[0].begun if answered else 0.0
 
@@ -220,7 +220,7 @@ def _judge_crowd(events: Events, crowding: Sequence[Attempt]) -> None:
     ]
     case.check("refused writes that were repeated after Retry-After", len(repeats), ">", 0)
     share = sum(after.is_done for after in repeats) / max(len(repeats), 1)
-    case.check("share of them that then succeeded", share, ">=", _SUCCEED)
+    case.check("share of these that then succeeded", share, ">=", _SUCCEED)
 
 
 async def _control_alone(drill: Drill, alone: Replica, lose: Callable[[], Awaitable[Event]], events: Events) -> None:

@@ -1,4 +1,4 @@
-"""Grey failures: nothing is dead, but nothing works, and no closed connection reveals it."""
+"""Grey failures: processes and connections stay open but do not work, and no closed connection reveals the fault."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ _READS = 20.0
 """Per second."""
 _LONGEST_READ = 1.5
 _LONGEST_WRITE = Limits().write_wait + 0.5
-"""A write waits for the primary; the rest is the time to notice its end on two busy cores."""
+"""The time that a write waits for the primary, plus the time to notice its end on two busy cores."""
 _FLOW = 1.0
 _HELD = 0.6
 """Seconds that a key is locked: much longer than a group waits for it, less than a statement may take."""
@@ -39,7 +39,7 @@ _PATIENCE = {
     "half-open": Limits().command_timeout,
 }
 _BEHIND = 120.0
-_CUT_OFF = "page of the replica that is cut off"
+_CUT_OFF = "page from the replica that is cut off"
 _MAY_REFUSE_READS = {"two primaries", "two failovers", "no rewind"}
 """Cases in which it may be unclear who has the newest state: then no page is better than an old one."""
 _NEWEST_UNKNOWN = {"no rewind"}
@@ -73,11 +73,11 @@ async def run(drill: Drill) -> None:
                 _fall_behind,
             ),
             "two failovers": (
-                "the primary between them resumes, with a longer log than its successor, which a replica cannot reach",
+                "the second of three primaries resumes with longer WAL than the third, which one replica cannot reach",
                 partial(_fail_over_twice, looked=looked),
             ),
             "no rewind": (
-                "a former primary becomes a standby without pg_rewind, with a longer log than the primary, which dies",
+                "without pg_rewind, a former primary with longer WAL becomes a standby, and the primary is killed",
                 _skip_rewind,
             ),
         }
@@ -106,7 +106,7 @@ async def run(drill: Drill) -> None:
 
 
 def _operator(drill: Drill, stage: Stage) -> Operator:
-    """Return an operator with the drill's pace; the short form promotes at once, and leaves the pace to `failover`."""
+    """Return an operator with the drill's pace; the short form promotes immediately: `failover` covers the pace."""
     return Operator(drill, stage, "at-once" if drill.short else None)
 
 
@@ -117,7 +117,7 @@ def _judge(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attempt]) ->
     patience = _PATIENCE.get(case.name, 0)
     late = max(flow - (case.healed or mark.until), 0)
     case.check("time from the fault's end to a write, s", late, "<", _FLOW + patience, kind="timing")
-    case.check("longest answer, s", figures.longest_answer_s, "<", _LONGEST_WRITE, kind="timing")
+    case.check("longest response, s", figures.longest_answer_s, "<", _LONGEST_WRITE, kind="timing")
     in_case = [a for a in attempts if case.began <= a.ended < case.ended and not a.is_cut_off]
     seen = [a for a in in_case if a.is_read]
     reads = [a for a in seen if a.step != _CUT_OFF]
@@ -129,26 +129,26 @@ def _judge(case: Case, attempts: Sequence[Attempt], stale: Sequence[Attempt]) ->
     else:
         case.explanation += f"; {refused} of {len(reads)} pages and lists refused"
     if case.name in _NEWEST_UNKNOWN:
-        case.explanation += f", {old} without a write that was acknowledged before"
+        case.explanation += f", {old} that lack a write acknowledged earlier"
     else:
-        case.check("pages and lists without a write that was acknowledged before", old, "=", 0)
+        case.check("pages and lists that lack a write acknowledged earlier", old, "=", 0)
     if cut_off := [a for a in seen if a.step == _CUT_OFF]:
         shown = sum(a.is_done for a in cut_off)
         unaware = sum(a.step == _CUT_OFF for a in stale)
         case.explanation += (
-            f"; of {len(cut_off)} pages of the replica that is cut off, {shown} were shown, "
-            f"{unaware} of them without a write that was acknowledged before"
+            f"; of {len(cut_off)} pages from the replica that is cut off, {shown} were shown, and "
+            f"{unaware} of these lack a write acknowledged earlier"
         )
     if case.name in {"zombie primary", "two primaries", "no standby"}:
         tried = [a for a in attempts if a.begun < mark.until and a.ended > mark.at and a.is_write]
-        case.check("writes that nobody could confirm", len(tried), ">", 0)
+        case.check("writes that no standby could confirm", len(tried), ">", 0)
         # Not counting responses that were already on their way when the fault began.
         kept = [a for a in tried if a.is_done and a.ended < mark.until and max(a.begun, a.ended - 1) > mark.at]
-        case.check("of them acknowledged", len(kept), "=", 0)
+        case.check("of these, acknowledged", len(kept), "=", 0)
 
 
 async def _freeze(drill: Drill, stage: Stage, case: Case) -> None:
-    """Freeze the primary, and leave it frozen: it is the next case's zombie."""
+    """Freeze the primary, and leave it frozen: it becomes the zombie of the next case."""
     frozen_at = time.time()
     stage.cluster.freeze(stage.cluster.primary)
     event = await _operator(drill, stage).hand_over("kill", frozen_at)
@@ -336,7 +336,7 @@ async def _succeed(stage: Stage, successor: str) -> None:
 
 
 async def _skip_rewind(drill: Drill, stage: Stage, case: Case) -> None:
-    """Let a former primary with longer WAL report that it is the standby that has received most."""
+    """Let a former primary with longer WAL report that it is the standby that has received the most WAL."""
     cluster = stage.cluster
     at = time.time()
     former, successor, other = cluster.primary, *cluster.standbys
@@ -349,7 +349,7 @@ async def _skip_rewind(drill: Drill, stage: Stage, case: Case) -> None:
     async def has_asked() -> bool:
         return bool(await cluster.fetch("SELECT pg_last_wal_receive_lsn() IS NOT NULL", name=former))
 
-    await until(has_asked, f"{former} asks for a stream")
+    await until(has_asked, f"{former} requests a stream")
     await asyncio.sleep(1)
     stage.route_to([])
     await cluster.kill(successor)
@@ -389,7 +389,7 @@ BEGIN
 END $$;
 CREATE TRIGGER drill_hold BEFORE INSERT ON goal_keys FOR EACH ROW EXECUTE FUNCTION drill_hold();
 """
-"""Keys are not known in advance, so their inserts wait for an advisory lock that another session holds instead."""
+"""Keys are not known in advance, so inserts wait instead for an advisory lock that another session holds."""
 _RELEASE = "DROP TRIGGER drill_hold ON goal_keys; DROP FUNCTION drill_hold()"
 
 
@@ -436,7 +436,7 @@ async def _control_quorum(drill: Drill, stage: Stage) -> None:
         stage.start_replica((MODULE, read_before_replay.__name__)),
         stage.start_replica(DB_STANDBY_REPLIES="1"),
     )
-    case = drill.begin("few replies", "one standby is behind, the other has not replayed all, and is then frozen")
+    case = drill.begin("few replies", "one standby is behind; the other has not replayed everything and is then frozen")
     load = await stage.load(writers(short=True, waiting=True), sound.port, patience=1)
     behind, ahead = cluster.standbys
     await cluster.detach([behind])
@@ -458,18 +458,18 @@ async def _control_quorum(drill: Drill, stage: Stage) -> None:
     case.marks.append(Mark(lost_at, "kill", time.time()))
     drill.end(case)
     ids = await stage.read_ids()
-    case.check("pages of a sound replica", sum(a.is_done for a in late), ">", 0)
+    case.check("pages from a healthy replica", sum(a.is_done for a in late), ">", 0)
     old = len(find_stale([*attempts, *late, *of_few], ids))
-    case.check("of them without a write that was acknowledged before", old, "=", 0)
+    case.check("of these, lacking a write acknowledged earlier", old, "=", 0)
     case.check("pages shown although too few servers replied", sum(a.is_done for a in of_few), "=", 0)
     drill.control(
         "no wait for replay",
-        "the standby that has received most is read before it has replayed everything",
+        "the standby that has received the most WAL is read before it has replayed everything",
         "pages without an acknowledged write",
         len(find_stale([*attempts, *early], ids)),
     )
     drill.control(
-        "one reply fewer",
+        "one reply too few",
         "a standby is read although it is the only one that replies",
         "pages without an acknowledged write",
         len(find_stale([*attempts, *of_one], ids)),

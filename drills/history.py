@@ -24,7 +24,9 @@ class History:
     def check(self, *, whole: bool) -> None:
         """Raise a `HistoryError` unless there is a history, and with `whole`, a complete one."""
         if shutil.which("git") is None:
-            raise HistoryError("there is no git on the PATH: install it, because the history has the former version")
+            raise HistoryError(
+                "there is no git on the PATH: install it, because the former version comes from the git history"
+            )
         top = self._ask("rev-parse", "--show-toplevel")
         # An unpacked archive may be inside another repository.
         if top is None or Path(top).resolve() != self._root.resolve():

@@ -59,7 +59,7 @@ class Attempt(NamedTuple):
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether the end of the load ended it: nobody waits for its response."""
+        """Whether the end of the load cut it off, so that no client waited for its response."""
         return self.error == "interrupted"
 
     @property

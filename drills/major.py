@@ -24,7 +24,7 @@ FORMER = "16"
 WRITES = 20_000
 """Minimum of acknowledged writes for each method."""
 DOWNTIME = 2.0
-"""Seconds that a switch to a second cluster may delay writers: less than the time that statements are retried."""
+"""Seconds that a switch to a second cluster may delay writers: less than the time for which statements are retried."""
 _FLOW = 1.0, 4.0
 """Seconds of load between two steps, in the short form and in full."""
 _LOST_REPLIES = 1_000_000
@@ -60,7 +60,7 @@ async def run(drill: Drill) -> None:
 
 
 async def _leave_the_first_timeline(stage: Stage) -> None:
-    """Perform a switchover in the former cluster: both methods lead to the first timeline of another cluster."""
+    """Perform a switchover in the former cluster, because both methods lead to a cluster on its first timeline."""
     cluster = stage.cluster
     first = cluster.primary
     await cluster.stop(first)
@@ -81,7 +81,7 @@ async def _flow(drill: Drill) -> None:
 
 
 async def _until_enough(drill: Drill, load: Load) -> None:
-    """Wait until the number of writes that the full form promises must have been acknowledged."""
+    """In the full form, wait until enough writes must have been acknowledged."""
     if not drill.short:
 
         async def are_enough() -> bool:
@@ -103,11 +103,16 @@ async def _check_ids(case: Case, cluster: Cluster, before: Ids) -> None:
     """Check that goals added after a switch have new ids, and that keys from before it are still known."""
     since = "CAST(to_timestamp($1) AS timestamptz)"
     new = f"SELECT count(*) FROM goals WHERE created_at > {since} AND id"  # noqa: S608  constants
-    case.check("goals added afterwards", await cluster.fetch(f"{new} > $2", before.at, before.last), ">", 0)
-    case.check("of them with an id from before", await cluster.fetch(f"{new} <= $2", before.at, before.last), "=", 0)
+    case.check("goals added after the switch", await cluster.fetch(f"{new} > $2", before.at, before.last), ">", 0)
+    case.check(
+        "of these, with an id from before the switch",
+        await cluster.fetch(f"{new} <= $2", before.at, before.last),
+        "=",
+        0,
+    )
     repeats = f"SELECT coalesce(sum(repeats), 0)::bigint FROM goal_keys WHERE created_at <= {since}"  # noqa: S608  constants
     known = await cluster.fetch(repeats, before.at) - before.repeats
-    case.check("adds committed before it and repeated after it", known, ">", 0)
+    case.check("adds committed before the switch and repeated after it", known, ">", 0)
 
 
 # In place.
@@ -142,7 +147,9 @@ async def _upgrade_in_place(drill: Drill, stage: Stage, former: Store) -> None:
 async def _upgrade(drill: Drill, stage: Stage, store: Store) -> Case:
     """Stop everything, upgrade the first instance's files, start it, and clone the standbys."""
     cluster = stage.cluster
-    case = drill.begin("in place", f"all down, pg_upgrade --link from {FORMER} to {embedded.VERSION}, standbys cloned")
+    case = drill.begin(
+        "in place", f"all instances stopped, pg_upgrade --link from {FORMER} to {embedded.VERSION}, standbys cloned"
+    )
     await _flow(drill)
     # Clients do not learn of commits from now on, and repeat their requests.
     stage.database.replies_to_drop = _LOST_REPLIES
@@ -208,7 +215,7 @@ def _write_settings(file: Path, settings: dict[str, str]) -> None:
 async def _judge_upgrade(drill: Drill, stage: Stage, case: Case, attempts: Sequence[Attempt]) -> None:
     case.figures = observe(attempts, case.began, case.ended)
     case.explanation += f"; writers waited for {case.figures.write_gap_s:.1f} s"
-    case.check("of the goals that were there before, missing", await stage.count_missing(), "=", 0)
+    case.check("earlier goals that are missing", await stage.count_missing(), "=", 0)
     case.check("processes of the service that ended", _count_ended(stage), "=", 0)
     _check_number(drill, case, attempts)
     drill.draw(case, attempts)
@@ -227,7 +234,7 @@ def _check_number(drill: Drill, case: Case, attempts: Sequence[Attempt]) -> None
 async def _restore_afterwards(
     drill: Drill, stage: Stage, store: Store, attempts: Sequence[Attempt], marker: Marker
 ) -> None:
-    case = drill.begin("backup from after it", "the base backup that follows the upgrade, and its own archive")
+    case = drill.begin("backup after the upgrade", "the base backup that follows the upgrade, with its own archive")
     at = time.time()
     await store.restore_to(marker)
     await store.accept_writes()
@@ -237,8 +244,10 @@ async def _restore_afterwards(
 
 
 async def _restore_across(drill: Drill, stage: Stage, store: Store, marker: Marker) -> None:
-    """Check that the former version's backup cannot be restored across the upgrade: that is another database system."""
-    case = drill.begin("backup from before it", "cannot be restored to a moment after it: no cluster may result")
+    """Check that the former version's backup cannot be restored across the upgrade: the system identifier changes."""
+    case = drill.begin(
+        "backup before the upgrade", "cannot be restored to a moment after the upgrade: no cluster may result"
+    )
     cluster = stage.cluster
     programs, cluster._programs = cluster._programs, find_programs(FORMER)
     try:
@@ -262,7 +271,7 @@ async def _move_to_a_second_cluster(drill: Drill, stage: Stage, new: Cluster) ->
         await _move(drill, stage, new, "switched", f"the name points to PostgreSQL {embedded.VERSION}"),
     ]
     await _until_enough(drill, load)
-    cases.append(await _move(drill, stage, former, "switched back", f"and back to PostgreSQL {FORMER}"))
+    cases.append(await _move(drill, stage, former, "switched back", f"the name points to PostgreSQL {FORMER} again"))
     attempts = await load.stop()
     drill.account(await stage.reconcile(attempts), attempts)
     for case in cases:
@@ -274,7 +283,7 @@ async def _move_to_a_second_cluster(drill: Drill, stage: Stage, new: Cluster) ->
         drill.draw(case, attempts)
     last = cases[-1]
     _check_number(drill, last, attempts)
-    last.check("of the goals that were there before, missing", await stage.count_missing(), "=", 0)
+    last.check("earlier goals that are missing", await stage.count_missing(), "=", 0)
     last.check("processes of the service that ended", _count_ended(stage), "=", 0)
     await _until_applied(former, new)
     last.check("tables that differ in the other cluster", await _count_different(former, new), "=", 0)
@@ -301,7 +310,7 @@ async def _copy(drill: Drill, stage: Stage, new: Cluster) -> Case:
 
     await until(is_copied, "every table is copied")
     await _until_applied(former, new)
-    case.explanation += f": {time.time() - began:.1f} s for {stage.earlier:,} goals and what came meanwhile"
+    case.explanation += f": {time.time() - began:.1f} s for {stage.earlier:,} goals and the writes made meanwhile"
     await new.execute("ANALYZE")
     await _flow(drill)
     drill.end(case)
@@ -337,7 +346,7 @@ async def _until_applied(source: Cluster, follower: Cluster) -> None:
     async def is_there() -> bool:
         return bool(await follower.fetch("SELECT count(*) FROM upgrade_marker WHERE id = $1", marker))
 
-    await until(is_there, "the other cluster has what was written")
+    await until(is_there, "the other cluster has everything that was written")
 
 
 async def _stop_writes(cluster: Cluster) -> None:
@@ -348,7 +357,7 @@ async def _stop_writes(cluster: Cluster) -> None:
     async def are_gone() -> bool:
         return await _terminate(cluster, now) == 0
 
-    await until(are_gone, "the sessions end that may still write")
+    await until(are_gone, "the sessions that may still write have ended")
 
 
 async def _terminate(cluster: Cluster, before: datetime) -> int:
@@ -363,7 +372,7 @@ async def _allow_writes(cluster: Cluster) -> None:
 
 async def _call_off(drill: Drill, stage: Stage, new: Cluster) -> Case:
     """Call off the switch: writes continue on the former cluster."""
-    case = drill.begin("called off", "writes are stopped for the switch, which is then not made")
+    case = drill.begin("called off", "writes are stopped for the switch, which is then called off")
     await _flow(drill)
     at = time.time()
     await _stop_writes(stage.cluster)

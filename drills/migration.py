@@ -108,9 +108,9 @@ async def run(drill: Drill) -> None:
         attempts.sort(key=lambda attempt: attempt.ended)
         drill.account(await stage.reconcile(attempts), attempts)
         last = drill.held[-1]
-        last.check("of the goals that were there before, missing", await stage.count_missing(), "=", 0)
+        last.check("earlier goals that are missing", await stage.count_missing(), "=", 0)
         if not drill.short:
-            last.check("requests in all", drill.requests, ">=", REQUESTS)
+            last.check("requests in total", drill.requests, ">=", REQUESTS)
         await _control(drill, stage, hops[-1])
 
 
@@ -215,7 +215,7 @@ def add_revision(tree: Path, root: Path, timeout: str) -> str:
 
 
 async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
-    """Migrate under the former version's load, revision by revision, then run the new version beside it."""
+    """Migrate under the former version's load, revision by revision, then run the new version alongside it."""
     await stage.serve(1 if drill.short else 2, hop.former.run(*hop.former.module))
     replicas = dict.fromkeys(stage.replicas, hop.former)
     load = await stage.load(_scenario(drill, hop.former))
@@ -240,7 +240,7 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
         drill.end(case)
         _check_waits(case, stage.cluster.read_log()[logged:], has_met=has_met)
     others = [replica for replica, version in replicas.items() if await replica.read_schema() != version.revision]
-    cases[-1].check("replicas that need another schema than their version", len(others), "=", 0)
+    cases[-1].check("replicas that report a revision other than their version's", len(others), "=", 0)
     former, new = await asyncio.gather(*(load.stop() for load in loads))
     for replica in replicas.keys() - set(stage.replicas):
         await replica.kill()
@@ -249,10 +249,12 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
         case.figures = observe(everything, case.began, case.ended)
         case.check("errors shown", case.figures.errors, "=", 0)
         drill.draw(case, everything)
-    cases[-1].check("errors shown, to the last answer", sum(a.shows_error for a in everything), "=", 0)
+    cases[-1].check("errors shown, up to the last response", sum(a.shows_error for a in everything), "=", 0)
     began = min(attempt.begun for attempt in new)
-    cases[-1].check("answers of the former version beside the new one", sum(a.ended > began for a in former), ">", 0)
-    cases[-1].check("answers of the new version", len(new), ">", 0)
+    cases[-1].check(
+        "responses of the former version alongside the new one", sum(a.ended > began for a in former), ">", 0
+    )
+    cases[-1].check("responses of the new version", len(new), ">", 0)
     return everything
 
 
@@ -284,14 +286,14 @@ async def _roll_back(drill: Drill, stage: Stage, case: Case, former: Version) ->
     finally:
         migrators.kill()
     case.check("migrations of the former version that fail on the new schema", sum(code != 0 for code in codes), "=", 0)
-    case.check("revision of the schema after it", int(await stage.cluster.fetch(_REVISION_NOW)), "=", int(revision))
+    case.check("revision of the schema afterwards", int(await stage.cluster.fetch(_REVISION_NOW)), "=", int(revision))
     started = 0
     try:
         replica = await _start(stage, former)
         started = await replica.read_schema() == former.revision
         await replica.kill()
     except DrillError as error:
-        drill.say(f"the former version does not start again: {error}")
+        drill.say(f"the former version did not start again: {error}")
     case.check("replicas of the former version that start on the new schema", started, "=", 1)
 
 
@@ -304,7 +306,7 @@ async def _migrate(drill: Drill, stage: Stage, case: Case, version: Version, rev
     migrators = Migrators(stage, version, revision)
 
     async def have_met_it() -> bool:
-        """Whether a migrator gave up the lock, or the revision needs no lock that conflicts with the transaction."""
+        """Whether a migrator gave up waiting, or the revision needs no lock that conflicts with the transaction."""
         log = stage.cluster.read_log()[logged:]
         return migrators.count(_GAVE_UP) > 0 or migrators.have_ended or bool(_OLD_TRANSACTIONS.search(log))
 
@@ -365,7 +367,7 @@ class Migrators:
             async with asyncio.timeout(120):
                 return [await process.wait() for process in self._processes]
         except TimeoutError:
-            raise TimeoutError(f"a migrator does not end: {self._read()[-500:]}") from None
+            raise TimeoutError(f"a migrator did not end: {self._read()[-500:]}") from None
 
     def kill(self) -> None:
         for process in self._processes:

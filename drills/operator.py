@@ -1,4 +1,4 @@
-"""Simulates the operator when the primary is lost or switched over, at its measured pace."""
+"""Simulates CloudNativePG's operator, at its measured pace, when the primary is lost or switched over."""
 
 import asyncio
 import time
@@ -55,7 +55,7 @@ class Event(NamedTuple):
 
 
 class Operator:
-    """Acts as CloudNativePG, at its own pace, or as an operator that promotes at once."""
+    """Acts as CloudNativePG, at its own pace, or as an operator that promotes immediately."""
 
     def __init__(self, drill: Drill, stage: Stage, promotion: Promotion | None = None) -> None:
         """Use the drill's pace, or that of another `promotion`."""
@@ -90,7 +90,7 @@ class Operator:
         return await self._settle(await self.hand_over("switchover", began, candidates, lag=lag))
 
     async def lose_node(self) -> Event:
-        """Lose the primary's node: everything on it falls silent, and Kubernetes takes a while to notice."""
+        """Lose the primary's node: everything on it stops responding, and Kubernetes takes a while to notice."""
         stage, began, lost = self._stage, time.time(), self._stage.cluster.primary
         for way in (*stage.services, stage.instances[lost]):
             await way.swallow()

@@ -119,9 +119,9 @@ async def _find_capacity(drill: Drill, stage: Stage) -> Knee:
             low, knee = rate, Knee(rate, p99)
             case.figures = observe(attempts, attempts[0].ended, attempts[-1].ended)
     if not knee.rate:
-        raise TimeoutError(f"even {high:.0f} requests a second were not all accepted: is the machine busy?")
+        raise TimeoutError(f"even {high:.0f} requests per second were not all accepted: is the machine busy?")
     drill.end(case)
-    case.check("capacity, requests a second", knee.rate, ">", 0)
+    case.check("capacity, requests per second", knee.rate, ">", 0)
     case.check("p99 at capacity, s", knee.p99, ">", 0)
     return knee
 
@@ -140,21 +140,21 @@ async def _overload(drill: Drill, stage: Stage, knee: Knee) -> None:
     accepted = [a.seconds for a in inside if a.is_done]
     rejected = [a.seconds for a in inside if a.status == 503]
     case.figures = observe(attempts, case.began, case.ended)
-    case.check("accepted in the peak", len(accepted), ">", 0)
+    case.check("accepted at the peak", len(accepted), ">", 0)
     case.check(
-        f"p99 of the accepted after {_SETTLE:g} s of it, times that at capacity",
+        f"p99 of accepted requests after {_SETTLE:g} s at the peak, as a multiple of that at capacity",
         percentile(accepted, 0.99) / knee.p99,
         "<=",
         _SLOWDOWN,
         kind="timing",
     )
-    case.check("rejected in the peak", len(rejected), ">", 0)
+    case.check("rejected at the peak", len(rejected), ">", 0)
     case.check("median time to a rejection, s", median(rejected), "<", _REJECTION, kind="timing")
     case.check("other responses", len(inside) - len(accepted) - len(rejected), "=", 0)
     case.check(
         "time to recover, s", _time_to_recover(attempts, started + before + peak, knee), "<", _RECOVERY, kind="timing"
     )
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
+    case.check("longest response of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 
@@ -176,12 +176,12 @@ async def _slow_down(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.figures = observe(attempts, case.began, case.ended)
     case.check("rejected while it was slow", sum(a.status == 503 for a in attempts if at < a.begun < until), ">", 0)
     case.check("time to recover, s", _time_to_recover(attempts, until, knee), "<", _RECOVERY, kind="timing")
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
+    case.check("longest response of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 
 def _time_to_recover(attempts: Sequence[Attempt], until: float, knee: Knee) -> float:
-    """Return the seconds from the fault's end until the last request was sent that was refused or too slow."""
+    """Return the seconds from the fault's end until the last request that was refused or too slow was sent."""
     slow = _SLOWDOWN * knee.p99
     # Requests that still waited when the load ended count too, if they had waited for that long.
     return max(
@@ -207,14 +207,20 @@ async def _drip(drill: Drill, stage: Stage, knee: Knee) -> None:
     case.marks.append(Mark(at, "slow clients", until))
     case.figures = observe(attempts, case.began, case.ended)
     bodies = [end for end in ends if end.kind != "dripped head"]
-    case.check("slow bodies not answered 408", sum(end.status != 408 for end in bodies), "=", 0)
-    case.check("longest life of a slow body, s", max(end.seconds for end in bodies), "<", 2.5, kind="timing")
-    case.check("longest life of a slow head, s", max(end.seconds for end in ends), "<", 6.0, kind="timing")
+    case.check("slow bodies not answered with 408", sum(end.status != 408 for end in bodies), "=", 0)
+    case.check("longest lifetime of a slow body, s", max(end.seconds for end in bodies), "<", 2.5, kind="timing")
+    case.check("longest lifetime of a slow head, s", max(end.seconds for end in ends), "<", 6.0, kind="timing")
     case.check("normal requests refused or failed", sum(a.shows_error for a in attempts), "=", 0)
     with_them = percentile((a.seconds for a in attempts if at < a.begun < until), 0.99)
     without = percentile((a.seconds for a in attempts if a.begun < at), 0.99)
-    case.check("p99 of normal requests, times that without them", with_them / without, "<=", _SLOWDOWN, kind="timing")
-    case.check("longest answer of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
+    case.check(
+        "p99 of normal requests, as a multiple of that without slow clients",
+        with_them / without,
+        "<=",
+        _SLOWDOWN,
+        kind="timing",
+    )
+    case.check("longest response of /livez, s", max(prober.seconds), "<", _LIVEZ, kind="timing")
     drill.draw(case, attempts)
 
 

@@ -117,7 +117,7 @@ class _Link:
 class TcpProxy:
     """A port on a loopback address that routes each new connection to one of `ports` in turn; existing ones stay.
 
-    Without ports, a connection is reset at once. An asynchronous context manager. Several proxies may have the same
+    Without ports, a connection is reset immediately. An asynchronous context manager. Several proxies may have the same
     `port` on different addresses, like the pods behind one name; 0 lets the kernel choose.
     """
 
@@ -157,12 +157,12 @@ class TcpProxy:
             link.abort()
 
     def silence(self) -> None:
-        """Leave every connection open, but forward nothing any more: half-open, as after a host was lost."""
+        """Leave every connection open, but forward nothing more: half-open, as after the loss of a host."""
         for link in self.links:
             link.silent = True
 
     async def swallow(self) -> None:
-        """Act like a host that is gone: connections fall silent, and new ones get no answer to their SYN."""
+        """Act like a lost host: connections carry no more data, and new ones get no answer to their SYN."""
         self.silence()
         self._accepting.cancel()
         await asyncio.wait({self._accepting})

@@ -67,7 +67,7 @@ def write_text(drill: Drill) -> str:
         lines += [_tell(check) for check in case.checks]
     if not drill.held:
         return "\n".join([*lines, "", ""])
-    lines.append("  altogether")
+    lines.append("  overall")
     lines += [_tell(check) for check in drill.whole]
     lines.append("  controls, which must show damage")
     for control in drill.controls:
@@ -116,14 +116,14 @@ def write_html(drill: Drill) -> str:
     ]
     parts += [f'<p class="warn">Warning: {escape(drill.warning)}.</p>'] if drill.warning else []
     parts += [write_figures(_choose_figures(drill))] if drill.held else []
-    parts += [_write_checks("Altogether", drill.whole)] if drill.held else []
+    parts += [_write_checks("Overall", drill.whole)] if drill.held else []
     for case in drill.cases:
         parts += [f"<h2>{escape(case.name)}</h2>", f"<p>{escape(case.explanation)}.</p>"]
         parts += [f'<p class="warn">Not run: {escape(case.not_run)}.</p>'] if case.not_run else []
         parts.append(
             write_charts([picture for line in _timelines(drill, case) for picture in draw(line, _limit(case))])
         )
-        parts.append(_write_checks("What must hold", case.checks, level=3))
+        parts.append(_write_checks("Checks", case.checks, level=3))
     controls = [
         [
             f"{control.name}: {control.explanation}",
@@ -142,8 +142,8 @@ def write_html(drill: Drill) -> str:
 def _give_reasons(drill: Drill) -> Iterator[str]:
     """Yield why a drill has not passed, and which cases were not run."""
     if drill.broken_off:
-        yield f"broken off: {drill.broken_off}"
-    for name, checks in (("altogether", drill.whole), *((case.name, case.checks) for case in drill.held)):
+        yield f"did not finish: {drill.broken_off}"
+    for name, checks in (("overall", drill.whole), *((case.name, case.checks) for case in drill.held)):
         for check in checks:
             if not check.holds and drill.held:
                 yield f"{name}: {check.what} {check.measured:,g}, must be {_show_limit(check)}"
@@ -160,10 +160,10 @@ def _choose_figures(drill: Drill) -> list[tuple[str, str, str]]:
     return [
         ("Acknowledged writes lost", f"{verdict.lost:,}", f"of {verdict.acknowledged:,}"),
         ("Writes duplicated", f"{verdict.duplicated:,}", ""),
-        ("Longest answer", f"{max((case.longest_answer_s for case in seen), default=0):.2f} s", ""),
+        ("Longest response", f"{max((case.longest_answer_s for case in seen), default=0):.2f} s", ""),
         ("Longest pause between writes", f"{max((case.write_gap_s for case in seen), default=0):.2f} s", ""),
         ("Requests", f"{drill.requests:,}", ""),
-        ("Errors shown", f"{sum(case.errors for case in seen):,}", f"{drill.failed:,} of them not a 503"),
+        ("Errors shown", f"{sum(case.errors for case in seen):,}", f"{drill.failed:,} of these other than 503"),
     ]
 
 
@@ -173,7 +173,7 @@ def _timelines(drill: Drill, case: Case) -> list[Timeline]:
 
 def _limit(case: Case) -> float | None:
     """Return the limit of a case's longest response or longest read, if there is one."""
-    return next((check.limit for check in case.checks if check.what in {"longest answer, s", LONGEST_READ}), None)
+    return next((check.limit for check in case.checks if check.what in {"longest response, s", LONGEST_READ}), None)
 
 
 def _write_checks(title: str, checks: list[Check], *, level: int = 2) -> str:

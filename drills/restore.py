@@ -1,4 +1,4 @@
-"""Everything is deleted by mistake, and restored as of a moment before, from backup and archive to a second cluster."""
+"""Everything is deleted by mistake; a second cluster restores an earlier moment from the backup and the archive."""
 
 import asyncio
 import contextlib
@@ -199,8 +199,8 @@ async def _write(drill: Drill, stage: Stage, store: Store) -> tuple[list[Attempt
     drill.account(await stage.reconcile(attempts), attempts)
     case.marks += sorted(Mark(marker.asked, marker.name, marker.answered) for marker in (*points, *times))
     case.figures = observe(attempts, case.began, case.ended)
-    case.check("errors shown, to the last answer", sum(a.shows_error for a in attempts), "=", 0)
-    case.check("segments that could not be archived at once", await store.count_failures(), "=", 0)
+    case.check("errors shown, up to the last response", sum(a.shows_error for a in attempts), "=", 0)
+    case.check("segments that were not archived at the first attempt", await store.count_failures(), "=", 0)
     drill.draw(case, attempts)
     return attempts, points, times
 
@@ -258,12 +258,12 @@ async def _check_end(case: Case, stage: Stage, marker: Marker) -> None:
     else:
         query = "SELECT extract(epoch FROM pg_last_xact_replay_timestamp())"
         last = float(await stage.cluster.fetch(query, name=RESTORED, database="postgres"))
-        case.check(f"{marker.name}: changes replayed that are younger", last > marker.asked, "=", 0)
+        case.check(f"{marker.name}: replayed changes that are newer", last > marker.asked, "=", 0)
         left_out = _LEFT_OUT.search(_read_log(stage.cluster))
         if left_out is None:
             raise DrillError(f"PostgreSQL does not log at which change it stopped, for {marker.name}")
         first = datetime.fromisoformat(left_out[1]).timestamp()
-        case.check(f"{marker.name}: changes left out that are older", first <= marker.asked, "=", 0)
+        case.check(f"{marker.name}: omitted changes that are older", first <= marker.asked, "=", 0)
 
 
 async def judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: Marker) -> None:
@@ -272,10 +272,10 @@ async def judge(case: Case, stage: Stage, attempts: Sequence[Attempt], marker: M
     verdict = reconcile(known, names)
     later = [a for a in attempts if a.is_write and a.is_done and a.begun >= marker.answered]
     case.check(f"{marker.name}: writes acknowledged before it", verdict.acknowledged, ">", 0)
-    case.check(f"{marker.name}: of them missing", verdict.lost + await stage.count_missing(RESTORED), "=", 0)
-    case.check(f"{marker.name}: there twice", verdict.duplicated, "=", 0)
-    case.check(f"{marker.name}: writes acknowledged that came later", len(later), ">", 0)
-    case.check(f"{marker.name}: of them there", verdict.phantom, "=", 0)
+    case.check(f"{marker.name}: of these, missing", verdict.lost + await stage.count_missing(RESTORED), "=", 0)
+    case.check(f"{marker.name}: duplicated", verdict.duplicated, "=", 0)
+    case.check(f"{marker.name}: writes acknowledged after it", len(later), ">", 0)
+    case.check(f"{marker.name}: of these, present", verdict.phantom, "=", 0)
 
 
 async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> None:
@@ -292,7 +292,7 @@ async def _move_over(drill: Drill, stage: Stage, known: Sequence[Attempt]) -> No
     before = reconcile(known, []).acknowledged
     drill.account(replace(verdict, acknowledged=verdict.acknowledged - before), attempts)
     case.figures = observe(attempts, case.began, case.ended)
-    case.check("errors shown, to the last answer", sum(a.shows_error for a in attempts), "=", 0)
+    case.check("errors shown, up to the last response", sum(a.shows_error for a in attempts), "=", 0)
     case.check("writes acknowledged", case.figures.acknowledged, ">", 0)
     drill.draw(case, attempts)
 
@@ -326,11 +326,11 @@ async def _control(drill: Drill, stage: Stage, store: Store, attempts: Sequence[
 async def _grow(drill: Drill, stage: Stage, store: Store) -> None:
     """Measure how long a restore of more data takes: copying it, and replaying the WAL since the backup."""
     cluster, megabytes = stage.cluster, _SHORT_GROWN if drill.short else _GROWN
-    explanation = f"{megabytes:,} MB of new data, restored from a backup taken before it, and from one with it"
+    explanation = f"{megabytes:,} MB of new data, restored from a backup taken before it, and from one that has it"
     explanation += " (the full form: 1 GB)" if drill.short else ""
     needed = 10 * megabytes * 1_000_000  # three instances, their WAL, the archive, the backup, and the restored cluster
     if shutil.disk_usage(cluster.folder).free < needed:
-        drill.leave_out("growth", explanation, f"it needs {needed / 1e9:g} GB in {cluster.folder.parent}")
+        drill.leave_out("growth", explanation, f"it needs {needed / 1e9:g} GB of free space in {cluster.folder.parent}")
         return
     case = drill.begin("growth", explanation)
     rows = 1000 * megabytes
@@ -361,7 +361,7 @@ async def _time_restore(case: Case, stage: Stage, store: Store, name: str) -> tu
     await store.restore_to(point)
     await store.accept_writes()
     seconds = time.time() - at
-    case.check(f"{name}: of the goals that were there before, missing", await stage.count_missing(RESTORED), "=", 0)
+    case.check(f"{name}: earlier goals that are missing", await stage.count_missing(RESTORED), "=", 0)
     size = float(await stage.cluster.fetch("SELECT pg_database_size('goals_database') / 1e6", name=RESTORED))
     return seconds, size
 

@@ -103,7 +103,7 @@ async def _scale_in(drill: Drill, stage: Stage) -> Case:
     for _, writer in clients:
         writer.close()
     case.check("status for the half-sent request that was completed", completed, "=", 303)
-    case.check("status for the one that was not", cut, "=", 408)
+    case.check("status for the half-sent request that was not", cut, "=", 408)
     _check_stop(case)
     await stage.cluster.execute("DELETE FROM goals WHERE goal_name = 'half-sent'")
     return case

@@ -27,7 +27,7 @@ _LAG, _SHORT_LAG = 60.0, 2.0
 _LOSSES = 4
 """How many times connections are lost during that time."""
 _FEW = 2
-"""How many of the twenty are lost each time if they cannot be replaced: each replica keeps some until the end."""
+"""How many of the twenty connections are lost each time while they cannot be replaced: each replica keeps some."""
 _CONNECT = 2.0
 """Seconds within which a replica reconnects; its pauses between attempts grow to half a second."""
 _BUDGET = 3.0
@@ -191,19 +191,19 @@ async def _play(play: Play) -> None:
     drill.account(await stage.reconcile(attempts), attempts)
     for case in drill.cases:
         _judge(drill, case, attempts)
-    drill.cases[-1].check("requests failed, to the last answer", sum(a.shows_error for a in attempts), "=", 0)
+    drill.cases[-1].check("requests failed, up to the last response", sum(a.shows_error for a in attempts), "=", 0)
     await _control(play)
 
 
 def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt]) -> None:
     case.figures = observe(attempts, case.began, case.ended)
     case.check("requests failed", case.figures.errors, "=", 0)
-    case.check("longest answer, s", case.figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
+    case.check("longest response, s", case.figures.longest_answer_s, "<", LONGEST_ANSWER, kind="timing")
     drill.draw(case, attempts)
 
 
 async def _lose_all(play: Play, case: Case, what: str) -> None:
-    """Lose all connections at once, so that the new ones must use the current credentials."""
+    """Lose all connections at the same time, so that the new ones must use the current credentials."""
     at = time.time()
     await play.lose()
 
@@ -234,7 +234,9 @@ async def _change_file_first(play: Play, case: Case) -> None:
     await play.alter("third")
     case.marks.append(Mark(began, "file first", time.time()))
     case.check("log-ins refused while the two differed", play.count_refusals() - refused, ">", 0)
-    case.check("replicas that logged the former password", play.count_former(), "=", len(play.stage.replicas))
+    case.check(
+        "replicas that logged their use of the former password", play.count_former(), "=", len(play.stage.replicas)
+    )
     await _lose_all(play, case, "the new password")
 
 
@@ -242,7 +244,7 @@ async def _renew_certificate(play: Play, case: Case) -> None:
     began = time.time()
     former = await play.read_serial()
     play.keys.certify()
-    case.check("another certificate is shown", await play.read_serial() != former, "=", 1)
+    case.check("a different certificate is presented", await play.read_serial() != former, "=", 1)
     await _lose_all(play, case, "the new certificate")
     case.marks.append(Mark(began, "certificate", began))
 
@@ -256,7 +258,7 @@ async def _change_authority(play: Play, case: Case) -> None:
     play.keys.certify()
     await _lose_all(play, case, "a certificate of the new authority")
     play.keys.trust(new)
-    await _lose_all(play, case, "the new authority alone trusted")
+    await _lose_all(play, case, "only the new authority trusted")
     case.marks.append(Mark(began, "both trusted", time.time()))
 
 
@@ -272,7 +274,7 @@ async def _use_authority_first(play: Play, case: Case) -> None:
 
 
 async def _control(play: Play) -> None:
-    """Run all three controls at once: the file and the CA change, which two of them fail, then PostgreSQL, the third.
+    """Run all three controls at the same time: two fail when the file and the CA change, one when PostgreSQL does.
 
     Each counts the failures in the half of the time in which its safeguard was missing.
     """

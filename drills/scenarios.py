@@ -12,7 +12,7 @@ def writers(*, short: bool, waiting: bool = False, alone: bool = False) -> str:
     """
     thinking = 'pause = "150ms"' if short else 'pause = "100ms"' if waiting and not alone else ""
     return f"""
-description = "writers who press again until it is done"
+description = "writers who retry until they succeed"
 objectives = false
 timeout = "{_PATIENT if waiting else "10s"}"
 {thinking}
@@ -50,7 +50,7 @@ attempts = 100
 
 _PATIENT = "25s"
 SHOWN = "drill [0-9a-f-]{24}([0-9a-f]{12}(?: renamed)?)"
-"""A goal's name on a page or in a list: the end of its UUID will do, and keeps the journal small."""
+"""A goal's name on a page or in a list: the end of its UUID is enough, and keeps the journal small."""
 
 
 def readers(rate: float) -> str:
@@ -59,7 +59,7 @@ def readers(rate: float) -> str:
     Each read uses a new connection: the server may close an idle one just when it is used again.
     """
     return f"""
-description = "readers who note what they see"
+description = "readers whose pages are recorded"
 objectives = false
 timeout = "10s"
 
@@ -87,7 +87,7 @@ journal = {{ shown = 'body "goal_name": ?"{SHOWN}"', cache = "header Cache-Statu
 def crowd(programs: int) -> str:
     """A closed loop of programs that add a goal now and then, and retry after the time in `Retry-After`."""
     return f"""
-description = "programs that come again when Retry-After says"
+description = "programs that retry after the time in Retry-After"
 objectives = false
 timeout = "{_PATIENT}"
 pause = "8s"

@@ -1,9 +1,10 @@
-"""The service with the statements of the original Go app, which runs when the first revision is applied.
+"""The service with the original Go app's statements; it runs while the first revision is applied.
 
-`python -m drills.seed` serves like `python -m goals serve`. The real app would make Go a requirement of the drill, but
-only its statements matter to the schema: without keys, dates and retries, with rows read by position, on connections
-that keep no plans, like those of its driver. A row of another width is an error here; the app shows a page without it.
-The page shows the first fifty goals; the app's reads the whole table.
+`python -m drills.seed` works like `python -m goals serve`. The drill does not require Go, because only the app's
+statements matter to the schema. They have no keys, dates or retries, read rows by position, and use connections that
+keep no plans, like those of the app's driver. If a row has a different number of columns, this service reports an
+error, whereas the app shows its page without that row. The page shows the first fifty goals; the app reads the whole
+table.
 """
 
 import runpy

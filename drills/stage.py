@@ -106,11 +106,11 @@ class Load:
         return await self.finish()
 
     async def wait(self) -> int:
-        """Wait until it ends by itself, and return its exit code."""
+        """Wait until it ends on its own, and return its exit code."""
         return await self._process.wait()
 
     async def finish(self) -> list[Attempt]:
-        """Wait until it ends by itself, and read the journal."""
+        """Wait until it ends on its own, and read the journal."""
         code = await self.wait()
         if code not in {0, _CUT_OFF}:
             raise DrillError(f"the load test ended with exit code {code}: {self._log.read_text()[-1000:]}")

@@ -1,4 +1,4 @@
-"""PostgreSQL runs but cannot work: which errors the service gets from it, and which errors users see."""
+"""PostgreSQL runs but cannot do its work: which errors the service gets from it, and which errors users see."""
 
 import asyncio
 import contextlib
@@ -184,11 +184,11 @@ async def run(drill: Drill) -> None:
                     f"log lines of the service that name {fault.sqlstate}", _count_logged(stage, fault) - before, ">", 0
                 )
             done = sum(attempt.status == 201 for attempt in probe.attempts)
-            case.check("probes that were answered 201", done, ">", 0)
+            case.check("probes answered with 201", done, ">", 0)
             if fault.errors == "always":
-                case.check("probes that were answered 503 with Retry-After: 1", probe.with_retry_after, ">", 0)
+                case.check("probes answered with 503 and Retry-After: 1", probe.with_retry_after, ">", 0)
             heard = sum(not attempt.is_cut_off for attempt in probe.attempts)
-            case.check("probes that were answered otherwise", heard - done - probe.with_retry_after, "=", 0)
+            case.check("probes answered in any other way", heard - done - probe.with_retry_after, "=", 0)
             case.check("times that a replica was not ready", probe.unready, "=", 0)
         attempts = await load.stop()
         stray = await stage.cluster.fetch(_STRAY)
@@ -197,7 +197,7 @@ async def run(drill: Drill) -> None:
         for case in drill.cases:
             if not case.not_run:
                 _judge(drill, case, attempts, faults[case.name])
-        drill.cases[-1].check("goals with another hour than PostgreSQL's", stray, "=", 0)
+        drill.cases[-1].check("goals whose hour is not PostgreSQL's", stray, "=", 0)
         await _control(drill, stage)
 
 
@@ -213,14 +213,14 @@ def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt], fault: Fault) 
     case.check("time from the fault's end to a write, s", flow - end, "<", _RECOVERY, kind="timing")
     if not drill.short:  # short cases end before a late response would arrive
         case.check(
-            "time from its end to the last request that was shown an error, s",
+            "time from its end to the last request that got an error, s",
             max([end, *errors]) - end,
             "<",
             _RECOVERY,
             kind="timing",
         )
     longest = _LONGEST_WRITE if fault.inject is _start_slowly else LONGEST_ANSWER
-    case.check("longest answer, s", figures.longest_answer_s, "<", longest, kind="timing")
+    case.check("longest response, s", figures.longest_answer_s, "<", longest, kind="timing")
     case.check("errors shown", figures.errors, ">" if fault.errors == "always" else "=", 0)
     drill.draw(case, attempts)
 
@@ -254,7 +254,7 @@ async def _take_the_rest(drill: Drill, stage: Stage, case: Case, seconds: float)
     async with _others(stage) as taken:
         at = time.time()
         await asyncio.sleep(seconds)
-        case.check("connections that others took", taken, ">", 0)
+        case.check("connections that other clients took", taken, ">", 0)
         case.check("connections that the service kept", await stage.cluster.fetch(_ALIVE), ">", 0)
     case.marks.append(Mark(at, f"{taken} others", time.time()))
 
@@ -304,7 +304,7 @@ async def _start_slowly(drill: Drill, stage: Stage, case: Case, seconds: float) 
                 await cluster.fetch("SELECT 1")
             except asyncpg.CannotConnectNowError:
                 return True
-            raise DrillError("the primary has started at once")
+            raise DrillError("the primary started immediately")
         return False
 
     await until(starts_up, "the primary starts up")
@@ -345,7 +345,7 @@ async def _jump(drill: Drill, stage: Stage, case: Case, seconds: float) -> None:
     replica.process.send_signal(signal.SIGUSR1)
     until_time = time.time()
     case.marks.append(Mark(at, "an hour ahead", until_time))
-    case.check("log lines of that replica with another hour", _count_ahead(replica, until_time), ">", 0)
+    case.check("log lines of that replica that are an hour ahead", _count_ahead(replica, until_time), ">", 0)
 
 
 def _count_ahead(replica: Replica, now: float) -> int:

@@ -1,4 +1,4 @@
-"""Timelines: the rates of responses and errors, the longest responses, and the faults injected meanwhile."""
+"""Timelines: the rates of responses and errors, the longest responses, and the faults injected at the same time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -77,5 +77,5 @@ def draw(timeline: Timeline, longest_answer: float | None = None) -> list[str]:
     draw_time = partial(draw_lines, across="seconds", right=timeline.seconds, bands=bands)
     return [
         draw_time(f"{timeline.title}: requests/s", rates),
-        draw_time(f"{timeline.title}: longest answer, s", longest, limits=limits),
+        draw_time(f"{timeline.title}: longest response, s", longest, limits=limits),
     ]

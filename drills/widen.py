@@ -71,7 +71,7 @@ async def run(drill: Drill) -> None:
         loads.append(await _serve(drill, stage, successor))
         attempts = await _widen(drill, stage, loads)
         drill.account(await stage.reconcile(attempts), attempts)
-        drill.held[-1].check("of the goals that were there before, missing", await stage.count_missing(), "=", 0)
+        drill.held[-1].check("earlier goals that are missing", await stage.count_missing(), "=", 0)
         await _control(drill, stage)
 
 
@@ -149,7 +149,7 @@ async def _widen(drill: Drill, stage: Stage, loads: list[Load]) -> list[Attempt]
     case.check("errors that the original Go app showed", wrong, "=", 0, kind="timing")
     if not drill.short:
         writes = observe(attempts, began, done).acknowledged
-        case.check("writes while it was widened", writes, ">=", WRITES)
+        case.check("writes while the table was widened", writes, ">=", WRITES)
     drill.draw(case, attempts)
     return attempts
 

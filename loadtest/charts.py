@@ -16,7 +16,7 @@ _DASHES = ("none", "7 3", "2 3", "9 3 2 3")
 _LABEL_WIDTH = 86
 _STEPS = (1, 2, 5, 10)
 _FAR = 3
-"""A limit more than this many times the highest value would flatten the lines: it is written, not drawn."""
+"""A limit more than this many times the highest value would flatten the lines: it is written as text, not drawn."""
 
 STYLE = """
 :root {

@@ -125,7 +125,7 @@ class Connector:
         for client in list(self.clients):
             # Check each client now: a user that was woken may have closed others, or sent its next request.
             if client.parked and now - client.begun > self.timeout:
-                client.fail(f"no answer within {self.timeout:g} s")
+                client.fail(f"no response within {self.timeout:g} s")
 
 
 Answer = TypeVar("Answer", bound=Response)
@@ -301,7 +301,7 @@ class Client(Generic[Answer]):
             self._disconnect()
             self._finish()
         else:
-            self.fail("closed by the server before its answer was complete")
+            self.fail("closed by the server before the response was complete")
 
     def _finish(self) -> None:
         self.begun = 0.0
@@ -313,7 +313,7 @@ class Client(Generic[Answer]):
 
     def on_headers_complete(self) -> None:
         if self._done:
-            raise ValueError("a second answer to one request")
+            raise ValueError("a second response to one request")
         self._in_head = False
         if not self._has_body and (status := self._parser.get_status_code()) >= 200:  # noqa: PLR2004  see below
             # llhttp does not know about HEAD and waits for a body, so the next response needs a new parser.

@@ -9,7 +9,7 @@ from loadtest import charts
 
 Kind = Literal["good", "bad", "none"]
 _KINDS: dict[str, Kind] = {"pass": "good", "FAIL": "bad", "none": "none", "NOT RUN": "none"}
-"""Styles for the last column of a table; a sign in front shows the same without colours."""
+"""Styles for the last column of a table; a leading sign shows the same without colours."""
 _GRID = 4
 """Tables with up to this many columns align them with one another."""
 

@@ -54,8 +54,12 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     )
     for name, default, explanation in (
         ("--out", "", "folder for the reports (default: out/load/<scenario>)"),
-        ("--journal", "", "file for a JSON line about each attempt"),
-        ("--slo", "", "file of the objectives for default thresholds, or none (default: observability/slo.toml)"),
+        ("--journal", "", "file that receives a JSON line for each attempt"),
+        (
+            "--slo",
+            "",
+            "file of the objectives that give the default thresholds, or none (default: observability/slo.toml)",
+        ),
     ):
         parser.add_argument(name, default=default, metavar="PATH", help=explanation, include_in_web_ui=False)
     parser.add_argument(
@@ -63,7 +67,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
         default="",
         metavar="NAMES",
         env_var="LOCUST_WEB_ALLOWED_HOSTS",
-        help="further host names of the web UI besides localhost and --web-host, separated by commas",
+        help="additional host names of the web UI, besides localhost and --web-host, separated by commas",
         include_in_web_ui=False,
     )
     parser.add_argument(

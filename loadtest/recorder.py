@@ -202,8 +202,7 @@ class Recorder:
     """All measurements of one process, or, once merged, of all processes.
 
     Active users are counted as an integral over time (user-seconds), so that Little's law can be checked: the seconds
-    that requests took, divided by the seconds that users were active, is 1 if the load generator adds no delays of its
-    own.
+    that requests took, divided by the seconds that users were active, is 1 if the load generator itself adds no delays.
 
     Times are from this process's monotonic `perf_counter`; only `date` is a time of day, for display.
     """
@@ -219,7 +218,7 @@ class Recorder:
         self.dropped = 0
         self.interrupted = 0
         self.foreign = 0
-        """Requests by other clients than ours, whose connections are not recorded."""
+        """Requests by clients other than ours, whose connections are not recorded."""
         self.sent_seconds = 0.0
         self.user_seconds = 0.0
         self.vus = 0
@@ -254,7 +253,7 @@ class Recorder:
         return self.checks.get(name) or self.checks.setdefault(name, Rate())
 
     def adjust_active_users(self, change: int) -> None:
-        """Note that a user becomes active (1) or inactive (-1), at the start and end of its iterations and pauses."""
+        """Record that a user becomes active (1) or inactive (-1), at the start and end of its iterations and pauses."""
         self._advance()
         self._at_work += change
         if self.date is None:
@@ -262,7 +261,7 @@ class Recorder:
         self.ended = self._changed
 
     def add_connection(self, seconds: float) -> None:
-        """Note a new connection; a method, because `drain` replaces the trend."""
+        """Record a new connection; a method, because `drain` replaces the trend."""
         self.connecting.add(seconds)
 
     def add_users(self, number: int) -> None:

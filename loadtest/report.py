@@ -94,14 +94,14 @@ def judge(
     if recorder.busy > BUSIEST:
         found.append(
             f"the load generator was busy {recorder.busy:.0%} of the time (limit {BUSIEST:.0%}; it used "
-            f"{recorder.cpu:.0%} of a core, and waited for one otherwise): the figures show its limits, not the "
+            f"{recorder.cpu:.0%} of a core, and otherwise waited for one): the figures show its limits, not the "
             "service's; use --processes, fewer users or a machine with more spare capacity"
         )
     ratio = recorder.littles_law_ratio
     if ratio is not None and not waits and not LITTLE[0] <= ratio <= LITTLE[1]:
         warnings.append(
             f"Little's law: latencies account for {ratio:.2f} of the users' time "
-            f"(expected {LITTLE[0]}-{LITTLE[1]}): the generator adds delays of its own"
+            f"(expected {LITTLE[0]}-{LITTLE[1]}): the generator adds its own delays"
         )
     if recorder.dropped:
         warnings.append(f"{recorder.dropped:,} iterations were dropped: all users were busy when they were due")
@@ -187,9 +187,9 @@ def write_text(summary: dict[str, Any], verdict: Verdict) -> str:
     lines += [f"    {name:.<36} {_show_metric({'type': 'trend', 'values': values})}" for name, values in steps]
     ratio = "none" if own["littles_law_ratio"] is None else f"{own['littles_law_ratio']:.3f}"
     lines.append(
-        f"  users at work {own['users']:.1f} on average, {metrics['vus_max']['values']['value']} at most; "
+        f"  active users {own['users']:.1f} on average, {metrics['vus_max']['values']['value']} at most; "
         f"connections {_connections(summary)}; Little's law {ratio}; "
-        f"generator used {own['cpu']:.0%} of a core and wanted {own['busy']:.0%}"
+        f"generator used {own['cpu']:.0%} of a core and needed {own['busy']:.0%}"
     )
     lines.append("")
     for outcome in verdict.outcomes:
@@ -210,10 +210,10 @@ def write_html(summary: dict[str, Any], verdict: Verdict, recorder: Recorder) ->
         ("Requests", f"{metrics['http_reqs']['values']['count']:,}", ""),
         ("Throughput", f"{metrics['http_reqs']['values']['rate']:,.1f}", "requests/s"),
         ("Duration", f"{recorder.seconds:.1f} s", ""),
-        ("Users at work", f"{own['users']:.1f}", f"at most {recorder.vus_max}"),
+        ("Active users", f"{own['users']:.1f}", f"at most {recorder.vus_max}"),
         ("Connections opened", _connections(summary), ""),
         ("Little's law", ratio, "expected 0.95 to 1.05"),
-        ("Generator's core", f"{own['cpu']:.0%}", f"wanted {own['busy']:.0%}, limit {BUSIEST:.0%}"),
+        ("Generator's core", f"{own['cpu']:.0%}", f"needed {own['busy']:.0%}, limit {BUSIEST:.0%}"),
     ]
     thresholds = [
         [_subject(outcome.threshold), _measured(outcome), _limit(outcome.threshold), "pass" if outcome.ok else "FAIL"]

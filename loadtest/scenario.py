@@ -1,4 +1,4 @@
-"""Scenarios: the load, its requests and their checks, read from TOML; an invalid file is refused in one line."""
+"""Scenarios: the load, its requests and their checks, read from TOML; a one-line message says why a file is invalid."""
 
 import json
 import re
@@ -111,7 +111,7 @@ class Step(Strict):
         seen: dict[str, str] = {}
         for name in headers:
             if name.lower() in _FRAMING:
-                raise ValueError(f"`{name}` cannot be set: it follows from the body")
+                raise ValueError(f"`{name}` cannot be set: it is derived from the body")
             if (other := seen.setdefault(name.lower(), name)) != name:
                 raise ValueError(f"`{other}` and `{name}` are the same header: header names are case-insensitive")
         return headers

@@ -28,7 +28,7 @@ FLUSH_SECONDS = 0.2
 REPORT_SECONDS = 1.0
 """How often a worker reports to its master."""
 AT_ONCE = 50_000
-"""A spawn rate that starts all users at once."""
+"""A spawn rate that starts all users immediately."""
 
 _CPU_SPAN = 5.0
 _OWN_LISTENERS = 2
@@ -64,7 +64,7 @@ class Usage(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The run as requested when it was prepared; the web UI's form may change meanwhile."""
+    """The run as requested when it was prepared; the web UI's form may have changed since."""
 
     name: str
     scenario: Scenario | None
@@ -357,7 +357,7 @@ class Session:
 
 
 def add_to_locust(target: stats.RequestStats, fresh: Fresh) -> None:
-    """Add many requests to Locust's statistics at once; its own method takes one at a time."""
+    """Add many requests to Locust's statistics in one step; its own method takes one at a time."""
     name, method = fresh.series.name, fresh.series.method
     for error, times in fresh.errors.items():
         key = stats.StatsError.create_key(method, name, error)

@@ -1,4 +1,4 @@
-"""The web UI: a page in front of Locust's to run a scenario and read its verdict, closed to other sites."""
+"""The web UI: a page for running a scenario and reading its verdict, in front of Locust's, closed to other sites."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -185,7 +185,7 @@ def _draw_page(web_ui: WebUI, session: Session) -> str:
         fields = f"""<p class="wide note">Users in plain Python: {escape(names)}</p>
 <label>Users <input name="user_count" type="number" min="1" value="{users}" required></label>
 <label>Started per second <input name="spawn_rate" type="number" min="0.01" step="any" value="{rate}" required></label>
-<label class="wide">Run time <input name="run_time" placeholder="such as 30s or 5m; empty: until Stop"
+<label class="wide">Run time <input name="run_time" placeholder="such as 30s or 5m; if empty, until Stop"
  value="{run_time}"></label>"""
     body = f"""{_STYLE}<h1>Load test</h1>
 <form>{fields}

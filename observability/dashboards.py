@@ -45,9 +45,7 @@ def _build_service(objectives: Objectives) -> dict[str, Any]:
                 _quantile(0.95, buckets),
                 steps=[("green", None), ("red", threshold)],
             ),
-            _stat(
-                "In flight", "Requests being answered now.", "short", f"sum(http_server_active_requests{{{CHOSEN}}})"
-            ),
+            _stat("In flight", "Requests in progress.", "short", f"sum(http_server_active_requests{{{CHOSEN}}})"),
             _stat("Instances", "Instances that answer Prometheus.", "short", 'sum(up{job=~"$job"})'),
             _table(
                 "Versions",
@@ -171,7 +169,7 @@ def _build_resources() -> dict[str, Any]:
                 width=third,
             ),
             _series(
-                "Waiting and using",
+                "Connection wait and use",
                 "95th percentile of the wait for a connection, and of the time it is in use.",
                 "s",
                 *(
@@ -192,8 +190,8 @@ def _build_resources() -> dict[str, Any]:
                 width=third,
             ),
             _series(
-                "Adds in a commit",
-                "Adds per statement and commit.",
+                "Adds per commit",
+                "Adds in each statement, which is one commit.",
                 "short",
                 (
                     f"sum(rate({size}_sum{{{CHOSEN}}}[{RATE}])) / sum(rate({size}_count{{{CHOSEN}}}[{RATE}]))",

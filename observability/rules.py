@@ -221,7 +221,7 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
     """Alert while there is time to act, on three kinds of ids that share a runbook.
 
     PostgreSQL starts to freeze transaction ids at 0.2 of 2.1 billion, and from 1.6 billion on, vacuum ignores its cost
-    limits (`vacuum_failsafe_age`). At half of them, freezing has not worked for a long time; at seven tenths, 1.5
+    limits (`vacuum_failsafe_age`). At half of all ids, freezing has not worked for a long time; at seven tenths, 1.5
     billion, the alert pages before that failsafe starts.
     """
     database = 'job="goals/goals-db"'  # its PodMonitor
@@ -258,7 +258,7 @@ def _alert_on_ids(runbooks: str) -> list[Rule]:
 
 # part azure
 def _alert_on_backups(runbooks: str) -> Rule:
-    """Alert if the check of the backups is installed but has not succeeded for a week, or ever."""
+    """Alert if the backup check is installed but has not succeeded for a week, or ever."""
     check = '{namespace="goals",cronjob="restore-check"}'
     since = f"kube_cronjob_status_last_successful_time{check} or kube_cronjob_created{check}"
     return _alert(

@@ -206,7 +206,7 @@ def test_only_a_drill_that_failed_by_timing_or_a_silent_control_may_be_tried_aga
     assert not drill_with(damage=0, lost=1).may_be_tried_again
     assert not drill_with(damage=0, limit=4).may_be_tried_again
     late = drill_with()
-    late.cases[0].check("longest answer, s", 9, "<", 2, kind="timing")
+    late.cases[0].check("longest response, s", 9, "<", 2, kind="timing")
     assert late.may_be_tried_again
     late.cases[0].check("errors shown", 1, "=", 0)
     assert not late.may_be_tried_again
@@ -295,7 +295,7 @@ def test_the_reports_say_what_was_seen() -> None:
 def test_the_limit_of_the_longest_answer_is_in_its_chart() -> None:
     drill = drill_with()
     assert "limit 1.2 s" not in write_html(drill)
-    drill.cases[0].check("longest answer, s", 0.5, "<", 1.2)
+    drill.cases[0].check("longest response, s", 0.5, "<", 1.2)
     assert ">limit 1.2 s</text>" in write_html(drill)
 
 
@@ -313,7 +313,7 @@ def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
     assert empty.outcome == "NOT RUN"
     for text in (write_text(empty), write_html(empty)):
         assert "not run: there is no git history" in text.replace("Not", "not")
-        assert "ltogether" not in text
+        assert "verall" not in text
     total = write_total([drill_with(), drill, drill_with(lost=1), empty])
     assert total.startswith("4 drills: 2 passed, 1 failed, 1 not run; 2 of 5 cases not run\n")
     assert "  not run: example/history (there is no git history)\n  not run: empty/history (" in total
@@ -322,7 +322,7 @@ def test_what_was_not_run_is_counted_and_has_not_passed() -> None:
 def test_the_longest_read_has_its_limit_in_the_chart() -> None:
     drill = drill_with()
     drill.cases[0].check(LONGEST_READ, 0.5, "<=", 0.6, kind="timing")
-    assert "| 0.50 | 0.50 |" in write_tables([summarize(drill)]), "beside the longest answer"
+    assert "| 0.50 | 0.50 |" in write_tables([summarize(drill)]), "beside the longest response"
     assert ">limit 1.2 s</text>" in write_html(drill), "a short drill is patient"
 
 
@@ -331,7 +331,7 @@ def test_a_busy_machine_is_told_of() -> None:
     drill.load_before = 0.0
     assert "warning" not in write_text(drill)
     drill.load_before = 1000.0
-    assert "the machine was busy before (load 1000.0" in write_text(drill)
+    assert "the machine was already busy (load 1000.0" in write_text(drill)
     assert "Warning: the machine was busy" in write_html(drill)
 
 
@@ -387,7 +387,7 @@ def test_a_drill_that_broke_off_says_why_and_has_not_passed(tmp_path: Path) -> N
 def test_a_short_drill_is_patient_with_times_and_not_with_counts() -> None:
     for patience, holds in ((1.0, [False, False, False]), (2.0, [True, False, False])):
         case = Case("short", "", patience=patience)
-        case.check("longest answer, s", 3.0, "<", 2.0, kind="timing")
+        case.check("longest response, s", 3.0, "<", 2.0, kind="timing")
         case.check("errors shown", 3, "<", 2)
         case.check("a pause at least, s", 3.0, ">", 4.0)
         assert [check.holds for check in case.checks] == holds

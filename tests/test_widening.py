@@ -71,7 +71,7 @@ OBSTACLES = {
     ),
     "a view that leaves something out": (
         "CREATE OR REPLACE VIEW public.goals AS SELECT id, goal_name FROM goals WHERE goal_name > 'b'",
-        "the view public.goals is not as the migration created it",
+        "the view public.goals differs from what the migration created",
     ),
     "a publication": ("CREATE PUBLICATION theirs FOR TABLE goals", "the publication theirs sends goals"),
     "an identity for replication": (

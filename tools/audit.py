@@ -1,4 +1,4 @@
-"""Check the locked packages for known vulnerabilities, and never report a package as clean that was not looked up.
+"""Check the locked packages for known vulnerabilities, and never report a package that was not looked up as clean.
 
 pip-audit queries OSV for each package, and exits 0 even if it could not; this module distinguishes the three outcomes.
 """

@@ -89,7 +89,7 @@ def _prune_fence(lines: list[str], gone: Gone) -> str:
 
 
 def _prune_columns(lines: list[str], gone: Gone) -> list[str]:
-    """The table without the columns of what is gone; nothing where no other is left."""
+    """Return the table without the columns of removed parts; nothing if no other column is left."""
     table = [re.split(r"(?<!\\)\|", line.strip()[1:-1]) for line in lines]
     kept = [number for number, head in enumerate(table[0]) if not number or not gone(head)]
     return [f"|{'|'.join(row[number] for number in kept)}|" for row in table] if kept[1:] else []

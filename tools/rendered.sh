@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# rendered.sh BEFORE AFTER: what differs between two checkouts in the cluster, overlay by overlay, as Markdown.
+# rendered.sh BEFORE AFTER: prints how two checkouts differ once rendered, overlay by overlay, as Markdown.
 set -euo pipefail
 before=$1 after=$2
 limit=${LIMIT:-60000} # GitHub takes 65,536 characters in a comment
@@ -33,7 +33,7 @@ done >"$work/comment"
 if [ ! -s "$work/comment" ]; then
   echo "No overlay renders differently."
 elif [ "$(wc -c <"$work/comment")" -gt "$limit" ]; then
-  echo "The rendered difference is longer than a comment may be; the job's log has it."
+  echo "The rendered difference is too long for a comment; it is in the job's log."
   cat "$work/comment" >&2
   grep -oE '<summary>[^<]*' "$work/comment" | sed 's/<summary>/- /'
 else

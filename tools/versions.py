@@ -18,7 +18,7 @@ Pin = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; return 1 if a pin must be moved or is not where its entry says, 2 if the look-up failed."""
+    """Print the table; return 1 if a pin must be moved or is missing from its file, and 2 if the look-up failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.versions", description="List and check the pins.")
     parser.add_argument("--refresh", action="store_true", help="look up the newest versions first, and record them")
     parser.add_argument("--host", default=HOST, metavar="URL", help=f"API for look-ups (default: {HOST})")

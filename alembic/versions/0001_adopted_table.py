@@ -1,4 +1,4 @@
-"""The table of the original Go app, where there is one, gets what the service needs and leaves the app what it had."""
+"""Adapts the original Go app's table, if there is one, to the service; the app still sees what it had."""
 
 from alembic import op
 

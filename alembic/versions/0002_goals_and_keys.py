@@ -1,4 +1,4 @@
-"""Goals with a row version, and the keys that let a request be repeated."""
+"""Goals with a row version, and the keys that allow a request to be repeated."""
 
 from alembic import op
 
@@ -41,7 +41,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Leave the goals: what a mistyped command drops nobody gets back."""
+    """Leave the goals: nobody could restore what a mistyped command dropped."""
     op.execute("SET LOCAL lock_timeout = '200ms'")
     op.execute("DROP TRIGGER goals_row_version ON goals")
     op.execute("DROP FUNCTION advance_row_version()")

@@ -1,1 +1,1 @@
-"""Compares k6 and the load test, in turns on the same targets: `python -m bench.parity.compare`."""
+"""Compares k6 and the load test, alternating on the same targets: `python -m bench.parity.compare`."""

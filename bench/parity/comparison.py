@@ -9,7 +9,7 @@ from loadtest import pages
 from loadtest.charts import draw_bars, stack
 
 MOST_USERS = 100
-"""Users of each run, and so the maximum of requests that are pending when it ends."""
+"""Users of each run, and thus the maximum number of requests that are pending when it ends."""
 
 QUIET = 0.25
 """The load average per core up to which a machine counts as quiet."""

@@ -1,8 +1,8 @@
 #!/bin/sh
-# setup: random passwords, a private certificate authority, and the certificates it signs, each in the volume of the service that
-# needs it. What is there already stays; a certificate with less than 30 days left is renewed.
+# setup: creates random passwords, a private certificate authority, and the certificates that it signs, each in the volume of
+# the service that needs it. Existing files stay; a certificate with less than 30 days left is renewed.
 #
-# Runs as PostgreSQL's account, which must own its private key; the others read theirs by their group. compose.yaml adds
+# Runs as PostgreSQL's account, which must own its private key; the other services read theirs as a group. compose.yaml adds
 # these groups to the process, so that chgrp needs no capability.
 set -eu
 umask 077
@@ -23,7 +23,7 @@ place() {
   mv "$1.new" "$1"
 }
 
-# quietly COMMAND…: what it says is shown only if it fails.
+# quietly COMMAND…: shows the command's output only if it fails.
 quietly() {
   said=$("$@" 2>&1) || { say "failed: $*" >&2; echo "$said" >&2; exit 1; }
 }
@@ -57,7 +57,7 @@ place trust/ca.crt 999 644 < authority/ca.crt
 certify postgres 999 600 DNS:postgres
 certify gateway "$GATEWAY" 640 DNS:localhost,DNS:goals.localhost,DNS:gateway,IP:127.0.0.1,IP:::1
 
-# One password, twice: what PostgreSQL gets at its very first start, and what the service sends.
+# The same password in two places: for PostgreSQL at its first start, and for the service.
 if [ ! -s postgres/goals_password ]; then
   password | place postgres/goals_password 999 600
   say 'password of the database'

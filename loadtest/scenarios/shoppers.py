@@ -19,14 +19,14 @@ class Reader(GoalsUser):
     @task(5)
     def read_page(self) -> None:
         response = self.client.get("/", name="page")
-        self.check("page is a page", response.ok and "<h1" in response.text)
+        self.check("page is HTML", response.ok and "<h1" in response.text)
 
     @task
     @tag("api")
     def list_goals(self) -> None:
         with self.client.get("/api/v1/goals", catch_response=True) as response:
             if "goals" not in response.json():
-                response.failure("no list of goals")
+                response.failure("the response is not a list of goals")
 
 
 class Shopper(GoalsUser):
@@ -38,7 +38,7 @@ class Shopper(GoalsUser):
     @tag("api")
     def add_and_remove(self) -> None:
         made = self.client.post("/api/v1/goals", json={"goal_name": f"Load test python {uuid4()}"}, name="add")
-        if self.check("goal is made", made.status_code == HTTPStatus.CREATED):
+        if self.check("goal is created", made.status_code == HTTPStatus.CREATED):
             with self.client.rename_request("/api/v1/goals/[id]"):
                 self.client.get(f"/api/v1/goals/{made.json()['id']}")
                 self.client.delete(f"/api/v1/goals/{made.json()['id']}")

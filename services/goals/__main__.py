@@ -109,7 +109,7 @@ def serve() -> None:
 
 
 def migrate(*, dry_run: bool) -> None:
-    """Upgrade the schema to the newest revision; several runs at once are safe."""
+    """Upgrade the schema to the newest revision; concurrent runs are safe."""
     signals.leave_in_order()
     settings = read_settings()
     logs.configure(settings.goals_log_format)
@@ -180,7 +180,7 @@ def _read_remote_settings() -> Settings:
 
 
 def _stop_without(parent: int) -> None:
-    """Stop when the parent process is gone: a killed `make` must not leave a service behind that occupies its ports."""
+    """Stop when the parent process is gone, so that a killed `make` leaves no service behind that holds its ports."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Checks of a database before its migration; a problem that would break the service is reported with its remedy."""
+"""Checks a database before its migration, and reports each problem that would break the service with its remedy."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ ID_SEQUENCE = """
 """
 """The sequence of goals.id, whether the column is an identity, a SERIAL, or only has a default."""
 WIDENING = "~goals_widening"
-"""The trigger and the check of an unfinished `widen`. The name sorts last, so that other triggers fire first."""
+"""The name of an unfinished `widen`'s trigger and check constraint; it sorts last, so other triggers fire first."""
 _MARK = "The columns that goals had before it was adopted, for the original Go app"
 VIEW = f"""
     SELECT DISTINCT c.oid FROM pg_class c JOIN pg_rewrite r ON ev_class = c.oid
@@ -37,7 +37,7 @@ LEAVE_VIEW = f"""
             EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %s.goals TO PUBLIC', home);
             EXECUTE format('COMMENT ON VIEW %s.goals IS %L', home, '{_MARK}');
 """  # noqa: S608  it is made of constants
-"""Create that view, within a DO block whose variables give its schema (`home`) and its columns (`theirs`)."""
+"""Creates that view, in a DO block whose variables contain its schema (`home`) and its columns (`theirs`)."""
 ADOPT = f"""
     DO $$
     DECLARE
@@ -115,7 +115,7 @@ _ROOM = 10_000
 """The number of ids that must still be unused."""
 
 _VERSIONS = """
-    SELECT 'alembic_version is not the table that Alembic makes: rename it, or give the service a database of its own'
+    SELECT 'alembic_version is not the table that Alembic creates: rename it, or give the service its own database'
     FROM pg_class WHERE oid = to_regclass('alembic_version') AND NOT (relkind = 'r' AND EXISTS (
         SELECT FROM pg_attribute WHERE attrelid = pg_class.oid AND attname = 'version_num' AND NOT attisdropped
             AND atttypid IN ('varchar'::regtype, 'text'::regtype) AND (atttypmod = -1 OR atttypmod >= 8)))
@@ -171,11 +171,11 @@ _OBSTACLES = (
     SELECT 'goals is ' || CASE relkind
         WHEN 'v' THEN 'a view' WHEN 'm' THEN 'a materialized view' WHEN 'f' THEN 'a foreign table'
         WHEN 'p' THEN 'a partitioned table' WHEN 'S' THEN 'a sequence' ELSE 'not a table' END
-        || ': rename it, or give the service a database of its own'
+        || ': rename it, or give the service its own database'
     FROM pg_class WHERE oid = to_regclass('goals') AND relkind <> 'r'
     """,
     """
-    SELECT format('the table goals shares inheritance or partitioning with %s: move its rows to a plain table',
+    SELECT format('the table goals is linked to %s by inheritance or partitioning: move its rows to a plain table',
                   CASE inhrelid WHEN to_regclass('goals') THEN inhparent ELSE inhrelid END::regclass)
     FROM pg_inherits WHERE to_regclass('goals') IN (inhrelid, inhparent)
     """,
@@ -194,7 +194,7 @@ _OBSTACLES = (
     """,
     # Its columns.
     """
-    SELECT format('the table goals has no column %s: rename the table, or give the service a database of its own', name)
+    SELECT format('the table goals has no column %s: rename the table, or give the service its own database', name)
     FROM (VALUES ('id'), ('goal_name')) AS wanted (name)
     WHERE to_regclass('goals') IS NOT NULL AND NOT EXISTS (
         SELECT FROM pg_attribute
@@ -270,7 +270,8 @@ _OBSTACLES = (
             SELECT FROM pg_attrdef WHERE oid = objid AND adnum = attnum))
     """,
     """
-    SELECT format('%s forbids what the service allows, such as two goals with one name: drop it', indexrelid::regclass)
+    SELECT format('%s forbids what the service allows, such as two goals with the same name: drop it',
+                  indexrelid::regclass)
     FROM pg_index WHERE indrelid = to_regclass('goals') AND (indisunique OR indisexclusion)
         AND (SELECT attnum FROM pg_attribute WHERE attrelid = indrelid AND attname = 'goal_name')
             = ANY ((indkey::int2[])[0:indnkeyatts - 1])
@@ -284,7 +285,8 @@ _OBSTACLES = (
             AND attname IN ('id', 'created_at', 'updated_at', 'row_version'))
     """,  # noqa: S608  it is made of constants
     f"""
-    SELECT format('the constraint %1$I may not hold for all goals: ALTER TABLE goals VALIDATE CONSTRAINT %1$I', conname)
+    SELECT format('the constraint %1$I is not validated, so existing goals may violate it: '
+                  'ALTER TABLE goals VALIDATE CONSTRAINT %1$I', conname)
     FROM pg_constraint WHERE conrelid = to_regclass('goals') AND contype = 'c' AND NOT convalidated
         AND conname <> '{WIDENING}'
     """,  # noqa: S608  it is made of constants
@@ -300,7 +302,7 @@ _OBSTACLES = (
         SELECT FROM pg_attribute WHERE attrelid = conrelid AND attnum = ANY (conkey) AND attnotnull))
     """,
 )
-"""Statements that each look for one problem that would break the service, and return a row with it and its remedy.
+"""Statements that each look for one problem that would break the service, and return it with its remedy.
 
 They read only the catalogues, where a missing table is NULL.
 """
@@ -329,9 +331,9 @@ _TRIALS = {
     "other scripts": "Überqueren e\u0301 越える عبور",
     "punctuation": "“It\u2019s” ☃",
 }
-"""Names that a client may send, by their description."""
+"""Names that a client may send, each under its description."""
 _NOT_THE_TABLES = ("08", "40", "53", "55", "57P", "58")
-"""Transient errors: a lost connection, a deadlock, a lock that is taken."""
+"""Transient errors: a lost connection, a deadlock, a lock that another transaction holds."""
 
 
 def check_versions(connection: Connection) -> None:
@@ -356,10 +358,10 @@ def check_revisions(connection: Connection, heads: Sequence[str]) -> None:
 def adopt(connection: Connection, *, pending: bool, first: bool, dry_run: bool = False) -> list[str]:
     """Check a database that is about to be migrated, fix what is safe to fix, and return one line for each fix.
 
-    A `ConfigurationError` names one problem and its remedy in one line; nothing has been altered then. `dry_run` fixes
-    nothing. The catalogues do not show what a trigger or a constraint does, so a table that none of our revisions has
-    migrated yet (`first`) is tried out: a transaction adds the columns, and adds, renames and removes goals. It is
-    rolled back, and locks the table until then.
+    A `ConfigurationError` names one problem and its remedy in one line; in that case, nothing has been changed.
+    `dry_run` fixes nothing. The catalogues do not show what a trigger or a constraint does, so a table that none of our
+    revisions has migrated yet (`first`) is tried out: a transaction adds the columns, and adds, renames and removes
+    goals. The transaction locks the table until it is rolled back.
     """
     for statement in (*(_RIGHTS if pending else ()), *_OBSTACLES):
         _refuse(connection, statement)
@@ -417,7 +419,9 @@ def _check_sequence(connection: Connection, sequence: Row[Any]) -> int:
     following = int(state.last_value + (sequence.step if state.is_called else 0))
     lowest = following if sequence.lowest is None else min(sequence.lowest, following)
     if lowest < 1:
-        raise ConfigurationError(f"ids start at 1, but goals contains or gets {lowest}: renumber, and move {name}")
+        raise ConfigurationError(
+            f"ids must be at least 1, but goals contains or would get {lowest}: renumber, and reset {name}"
+        )
     highest = max(following, sequence.highest or 0)
     if sequence.most - highest < _ROOM * sequence.step:
         raise ConfigurationError(f"ids end at {sequence.most:,}, and {highest:,} has been reached: widen id and {name}")
@@ -434,7 +438,7 @@ def _set(connection: Connection, sequence: str, last: int, *, is_called: bool = 
 
 
 def _try(connection: Connection, sequence: Row[Any], *, set_to: int | None) -> None:
-    """Write what clients may write, roll it back, and give back the ids that it used."""
+    """Make the writes that clients may make, roll them back, and return the ids that they used to the sequence."""
     connection.execute(text("LOCK TABLE goals IN ACCESS EXCLUSIVE MODE"))  # so that nobody else adds goals meanwhile
     before = _read(connection, sequence.name)
     if set_to is not None:
@@ -456,7 +460,7 @@ def _write(connection: Connection) -> None:
     insert = text("INSERT INTO goals (id, goal_name) VALUES (nextval('goals_id_seq'), :name) RETURNING *")
     update = text("UPDATE goals SET goal_name = :name, row_version = row_version + 1 WHERE id = :id RETURNING *")
     delete = text("DELETE FROM goals WHERE id = :id RETURNING id")
-    what = "to add the columns"
+    what = "adding the columns"
     try:
         connection.execute(text("SET LOCAL statement_timeout = '1s'"))
         connection.exec_driver_sql(ADOPT)
@@ -481,4 +485,6 @@ def _write(connection: Connection) -> None:
             raise
         reason = str(error.orig.__cause__ if error.orig else error)
         remedy = "grant that privilege" if state == "42501" else "drop what rejects it"
-        raise ConfigurationError(f"the table goals rejects what is needed ({what}), {reason}: {remedy}") from None
+        raise ConfigurationError(
+            f"the table goals rejects a change that the service needs ({what}), {reason}: {remedy}"
+        ) from None

@@ -128,7 +128,7 @@ def _represent(goal: Goal, status: int = 200, headers: dict[str, str] | None = N
 
 
 def _etag(body: bytes | memoryview, version: int = 0) -> str:
-    """Identify these bytes and the version of the row, which also counts changes that the body does not show."""
+    """Return an entity tag for these bytes and the row's version, which also counts changes that the body lacks."""
     return f'"{blake2b(body, digest_size=12, salt=version.to_bytes(8)).hexdigest()}"'
 
 

@@ -97,7 +97,7 @@ class Application:
             app.router.redirect_slashes = False  # an unknown address is a 404, not a redirect to a similar one
 
     def drain(self) -> None:
-        """Stop taking new traffic, and answer the requests that wait for the database soon."""
+        """Stop taking new traffic, and shorten the time that requests may wait for the database."""
         self.readiness.drain()
         self._on_drain()
 
@@ -137,7 +137,7 @@ class Application:
                 self._traces.close()
 
     async def _prepare(self, database: Database) -> None:
-        """Get ready, then run the background tasks."""
+        """Prepare the service, then run the background tasks."""
         await self._get_ready(database)
         kept = timedelta(hours=self._settings.goals_key_hours)
         async with asyncio.TaskGroup() as background:
@@ -194,7 +194,7 @@ async def serve(
     """Serve until asked to stop, then drain and stop.
 
     `announce` is called with the public and the ops port once both are bound. `on_signal` is called with the function
-    that stops the service, and stops it at once on a second call. A port in use raises a `ConfigurationError`.
+    that stops the service; a second call stops it immediately. A port in use raises a `ConfigurationError`.
     """
     asyncio.get_running_loop().set_exception_handler(connections.handle_loop_error)
     sockets = [server.listen(settings.goals_bind, port) for port in (settings.goals_port, settings.goals_ops_port)]

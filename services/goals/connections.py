@@ -1,4 +1,4 @@
-"""Opening connections to PostgreSQL: TLS, the current password, a pause after a refusal, the right primary."""
+"""Opens connections to PostgreSQL: over TLS, with the current password, and only to the newest primary."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ class Timeline(NamedTuple):
 
 
 class FormerPrimaryError(ConnectionError):
-    """The server is not the primary, or a newer primary is known: it is neither read nor written."""
+    """The server is not the primary, or a newer primary is known, so it is used for neither reads nor writes."""
 
 
 class Lineage:
@@ -82,7 +82,7 @@ ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END A
 
 
 _UNKNOWN = (asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError, asyncpg.FeatureNotSupportedError)
-"""Errors by which another product, or a managed cloud service, may answer that query."""
+"""Errors that another product, or a managed cloud service, may return for that query."""
 
 
 def connect_arguments(settings: Settings, limits: Limits, address: str | None = None) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def explain(error: BaseException, settings: Settings) -> str:
 
 
 def handle_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Do not log a lost connection that nothing awaits any more: the code that opened it has already seen the error.
+    """Do not log a lost connection that nothing awaits any longer: the code that opened it has already seen the error.
 
     A cancelled TLS handshake of asyncpg leaves a future behind whose exception nothing can retrieve.
     """
@@ -212,8 +212,8 @@ class Connector:
     """Opens connections with the password that is in the file now, or else with the last one that was accepted.
 
     A rotation changes the server and the file one after the other. If the file changes first, a connection that is
-    lost in between can be replaced only with the former password. After a refusal, no connection is attempted for
-    a moment: otherwise every statement would retry for each place in the pool that lost its connection.
+    lost before the server follows can be replaced only with the former password. After a refusal, no connection is
+    attempted for a moment: otherwise every statement would retry for each place in the pool that lost its connection.
     """
 
     def __init__(

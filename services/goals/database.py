@@ -1,4 +1,4 @@
-"""Running statements: attempts on pooled connections, retries, and the wait for the primary during a failover."""
+"""Runs statements on pooled connections, retries them, and waits for the primary during a failover."""
 
 import asyncio
 import random
@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 
 class Database:
-    """Runs single statements in autocommit, at most `size` at once, each with a deadline.
+    """Runs single statements in autocommit, at most `size` concurrently, each with a deadline.
 
     The deadline is `retry_budget`, or for a write the time that it waits for the primary. `OverloadedError`: nothing
     was done. `DatabaseUnavailableError`: the outcome is unknown. An attempt that hangs is abandoned and never blocks
@@ -216,12 +216,12 @@ class Database:
             pause = min(pause * 2, self._limits.longest_pause)
 
     def deadline(self, *, write: bool) -> float:
-        """Return the event loop's time until which a statement that starts now may wait."""
+        """Return the deadline, in the event loop's time, of a statement that starts now."""
         seconds = self._write_wait if write else self._limits.retry_budget
         return asyncio.get_running_loop().time() + seconds
 
     def drain(self) -> None:
-        """Limit the wait of writes to that of reads: this process is about to stop."""
+        """Let writes wait no longer than reads, because this process is about to stop."""
         self._last_deadline = asyncio.get_running_loop().time() + self._limits.retry_budget
         self._write_wait = self._limits.retry_budget
         self.gate.hurry(self._last_deadline)
@@ -334,8 +334,8 @@ class Database:
     async def _await_primary(self) -> None:
         """Connect to `DB_HOST` repeatedly, and in parallel if attempts hang, until a primary answers.
 
-        If it answers at once, only a connection was lost; otherwise the gate stays shut until it does. A server that
-        refuses this connection counts as up: statements report the reason, or use the connections they have.
+        If it answers immediately, only a connection was lost; otherwise the gate stays shut until it answers. A server
+        that refuses this connection counts as up: statements report the reason, or use the connections they have.
         """
         loop = asyncio.get_running_loop()
         pings = set[asyncio.Task[None]]()

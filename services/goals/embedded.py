@@ -1,4 +1,4 @@
-"""PostgreSQL 18 from a wheel: trying or testing the service needs no database server and no container."""
+"""PostgreSQL 18 from a wheel, so that you can try or test the service without a database server or a container."""
 
 import contextlib
 import fcntl

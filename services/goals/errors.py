@@ -10,7 +10,7 @@ class ConfigurationError(GoalsError):
 
 
 class InvalidInputError(GoalsError):
-    """The request was understood, but its content is not acceptable.
+    """The request was understood, but its content is invalid.
 
     `fields` maps the name of each invalid field to one sentence that says what is wrong and what is allowed. It has
     the first few fields; `more` counts the rest.

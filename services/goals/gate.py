@@ -1,4 +1,4 @@
-"""Admission to the database: one caller for each connection; the others wait in a bounded queue, in order."""
+"""Admits callers to the database, one for each connection; the others wait in a bounded queue, in order."""
 
 import asyncio
 import math
@@ -24,7 +24,7 @@ class Turn:
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The reads or the writes; writes may wait for a standby's confirmation while reads are answered."""
+    """One of the two lanes, reads and writes: writes may wait for a standby's confirmation while reads are answered."""
 
     kept: int
     """Places that are reserved for the other lane."""
@@ -33,7 +33,7 @@ class Lane:
     waiting: int = 0
     under_way: int = 0
     busy_since: float = 0.0
-    """When the first statement began since the lane was idle, unless that is still unanswered."""
+    """When the lane last became busy; it is not updated until a statement has been answered."""
     answered_at: float = 0.0
     answering_since: float = 0.0
     last_acceptable: float = 0.0
@@ -41,7 +41,7 @@ class Lane:
 
 
 class Gate:
-    """Admits `size` callers at once, and the others in order of arrival (a connection pool alone is not fair).
+    """Admits `size` callers immediately, and the others in order of arrival (a connection pool alone is not fair).
 
     A caller waits at most `gate_timeout` while statements succeed, and until its own deadline while none does: then
     the database is down, perhaps only for a failover. Once it is back, the wait restarts from zero; for writes, once
@@ -63,7 +63,7 @@ class Gate:
         self._opened_at = -math.inf
         self._failing_since: float | None = None
         self._catching_up_until = -math.inf
-        """After a failover: until the writes that waited are done, but no longer than `failover_time`."""
+        """After a failover, writes count as delayed until those that waited are done, but no later than this."""
         self._shutting: asyncio.Future[None] | None = None
         self.rejections = {"full": 0, "slow": 0, "down": 0}
 
@@ -113,7 +113,7 @@ class Gate:
         lane.answered_at = now
 
     def retry_after(self, now: float, *, write: bool) -> int:
-        """Return after how many seconds to retry a rejected request: by then a failover has usually ended."""
+        """Return the seconds after which to retry a rejected request: by then a failover has usually ended."""
         if self._failing_since is None or not (write or self.is_shut):
             return 1
         left = math.ceil(self._failing_since + self._limits.failover_time - now)
@@ -158,7 +158,7 @@ class Gate:
         return turn
 
     def call(self, turn: Turn) -> None:
-        """Mark the turn as come: it no longer counts as waiting, and may last until its deadline."""
+        """Record that the turn has come: it no longer counts as waiting, and may last until its deadline."""
         turn.has_come = True
         turn.lane.waiting -= turn.callers
 

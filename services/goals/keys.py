@@ -13,7 +13,7 @@ from goals.limits import Limits
 async def remove_old_keys(database: Database, kept: timedelta, limits: Limits) -> None:
     """Remove keys that are older than `kept`, a batch at a time, until cancelled.
 
-    Every process does so; a batch skips the keys that another process is removing.
+    Every process does this; a batch skips the keys that another process is removing.
     """
     while True:
         try:

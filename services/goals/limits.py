@@ -45,14 +45,14 @@ class Limits:
     linger: float = 1.0
     """Time for a client to read its last response and close; what it sends meanwhile is dropped (RFC 9112, 9.6)."""
     head_size: int = 20 * 1024
-    """Longer than the limits above, whose response gives the reason; h11 answers a longer head with a bare 431."""
+    """More than the limits above, whose responses give the reason: h11 answers a longer head with a bare 431."""
     read_ahead: int = 8 * 1024
     """Pipelined requests in h11's buffer; asyncio's reader (64 kB by default) and its transport (256 kB) may buffer
     twice as much each."""
     answer_piece: int = 16 * 1024
     """Part of a response that is copied while it waits for the client; the rest stays in the application's buffer."""
     kernel_buffer: int = 32 * 1024
-    """For each direction; the kernel doubles it, and would otherwise use megabytes of the pod's memory."""
+    """Socket buffer for each direction; the kernel doubles it. Its default could use megabytes of the pod's memory."""
     accepts_per_turn: int = 16
     """Connections of a port accepted per turn of the event loop, so that a flood does not delay active requests."""
     refusals_per_turn: int = 256
@@ -62,15 +62,15 @@ class Limits:
     spare_descriptors: int = 64
     """File descriptors for PostgreSQL and files; the public port gets what this and the limit above leave."""
     connection_memory: int = 113_000
-    """For a client that does not read: 49 kB in the process and 64 kB in the kernel; an idle connection takes 8 kB."""
+    """A client that does not read takes 49 kB in the process and 64 kB in the kernel; an idle connection takes 8 kB."""
     log_interval: float = 10.0
-    """Between two log lines about the same behaviour of clients; a metric counts every case."""
+    """Time between log lines about the same behaviour of clients; a metric counts every case."""
     traces_flush: float = 2.0
     """Time to export the last spans at shutdown; an unreachable collector would delay it longer."""
 
     # Access to the database.
     gate_queue: int = 128
-    """Reads, and as many writes, that may wait for a connection; further ones are rejected at once."""
+    """Reads, and as many writes, that may wait for a connection; further ones are rejected immediately."""
     write_queue: int = 512
     """Writes that may wait for the primary in a failover. None is bigger than `body_size`: 8 MiB at most."""
     kept_for_reads: int = 2
@@ -80,7 +80,7 @@ class Limits:
     unresponsive_after: float = 0.25
     """Time without an answer, while statements are under way, after which the database counts as down."""
     acceptable_wait: float = 0.25
-    """A wait up to this is no sign of overload; after `gate_timeout` without one, the queue only adds delay."""
+    """A wait up to this is no sign of overload; after `gate_timeout` without such a wait, the queue only adds delay."""
 
     # Adds that share a commit.
     groups: int = 1
@@ -91,7 +91,7 @@ class Limits:
     group_bytes: int = 64 * 1024
     """Total size of the values in one statement."""
     group_stall: float = 0.1
-    """Wait for a key that another transaction has locked: PostgreSQL's lock_timeout, for a group's statement only."""
+    """Time to wait for a key that another transaction has locked: the lock_timeout of a group's statement only."""
     group_time: float = 0.1
     """A statement is slow if it takes longer than this and more than 1.5 times as long as one with a single add."""
 
@@ -102,14 +102,14 @@ class Limits:
     command_timeout: float = 1.2
     """The driver's timeout: a frozen server cannot end its own statements."""
     retry_budget: float = 3.0
-    """All attempts of a read, including the wait for a connection; during the drain, also those of a write."""
+    """Time for all attempts of a read, including the wait for a connection; during the drain, also of a write."""
     write_wait: float = 15.0
     """The same for a write, which waits for the primary: with the manifests' settings, CloudNativePG took at most
     13.1 s until writes continued. `GOALS_WRITE_WAIT_SECONDS` may shorten it."""
     failover_time: float = 14.0
     """Time after which writes usually work again: the basis of `Retry-After` for a rejected write."""
     ping_pause: float = 0.1
-    """Between two checks for a primary; a check that hangs ends after `connect_timeout`."""
+    """Time between checks for a primary; a check that hangs ends after `connect_timeout`."""
     first_pause: float = 0.02
     """Maximum pause between two attempts; the maximum doubles each time."""
     longest_pause: float = 0.5
@@ -120,7 +120,7 @@ class Limits:
 
     # Reads while the primary is down.
     silence: float = 0.3
-    """Time without an answer to a read, or to any other statement meanwhile, after which all servers are queried."""
+    """If neither a read nor any other statement is answered for this time, all servers are queried."""
     servers: int = 8
     """Maximum addresses behind `DB_STANDBY_HOST`, including the primary's; others are ignored."""
     server_connections: int = 2
@@ -137,61 +137,61 @@ class Limits:
     """Time without replay progress after which the last WAL record counts as incomplete: longer than a query may delay
     replay (`max_standby_streaming_delay`)."""
     replay_pause: float = 0.01
-    """Between two checks of the replay."""
+    """Time between checks of the replay."""
     ask_pause: float = 0.05
-    """Until the servers are queried again if too few replied."""
+    """Time until the servers are queried again if too few replied."""
     watch_interval: float = 1.0
-    """Between two queries of all servers for a newer timeline, independent of reads."""
+    """Time between queries of all servers for a newer timeline, independent of reads."""
     resolve_interval: float = 5.0
-    """Between two look-ups of `DB_STANDBY_HOST`."""
+    """Time between look-ups of `DB_STANDBY_HOST`."""
 
     # Changes of the schema.
     lock_timeout: float = 0.2
-    """Wait for the table's lock: meanwhile every later statement waits behind it. Each revision also sets it itself, so
-    that the output of `alembic upgrade head --sql` has it."""
+    """Time to wait for the table's lock, during which every later statement waits too. Each revision also sets it, so
+    that the output of `alembic upgrade head --sql` contains it."""
     lock_patience: float = 60.0
-    """Time during which a lock that a long transaction holds is requested again."""
+    """Time to keep requesting a lock that a long transaction holds."""
     turn_patience: float = 900.0
-    """Wait for another migration, which may be building an index on a large table."""
+    """Time to wait for another migration, which may be building an index on a large table."""
     # part adoption
     widen_batch: int = 1000
     """Ids copied by one statement, which locks their rows for about 10 ms; the pause after it is as long."""
     widen_progress: float = 2.0
-    """Between two log lines about the progress of `widen`."""
+    """Time between log lines about the progress of `widen`."""
     # end adoption
 
     # Old idempotency keys.
     keys_batch: int = 1000
     """Keys removed by one statement, which takes about 10 ms."""
     keys_batch_pause: float = 0.1
-    """Between two batches, so that active requests are served."""
+    """Time between batches, so that active requests are served."""
     keys_pause: float = 60.0
-    """Between two searches for old keys."""
+    """Time between searches for old keys."""
 
     # part azure
     # The check of the backups.
     api_timeout: float = 10.0
-    """Time for a response of the API server."""
+    """Time for a response from the API server."""
     api_patience: float = 60.0
-    """Wait for an API server that does not respond, for example during its upgrade."""
+    """Time to wait for an API server that does not respond, for example during its upgrade."""
     restore_patience: float = 3 * 3600.0
     """Time for the backups to be restored; the CronJob ends the check an hour later."""
     removal_patience: float = 600.0
     """Time for the scratch cluster to be removed."""
     restore_connect: float = 60.0
     restore_pause: float = 2.0
-    """Between two requests."""
+    """Time between requests."""
     restore_lag: float = 900.0
-    """Newer data need not be in the archive yet, which gets WAL at least every five minutes."""
+    """Data newer than this may not be in the archive yet, which receives WAL at least every five minutes."""
     restore_sample: int = 1000
-    """The newest goals, and the newest keys, that are compared one by one."""
+    """Number of the newest goals, and of the newest keys, that are compared one by one."""
     # end azure
 
     # The start.
     first_schema_pause: float = 0.1
-    """Until the schema is checked again; each further pause is twice as long."""
+    """Time until the schema is checked again; each further pause is twice as long."""
     longest_schema_pause: float = 2.0
 
     # What is read in the background.
     ids_interval: float = 60.0
-    """Between two checks of how many ids are used. Even at 1,500 inserts a second, an int4 lasts 16 days."""
+    """Time between checks of how many ids are used. Even at 1,500 inserts a second, an int4 lasts 16 days."""

@@ -1,4 +1,4 @@
-"""Middleware for every request: records, traces, limits, deadlines, headers, and the check of its origin."""
+"""Middleware for every request: logs, metrics, traces, limits, deadlines, headers, and the check of its origin."""
 
 import asyncio
 import re

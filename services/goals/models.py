@@ -87,7 +87,7 @@ class NewGoal(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Goals, newest first; `more`: the list continues in the requested direction; `standby`: a standby answered."""
+    """Goals, newest first; `more`: there are more in the requested direction; `standby`: a standby answered."""
 
     goals: list[Goal]
     more: bool

@@ -50,7 +50,7 @@ _PROBLEMS = {
     415: "The body is not JSON in UTF-8.",
     422: "Invalid fields; `errors` names the first of them.",
     431: "The header fields are too large.",
-    503: "Overloaded, or the database is unavailable; retry after the given time. The same idempotency key is safe.",
+    503: "Overloaded, or the database is unavailable. Retry after the given time; reusing the idempotency key is safe.",
 }
 
 
@@ -75,9 +75,11 @@ _ETAG = "Identifies this representation, for `If-None-Match` and `If-Match`."
 _READ = {
     "ETag": f"{_ETAG} Omitted if `Cache-Status` is present.",
     "Cache-Status": "`goals-standby; hit` (RFC 9211): the primary database is unavailable, and a standby answered. "
-    "The answer has every acknowledged change, and may have one that will be undone.",
+    "The response has every acknowledged change, and may have changes that will be undone.",
 }
-_IF_NONE_MATCH = _header("If-None-Match", "ETags that the client has; the answer is 304 if one of them still matches.")
+_IF_NONE_MATCH = _header(
+    "If-None-Match", "ETags that the client has; the response is 304 if one of them still matches."
+)
 _IF_MATCH = _header("If-Match", "Change or remove the goal only if it still has one of these ETags.")
 _GOAL_LINK = {
     operation: {"operationId": operation, "parameters": {"goal_id": "$response.body#/id"}}

@@ -1,4 +1,4 @@
-"""Checks of OpenTelemetry's variables: its SDK would answer an invalid value with a traceback, or ignore it."""
+"""Checks OpenTelemetry's variables, because its SDK reports an invalid value with a traceback or ignores it."""
 
 import importlib.metadata
 import re
@@ -108,8 +108,9 @@ _WITH_A_COLLECTOR: list[tuple[str, str, Rule]] = [
 def check(environ: MutableMapping[str, str]) -> None:
     """Raise a `ConfigurationError` that names every invalid variable in one line, without its value.
 
-    An empty variable counts as unset, as OpenTelemetry specifies; it is removed, because the SDK tries to read some.
-    Variables that only matter with a collector are not checked without one: platforms set them for all services.
+    An empty variable counts as unset, as OpenTelemetry specifies. It is removed, because the SDK tries to parse some
+    empty values. Variables that only matter with a collector are not checked without one: platforms set them for all
+    services.
     """
     for name in [name for name, value in environ.items() if name.startswith("OTEL_") and not value.strip()]:
         del environ[name]

@@ -41,7 +41,7 @@ from goals.schemas import (
 from goals.state import State
 
 _SHARED_FROM = 16 * 1024
-"""Size of a page in bytes from which a second ASGI message costs less than a copy for each slow reader."""
+"""From this size in bytes on, a second ASGI message costs less than a copy of the page for each slow reader."""
 _UNKNOWN_VERSION = 0
 """A version that no row has."""
 _FORM_KEY_PLACEHOLDER = "\0"
@@ -80,7 +80,7 @@ async def post_goal(request: Request[State]) -> Response:
     """Add a goal and redirect to the page.
 
     An invalid form is returned with the reason. If the goal could not be stored, the form is returned so that it can be
-    sent again: nobody has to type a goal twice.
+    sent again without retyping it.
     """
     fields = await read_form(request)
     key = fields.get("idempotency_key", new_form_key())
@@ -117,7 +117,7 @@ async def get_goal(request: Request[State]) -> Response:
 
 
 async def post_change(request: Request[State]) -> Response:
-    """Change a goal and redirect to the page, unless somebody has changed it since: then show both texts.
+    """Change a goal and redirect to the page, unless someone else has changed it since: then show both texts.
 
     As with a new goal, the typed text is returned if it could not be stored.
     """
@@ -145,7 +145,7 @@ async def post_change(request: Request[State]) -> Response:
 
 
 async def _change(database: Database, goal_id: int, form: ChangeForm) -> Goal | None:
-    """Change a goal; if somebody else has changed it since, return their version."""
+    """Change a goal; if someone else has changed it since, return their version."""
     values = form.model_dump(include=set(GoalBody.model_fields), exclude_unset=True)
     try:
         await store.update_goal(database, goal_id, values, seen=form.row_version)
@@ -201,7 +201,7 @@ def _show_goal(
     unseen: bool = False,
     standby: bool = False,
 ) -> Response:
-    """Return a goal's page; `other` is what somebody else has saved meanwhile, or what is still `unseen`."""
+    """Return a goal's page; `other` is what someone else has saved meanwhile, or what is still `unseen`."""
     page = render(
         "goal.html",
         typed=typed,

@@ -1,4 +1,4 @@
-"""Readiness of this process: it is ready once the schema is usable, until it drains."""
+"""Decides whether this process is ready: from when the schema is usable until the process drains."""
 
 import asyncio
 
@@ -14,10 +14,11 @@ log = structlog.get_logger(__name__)
 
 
 class Readiness:
-    """Why this process is not ready, if it is not.
+    """The reason why this process is not ready, if any.
 
-    A later outage of the database does not make it unready: all replicas would leave the Service at once, and turn
-    a failover of a second into an outage of a probe's period. Requests then get a 503 with `Retry-After`.
+    A later outage of the database does not make it unready: all replicas would leave the Service at the same time, and
+    a one-second failover would become an outage as long as a probe's period. Requests get a 503 with `Retry-After`
+    instead.
     """
 
     def __init__(self, limits: Limits) -> None:

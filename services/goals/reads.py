@@ -12,7 +12,7 @@ Answer = TypeVar("Answer")
 class SharedReads(Generic[Key, Answer]):
     """Runs at most one `load` per key at a time; callers that arrive meanwhile share the next load.
 
-    So no answer is older than its request, and nothing is cached between loads. An error is raised to all callers that
+    No answer is older than its request, and nothing is cached between loads. An error is raised to all callers that
     share the load, since a read can be retried. The answers are shared objects: do not modify them.
     """
 

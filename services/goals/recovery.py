@@ -28,7 +28,7 @@ _KEYS_THERE = "SELECT key FROM goal_keys WHERE key = ANY ($1::uuid[])"
 
 
 def check(folder: Path, settings: Settings, limits: Limits) -> None:
-    """Restore, compare and remove; a `ConfigurationError` says in one line why the backups are not proven."""
+    """Restore, compare and remove; a `ConfigurationError` says in one line why the backups could not be verified."""
     scratch = Scratch(folder, limits)
     with scratch.running() as host:
         restored = settings.model_copy(update={"db_host": host})

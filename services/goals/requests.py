@@ -1,4 +1,4 @@
-"""Parsing of request bodies; each endpoint accepts one media type."""
+"""Parses request bodies; each endpoint accepts one media type."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Responses: rendered pages, JSON, and the mapping from errors to responses."""
+"""Builds responses: rendered pages, JSON, and the response to each error."""
 
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -65,42 +65,48 @@ _STATUSES: dict[type[GoalsError], HTTPStatus] = {
     DatabaseUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 STANDBY = {"cache-status": "goals-standby; hit; detail=primary-away", "cache-control": "no-store"}
-"""Headers of a standby's response (RFC 9211): it has every acknowledged change, and may have others."""
+"""Headers of a standby's response (RFC 9211), which has every acknowledged change and may have others."""
 _REASONS = {
     HTTPStatus.NOT_FOUND: "There is nothing at this address.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This address does not support that method.",
 }
-"""Reasons for errors of the router, which gives none."""
+"""Reasons for the router's errors, because the router gives none."""
 _WORDS = {
     HTTPStatus.BAD_REQUEST: ("We could not read that", "Nothing was changed. Go back and try again."),
-    HTTPStatus.FORBIDDEN: ("We did not accept that", "Nothing was changed. Open the goals and send it from there."),
+    HTTPStatus.FORBIDDEN: (
+        "We did not accept that",
+        "Nothing was changed. Open the list of goals and send it from there.",
+    ),
     HTTPStatus.NOT_FOUND: ("We could not find that", "It may have been removed, or the address may be wrong."),
     HTTPStatus.METHOD_NOT_ALLOWED: ("That does not work here", "Nothing was changed."),
     HTTPStatus.REQUEST_TIMEOUT: (
         "That took too long to arrive",
-        "Nothing was changed. Go back, where your text still is, and send it again.",
+        "Nothing was changed. Your text is still on the previous page: go back and send it again.",
     ),
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: (
         "That is too long",
-        "Nothing was changed. Go back, where your text still is, shorten it and send it again.",
+        "Nothing was changed. Your text is still on the previous page: go back, shorten it and send it again.",
     ),
-    HTTPStatus.REQUEST_URI_TOO_LONG: ("That address is too long", "Nothing was changed. Start from the goals."),
+    HTTPStatus.REQUEST_URI_TOO_LONG: (
+        "That address is too long",
+        "Nothing was changed. Start again from the list of goals.",
+    ),
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: (
         "We could not read that",
-        "Nothing was changed. Open the goals and send it from there.",
+        "Nothing was changed. Open the list of goals and send it from there.",
     ),
     HTTPStatus.UNPROCESSABLE_ENTITY: ("Something in that is not right", "Nothing was changed. Go back and correct it."),
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: (
         "Your browser sent too much",
         "Nothing was changed. Delete the cookies of this site and try again.",
     ),
-    HTTPStatus.INTERNAL_SERVER_ERROR: ("Something went wrong", "Look at the goals before you send it again."),
+    HTTPStatus.INTERNAL_SERVER_ERROR: ("Something went wrong", "Check the list of goals before you send it again."),
     HTTPStatus.SERVICE_UNAVAILABLE: (
         "The goals are not available right now",
-        "Try again in a moment. If you sent a change, look at the goals first: it may already have been made.",
+        "Try again in a moment. If you sent a change, check the list of goals first: it may already have been made.",
     ),
 }
-"""The heading of a status's page, and the text below the reason: what became of the request and what to do now."""
+"""By status: the heading of the page, and the text below the reason, which says what happened and what to do now."""
 
 
 def render(template: str, **context: object) -> str:

@@ -302,7 +302,7 @@ def new_key() -> UUID:
 
 
 def new_form_key() -> str:
-    """Return a new key as text for a form's hidden field; every page needs one, so skip the UUID object."""
+    """Return a new key as text for a form's hidden field; every page needs one, so no UUID object is created."""
     return str(uuid_utils.uuid7())
 
 

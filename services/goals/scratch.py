@@ -1,4 +1,4 @@
-"""A temporary database cluster of CloudNativePG, which is removed in any case."""
+"""Creates a temporary CloudNativePG cluster and always removes it, even after a failure."""
 
 import contextlib
 import json

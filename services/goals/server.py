@@ -384,7 +384,7 @@ class Server:
         task.add_done_callback(self._tasks.discard)
 
     def stop(self) -> None:
-        """Drain, then stop; a second call stops at once and aborts active requests."""
+        """Drain, then stop; a second call stops immediately and aborts active requests."""
         if self._draining:
             self._patience = 0
             self._stopping.set()

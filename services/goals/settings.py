@@ -105,7 +105,9 @@ class Settings(BaseSettings):
     @classmethod
     def _can_be_looked_up(cls, value: str | None, info: ValidationInfo) -> str | None:
         if value is not None and value.startswith("/") and info.field_name == "db_standby_host":
-            raise ValueError("this is a folder; set a host name of all servers, such as that of a headless Service")
+            raise ValueError(
+                "this is a folder; set a host name that resolves to all servers, such as that of a headless Service"
+            )
         try:
             if value is not None and not value.startswith("/"):
                 value.encode("idna")  # as the look-up does

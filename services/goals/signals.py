@@ -1,4 +1,4 @@
-"""Handling of Ctrl-C and SIGTERM in each phase of a program."""
+"""Handles Ctrl-C and SIGTERM in each phase of a program."""
 
 import os
 import signal
@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 _BOTH = (signal.SIGINT, signal.SIGTERM)
 _received: list[int] = []
-"""Signals that should have ended the program: if one arrives in a finalizer, Python drops the exception."""
+"""Signals that should already have ended the program: if one arrives in a finalizer, Python drops the exception."""
 
 
 def leave_at_once() -> None:
-    """Let either signal end the program at once, while there is nothing to stop yet.
+    """Let either signal end the program immediately, while there is nothing to stop yet.
 
     This needs a handler: the kernel ignores signals without one for the first process of a container. Python's own
     handler would print a traceback.

@@ -1,4 +1,4 @@
-"""Classification of database errors: whether a statement may be retried, and which error its caller gets."""
+"""Classifies database errors: whether a statement may be retried, and which error its caller gets."""
 
 import ssl
 
@@ -22,7 +22,7 @@ _DEFECTS = ("22", "23", "42")
 _NOT_THERE_YET = frozenset({"42501", "42703", "42P01"})
 LOCK_NOT_AVAILABLE = "55P03"
 HELD = frozenset({LOCK_NOT_AVAILABLE, "57014"})
-"""Somebody else, perhaps an earlier attempt, held a lock for longer than the statement could wait."""
+"""Another transaction, perhaps an earlier attempt, held a lock for longer than the statement could wait."""
 
 
 def sqlstate(error: BaseException) -> str | None:

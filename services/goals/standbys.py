@@ -106,7 +106,7 @@ def choose(replies: Sequence[Reply], needed: int, newest: int) -> Reply:
     if [reply.timeline for reply in primaries].count(primary.timeline) > 1:
         raise NoQuorumError("two primaries are on one timeline")
     if highest is not None and highest.position > primary.position:
-        raise NoQuorumError("a standby has what its primary lacks")
+        raise NoQuorumError("a standby has WAL that its primary lacks")
     return primary
 
 
@@ -279,7 +279,7 @@ class Standbys:
         return task.result()
 
     def _leave_behind(self, running: Coroutine[Any, Any, Outcome]) -> asyncio.Task[Outcome]:
-        """Start a task that nobody has to await: cancelling a statement would cost its connection, and time."""
+        """Start a task that need not be awaited: cancelling a statement would cost its connection, and time."""
         task = asyncio.create_task(running)
         self._left_behind.add(task)
         task.add_done_callback(self._forget)

@@ -100,7 +100,7 @@ def _take(key: ColumnElement[UUID], fingerprint: ColumnElement[bytes]) -> CTE:
 
     A repeat changes the key's row, so that it waits for a standby like the first request: with ON CONFLICT DO NOTHING,
     it would acknowledge a goal that no standby has. It uses no id, and its lock keeps the key from being removed as
-    expired meanwhile.
+    expired in the meantime.
     """
     known = exists(select(literal_column("1")).where(goal_keys.c.key == key).with_for_update())
     goal_id = case((known, literal_column("0")), else_=func.nextval(literal_column("'goals_id_seq'::regclass")))
@@ -158,9 +158,9 @@ def _insert_together(names: tuple[str, ...]) -> Select[Any]:
 def _confirmed(change: ReturningUpdate[Any] | ReturningDelete[Any]) -> CompoundSelect[Any]:
     """Return the rows of `change`; if there are none, write something else, so that a standby must confirm that too.
 
-    A former primary, or a primary that has just lost its standbys, has goals that are gone and lacks others.
-    Synchronous replication keeps it from acknowledging writes, but "there is no such goal" writes nothing. It would be
-    answered at once, even for a removal that the next failover undoes.
+    A former primary, or a primary that has just lost its standbys, may have goals that have been removed, and may lack
+    others. Synchronous replication keeps it from acknowledging writes, but "there is no such goal" writes nothing, so
+    it would be answered immediately, even for a removal that the next failover undoes.
     """
     changed = change.cte("changed")
     written = func.pg_logical_emit_message(true(), "goals", "").column_valued("written")

@@ -18,7 +18,7 @@ from goals.sqlstates import sqlstate
 log = structlog.get_logger(__name__)
 
 _TURN = int.from_bytes(b"widen")
-"""The advisory lock of `widen`. Migrations use another one, so that a pod that starts meanwhile need not wait."""
+"""The advisory lock of `widen`. Migrations use a different one, so a pod that starts during `widen` need not wait."""
 _ONLY_ID = "indnatts = 1 AND indkey[0] = attnum AND indpred IS NULL AND indexprs IS NULL"
 
 _STATE = f"""
@@ -64,15 +64,15 @@ _OBSTACLES = (
     WHERE relation.oid = ({VIEW}) AND deptype <> 'i' AND ev_class IS DISTINCT FROM relation.oid
     """,  # noqa: S608  as above
     f"""
-    SELECT format('the view %s is not as the migration created it: restore it, and widen', attrelid::regclass)
+    SELECT format('the view %s differs from what the migration created: restore it, then widen', attrelid::regclass)
     FROM pg_attribute WHERE attrelid = ({VIEW}) AND attnum > 0
     GROUP BY attrelid
     HAVING pg_get_viewdef(attrelid, true) <> format(E' SELECT %s\n   FROM goals;',
         string_agg(quote_ident(attname), E',\n    ' ORDER BY attnum))
     """,  # noqa: S608  as above
     """
-    SELECT format('the publication %I sends goals to subscribers, whose tables keep their type: drop it, widen there '
-                  'as well, and create it again', pubname)
+    SELECT format('the publication %I sends goals to subscribers, whose tables keep the old type: drop it, widen there '
+                  'too, and create it again', pubname)
     FROM pg_publication_tables JOIN pg_class c ON c.oid = to_regclass('goals')
     WHERE tablename = relname AND schemaname = relnamespace::regnamespace::text
     """,
@@ -98,7 +98,7 @@ _OBSTACLES = (
     WHERE NOT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = attrelid AND tgname = '{WIDENING}')
     """,  # noqa: S608  as above
 )
-"""Each looks for one thing that would be lost or would fail at the swap, and returns a line with it and its remedy."""
+"""Each looks for one thing that would be lost or fail at the swap, and returns a line that states it and its remedy."""
 _BEGIN = f"""
     CREATE FUNCTION copy_goal_id() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -206,15 +206,15 @@ _NO_LIMITS = """
     WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout')
 """
 _PASSING = ("08", "40", "53", "55", "57")
-"""Classes of errors after which it can simply be run again."""
+"""Classes of errors after which `widen` can simply be run again."""
 
 
 async def widen(settings: Settings, limits: Limits) -> None:
     """Make goals.id and its sequence bigint: a trigger maintains a copy of the column, which replaces it at the end.
 
-    It may be stopped at any time; the next run resumes it. It waits for no row lock, and locks the table for at most
-    `lock_timeout` seconds; it retries that lock for `lock_patience` seconds. A `ConfigurationError` states the problem
-    and the remedy in one line.
+    It may be stopped at any time; the next run resumes it. It never waits for a row lock, and blocks other clients for
+    at most `lock_timeout` seconds at a time; it retries the table's lock for `lock_patience` seconds.
+    A `ConfigurationError` states the problem and the remedy in one line.
     """
     try:
         connection = await asyncpg.connect(

@@ -1,4 +1,4 @@
-"""Adds that arrive while others are being committed share the next statement, and therefore one commit."""
+"""Lets adds that arrive while others are being committed share the next statement, and therefore one commit."""
 
 import asyncio
 import contextvars
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from goals.traces import Traces
 
 UNDONE = (LockedError, StatementRefusedError)
-"""After these errors, no add of the group was done, and each is tried alone."""
+"""After these errors, none of the group's adds was done, and each is tried alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class _Add:
 class Writes:
     """Adds goals, alone or in a group with those that arrive meanwhile; each call returns once its goal is committed.
 
-    No group waits for a timer. At most `groups` statements run at once; one that takes longer than `group_turn` no
+    No group waits for a timer. At most `groups` statements run concurrently; one that takes longer than `group_turn` no
     longer counts, so that the next one need not wait for it. Groups grow while their statements are quick: if every
     row is slow, a big group would exceed the statement's time limit.
     """

@@ -43,7 +43,7 @@ def drill() -> str:
     attempts = [Attempt(case.began + 0.1 * n, 0.02 * n, "add by the form", str(n), 303, None) for n in range(100)]
     case.ended = case.began + 10
     case.figures = observe(attempts, case.began, case.ended)
-    case.check("longest answer, s", case.figures.longest_answer_s, "<", 1.5)
+    case.check("longest response, s", case.figures.longest_answer_s, "<", 1.5)
     case.check("errors shown", 0, "=", 0)
     example.draw(case, attempts)
     example.leave_out("disk full", "the disk of the primary's data is full", "only root may mount one")

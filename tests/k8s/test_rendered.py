@@ -46,7 +46,7 @@ def test_a_change_is_shown_in_each_overlay_that_has_it(after: Path) -> None:
         assert f"<summary>k8s/{overlay}: 2 lines</summary>" in shown
     assert "\n-      terminationGracePeriodSeconds: 30\n+      terminationGracePeriodSeconds: 31\n" in shown
     too_long = compare(after, LIMIT="100")
-    assert "longer than a comment may be" in too_long.stdout
+    assert "too long for a comment" in too_long.stdout
     assert "- k8s/overlays/local: 2 lines" in too_long.stdout
     assert "terminationGracePeriodSeconds: 31" in too_long.stderr
 

@@ -87,7 +87,7 @@ def check_tree(schemas: Schemas, root: Path = ROOT) -> Iterator[Finding]:
 
 
 def check_files(root: Path, renders: dict[str, list[Manifest]]) -> Iterator[Finding]:
-    """Check what no single object shows: a new version, files, compose, and the reviewed table."""
+    """Check what no single object can show: a new version, files, compose, and the reviewed table."""
     # part azure
     yield from site.find_forgotten(root)
     yield from site.find_unplaced(root)

@@ -1,4 +1,4 @@
-"""Rules for Argo CD: the order in which it applies the manifests, its permissions, its versions, and the way to it."""
+"""Rules for Argo CD: the order in which it applies the manifests, its permissions, its versions, and access to it."""
 
 import re
 from collections.abc import Iterator
@@ -105,7 +105,7 @@ def application(inventory: Inventory, one: Manifest) -> Iterator[str]:
 
 @every(of("Application"))
 def application_version(_: Inventory, one: Manifest) -> Iterator[str]:
-    """Eventually a version of an operator is installed that does not match the CRDs and manifests."""
+    """Eventually, an operator version is installed that does not match the CRDs and manifests."""
     for source in get_path(one, "spec.source", "spec.sources[]"):
         version, address = str(source.get("targetRevision")), source["repoURL"].removeprefix("oci://")
         if "chart" in source and not re.fullmatch(r"v?\d+\.\d+\.\d+", version):
@@ -175,10 +175,10 @@ def application_path(tree: Tree) -> Found:
 
 @every(links("backend"))
 def silent_streams(inventory: Inventory, link: Reference) -> Iterator[str]:
-    """Argo CD's page and command line lose each stream that was silent for 60 s."""
+    """Argo CD's page and command line lose each stream that is idle for 60 s."""
     policies = [one for one in inventory.of("ProxySettingsPolicy") if namespace_of(one) == namespace_of(link.source)]
     if link.target[2] == "argocd-server" and "1h" not in get_path(policies, "[].spec.timeout.read"):
-        yield f"no ProxySettingsPolicy lets a stream of {link} be silent for 1h"
+        yield f"no ProxySettingsPolicy lets a stream of {link} be idle for 1h"
 
 
 @every(links("configuration"))

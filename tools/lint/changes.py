@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tools.lint.inventory import annotation, first
 from tools.lint.manifests import Finding, Manifest, name
 
-CONSEQUENCE = "The rollout of the next version stops half-way"
+CONSEQUENCE = "The rollout of the next version stops halfway"
 IMMUTABLE = {
     "Cluster": ("spec.bootstrap.initdb", "spec.storage.storageClass", "spec.walStorage.storageClass"),
     "ClusterRoleBinding": ("roleRef",),
@@ -19,7 +19,7 @@ IMMUTABLE = {
     "StatefulSet": ("spec.selector", "spec.serviceName", "spec.podManagementPolicy", "spec.volumeClaimTemplates"),
     "StorageClass": ("provisioner", "parameters", "reclaimPolicy", "volumeBindingMode"),
 }
-"""Immutable fields by kind, including those of a Cluster that CloudNativePG does not allow to change."""
+"""Immutable fields by kind, including those of a Cluster that CloudNativePG does not allow to be changed."""
 
 
 def find_refused(where: str, before: list[Manifest], after: list[Manifest]) -> Iterator[Finding]:

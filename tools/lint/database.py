@@ -56,7 +56,7 @@ def database_instances(inventory: Inventory, one: Manifest) -> Iterator[str]:
 
 @every(of_the_service)
 def standby_reads(inventory: Inventory, one: Container) -> Iterator[str]:
-    """While the primary is unavailable, pages miss acknowledged goals, or standbys that could serve are not used."""
+    """While the primary is unavailable, pages lack acknowledged goals, or reads that a standby could serve fail."""
     asked = _databases(one) if one.serves and one.command == "serve" else []
     for cluster in filter(None, (inventory.get("Cluster", one.pod.namespace, each) for each in asked)):
         if one.variables.get("DB_STANDBY_HOST") not in _services_of_instances(inventory, cluster):
@@ -113,7 +113,7 @@ def database_credentials(inventory: Inventory, one: Container) -> Iterator[str]:
         yield f"its Secrets belong to several databases: {', '.join(clusters)}"
     for cluster in clusters:
         if inventory.get("Cluster", one.pod.namespace, cluster) is None:
-            yield f"no Cluster creates the password that it uses ({cluster}); two copies must be kept equal by hand"
+            yield f"no Cluster creates the password that it uses ({cluster}); two copies must be kept in sync by hand"
 
 
 @every(of_the_service)
@@ -126,7 +126,7 @@ def database_tls(_: Inventory, one: Container) -> Iterator[str]:
 
 @every(of("Cluster"))
 def connections(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """At the highest load the last pods get no connections, and a rollout stops half-way."""
+    """At the highest load, the last pods get no connections, and a rollout stops halfway."""
     offered = int(first(one, "spec.postgresql.parameters.max_connections", 100))
     for _, _, (scaler, target) in scaled(inventory):
         most, surge = scaler["spec"]["maxReplicas"], str(first(target, "spec.strategy.rollingUpdate.maxSurge", "25%"))

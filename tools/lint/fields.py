@@ -75,7 +75,7 @@ CONSEQUENCES = {
     "hardening": "An intruder can write programs to the container and use its token for the API server",
     "pull-policy": "Pods whose image is already on the node do not start while the registry is down",
     "resources": "A node is overcommitted until the kernel kills processes; the autoscaler has no baseline",
-    "secret-in-git": "Anyone who can read the repository has the password, and each change needs a second place",
+    "secret-in-git": "Anyone who can read the repository has the password, and each change must be made in two places",
     "database-quorum": "The loss of one node can lose an acknowledged commit, or the whole database",
     "database-failover": "A failover takes longer than writes wait, or a standby that serves reads falls behind",
     "database-plain": "A client can connect without TLS, and its password can be read in transit",

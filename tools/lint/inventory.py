@@ -1,4 +1,4 @@
-"""The objects that a set of manifests, and operators because of them, create in a cluster, and how to look them up."""
+"""The objects that manifests create in a cluster, directly or through operators, and how to look them up."""
 
 import functools
 import re

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2] / "k8s"
 """The folder `k8s`."""
 
 IGNORED = shutil.ignore_patterns("__pycache__", "node_modules")
-"""What a copy of the tree does without."""
+"""What a copy of the tree leaves out."""
 
 
 class Finding(NamedTuple):

@@ -1,4 +1,4 @@
-"""Rules for Prometheus' monitors and for who else can read the metrics."""
+"""Rules for Prometheus's monitors, and for other access to the metrics."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

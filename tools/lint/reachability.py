@@ -26,7 +26,7 @@ AKS = ("argocd/goals", "argocd/server", "platform/namespaces", "components/loadt
 NOT_IN_KIND = frozenset({"argocd", "plugin-barman-cloud"})
 # end azure
 KIND = ("overlays/local", "platform/namespaces", "components/loadtest")
-PARTS = {"On AKS": AKS, "What is different in kind": KIND}
+PARTS = {"On AKS": AKS, "Differences in kind": KIND}
 Cells = dict[tuple[str, str], str]
 
 

@@ -1,4 +1,4 @@
-"""Rules for references: the target must exist and have the requested keys, and each object one source."""
+"""Rules for references: the target must exist and have the requested keys, and each object must have one source."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -62,7 +62,7 @@ CONSEQUENCES = {
     "configuration": "The pod stays in CreateContainerConfigError: its configuration does not exist",
     "listener-certificate": "The listener never becomes ready: it has no certificate",
     "gateway-issuer": "cert-manager issues no certificate, and https never works",
-    "parent": "The route is attached to no gateway, and its address answers 404",
+    "parent": "The route is not attached to any gateway, and its address answers 404",
     "backend": "The gateway answers 500: the route has no backend",
 }
 

@@ -1,7 +1,7 @@
-"""Validate objects like the API server: built-in kinds by the pinned Kubernetes, custom resources by the pinned CRDs.
+"""Validate objects like the API server, against the pinned Kubernetes version and the CRDs of the pinned operators.
 
 Unknown fields are errors, as with `kubectl apply --validate=strict`: a misspelt field would be silently dropped.
-The CRDs' CEL rules and the operators' webhooks are not run; only a cluster does.
+The CRDs' CEL rules and the operators' webhooks are not run; only a cluster runs them.
 """
 
 import functools

@@ -80,7 +80,7 @@ def selector(inventory: Inventory, pod: Pod) -> Iterator[str]:
 
 @every(of())
 def image(_: Inventory, one: Manifest) -> Iterator[str]:
-    """After a restart, a program may run that was not tested."""
+    """After a restart, a pod may run an untested program."""
     of_pods = (each.get("image", "") for each in all_containers(first(template(one), "spec", {})))
     for value in [*get_path(one, "spec.images[].image", "spec.imageName"), *of_pods]:
         registry, _slash, last = value.rpartition("/")
@@ -90,7 +90,7 @@ def image(_: Inventory, one: Manifest) -> Iterator[str]:
         if not tag or tag == "latest":
             yield f"{value}: no version"
         elif registry:
-            yield f"{value}: the tag may later name another image; add its digest"
+            yield f"{value}: the tag may later refer to a different image; add its digest"
 
 
 @every(containers)
@@ -131,7 +131,7 @@ def autoscaler_replicas(_: Inventory, pair: tuple[Manifest, Manifest]) -> Iterat
 
 @every(of("HorizontalPodAutoscaler"))
 def autoscaler_target(inventory: Inventory, one: Manifest) -> Iterator[str]:
-    """The number of pods changes with every small change of the load, or never."""
+    """The number of pods changes with every small change in load, or never."""
     targets = [target for _, _, (scaler, target) in scaled(inventory) if scaler is one]
     memory = sum(map(quantity, get_path(targets, "[].spec.template.spec.containers[].resources.requests.memory")))
     if one["spec"].get("minReplicas", 1) < 2:  # noqa: PLR2004  said in the message
@@ -139,14 +139,14 @@ def autoscaler_target(inventory: Inventory, one: Manifest) -> Iterator[str]:
     for metric in get_path(one, "spec.metrics[].resource"):
         share, amount = first(metric, "target.averageUtilization"), first(metric, "target.averageValue")
         if metric["name"] == "cpu" and share is not None and not 50 <= share <= 90:  # noqa: PLR2004  said in the message
-            yield f"CPU target {share} %: outside 50 to 90 it reacts to every fluctuation, or too late"
+            yield f"CPU target {share} %: outside 50 to 90, it reacts to every fluctuation, or too late"
         if metric["name"] == "memory" and amount is not None and quantity(amount) >= memory:
             yield f"memory target {amount} is not below the request: reached only shortly before pods are killed"
 
 
 @rule
 def disruption_budget(inventory: Inventory) -> Findings:
-    """Draining a node evicts all pods at once, or is impossible."""
+    """Draining a node evicts all pods at the same time, or is impossible."""
     covered = Counter[int]()
     for one in inventory.of("PodDisruptionBudget"):
         found = inventory.select(first(one, "spec.selector", {}), namespace_of(one))

@@ -1,7 +1,7 @@
-// Says what has just happened, to those who hear the page as well, and puts the focus where the work goes on.
-// The page is complete without it.
+// Announces what has just happened, also to users of screen readers, and moves the focus to where the work continues.
+// The page is fully usable without this script.
 
-// A page out of the back/forward cache shows the goals of then and carries a key that is spent.
+// A page from the back/forward cache shows outdated goals and contains a key that has been used.
 addEventListener("pageshow", ({ persisted }) => persisted && location.reload());
 
 const OUTCOME = "goals.outcome";
@@ -10,7 +10,7 @@ const status = document.getElementById("outcome");
 const rows = [...document.querySelectorAll("li")];
 
 let byMouse = false;
-addEventListener("click", ({ detail }) => { byMouse = detail > 0 }, true); // a click by a key counts no presses
+addEventListener("click", ({ detail }) => { byMouse = detail > 0 }, true); // a click by keyboard has a detail of 0
 
 document.addEventListener("submit", ({ target, submitter }) => {
   const row = submitter?.closest("li");
@@ -23,16 +23,16 @@ document.addEventListener("submit", ({ target, submitter }) => {
 const done = JSON.parse(sessionStorage.getItem(OUTCOME));
 sessionStorage.removeItem(OUTCOME);
 
-// Only a request that was carried out is answered by a redirect; a refused one is answered in place.
+// Only a successful request is answered with a redirect; a refused one is answered in place.
 const [arrival] = performance.getEntriesByType("navigation");
 if (done && status && arrival.redirectCount > 0) {
   const name = document.createElement("bdi");
   name.textContent = done.name;
-  // A live region speaks of changes only, and only once the screen reader has taken in the page.
+  // A live region announces only changes, and only after the screen reader has processed the page.
   addEventListener("load", () => setTimeout(() => status.append(`${done.verb} “`, name, "”"), 150));
 
-  // The changed goal's row, or the one that moved up; not its button, so that a key held down cannot remove that one too.
-  // A removal on an older page leads to the first page, whose rows are others.
+  // The changed goal's row, or the row that moved up. Not its button, so that a key that is held down cannot remove it too.
+  // A removal on an older page leads to the first page, which has different rows.
   const row = done.goal
     ? rows.find((row) => row.querySelector("a").pathname === done.goal)
     : done.page === location.search && rows[Math.min(done.row, rows.length - 1)];

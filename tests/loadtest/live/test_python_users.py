@@ -182,12 +182,12 @@ def test_the_client_does_what_locusts_does(python: Python, server: Server) -> No
         "params": "/echo?q=%C3%BC+x",
         "headers": "2",
         "auth": "Basic YTpi",
-        "hang": "no answer within 0.3 s",
+        "hang": "no response within 0.3 s",
     }
     assert set(played.summary["loadtest"]["errors"]) == {
         "/loop: more than 30 redirects",
         "blamed: not what it seems",
-        "/hang: no answer within 0.3 s",
+        "/hang: no response within 0.3 s",
     }
     assert server.count == played.requests + 1 + 30, "a request and its redirects are measured as one"
 
