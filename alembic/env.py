@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 import ssl
 import time
 
@@ -17,12 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from goals import adoption, embedded, signals
-from goals.connections import connect_arguments, explain, look_for_adopted
+from goals.connections import connect, explain
 from goals.errors import ConfigurationError
 from goals.limits import Limits
+from goals.locks import retry_until_unlocked
 from goals.models import metadata
 from goals.settings import Settings, read_settings
-from goals.sqlstates import LOCK_NOT_AVAILABLE, is_loss, sqlstate
+from goals.sqlstates import is_loss
 
 log = logging.getLogger("goals.migrations")
 
@@ -112,9 +112,10 @@ def _is_misconfigured(error: BaseException) -> bool:
 
 
 async def _migrate(settings: Settings) -> None:
-    async def connect() -> asyncpg.Connection:
-        connection = await asyncpg.connect(
-            **connect_arguments(settings, limits),
+    async def open_connection() -> asyncpg.Connection:
+        return await connect(
+            settings,
+            limits,
             server_settings={
                 "application_name": "goals-migrate",
                 "lock_timeout": str(int(limits.lock_timeout * 1000)),
@@ -123,18 +124,19 @@ async def _migrate(settings: Settings) -> None:
                 "idle_session_timeout": "0",
             },
         )
-        # part adoption
-        await look_for_adopted(connection)
-        return connection
-        # end adoption
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=open_connection, poolclass=NullPool)
     try:
         async with engine.connect() as guard:
             await guard.execution_options(isolation_level="AUTOCOMMIT")
             await _take_turn(guard)
             async with engine.connect() as connection:
-                await _run_until_unlocked(connection)
+
+                async def run_migrations() -> None:
+                    await connection.rollback()  # what a lock cut short
+                    await connection.run_sync(_run_migrations)
+
+                await retry_until_unlocked(run_migrations, limits, log.info)
     finally:
         await engine.dispose()
 
@@ -153,22 +155,6 @@ async def _take_turn(guard: AsyncConnection) -> None:
             log.info("Waiting for another migration to end")
             said = True
         await asyncio.sleep(0.1)
-
-
-async def _run_until_unlocked(connection: AsyncConnection) -> None:
-    deadline = time.monotonic() + limits.lock_patience
-    while True:
-        try:
-            await connection.run_sync(_run_migrations)
-        except DBAPIError as error:
-            await connection.rollback()
-            if sqlstate(error) != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
-                raise
-            log.info("The table is locked by a long transaction; trying again")
-            # Long enough for the statements that queued behind this one to run first.
-            await asyncio.sleep(random.uniform(limits.lock_timeout, 5 * limits.lock_timeout))  # noqa: S311  jitter is no secret
-        else:
-            return
 
 
 def _run_migrations(connection: Connection) -> None:

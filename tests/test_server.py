@@ -447,12 +447,12 @@ async def test_an_application_that_cannot_start_ends_the_server() -> None:
         await server.Server([listener], SHORT, lambda: None, 0).serve()
 
 
-async def test_nobody_waits_at_the_gate_of_a_connection_that_has_ended() -> None:
-    gate = server.Gate()
-    gate.leave()
-    await gate.clear()
+async def test_nobody_waits_for_a_connection_that_has_ended() -> None:
+    can_read = server.CanRead()
+    can_read.leave()
+    await can_read.clear()
     with pytest.raises(server.Refused):
-        await gate.wait()
+        await can_read.wait()
 
 
 def test_what_the_kernel_does_not_tell_of_counts_as_sent() -> None:
@@ -501,7 +501,7 @@ TOUCHED = {
         "b32a61e0a8ca2127",
     ),
     "HTTPStream": (http_stream.HTTPStream, "e0f656feb55ab89c"),
-    "EventWrapper, of which Gate overrides wait": (worker_context.EventWrapper, "04c3221b13f0a31f"),
+    "EventWrapper, of which CanRead overrides wait": (worker_context.EventWrapper, "04c3221b13f0a31f"),
     "WorkerContext": (worker_context.WorkerContext, "6eeeae02ae174a68"),
     "TaskGroup": (task_group.TaskGroup, "1260b105c058872d"),
     "the task of an application": (task_group._handle, "e37cfe3db06eb470"),

@@ -20,7 +20,7 @@ from goals.limits import Limits
 from goals.models import Goal
 from goals.schemas import new_key
 from goals.settings import Settings
-from goals.standbys import NoQuorumError, Reply, Server, choose
+from goals.standbys import NoQuorumError, PostgresServer, Reply, choose
 from tests.conftest import LIMITS, WIDE, migrate, serving, speaking_to, until_ready
 from tests.replicas import ALL, Replicas
 from tools.polling import until
@@ -108,7 +108,7 @@ async def add(database: Database, name: str) -> Goal:
     return await store.insert_goal(database, {"goal_name": name}, new_key(), b"")
 
 
-def server(name: str) -> Server:
+def server(name: str) -> PostgresServer:
     return name  # type: ignore[return-value]  # it is only handed on
 
 

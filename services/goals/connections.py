@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -85,8 +85,10 @@ _UNKNOWN = (asyncpg.UndefinedFunctionError, asyncpg.InsufficientPrivilegeError, 
 """Errors that another product, or a managed cloud service, may return for that query."""
 
 
-def connect_arguments(settings: Settings, limits: Limits, address: str | None = None) -> dict[str, Any]:
-    """Return the keyword arguments for `asyncpg.connect`; each call reads the password again.
+def connect_arguments(
+    settings: Settings, limits: Limits, address: str | None = None, password: str | None = None
+) -> dict[str, Any]:
+    """Return the keyword arguments for `asyncpg.connect`; each call without a password reads it again.
 
     `address` selects one server; its certificate must still be valid for `DB_HOST`.
     """
@@ -94,11 +96,22 @@ def connect_arguments(settings: Settings, limits: Limits, address: str | None = 
         "host": address or settings.db_host,
         "port": settings.db_port,
         "user": settings.db_username,
-        "password": settings.password(),
+        "password": settings.password() if password is None else password,
         "database": settings.db_name,
         "ssl": _tls(settings),
         "timeout": limits.connect_timeout,
     }
+
+
+async def connect(
+    settings: Settings, limits: Limits, *, address: str | None = None, password: str | None = None, **options: Any
+) -> asyncpg.Connection:
+    """Open a connection to the database of the settings; `options` are further arguments for `asyncpg.connect`."""
+    connection = await asyncpg.connect(**connect_arguments(settings, limits, address, password), **options)
+    # part adoption
+    await look_for_adopted(connection)
+    return connection
+    # end adoption
 
 
 # part adoption
@@ -248,14 +261,13 @@ class Connector:
         return connection
 
     async def _log_in(self) -> asyncpg.Connection:
-        arguments = connect_arguments(self._settings, self._limits, self._address)
-        password = arguments["password"]
+        password = self._settings.password()
         try:
-            connection = await self._connect(arguments)
+            connection = await self._connect(password)
         except asyncpg.InvalidPasswordError:
             if self.accepted in {None, password}:
                 raise
-            connection = await self._connect({**arguments, "password": self.accepted})
+            connection = await self._connect(self.accepted)
             if not self._uses_former:
                 self._uses_former = True
                 log.warning("database rejects the new password but accepts the former one", sqlstate="28P01")
@@ -266,9 +278,12 @@ class Connector:
         self.accepted = password
         return connection
 
-    async def _connect(self, arguments: Mapping[str, Any]) -> asyncpg.Connection:
-        connection = await asyncpg.connect(
-            **arguments,
+    async def _connect(self, password: str | None) -> asyncpg.Connection:
+        connection = await connect(
+            self._settings,
+            self._limits,
+            address=self._address,
+            password=password,
             command_timeout=self._limits.command_timeout,
             connection_class=_Connection,
             server_settings={
@@ -278,9 +293,6 @@ class Connector:
                 "lock_timeout": "0",  # a role may have one; a group of adds sets its own
             },
         )
-        # part adoption
-        await look_for_adopted(connection)
-        # end adoption
         if self._lineage is not None:
             await self._check_place(connection, self._lineage)
         return connection

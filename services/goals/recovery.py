@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 import structlog
 
-from goals.connections import connect_arguments, explain, look_for_adopted
+from goals.connections import connect, explain
 from goals.errors import ConfigurationError
 from goals.limits import Limits
 from goals.scratch import Scratch
@@ -77,15 +77,12 @@ async def _connected(settings: Settings, limits: Limits) -> AsyncIterator[asyncp
     connection = None
     while connection is None:
         try:
-            connection = await asyncpg.connect(**connect_arguments(settings, limits))
+            connection = await connect(settings, limits)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             if time.monotonic() > deadline:
                 raise ConfigurationError(explain(error, settings)) from None
             await asyncio.sleep(limits.restore_pause)
     try:
-        # part adoption
-        await look_for_adopted(connection)
-        # end adoption
         yield connection
     finally:
         connection.terminate()

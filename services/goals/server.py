@@ -47,7 +47,7 @@ class Refused(Exception):  # noqa: N818  not an error: it ends Hypercorn's loop 
     """Ends the connection; its argument, if any, is the status of a last response."""
 
 
-class Gate(EventWrapper):
+class CanRead(EventWrapper):
     """A `can_read` whose wait ends with the connection.
 
     Hypercorn's own keeps a pipelined connection forever if the application gives up: the loop over its events wakes
@@ -85,13 +85,13 @@ class Protocol(H11Protocol):
         about = connection.config, connection.context, task_group, ConnectionState(connection.state)
         super().__init__(connection.app, *about, False, client, server, connection.protocol_send)  # noqa: FBT003  no TLS
         self.connection: Parser = Parser(h11.SERVER, self.config.h11_max_incomplete_size)
-        self.can_read = connection.gate
+        self.can_read = connection.can_read
         self._transport = connection
         self._head = b""
 
     async def handle(self, event: Event) -> None:
         if isinstance(event, Closed):
-            self._transport.gate.leave()
+            self._transport.can_read.leave()
         try:
             await super().handle(event)
         except Refused as refusal:
@@ -154,7 +154,7 @@ class Connection(TCPServer):
         server = listener.server
         super().__init__(listener.app, server.loop, server.config, server.context, server.state, reader, writer)
         self.listener = listener
-        self.gate = Gate()
+        self.can_read = CanRead()
         self.idle, self._leaving = True, False
         self._limits = server.limits
         self._transport = writer.transport
@@ -179,7 +179,7 @@ class Connection(TCPServer):
             pass
         finally:
             self.listener.server.connections.discard(self)
-            self.gate.leave()
+            self.can_read.leave()
             if self._transport.get_write_buffer_size():
                 self._cut_off()  # the client closed its half and does not read the rest
             self._timer.cancel()
@@ -241,7 +241,7 @@ class Connection(TCPServer):
 
     def _leave(self) -> None:
         """End the connection once the client has read the last response and closed, or after `linger`."""
-        self.gate.leave()
+        self.can_read.leave()
         if self._leaving or self._transport.is_closing():
             return
         self._leaving = True

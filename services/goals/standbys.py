@@ -44,7 +44,7 @@ class NoQuorumError(Exception):
     """Too few servers replied, or their replies contradict one another: none of them may be read."""
 
 
-class Server:
+class PostgresServer:
     """One server, by its address, with connections that are opened in advance."""
 
     def __init__(self, address: str, settings: Settings, limits: Limits) -> None:
@@ -81,7 +81,7 @@ class Server:
 class Reply(NamedTuple):
     """A server's state; `position` is the last byte of WAL that it has, in memory or on disk."""
 
-    server: Server
+    server: PostgresServer
     started: datetime
     """Identifies a server that has two addresses."""
     timeline: int
@@ -122,7 +122,7 @@ class Standbys:
     ) -> None:
         self._settings, self._limits, self._lineage, self._record = settings, limits, lineage, record
         self._needed = settings.db_standby_replies
-        self._servers: dict[str, Server] = {}
+        self._servers: dict[str, PostgresServer] = {}
         self._shared = SharedReads(self._ask)
         self._left_behind: set[asyncio.Task[Any]] = set()
         self._is_resolved = True
@@ -201,7 +201,7 @@ class Standbys:
             if not self._servers[address].has_replied:
                 await self._servers.pop(address).engine.dispose()
         for address in sorted(addresses - self._servers.keys())[: self._limits.servers - len(self._servers)]:
-            self._servers[address] = Server(address, self._settings, self._limits)
+            self._servers[address] = PostgresServer(address, self._settings, self._limits)
 
     async def _ask(self, enough: int) -> list[Reply]:
         """Query every server, and return the replies once there are enough, or after `ask_timeout`.
@@ -231,7 +231,7 @@ class Standbys:
                 return await self._within(self._limits.ask_timeout, self._question(reply.server)) or reply
         return reply
 
-    async def _question(self, server: Server) -> Reply | None:
+    async def _question(self, server: PostgresServer) -> Reply | None:
         try:
             (row,) = await server.run(_QUESTION)
         except Exception:  # noqa: BLE001  a server that cannot report its state counts as no reply

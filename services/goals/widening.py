@@ -2,16 +2,16 @@
 
 import asyncio
 import contextlib
-import random
 import time
 
 import asyncpg
 import structlog
 
 from goals.adoption import ID_SEQUENCE, LEAVE_VIEW, VIEW, WIDENING
-from goals.connections import connect_arguments, explain, look_for_adopted
+from goals.connections import connect, explain
 from goals.errors import ConfigurationError
 from goals.limits import Limits
+from goals.locks import retry_until_unlocked
 from goals.settings import Settings
 from goals.sqlstates import sqlstate
 
@@ -217,12 +217,9 @@ async def widen(settings: Settings, limits: Limits) -> None:
     A `ConfigurationError` states the problem and the remedy in one line.
     """
     try:
-        connection = await asyncpg.connect(
-            **connect_arguments(settings, limits), server_settings={"application_name": "goals-widen"}
-        )
+        connection = await connect(settings, limits, server_settings={"application_name": "goals-widen"})
         try:
             await connection.execute(_NO_LIMITS)
-            await look_for_adopted(connection)
             if await _is_to_be_done(connection):
                 await _widen(connection, limits)
         finally:
@@ -313,23 +310,16 @@ async def _copy_held(connection: asyncpg.Connection, limits: Limits, after: int,
 
 async def _alter(connection: asyncpg.Connection, limits: Limits, statements: str) -> None:
     """Change the table in one transaction that blocks others no longer than a revision does."""
-    deadline = time.monotonic() + limits.lock_patience
-    while True:
-        try:
-            async with connection.transaction():
-                # This lock blocks no client, and ends an autovacuum, which takes PostgreSQL a second.
-                await connection.execute(f"SET LOCAL lock_timeout = '{10_000 * limits.lock_timeout:.0f}ms'")
-                await connection.execute("LOCK TABLE goals IN SHARE UPDATE EXCLUSIVE MODE")
-                # Up to three locks follow one another: on the view, the table and the sequence.
-                await connection.execute(f"SET LOCAL lock_timeout = '{1000 * limits.lock_timeout / 3:.0f}ms'")
-                await connection.execute(_LOCK)
-                await _refuse(connection)  # something new since the last check
-                await connection.execute(statements)
-        except asyncpg.LockNotAvailableError:
-            if time.monotonic() > deadline:
-                raise
-            log.info("the table is locked by a long transaction; trying again")
-            # Long enough for the clients that waited behind us to be served first.
-            await asyncio.sleep(random.uniform(limits.lock_timeout, 5 * limits.lock_timeout))  # noqa: S311  jitter is no secret
-        else:
-            return
+
+    async def alter() -> None:
+        async with connection.transaction():
+            # This lock blocks no client, and ends an autovacuum, which takes PostgreSQL a second.
+            await connection.execute(f"SET LOCAL lock_timeout = '{10_000 * limits.lock_timeout:.0f}ms'")
+            await connection.execute("LOCK TABLE goals IN SHARE UPDATE EXCLUSIVE MODE")
+            # Up to three locks follow one another: on the view, the table and the sequence.
+            await connection.execute(f"SET LOCAL lock_timeout = '{1000 * limits.lock_timeout / 3:.0f}ms'")
+            await connection.execute(_LOCK)
+            await _refuse(connection)  # something new since the last check
+            await connection.execute(statements)
+
+    await retry_until_unlocked(alter, limits, log.info)

@@ -1,0 +1,31 @@
+"""Retries a schema change until it gets its locks, so that clients never queue behind it for long."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+
+from goals.limits import Limits
+from goals.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
+
+
+async def retry_until_unlocked(
+    change: Callable[[], Awaitable[None]], limits: Limits, say: Callable[[str], object]
+) -> None:
+    """Run `change`, a transaction with a short `lock_timeout`, again and again while others hold the lock.
+
+    After `lock_patience` seconds, raise PostgreSQL's error; raise any other error immediately.
+    """
+    deadline = time.monotonic() + limits.lock_patience
+    while True:
+        try:
+            return await change()
+        except (DBAPIError, asyncpg.PostgresError) as error:
+            if sqlstate(error) != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
+                raise
+        say("The table is locked by a long transaction; trying again")
+        # Long enough for the statements that queued behind this one to run first.
+        await asyncio.sleep(random.uniform(limits.lock_timeout, 5 * limits.lock_timeout))  # noqa: S311  jitter is no secret
