@@ -332,7 +332,7 @@ def test_a_busy_machine_is_told_of() -> None:
     assert "warning" not in write_text(drill)
     drill.load_before = 1000.0
     assert "the machine was already busy (load 1000.0" in write_text(drill)
-    assert "Warning: the machine was busy" in write_html(drill)
+    assert "Warning: the machine was already busy" in write_html(drill)
 
 
 def test_a_timeline_counts_every_attempt_once() -> None:
