@@ -144,8 +144,8 @@ def _conditions(figures: Figures) -> str:
         f"The machine ran {machine.system} on {machine.processors} processors, shared by the client, the service and "
         f"the database. Its load average before the run was {machine.load:.1f}. "
         f"The versions were Python {machine.python}, Hypercorn {machine.hypercorn} and PostgreSQL "
-        f"{machine.postgresql}. wrk used {figures.connections} connections, in {figures.rounds} rounds of "
-        f"{figures.seconds} s per request. "
+        f"{machine.postgresql}. wrk used {figures.connections} connections and ran each kind of request "
+        f"for {figures.seconds} s in each of {figures.rounds} rounds. "
         "The figures are medians, with the minimum and maximum in brackets. "
         "Each run is compared with a run of bare Hypercorn immediately before it."
     )

@@ -235,7 +235,7 @@ async def _make_hop(drill: Drill, stage: Stage, hop: Hop) -> list[Attempt]:
             if hop.former.has_api:
                 await _roll_back(drill, stage, case, hop.former)
         else:
-            case.explanation += f"; {hop.former.name} keeps running alone, because no version ever ran on this revision"
+            case.explanation += f"; only {hop.former.name} runs, because no version of the service used this revision"
             await asyncio.sleep(1)
         drill.end(case)
         _check_waits(case, stage.cluster.read_log()[logged:], has_met=has_met)
