@@ -136,7 +136,7 @@ async def _crowd(drill: Drill, stage: Stage, operator: Operator, attempts: list[
     """Run more writers than can wait at a replica; each repeats its write after the time in `Retry-After`."""
     programs = 2 * FEW_WRITES
     explanation = (
-        f"{programs} clients write to a replica whose queue holds only {FEW_WRITES} writes, during kills and switchovers"
+        f"{programs} clients write to a replica whose queue holds {FEW_WRITES} writes, during kills and switchovers"
     )
     events = Events(drill.begin("crowd", explanation))
     narrow = await stage.start_replica((MODULE, let_few_writes_wait.__name__))

@@ -202,7 +202,7 @@ def write_tables(reports: Sequence[dict[str, Any]]) -> str:
         f"The drills ran on {reports[0]['started'][:10]}, with Python {machine['python']}, and all processes shared "
         f"{machine['cores']} cores. The clients sent {sum(report['requests'] for report in reports):,} requests. Of "
         f"{acknowledged:,} acknowledged writes, {broken['lost']} were lost and {broken['duplicated']} were duplicated. "
-        f"The table contained {broken['phantom']} unexpected rows, that is, rows that no client had written. Apart from "
+        f"The table contained {broken['phantom']} unexpected rows (written by no client). Apart from "
         f"requests that got a `503`, {broken['failed']} requests failed."
     )
     cases = [[report["drill"], *_write_cells(case)] for report in reports for case in report["cases"]]

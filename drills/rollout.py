@@ -86,7 +86,9 @@ async def _restart(drill: Drill, stage: Stage, loads: Sequence[Load]) -> Case:
 
 
 async def _scale_in(drill: Drill, stage: Stage) -> Case:
-    case = drill.begin("scale-in", "all replicas but one are stopped, one of them while it is still receiving two requests")
+    case = drill.begin(
+        "scale-in", "all replicas but one are stopped, one of them while it is still receiving two requests"
+    )
     leaving = stage.replicas[1:]
     form = b"goal_name=half-sent"
     clients = [await asyncio.open_connection("127.0.0.1", leaving[0].port) for _ in range(2)]
