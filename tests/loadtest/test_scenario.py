@@ -105,7 +105,7 @@ def test_numbers_on_the_command_line_replace_the_scenarios_own() -> None:
         (
             'path = "/"',
             'path = "/"\nheaders = { content-length = "3" }',
-            "`content-length` cannot be set: it follows",
+            "`content-length` cannot be set: it is derived",
         ),
         ('path = "/"', 'path = "/"\nheaders = { Transfer-Encoding = "x" }', "`Transfer-Encoding` cannot be set"),
         (
