@@ -70,6 +70,26 @@ async def test_an_outage_does_not_end_it(empty: Settings) -> None:
     await database.close()
 
 
+async def test_a_refusal_is_told_and_does_not_end_it(empty: Settings, connection: asyncpg.Connection) -> None:
+    await upgrade(empty)
+    await add_keys(connection, 5, 25)
+    await connection.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'not here' USING ERRCODE = 'check_violation'; END $$;"
+        "CREATE TRIGGER refuse BEFORE DELETE ON goal_keys FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    database = Database(empty, WIDE)
+    with structlog.testing.capture_logs() as events:
+        removal = asyncio.create_task(keys.remove_old_keys(database, KEPT, replace(WIDE, keys_pause=0.01)))
+        await until(
+            lambda: asyncio.sleep(0, any(event["event"].endswith("keys cannot be removed") for event in events))
+        )
+        await connection.execute("DROP TRIGGER refuse ON goal_keys")
+        await until(lambda: holds(connection, 0))
+    removal.cancel()
+    await database.close()
+
+
 async def test_a_key_whose_time_is_over_is_a_new_one(database: Database) -> None:
     key = uuid4()
     first = await store.insert_goal(database, {"goal_name": "a"}, key, b"a")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import structlog
 from opentelemetry.sdk.resources import Resource
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -129,8 +128,7 @@ class Application:
         finally:
             for task in tasks:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)
             await database.close()
             self.telemetry.close()
             if self._traces is not None:
@@ -150,11 +148,12 @@ class Application:
         await self.readiness.wait_for_schema(database)
         try:
             await database.fill()
-        except (GoalsError, OSError, SQLAlchemyError) as error:
+        except Exception as error:  # noqa: BLE001  any error, of the driver too: it must not end the background tasks
             log.warning("pool warm-up failed; connections open on demand", error=type(error).__name__)
         # Objects that exist now live as long as the process: the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
+        self.readiness.open()
 
 
 def _make_traces(settings: Settings, limits: Limits, resource: Resource) -> "Traces | None":

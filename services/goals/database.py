@@ -90,6 +90,7 @@ class Database:
         self._attempts: set[asyncio.Task[Result]] = set()
         self._failures: dict[tuple[str, str | None], float] = {}
         self._failed_at = 0.0
+        self._refusal = ""
         self.explanation = ""
         """The cause of the last failure and its remedy, in one line."""
 
@@ -106,7 +107,7 @@ class Database:
 
     async def read(self, statement: Statement, parameters: Mapping[str, object] | None = None) -> Result:
         """Run a read-only statement; while the primary is down, on a standby that has every commit."""
-        if self.standbys is None:
+        if self.standbys is None or self._settings.db_standby_replies is None:
             return await self.run(statement, parameters)
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -142,9 +143,12 @@ class Database:
             rows, standby = elsewhere.result()
         except NoQuorumError as reason:
             self._metrics.record_standby_read("refused")
-            log.debug("no standby can be read", reason=str(reason))
+            if str(reason) != self._refusal:
+                self._refusal = str(reason)
+                log.info("no server can be read", reason=self._refusal)
             result = None
         else:
+            self._refusal = ""
             self._metrics.record_standby_read("standby" if standby else "primary")
             result = Result(rows, standby=standby)
         finally:

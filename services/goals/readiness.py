@@ -42,6 +42,10 @@ class Readiness:
             self.obstacle = obstacle
             await asyncio.sleep(pause)
             pause = min(pause * 2, self._limits.longest_schema_pause)
+        self.obstacle = "opening connections"
+
+    def open(self) -> None:
+        """Become ready."""
         self.obstacle = None
         log.info("ready")
 

@@ -30,7 +30,7 @@ OTHER_METHOD = "_OTHER"
 """The conventions' value for an unknown method, so that clients cannot create new label values."""
 _VERSIONS = frozenset({"1.0", "1.1"})
 # part adoption
-_SEED_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
+_ORIGINAL_PATHS = ("/", "/add_goal", "/remove_goal", "/health")
 # end adoption
 _LOOP_PERIOD = 0.5
 
@@ -94,7 +94,7 @@ class RequestMetrics:
         # `add_goal_requests_total`, `remove_goal_requests_total` and `http_requests_total{path}` keep the names and the
         # meaning that dashboards of the original Go app expect: successes only, four paths.
         # They start at zero, because rate() would otherwise miss the first event.
-        self._successes = dict.fromkeys(_SEED_PATHS, 0)
+        self._successes = dict.fromkeys(_ORIGINAL_PATHS, 0)
         _counter(
             meter,
             "http_requests",

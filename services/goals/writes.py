@@ -52,6 +52,7 @@ class Writes:
         self._metrics, self._traces = metrics, traces
         self._waiting: deque[_Add] = deque()
         self._under_way: dict[object, asyncio.TimerHandle] = {}
+        self._groups: set[asyncio.Task[None]] = set()
         self._most = 1
         self._alone = 0.0
 
@@ -70,7 +71,7 @@ class Writes:
         if add.goal is None:
             try:
                 async with asyncio.timeout_at(turn.deadline):
-                    return await store.insert_goal(self._database, *new)
+                    return await self._insert(new)
             except (TimeoutError, OverloadedError):
                 # The group may have been committed even if its answer was lost.
                 raise self._database.unavailable("The database did not answer in time.", write=True) from None
@@ -82,10 +83,18 @@ class Writes:
         began, me = asyncio.get_running_loop().time(), object()
         self._enter(me)
         try:
-            goal = await store.insert_goal(self._database, *new)
+            goal = await self._insert(new)
         finally:
             self._leave(me)
         self._alone = asyncio.get_running_loop().time() - began
+        return goal
+
+    async def _insert(self, new: NewGoal) -> Goal:
+        try:
+            goal = await store.insert_goal(self._database, *new)
+        except Exception:
+            self._metrics.record(1, "failed", 0.0)
+            raise
         self._metrics.record(1, "committed", 0.0)
         return goal
 
@@ -99,6 +108,8 @@ class Writes:
         while len(self._under_way) < self._limits.groups and (adds := self._take()):
             group = asyncio.create_task(self._commit(adds), context=adds[0].context)
             self._enter(group)
+            self._groups.add(group)  # the loop keeps no strong reference to a task
+            group.add_done_callback(self._groups.discard)
             group.add_done_callback(self._leave)
 
     def _take(self) -> list[_Add]:
