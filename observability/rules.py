@@ -81,7 +81,7 @@ def _alert_on_budgets(objectives: Objectives) -> list[Rule]:
                     "\n".join([f"{ratios[0]} > {limit}", f"and {ratios[1]} > {limit}", guard]),
                     burn.for_,
                     burn.severity,
-                    f"The {name} error budget of goals is burning at {burn.rate:g}x the allowed rate",
+                    f"The {name} error budget of goals is burning at more than {burn.rate:g}x the allowed rate",
                     f"In the last {burn.long}, {{{{ $value | humanizePercentage }}}} of the requests {promise};"
                     f" the objective allows {100 * (1 - objective):.6g}%."
                     f" In the last {burn.short}, the share was also too high.",
