@@ -66,7 +66,7 @@ def test_a_path_too_long_for_a_socket_gets_one_elsewhere(tmp_path: Path) -> None
         assert (socket / ".s.PGSQL.5432").is_socket()
 
 
-@pytest.mark.parametrize("name", ["it's", "$HOME", "a,b", "100%", 'say "so"', "`false`", "back\\slash", "two words"])
+@pytest.mark.parametrize("name", ["it's $HOME, 100% `false`", 'say "so" back\\slash'])
 def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     with embedded.run(folder, {"application_name": name}) as socket:

@@ -33,7 +33,9 @@ from tests.conftest import WIDE, Service, serving, until_ready
 from tests.wire import PATIENCE, Connection, ask, request
 from tools.polling import until
 
-SHORT = Limits(keep_alive=0.3, body_deadline=0.1, request_deadline=0.2, transport_grace=0.1, linger=0.2)
+SHORT = Limits(
+    keep_alive=0.3, body_deadline=0.1, request_deadline=0.2, write_deadline=0.2, transport_grace=0.1, linger=0.2
+)
 LARGE = b"x" * 300_000
 
 

@@ -229,7 +229,7 @@ async def test_a_collector_that_is_away_changes_no_answer(settings: Settings, sc
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     traced = settings.model_copy(update={"otel_exporter_otlp_endpoint": HttpUrl(f"http://127.0.0.1:{port}")})
-    async with serving(traced) as service:
+    async with serving(traced, replace(WIDE, traces_flush=0.1)) as service:
         await until_ready(service)
         async with speaking_to(service.port) as client:
             answers = [await client.get("/") for _ in range(20)]
