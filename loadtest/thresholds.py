@@ -1,4 +1,4 @@
-"""The verdict: thresholds in k6's syntax, defaults from the service level objectives, and the exit code."""
+"""Evaluates thresholds in k6's syntax, with defaults from the service level objectives; `report` judges the run."""
 
 import operator
 import re

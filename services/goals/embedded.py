@@ -39,8 +39,8 @@ ACCOUNT = "nobody"
 _LOCK_TIMEOUT = 60.0
 # The address of a Unix socket has at most 108 bytes on Linux and 104 on macOS, including the terminating NUL.
 _LONGEST_SOCKET = 103
-# PostgreSQL's programs start one another through a shell, with their path in double quotes.
 _OPENED = ".opened-for-postgresql"
+# PostgreSQL's programs start one another through a shell, with their path in double quotes.
 _SPECIAL = frozenset('$`"\\')
 
 _CREATE = """

@@ -74,7 +74,10 @@ class Settings(BaseSettings):
         24.0, gt=0, le=24 * 365, description="Hours for which a repeated `Idempotency-Key` is recognised"
     )
     goals_write_wait_seconds: float = Field(
-        15.0, ge=0, le=15, description="Seconds that a write waits for the primary during a failover"
+        15.0,
+        ge=0,
+        le=15,
+        description="Seconds that a write waits for the primary during a failover; at least 3, except for `migrate`",
     )
     goals_hsts: bool = Field(
         default=False, description="Send `Strict-Transport-Security`; set this only with a publicly trusted certificate"

@@ -1,4 +1,4 @@
-"""All SQL of the service; each operation is a single statement that may be retried."""
+"""The SQL of the endpoints and of the readiness check; every statement may be retried."""
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta

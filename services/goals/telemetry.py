@@ -16,7 +16,8 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import choose_encoder
 
-# Floats, so that the label is "1.0" in Prometheus 2 and 3 alike. The first two are the conventions' own bounds.
+# Floats, so that the label is "1.0" in Prometheus 2 and 3 alike. The semantic conventions recommend the bounds of
+# requests and of database operations.
 REQUEST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 """Buckets of a request's duration in seconds; the latency objective is only exact if it is one of them."""
 _DATABASE_BOUNDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
