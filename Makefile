@@ -78,7 +78,9 @@ lock: $(UV)  ## resolve the dependencies into requirements/*.txt (hashes, no hos
 	$(LOCK_GROUP) -c requirements/dev.txt --group loadtest -o requirements/loadtest.txt
 	$(LOCK_GROUP) --group parity -o requirements/parity.txt
 # end loadtest
+# part compose
 	$(LOCK_GROUP) --group sbom -o requirements/sbom.txt
+# end compose
 	$(LOCK_GROUP) requirements/uv.in -o requirements/uv.txt
 LOCK_GROUP = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' $(LOCK_ARGS)
 LOCK = $(LOCK_GROUP) pyproject.toml
