@@ -136,7 +136,11 @@ async def _migrate(settings: Settings) -> None:
                     await connection.rollback()  # what a lock cut short
                     await connection.run_sync(_run_migrations)
 
-                await retry_until_unlocked(run_migrations, limits, log.info)
+                await retry_until_unlocked(
+                    run_migrations,
+                    limits,
+                    lambda: log.info("The table is locked by a long transaction; trying again"),
+                )
     finally:
         await engine.dispose()
 

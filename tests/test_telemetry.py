@@ -210,6 +210,26 @@ async def test_shared_reads_are_counted_with_the_statements_that_served_them(
     assert queries < await count("goals_read_queries_total") <= queries + 20
 
 
+async def test_a_single_add_that_fails_is_counted(
+    client: httpx2.AsyncClient, operator: httpx2.AsyncClient, administrator: asyncpg.Connection
+) -> None:
+    async def count() -> float:
+        sizes = samples((await operator.get("/metrics")).text, "goals_add_group_size_count")
+        return sizes.get(labels(outcome="failed"), 0.0)
+
+    await administrator.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'not here' USING ERRCODE = 'check_violation'; END $$;"
+        "CREATE TRIGGER refuse BEFORE INSERT ON goals FOR EACH ROW EXECUTE FUNCTION refuse()"
+    )
+    before = await count()
+    try:
+        assert (await client.post("/add_goal", data={"goal_name": "refused"})).status_code == 500
+    finally:
+        await administrator.execute("DROP FUNCTION refuse CASCADE")
+    assert await count() == before + 1
+
+
 async def test_statements_that_add_goals_are_counted_by_size(
     client: httpx2.AsyncClient, operator: httpx2.AsyncClient
 ) -> None:

@@ -115,11 +115,12 @@ def _prune_list(lines: list[str], gone: Gone) -> str:
         else:
             items[-1].append(line)
     kept: list[str] = []
+    first = re.match(r"\d+", items[0][0])
     for item in items:
         lead, _, text = "\n".join(item).partition(" ")
         pruned = _prune_prose(text, gone, indent=" " * (len(lead) + 1))
         if pruned:
-            kept.append(f"{len(kept) + 1}. {pruned}" if lead[0].isdigit() else f"{lead} {pruned}")
+            kept.append(f"{int(first[0]) + len(kept)}. {pruned}" if first else f"{lead} {pruned}")
     return "\n".join(kept)
 
 

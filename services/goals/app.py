@@ -128,7 +128,7 @@ class Application:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.wait(tasks)  # if one had failed, the loop logs why
             await database.close()
             self.telemetry.close()
             if self._traces is not None:

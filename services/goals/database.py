@@ -90,7 +90,6 @@ class Database:
         self._attempts: set[asyncio.Task[Result]] = set()
         self._failures: dict[tuple[str, str | None], float] = {}
         self._failed_at = 0.0
-        self._refusal = ""
         self.explanation = ""
         """The cause of the last failure and its remedy, in one line."""
 
@@ -141,14 +140,10 @@ class Database:
             if not elsewhere.done():
                 return None
             rows, standby = elsewhere.result()
-        except NoQuorumError as reason:
+        except NoQuorumError:
             self._metrics.record_standby_read("refused")
-            if str(reason) != self._refusal:
-                self._refusal = str(reason)
-                log.info("no server can be read", reason=self._refusal)
             result = None
         else:
-            self._refusal = ""
             self._metrics.record_standby_read("standby" if standby else "primary")
             result = Result(rows, standby=standby)
         finally:

@@ -13,9 +13,9 @@ from goals.sqlstates import LOCK_NOT_AVAILABLE, sqlstate
 
 
 async def retry_until_unlocked(
-    change: Callable[[], Awaitable[None]], limits: Limits, say: Callable[[str], object]
+    change: Callable[[], Awaitable[None]], limits: Limits, tell: Callable[[], object]
 ) -> None:
-    """Run `change`, a transaction with a short `lock_timeout`, again and again while others hold the lock.
+    """Run `change`, a transaction with a short `lock_timeout`; while others hold the lock, call `tell` and retry.
 
     After `lock_patience` seconds, raise PostgreSQL's error; raise any other error immediately.
     """
@@ -26,6 +26,6 @@ async def retry_until_unlocked(
         except (DBAPIError, asyncpg.PostgresError) as error:
             if sqlstate(error) != LOCK_NOT_AVAILABLE or time.monotonic() > deadline:
                 raise
-        say("The table is locked by a long transaction; trying again")
+        tell()
         # Long enough for the statements that queued behind this one to run first.
         await asyncio.sleep(random.uniform(limits.lock_timeout, 5 * limits.lock_timeout))  # noqa: S311  jitter is no secret

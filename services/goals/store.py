@@ -1,4 +1,4 @@
-"""The SQL of the endpoints and of the readiness check; every statement may be retried."""
+"""The SQL of the endpoints, the readiness check and the background tasks; every statement may be retried."""
 
 from collections.abc import Iterable, Mapping
 from datetime import timedelta

@@ -271,8 +271,8 @@ class GroupMetrics:
         self._size = meter.create_histogram(
             "goals.add.group.size",
             unit="{add}",
-            description="Adds per statement, by outcome: committed (including single adds), undone (each add is then "
-            "retried alone) or failed.",
+            description="Adds per statement, by outcome: committed or failed (including single adds), or undone (each "
+            "add is then retried alone).",
             explicit_bucket_boundaries_advisory=_GROUP_BOUNDS,
         )
         self._wait = _histogram(

@@ -322,4 +322,6 @@ async def _alter(connection: asyncpg.Connection, limits: Limits, statements: str
             await _refuse(connection)  # something new since the last check
             await connection.execute(statements)
 
-    await retry_until_unlocked(alter, limits, log.info)
+    await retry_until_unlocked(
+        alter, limits, lambda: log.info("the table is locked by a long transaction; trying again")
+    )

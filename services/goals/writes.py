@@ -10,7 +10,7 @@ from uuid import UUID
 
 from goals import store
 from goals.database import Database
-from goals.errors import LockedError, OverloadedError, StatementRefusedError
+from goals.errors import DatabaseUnavailableError, LockedError, OverloadedError, StatementRefusedError
 from goals.gate import Turn
 from goals.limits import Limits
 from goals.models import Goal, NewGoal
@@ -92,7 +92,7 @@ class Writes:
     async def _insert(self, new: NewGoal) -> Goal:
         try:
             goal = await store.insert_goal(self._database, *new)
-        except Exception:
+        except (DatabaseUnavailableError, LockedError, StatementRefusedError):
             self._metrics.record(1, "failed", 0.0)
             raise
         self._metrics.record(1, "committed", 0.0)

@@ -1,6 +1,8 @@
 """Argo CD's Applications bring what is otherwise applied by hand: in the same versions, in order, and by right."""
 
-from tools.lint.manifests import ROOT, Manifest, kustomizations, name
+from pathlib import Path
+
+from tools.lint.manifests import ROOT, Manifest, kustomizations, name, render
 
 
 def test_applications_have_the_versions_that_are_installed_by_hand(everything: dict[str, list[Manifest]]) -> None:
@@ -25,12 +27,16 @@ def test_applications_have_the_versions_that_are_installed_by_hand(everything: d
 
 
 def test_argo_cd_may_do_what_the_manifests_need_and_git_brings_no_secret(everything: dict[str, list[Manifest]]) -> None:
+    assert_permitted(everything, [*everything["argocd/goals"], *everything["argocd/server"]])
+
+
+def assert_permitted(everything: dict[str, list[Manifest]], objects: list[Manifest]) -> None:
     (project,) = (one["spec"] for one in everything["argocd/apps"] if name(one) == "AppProject argocd/goals")
     inside = {(rule["group"], rule["kind"]) for rule in project["namespaceResourceWhitelist"]}
     outside = {(rule["group"], rule["kind"]) for rule in project["clusterResourceWhitelist"]}
     namespaces = {destination["namespace"] for destination in project["destinations"]}
     assert ("", "Secret") not in inside | outside
-    for one in [*everything["argocd/goals"], *everything["argocd/server"]]:
+    for one in objects:
         group = one["apiVersion"].rpartition("/")[0]
         namespace = one["metadata"].get("namespace")
         assert (group, one["kind"]) in (inside if namespace else outside), name(one)
@@ -44,10 +50,7 @@ def test_the_paths_of_applications_exist(everything: dict[str, list[Manifest]]) 
 
 
 def test_the_migration_comes_after_the_database_and_before_the_service(everything: dict[str, list[Manifest]]) -> None:
-    waves = {
-        name(one): int((one["metadata"].get("annotations") or {}).get("argocd.argoproj.io/sync-wave", 0))
-        for one in everything["argocd/goals"]
-    }
+    waves = waves_of(everything["argocd/goals"])
     order = [
         "Namespace goals",
         "ExternalSecret monitoring/grafana-admin",
@@ -58,6 +61,28 @@ def test_the_migration_comes_after_the_database_and_before_the_service(everythin
     ]
     assert sorted(order, key=waves.__getitem__) == order
     assert len({waves[one] for one in order}) == len(order)
+
+
+def waves_of(objects: list[Manifest]) -> dict[str, int]:
+    return {
+        name(one): int((one["metadata"].get("annotations") or {}).get("argocd.argoproj.io/sync-wave", 0))
+        for one in objects
+    }
+
+
+def test_argo_cd_can_bring_a_major_upgrade(everything: dict[str, list[Manifest]], tree: Path) -> None:
+    """With the changes that docs/major-upgrade.md asks for; the migration finds the database under its new name."""
+    kustomization = tree / "argocd/goals/kustomization.yaml"
+    upgrade = "../../overlays/aks/upgrade"
+    text = kustomization.read_text(encoding="utf-8")
+    text = text.replace("- ../../overlays/aks/template\n", f"- {upgrade}/first\n  - {upgrade}/template\n")
+    text = text.replace("components:\n", f"components:\n  - {upgrade}/name\n")
+    kustomization.write_text(text, encoding="utf-8")
+    objects = render(tree / "argocd/goals")
+    assert_permitted(everything, objects)
+    waves = waves_of(objects)
+    assert waves["Service goals/goals-database"] < waves["Job goals/migrate"]
+    assert waves["Cluster goals/goals-db-next"] < waves["Job goals/migrate"]
 
 
 def test_the_job_and_the_init_container_migrate_alike(everything: dict[str, list[Manifest]]) -> None:

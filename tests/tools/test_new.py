@@ -226,6 +226,11 @@ def test_a_document_keeps_what_is_about_something_else() -> None:
     assert prune(DOCUMENT, lambda _: False) == DOCUMENT
 
 
+def test_a_list_that_goes_on_after_a_block_keeps_its_numbers() -> None:
+    document = "1. One.\n2. Two.\n\n```sh\nmake up\n```\n\n3. By kubes.\n4. Four.\n"
+    assert prune(document, lambda text: "kubes" in text) == document.replace("3. By kubes.\n4.", "3.")
+
+
 def test_a_lock_keeps_what_somebody_that_stays_asks_for() -> None:
     lock = """# made
 one==1 \\
