@@ -21,11 +21,11 @@ async def change(connection: asyncpg.Connection) -> None:
 
 async def test_a_change_gets_its_lock_once_the_holder_has_left(empty: Settings, connection: asyncpg.Connection) -> None:
     await connection.execute("CREATE TABLE wanted ()")
-    told = asyncio.Event()
+    retried = asyncio.Event()
     async with transaction(empty) as holder:
         await holder.execute("LOCK TABLE wanted")
-        changing = asyncio.create_task(retry_until_unlocked(lambda: change(connection), BRISK, told.set))
-        await told.wait()
+        changing = asyncio.create_task(retry_until_unlocked(lambda: change(connection), BRISK, retried.set))
+        await retried.wait()
         assert not changing.done()
     await changing
 
@@ -40,7 +40,7 @@ async def test_a_lock_that_stays_held_ends_the_change(empty: Settings, connectio
 
 
 async def test_any_other_error_ends_it_at_once(connection: asyncpg.Connection) -> None:
-    told: list[None] = []
+    retried: list[None] = []
     with pytest.raises(asyncpg.UndefinedTableError):
-        await retry_until_unlocked(lambda: change(connection), BRISK, lambda: told.append(None))
-    assert told == []
+        await retry_until_unlocked(lambda: change(connection), BRISK, lambda: retried.append(None))
+    assert retried == []
