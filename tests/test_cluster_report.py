@@ -16,5 +16,5 @@ def test_it_begins_with_the_verdict_and_shows_what_was_not_run() -> None:
 
 
 def test_a_failure_is_the_first_thing_to_read() -> None:
-    page = write_html([*CHECKS, Check("Oracle", "mutants", FAILED, reason="11 differ")], "kind-goals", "v1", 1.0)
-    assert '<span class="outcome bad">FAILED</span></h1><ul><li>Oracle, mutants: 11 differ</li></ul>' in page
+    page = write_html([*CHECKS, Check("Rejections", "mutants", FAILED, reason="11 differ")], "kind-goals", "v1", 1.0)
+    assert '<span class="outcome bad">FAILED</span></h1><ul><li>Rejections, mutants: 11 differ</li></ul>' in page

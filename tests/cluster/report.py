@@ -10,7 +10,7 @@ from loadtest.pages import Kind, write_banner, write_figures, write_page, write_
 FILE = Path(__file__).resolve().parents[2] / "out" / "cluster.json"
 CASES = {
     "test_accepted": "Accepted",
-    "test_oracle": "Oracle",
+    "test_oracle": "Rejections",
     "test_comes_up": "Comes up",
     "test_policies": "Policies",
     "test_dropped": "Nothing dropped",
