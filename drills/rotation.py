@@ -204,15 +204,17 @@ def _judge(drill: Drill, case: Case, attempts: Sequence[Attempt]) -> None:
 
 async def _lose_all(play: Play, case: Case, what: str) -> None:
     """Lose all connections at the same time, so that the new ones must use the current credentials."""
-    at = time.time()
+    at, made = time.time(), 0
     await play.lose()
 
     async def are_made() -> bool:
-        return await play.count_connections(at) > 0
+        nonlocal made
+        made = await play.count_connections(at)  # counted once: those that were just made may be lost again
+        return made > 0
 
     with contextlib.suppress(TimeoutError):  # the check reports it
         await until(are_made, f"connections are made with {what}", _CONNECT * case.patience)
-    case.check(f"connections made with {what}", await play.count_connections(at), ">", 0)
+    case.check(f"connections made with {what}", made, ">", 0)
     await asyncio.sleep(0.3 if play.drill.short else 2)
 
 
