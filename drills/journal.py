@@ -198,7 +198,7 @@ def find_stale(attempts: Iterable[Attempt], ids: Mapping[str, int]) -> list[Atte
     for read in reads:
         shown = {text[:TAIL]: text for text in read.shown or ()}
         lowest = min((known.get(tail, inf) for tail in shown), default=0) if len(shown) >= PAGE else 0
-        is_stale = any(tail in goals and _is_former(goals[tail], name, read) for tail, name in shown.items())
+        is_stale = any(_is_former(goals[tail], name, read) for tail, name in shown.items() if tail in goals)
         place = bisect_left(times, read.begun) - 1
         while place >= 0 and highest[place] >= lowest and not is_stale:
             _, number, tail = added[place]

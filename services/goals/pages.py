@@ -231,7 +231,7 @@ def _render(
         "goals.html",
         goals=page.goals,
         standby=page.standby,
-        days=[(day, list(goals)) for day, goals in groupby(page.goals, _day)],
+        days=[(day, list(rows)) for day, rows in groupby(page.goals, _day)],
         total_text=_describe(total),
         older=older,
         newer=newer,

@@ -1,6 +1,8 @@
 """A service of your own: which names it may have, what becomes of a text, and that nothing is left of the old one."""
 
+import io
 import re
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tools import new
-from tools.naming import Names, find_collisions, find_errors, plural_of
+from tools.naming import WORDS, Names, find_collisions, find_errors, plural_of
 from tools.parts import OPTIONAL, PARTS, Tree, belongs, complete, prune_lock, prune_pins
 from tools.pruning import MarkError, cut, prune
 
@@ -224,6 +226,22 @@ Text. More.
 def test_a_document_keeps_what_is_about_something_else() -> None:
     assert prune(DOCUMENT, lambda text: "kubes" in text.lower()) == PRUNED
     assert prune(DOCUMENT, lambda _: False) == DOCUMENT
+
+
+def test_what_is_read_as_a_plural_is_prose_and_never_a_name_in_code() -> None:
+    """A variable would otherwise get the noun's plural in one line and the service's name in the next."""
+    for path, text in EVERYTHING.sources.items():
+        if path.endswith(".py"):
+            lines = [list(line) for line in text.splitlines()]
+            for token in tokenize.generate_tokens(io.StringIO(text).readline):
+                if token.type in {tokenize.STRING, tokenize.COMMENT}:
+                    for row in range(token.start[0], token.end[0] + 1):
+                        start = token.start[1] if row == token.start[0] else 0
+                        end = token.end[1] if row == token.end[0] else len(lines[row - 1])
+                        lines[row - 1][start:end] = "\0" * (end - start)
+            code = "\n".join("".join(line) for line in lines)
+            found = [match[0] for pattern in WORDS["plural"] for match in re.finditer(pattern, code)]
+            assert found == [], path
 
 
 def test_a_list_that_goes_on_after_a_block_keeps_its_numbers() -> None:
