@@ -43,6 +43,9 @@ PROGRAMS = {
 """An inline piece of code is a command if it begins with one of these."""
 
 
+KEY_WORDS = {"!", "do", "done", "else", "fi", "if", "then", "until", "while", "{", "}"}
+
+
 @dataclass(frozen=True)
 class Block:
     """A fenced block: its position, the words after the fence, and its text."""
@@ -123,9 +126,13 @@ def commands(document: Path) -> Iterator[Command]:
 
 
 def simple_commands(text: str) -> Iterator[tuple[str, ...]]:
-    """Split a shell text at newlines and operators; a command within `$(…)` becomes a separate command."""
+    """Split a shell text at newlines and operators; a command within `$(…)` becomes a separate command.
+
+    Key words of the shell, and functions that the text itself defines, are no commands.
+    """
+    functions = set(re.findall(r"^\s*(\w+)\(\)", text, re.MULTILINE))
     for line in text.replace("\\\n", " ").splitlines():
-        outer = line
+        outer = re.sub(r"\$\(\(.*?\)\)", "0", line)
         while inner := re.search(r"\$\(([^()]*)\)", outer):
             yield from simple_commands(inner[1])
             outer = outer[: inner.start()] + "SUBSTITUTED" + outer[inner.end() :]
@@ -140,8 +147,8 @@ def simple_commands(text: str) -> Iterator[tuple[str, ...]]:
             elif redirected:
                 redirected = False
             elif set(word) <= set("|&;()"):
-                if words:
+                if words and words[0] not in functions:
                     yield tuple(words)
                 words = []
-            elif words or not re.match(r"[A-Z_]+=", word):
+            elif words or not (word in KEY_WORDS or re.match(r"\w+=", word)):
                 words.append(word)

@@ -62,7 +62,7 @@ def test_the_database_is_reached_by_tls_alone(site: Site) -> None:
 def test_control_another_ca_keeps_the_service_from_the_database(kubectl: Kubectl, site: Site) -> None:
     """Were the certificate not checked, a stand-in without the right one would pass as well."""
     if not site.standin:
-        pytest.skip("the CA is CloudNativePG's own")
+        pytest.skip("this control is about the stand-in: CloudNativePG issues its own certificates")
     template = site.rendered("Deployment", "goals")["spec"]["template"]
     spec = template["spec"]
     next(one for one in spec["volumes"] if one["name"] == "database-ca")["secret"]["secretName"] = "other-ca"

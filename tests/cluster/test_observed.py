@@ -56,7 +56,7 @@ def test_an_alert_fires_while_the_database_is_away_and_resolves(
     site: Site, prometheus: Prometheus, tmp_path: Path, figures: Figures
 ) -> None:
     if not site.standin:
-        pytest.skip("a database that CloudNativePG keeps alive cannot be taken away like this")
+        pytest.skip("only the stand-in can be stopped and stay so: CloudNativePG restarts its instances")
     with Load(site, tmp_path):
         assert ALERT not in prometheus.firing()  # the control: it is silent while all is well
         site.stop_database()

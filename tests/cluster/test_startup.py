@@ -25,7 +25,7 @@ OUTAGE = 45.0
 def whole(kubectl: Kubectl, site: Site) -> Iterator[None]:
     """Two pods before, and the overlay's own objects, a database that answers and its password afterwards."""
     if not site.standin:
-        pytest.skip("a database that CloudNativePG keeps alive cannot be taken away like this")
+        pytest.skip("only the stand-in can be stopped and stay so: CloudNativePG restarts its instances")
     site.scale(2)
     yield
     site.start_database()

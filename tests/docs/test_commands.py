@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 from tools.documents import Command, commands, documents
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
-BUILTINS = {"cd", "export", "exit", "true", "echo", "sed", "sudo"}
+BUILTINS = {".", "[", "cd", "echo", "exit", "export", "sed", "set", "sudo", "trap", "true"}
 """Words of the shell and tools with a form of their own, whose options are not looked up."""
 
 NESTED = {

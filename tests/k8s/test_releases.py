@@ -20,7 +20,9 @@ def render(folder: str, work: Path) -> list[Manifest]:
     files = {path: known for path, known in releases().items() if path.rpartition("/")[0] == folder}
     missing = [path for path, (_, digest) in files.items() if not digest or not is_right(RELEASES / path, digest)]
     if missing:
-        pytest.skip(f"not rendered: {', '.join(missing)} not at hand with its sum (make platform-sums crds)")
+        pytest.skip(
+            f"not rendered: {', '.join(missing)} is not in .cache with a recorded checksum (make platform-sums crds)"
+        )
     shutil.copytree(PLATFORM / folder, work / folder)
     kustomization = work / folder / "kustomization.yaml"
     text = kustomization.read_text(encoding="utf-8")
