@@ -498,12 +498,12 @@ def test_connections_are_bounded_by_descriptors_and_memory() -> None:
 TOUCHED = {
     "worker_serve, which Server.serve stands in for": (run.worker_serve, "ae30269c42b95442"),
     "TCPServer, whose run, protocol_send and _read_data are overridden": (tcp_server.TCPServer, "3bfa72b319509f2b"),
-    "H11Protocol, of which Protocol overrides four methods and replaces two attributes": (
+    "H11Protocol, whose subclass Protocol overrides four methods and replaces two attributes": (
         h11.H11Protocol,
         "b32a61e0a8ca2127",
     ),
     "HTTPStream": (http_stream.HTTPStream, "e0f656feb55ab89c"),
-    "EventWrapper, of which CanRead overrides wait": (worker_context.EventWrapper, "04c3221b13f0a31f"),
+    "EventWrapper, whose wait is overridden by CanRead": (worker_context.EventWrapper, "04c3221b13f0a31f"),
     "WorkerContext": (worker_context.WorkerContext, "6eeeae02ae174a68"),
     "TaskGroup": (task_group.TaskGroup, "1260b105c058872d"),
     "the task of an application": (task_group._handle, "e37cfe3db06eb470"),

@@ -228,6 +228,12 @@ def test_a_document_keeps_what_is_about_something_else() -> None:
     assert prune(DOCUMENT, lambda _: False) == DOCUMENT
 
 
+@pytest.mark.parametrize("name", sorted(PARTS))
+def test_each_word_of_a_part_is_still_in_a_document(name: str) -> None:
+    prose = [" ".join(text.split()) for path, text in EVERYTHING.sources.items() if path.endswith(".md")]
+    assert [word for word in PARTS[name].get("words", []) if not any(re.search(word, text) for text in prose)] == []
+
+
 def test_what_is_read_as_a_plural_is_prose_and_never_a_name_in_code() -> None:
     """A variable would otherwise get the noun's plural in one line and the service's name in the next."""
     for path, text in EVERYTHING.sources.items():
