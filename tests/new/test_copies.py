@@ -24,7 +24,7 @@ class Copy(NamedTuple):
 
 COPIES = {
     "small": Copy(("NAME=orders", "NOUN=order", "WITHOUT=k8s loadtest"), ("check", "test", "docs-test"), 4),
-    "colliding": Copy(("NAME=tasks", "NOUN=task", "WITHOUT=k8s"), ("check", "test"), 5),
+    "colliding": Copy(("NAME=planner", "NOUN=task", "WITHOUT=k8s"), ("check", "test"), 5),
     "full": Copy(("NAME=habits", "NOUN=habit", "WITH=adoption"), ("check", "test"), 5),
 }
 
